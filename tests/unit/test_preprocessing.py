@@ -1,0 +1,74 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from training.preprocessing import Preprocessing
+
+
+def test_a_wide_film_is_squashed_to_a_square_without_keeping_its_aspect() -> None:
+    film = np.zeros((100, 300), dtype=np.float32)
+    film[:, 150:] = 1.0
+    square = Preprocessing(size=64).image(film)
+    assert square.shape == (64, 64)
+    assert square.dtype == np.uint8
+    assert (square[:, :30] == 0).all()
+    assert (square[:, 34:] == 255).all()
+
+
+def test_a_big_film_keeps_its_grey_values() -> None:
+    y, x = np.mgrid[0:2500, 0:2048].astype(np.float32)
+    film = 0.5 + 0.5 * np.sin(x / 300) * np.cos(y / 400)
+    square = Preprocessing().image(film)
+    rows, columns = ((np.arange(224) + 0.5) * side / 224 - 0.5 for side in film.shape)
+    exact = 0.5 + 0.5 * np.sin(columns[None] / 300) * np.cos(rows[:, None] / 400)
+    assert np.abs(square - 255 * exact).max() < 1.5
+
+
+def test_values_outside_the_unit_range_are_clipped() -> None:
+    film = np.full((64, 64), 1.5, dtype=np.float32)
+    film[:32] = -0.5
+    square = Preprocessing(size=32).image(film)
+    assert square.min() == 0
+    assert square.max() == 255
+
+
+def test_a_square_of_the_right_size_passes_unchanged() -> None:
+    stored = np.arange(64 * 64, dtype=np.uint32).reshape(64, 64).astype(np.uint8)
+    assert (Preprocessing(size=64).image(stored.astype(np.float32) / 255) == stored).all()
+
+
+def test_the_tensor_is_normalised_per_channel() -> None:
+    images = np.full((2, 32, 32), 255, dtype=np.uint8)
+    tensor = Preprocessing(size=32, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0)).tensor(images)
+    assert tensor.shape == (2, 3, 32, 32)
+    assert tensor.dtype == torch.float32
+    assert tensor[0, :, 0, 0].tolist() == [1.0, 3.0, 0.5]
+
+
+def test_arrays_and_tensors_give_the_same_input() -> None:
+    images = np.random.default_rng(1).integers(0, 256, (2, 32, 32), dtype=np.uint8)
+    preprocessing = Preprocessing(size=32)
+    assert torch.equal(preprocessing.tensor(images), preprocessing.tensor(torch.from_numpy(images)))
+
+
+def test_the_header_survives_json() -> None:
+    preprocessing = Preprocessing(size=256, channels=1, mean=(0.5,), std=(0.25,))
+    assert Preprocessing.from_header(json.loads(json.dumps(preprocessing.to_header()))) == preprocessing
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "crop"}, {"size": 8}, {"size": 4096}, {"channels": 2}, {"mean": [0.5]}, {"std": [0, 1, 1]}, {"gamma": 2}],
+)
+def test_a_header_that_this_version_cannot_follow_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 -- the sentence differs by field
+        Preprocessing.from_header(Preprocessing().to_header() | change)
+
+
+def test_a_decoding_process_never_imports_torch() -> None:
+    code = "import sys, training.preprocessing, training.findings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

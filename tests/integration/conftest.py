@@ -1,0 +1,63 @@
+"""Real servers for the integration tests; a URL in the environment takes the place of the one started here."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TypeVar
+
+import pytest
+import redis
+from servers import PostgresServer, RedisServer, Server, ServerUnavailable, fresh_database
+
+S = TypeVar("S", bound=Server)
+
+
+def started(kind: type[S], stack: ExitStack) -> S:
+    """A running server, closed with the stack. Where it cannot run, a laptop skips the test and CI fails it."""
+    try:
+        return stack.enter_context(kind())
+    except ServerUnavailable as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI must run the real servers: {error}")
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def postgres_server_url() -> Iterator[str]:
+    with ExitStack() as stack:
+        yield os.environ.get("NIGHTREAD_TEST_DATABASE_URL") or started(PostgresServer, stack).url
+
+
+@pytest.fixture
+def postgres_url(postgres_server_url: str) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database of this test's own."""
+    with fresh_database(postgres_server_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_server_url() -> Iterator[str]:
+    with ExitStack() as stack:
+        yield os.environ.get("NIGHTREAD_TEST_BROKER_URL") or started(RedisServer, stack).url
+
+
+@pytest.fixture
+def redis_url(redis_server_url: str) -> str:
+    """The URL of an empty Redis database; one that the environment names is emptied too."""
+    with redis.Redis.from_url(redis_server_url) as client:
+        client.flushdb()
+    return redis_server_url
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A running PostgreSQL that this test may stop, kill and pause."""
+    with ExitStack() as stack:
+        yield started(PostgresServer, stack)
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A running Redis that this test may stop, kill, empty and pause."""
+    with ExitStack() as stack:
+        yield started(RedisServer, stack)

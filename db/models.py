@@ -1,0 +1,330 @@
+"""The tables. Names are a contract (docs/sql.md): people query them with any SQL client.
+
+Patients' names are never stored; a patient is a keyed hash (`study.patient_key`), enough to keep one patient's films
+on one side of a split and worthless outside this database.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, CheckConstraint, Float, ForeignKey, Index, String, Text, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from db.base import Base, BigKey
+
+STUDY_STATES = ("waiting", "claimed", "scored", "skipped", "quarantined")
+INSTANCE_STATES = ("waiting", "scored", "skipped", "quarantined")
+CHECKPOINT_STATES = ("challenger", "shadow", "champion", "retired", "refused")
+CATEGORIES = ("A", "B", "C", "D")
+VERDICTS = ("present", "absent", "not_assessed")
+
+# The columns of film_score, in the order of the vocabulary (training.findings.FINDINGS, lower case).
+FINDING_COLUMNS = (
+    "mass",
+    "consolidation",
+    "atelectasis",
+    "pneumothorax",
+    "edema",
+    "emphysema",
+    "fibrosis",
+    "effusion",
+    "pleural_thickening",
+    "cardiomegaly",
+    "hernia",
+)
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({', '.join(repr(v) for v in values)})", name=column)
+
+
+class Site(Base):
+    """One row: the secret that makes this site's patient keys, drawn when the database is made."""
+
+    __tablename__ = "site"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    patient_key_secret: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+
+
+class Study(Base):
+    """A study in the ledger: what is known of it and where it stands."""
+
+    __tablename__ = "study"
+    __table_args__ = (
+        _one_of("state", STUDY_STATES),
+        Index("ix_study_accession_number", "accession_number"),
+        Index("ix_study_run_id", "run_id"),
+        Index("ix_study_received_at", "received_at"),
+    )  # fmt: skip
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    study_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
+    accession_number: Mapped[str | None] = mapped_column(String(64))
+    patient_key: Mapped[str | None] = mapped_column(String(64))
+    patient_sex: Mapped[str | None] = mapped_column(String(1))
+    patient_age_years: Mapped[int | None]
+    stat: Mapped[bool] = mapped_column(default=False)
+    acquired_at: Mapped[datetime | None]
+    received_at: Mapped[datetime]
+    state: Mapped[str] = mapped_column(String(16), default="waiting")
+    reason: Mapped[str | None] = mapped_column(String(64))
+    detail: Mapped[str | None] = mapped_column(Text)
+    revision: Mapped[int] = mapped_column(default=1)
+    attempts: Mapped[int] = mapped_column(default=0)
+    suspect: Mapped[bool] = mapped_column(default=False)
+    claimed_by: Mapped[str | None] = mapped_column(String(64))
+    lease_expires_at: Mapped[datetime | None]
+    not_before: Mapped[datetime | None]
+    unavailable_since: Mapped[datetime | None]
+    rung_at: Mapped[datetime | None]
+    settled_at: Mapped[datetime | None]
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id"))
+
+
+class Instance(Base):
+    """One SOP instance of a study. A film is an instance whose view is AP or PA."""
+
+    __tablename__ = "instance"
+    __table_args__ = (_one_of("state", INSTANCE_STATES), Index("ix_instance_study_id", "study_id"))
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"))
+    sop_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
+    series_instance_uid: Mapped[str | None] = mapped_column(String(64))
+    path: Mapped[str] = mapped_column(Text)
+    sop_class_uid: Mapped[str | None] = mapped_column(String(64))
+    modality: Mapped[str | None] = mapped_column(String(16))
+    transfer_syntax_uid: Mapped[str | None] = mapped_column(String(64))
+    photometric_interpretation: Mapped[str | None] = mapped_column(String(16))
+    rows: Mapped[int | None]
+    columns: Mapped[int | None]
+    manufacturer: Mapped[str | None] = mapped_column(String(64))
+    view: Mapped[str | None] = mapped_column(String(2))
+    state: Mapped[str] = mapped_column(String(16), default="waiting")
+    reason: Mapped[str | None] = mapped_column(String(64))
+    evidence: Mapped[str | None] = mapped_column(Text)
+    flags: Mapped[str | None] = mapped_column(Text)
+    in_scope: Mapped[bool] = mapped_column(default=True)
+    pixel_digest: Mapped[str | None] = mapped_column(String(64))
+    received_at: Mapped[datetime]
+
+
+class RejectedFile(Base):
+    """A file that could not become an instance, and why: not DICOM, no usable UID, a UID taken by other pixels."""
+
+    __tablename__ = "rejected_file"
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    path_digest: Mapped[str] = mapped_column(String(64), unique=True)
+    path: Mapped[str] = mapped_column(Text)
+    reason: Mapped[str] = mapped_column(String(64))
+    detail: Mapped[str | None] = mapped_column(Text)
+    received_at: Mapped[datetime]
+
+
+class Checkpoint(Base):
+    """A checkpoint the house knows, by the SHA-256 of its file."""
+
+    __tablename__ = "checkpoint"
+    __table_args__ = (
+        _one_of("state", CHECKPOINT_STATES),
+        Index("uq_checkpoint_champion", "state", unique=True, postgresql_where=text("state = 'champion'"),
+              sqlite_where=text("state = 'champion'")),
+    )  # fmt: skip
+    id: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    path: Mapped[str] = mapped_column(Text)
+    network: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16), default="challenger")
+    state_changed_at: Mapped[datetime]
+    state_changed_by: Mapped[str] = mapped_column(String(64))
+    state_reason: Mapped[str | None] = mapped_column(Text)
+    header: Mapped[dict[str, Any]] = mapped_column(JSON)
+    registered_at: Mapped[datetime]
+
+
+class FilmScore(Base):
+    """Calibrated probabilities of one film under one checkpoint, one column per finding (REAL, 0..1)."""
+
+    __tablename__ = "film_score"
+    __table_args__ = (UniqueConstraint("instance_id", "checkpoint_id"),)
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    instance_id: Mapped[int] = mapped_column(ForeignKey("instance.id", ondelete="CASCADE"))
+    checkpoint_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"))
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id"))
+    scored_at: Mapped[datetime]
+    mass: Mapped[float] = mapped_column(Float(24))
+    consolidation: Mapped[float] = mapped_column(Float(24))
+    atelectasis: Mapped[float] = mapped_column(Float(24))
+    pneumothorax: Mapped[float] = mapped_column(Float(24))
+    edema: Mapped[float] = mapped_column(Float(24))
+    emphysema: Mapped[float] = mapped_column(Float(24))
+    fibrosis: Mapped[float] = mapped_column(Float(24))
+    effusion: Mapped[float] = mapped_column(Float(24))
+    pleural_thickening: Mapped[float] = mapped_column(Float(24))
+    cardiomegaly: Mapped[float] = mapped_column(Float(24))
+    hernia: Mapped[float] = mapped_column(Float(24))
+
+
+class StudyPriority(Base):
+    """Every fact the reading order needs, in one row per study, so that two partial indexes hold the order.
+
+    `stat` and `received_at` repeat the study's (they never change but for STAT, written in the same transaction):
+    an index cannot span two tables. `read_at` NULL means unread; setting it takes the study off the list.
+    """
+
+    __tablename__ = "study_priority"
+    __table_args__ = (_one_of("category", CATEGORIES),)
+    study_id: Mapped[int] = mapped_column(BigKey, ForeignKey("study.id", ondelete="CASCADE"), primary_key=True)
+    stat: Mapped[bool] = mapped_column(default=False)
+    received_at: Mapped[datetime]
+    category: Mapped[str] = mapped_column(String(1))
+    urgency: Mapped[float]
+    top_finding: Mapped[str | None] = mapped_column(String(32))
+    top_probability: Mapped[float | None] = mapped_column(Float(24))
+    flag: Mapped[str | None] = mapped_column(Text)
+    checkpoint_id: Mapped[int | None] = mapped_column(ForeignKey("checkpoint.id"))
+    policy_id: Mapped[int | None] = mapped_column(ForeignKey("policy.id"))
+    ranked_at: Mapped[datetime]
+    read_at: Mapped[datetime | None]
+    read_by: Mapped[str | None] = mapped_column(String(64))
+
+
+class PolicyRow(Base):
+    """A version of the urgency policy. Versions are never edited: a change is a new version."""
+
+    __tablename__ = "policy"
+    __table_args__ = (
+        Index("uq_policy_active", "active", unique=True, postgresql_where=text("active"), sqlite_where=text("active")),
+        CheckConstraint("max_wait_minutes > 0", name="max_wait_minutes"),
+        CheckConstraint("category_a_share > 0 AND category_a_share < 1", name="category_a_share"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(unique=True)
+    active: Mapped[bool] = mapped_column(default=False)
+    max_wait_minutes: Mapped[int]
+    category_a_share: Mapped[float]
+    created_at: Mapped[datetime]
+    created_by: Mapped[str] = mapped_column(String(64))
+    activated_at: Mapped[datetime | None]
+    activated_by: Mapped[str | None] = mapped_column(String(64))
+    note: Mapped[str | None] = mapped_column(Text)
+
+
+class PolicyFindingRow(Base):
+    """One finding's line in a policy version."""
+
+    __tablename__ = "policy_finding"
+    __table_args__ = (
+        UniqueConstraint("policy_id", "finding"),
+        _one_of("category", CATEGORIES),
+        CheckConstraint("weight >= 0", name="weight"),
+        CheckConstraint("threshold > 0 AND threshold <= 1", name="threshold"),
+    )
+    id: Mapped[int] = mapped_column(primary_key=True)
+    policy_id: Mapped[int] = mapped_column(ForeignKey("policy.id", ondelete="CASCADE"))
+    finding: Mapped[str] = mapped_column(String(32))
+    category: Mapped[str] = mapped_column(String(1))
+    weight: Mapped[float]
+    threshold: Mapped[float | None]
+    snomed_ct: Mapped[str | None] = mapped_column(String(18))
+    radlex: Mapped[str | None] = mapped_column(String(16))
+
+
+class Review(Base):
+    """What a radiologist confirmed of a study, finding by finding: the only labels retraining trusts."""
+
+    __tablename__ = "review"
+    __table_args__ = (_one_of("verdict", VERDICTS), UniqueConstraint("study_id", "finding", "reader"))
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"))
+    finding: Mapped[str] = mapped_column(String(32))
+    verdict: Mapped[str] = mapped_column(String(12))
+    reader: Mapped[str] = mapped_column(String(64))
+    reviewed_at: Mapped[datetime]
+
+
+class Run(Base):
+    """One run over the waiting studies (a night, or one `nightread score`): when, how many, with what."""
+
+    __tablename__ = "run"
+    __table_args__ = (Index("ix_run_open", "id", postgresql_where=text("finished_at IS NULL"),
+                            sqlite_where=text("finished_at IS NULL")),)  # fmt: skip
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    started_at: Mapped[datetime]
+    last_settled_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    checkpoint_id: Mapped[int | None] = mapped_column(ForeignKey("checkpoint.id"))
+    policy_id: Mapped[int | None] = mapped_column(ForeignKey("policy.id"))
+    settings: Mapped[dict[str, Any]] = mapped_column(JSON)
+    scored: Mapped[int] = mapped_column(default=0)
+    skipped: Mapped[int] = mapped_column(default=0)
+    quarantined: Mapped[int] = mapped_column(default=0)
+    films: Mapped[int] = mapped_column(default=0)
+
+
+class RunRank(Base):
+    """The reading order as it stood when a run ended."""
+
+    __tablename__ = "run_rank"
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id", ondelete="CASCADE"), primary_key=True)
+    study_id: Mapped[int] = mapped_column(BigKey, ForeignKey("study.id", ondelete="CASCADE"), primary_key=True)
+    priority_rank: Mapped[int]
+    category: Mapped[str] = mapped_column(String(1))
+    urgency: Mapped[float]
+    overdue: Mapped[bool]
+
+
+class TrainingRun(Base):
+    """One training or retraining: from which data and code, with which outcome and evidence."""
+
+    __tablename__ = "training_run"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(Text)
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    parent_checkpoint_id: Mapped[int | None] = mapped_column(ForeignKey("checkpoint.id"))
+    checkpoint_id: Mapped[int | None] = mapped_column(ForeignKey("checkpoint.id"))
+    data_digest: Mapped[str | None] = mapped_column(String(64))
+    code_commit: Mapped[str | None] = mapped_column(String(64))
+    settings: Mapped[dict[str, Any]] = mapped_column(JSON)
+    counts: Mapped[dict[str, Any]] = mapped_column(JSON)
+    metrics: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class Audit(Base):
+    """Who changed what, when: policies, checkpoints, requeues. Append only."""
+
+    __tablename__ = "audit"
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    at: Mapped[datetime]
+    actor: Mapped[str] = mapped_column(String(64))
+    action: Mapped[str] = mapped_column(String(64))
+    detail: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+def _partial_index(name: str, *columns: Any, where: str) -> Index:
+    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
+
+
+# The claim: the most pressing waiting studies, found without touching the settled ones.
+_partial_index("ix_study_waiting", Study.stat.desc(), Study.received_at, Study.id, where="state = 'waiting'")
+# The sweep: leases that ran out.
+_partial_index("ix_study_claimed", Study.lease_expires_at, where="state = 'claimed'")
+# The reading order has two ends that move: the most urgent, and the longest waiting.
+_partial_index(
+    "ix_study_priority_order",
+    StudyPriority.stat.desc(),
+    (StudyPriority.category == text("'A'")).desc(),
+    StudyPriority.urgency.desc(),
+    StudyPriority.received_at,
+    StudyPriority.study_id,
+    where="read_at IS NULL",
+)
+_partial_index(
+    "ix_study_priority_oldest",
+    StudyPriority.stat.desc(),
+    StudyPriority.received_at,
+    StudyPriority.study_id,
+    where="read_at IS NULL",
+)

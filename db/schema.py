@@ -1,0 +1,49 @@
+"""The schema's version: brought up to date by Alembic, checked by whoever depends on it."""
+
+from importlib.resources import files
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, text
+
+UPGRADE_LOCK = 0x6E69676874  # "night": PostgreSQL's advisory lock that keeps two upgrades apart
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Alembic's configuration for the migrations that are installed beside this package."""
+    config = Config()
+    config.set_main_option("script_location", str(files("migrations")))
+    config.attributes["connection"] = connection
+    return config
+
+
+def upgrade(engine: Engine, revision: str = "head") -> None:
+    """Bring the schema to `revision`; several processes may call this at once, one does the work."""
+    with engine.begin() as connection:
+        _lock(connection)
+        command.upgrade(alembic_config(connection), revision)
+
+
+def downgrade(engine: Engine, revision: str) -> None:
+    """Take the schema back to `revision` ("base" removes everything, data included)."""
+    with engine.begin() as connection:
+        _lock(connection)
+        command.downgrade(alembic_config(connection), revision)
+
+
+def _lock(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})
+
+
+def current_revision(engine: Engine) -> str | None:
+    """The revision the database stands at, or None where there is no schema yet."""
+    with engine.connect().execution_options(read_only=True) as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def head_revision() -> str:
+    """The revision this code needs."""
+    return ScriptDirectory.from_config(alembic_config()).get_current_head() or ""

@@ -1,0 +1,58 @@
+"""Engines and transactions, the same on PostgreSQL and on SQLite."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.orm import Session
+
+BUSY_TIMEOUT_SECONDS = 60
+
+
+def make_engine(url: str) -> Engine:
+    """An engine for `url`; nothing is connected yet.
+
+    SQLite gets WAL (readers never block the writer), a busy timeout and foreign keys; its folder is made if missing.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        # pre_ping: a connection that PostgreSQL's restart cut is replaced before it costs a batch.
+        return create_engine(parsed, pool_pre_ping=True, pool_size=4, max_overflow=4)
+    if parsed.database and parsed.database != ":memory:":
+        Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # SQLAlchemy's "begin" event opens transactions, not the driver
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that starts by reading and then writes can fail as "busy" half-way through when another process
+    # wrote in between, whatever the timeout; one that takes the write lock at its start waits its turn instead.
+    read_only = connection.get_execution_options().get("read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def session_scope(engine: Engine) -> Iterator[Session]:
+    """One transaction that commits at the end of the block and rolls back if it raises."""
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        yield session
+
+
+@contextmanager
+def read_scope(engine: Engine) -> Iterator[Session]:
+    """One transaction that only reads; on SQLite it never waits for a writer."""
+    with engine.connect().execution_options(read_only=True) as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+        with Session(connection, expire_on_commit=False) as session:
+            yield session

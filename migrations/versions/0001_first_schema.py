@@ -1,0 +1,446 @@
+"""The first schema: ledger, scores, priorities, policy, checkpoints, reviews, runs and the views people query."""
+
+import sqlalchemy as sa
+from alembic import op
+
+import db.base
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+TABLES_LAST_FIRST = (
+    "film_score",
+    "study_priority",
+    "run_rank",
+    "review",
+    "instance",
+    "study",
+    "training_run",
+    "run",
+    "policy_finding",
+    "site",
+    "rejected_file",
+    "policy",
+    "checkpoint",
+    "audit",
+)
+
+FINDINGS = (
+    "Mass",
+    "Consolidation",
+    "Atelectasis",
+    "Pneumothorax",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Effusion",
+    "Pleural_Thickening",
+    "Cardiomegaly",
+    "Hernia",
+)
+
+MAX_WAIT = "coalesce((SELECT max_wait_minutes FROM policy WHERE active), 720)"
+
+# What was received before this moment has waited too long. A scalar, so that both databases can use it on an index.
+OVERDUE_BEFORE = {
+    "postgresql": f"(now() - make_interval(mins => {MAX_WAIT}))",
+    "sqlite": f"strftime('%Y-%m-%d %H:%M:%f', 'now', '-' || {MAX_WAIT} || ' minutes')",
+}
+
+# The reading order: STAT, overdue (oldest first), category A, urgency, arrival; `study_id` makes it total.
+ORDER = """p.stat DESC, p.overdue DESC, CASE WHEN p.overdue THEN p.received_at END,
+    (p.category = 'A') DESC, p.urgency DESC, p.received_at, p.study_id"""
+
+RANKED = """
+    SELECT row_number() OVER (ORDER BY {order}) AS priority_rank,
+           s.study_instance_uid, s.accession_number, p.category, p.urgency, p.top_finding, p.top_probability,
+           s.acquired_at, p.received_at, p.overdue, p.stat, p.flag, c.digest AS checkpoint_digest,
+           y.version AS policy_version, p.study_id
+    FROM {rows} p
+    JOIN study s ON s.id = p.study_id
+    LEFT JOIN checkpoint c ON c.id = p.checkpoint_id
+    LEFT JOIN policy y ON y.id = p.policy_id"""
+
+NEXT = 100  # how many studies the view next_to_read holds
+
+
+def views(dialect: str) -> dict[str, str]:
+    """The views by name, in the order they must be created."""
+    return {
+        "finding_score": " UNION ALL ".join(
+            f"SELECT instance_id, checkpoint_id, '{f}' AS finding, {f.lower()} AS probability FROM film_score"  # noqa: S608
+            for f in FINDINGS
+        ),
+        "study_findings": f"""
+            SELECT s.study_instance_uid, {", ".join(f"max(f.{f.lower()}) AS {f.lower()}" for f in FINDINGS)}
+            FROM study s
+            JOIN study_priority p ON p.study_id = s.id
+            JOIN instance i ON i.study_id = s.id AND i.state = 'scored'
+            JOIN film_score f ON f.instance_id = i.id AND f.checkpoint_id = p.checkpoint_id
+            GROUP BY s.id, s.study_instance_uid""",  # noqa: S608
+        "worklist": _worklist(OVERDUE_BEFORE[dialect]),
+        "next_to_read": _next_to_read(OVERDUE_BEFORE[dialect]),
+    }
+
+
+def _worklist(overdue_before: str) -> str:
+    """Every unread study with its rank, computed when it is read."""
+    rows = (
+        f"(SELECT sp.*, sp.received_at <= {overdue_before} AS overdue FROM study_priority sp WHERE sp.read_at IS NULL)"  # noqa: S608
+    )
+    return RANKED.format(order=ORDER, rows=rows)
+
+
+def _next_to_read(overdue_before: str) -> str:
+    """The head of the worklist, each part of the order read from its own end of a partial index.
+
+    `overdue` moves with the clock, so no single index holds the whole order; four short index scans do. The last one is
+    skipped when overdue studies alone fill the head, else it would step over all of them.
+    """
+    overdue, timely = f"received_at <= {overdue_before}", f"received_at > {overdue_before}"
+    oldest, urgent = "received_at, study_id", "(category = 'A') DESC, urgency DESC, received_at, study_id"
+    columns = (
+        "study_id, category, urgency, top_finding, top_probability, received_at, stat, flag, checkpoint_id, policy_id"
+    )
+    full = f"""(SELECT count(*) FROM (SELECT 1 FROM study_priority
+        WHERE read_at IS NULL AND NOT stat AND {overdue} LIMIT {NEXT}) o) >= {NEXT}"""  # noqa: S608
+    parts = (
+        (f"stat AND {overdue}", "true", oldest),
+        (f"stat AND {timely}", "false", urgent),
+        (f"NOT stat AND {overdue}", "true", oldest),
+        (f"NOT stat AND {timely} AND NOT {full}", "false", urgent),
+    )
+    rows = " UNION ALL ".join(
+        f"SELECT * FROM (SELECT {columns}, {is_overdue} AS overdue FROM study_priority "  # noqa: S608
+        f"WHERE read_at IS NULL AND {where} ORDER BY {order} LIMIT {NEXT}) part_{number}"
+        for number, (where, is_overdue, order) in enumerate(parts)
+    )
+    return RANKED.format(order=ORDER, rows=f"({rows})") + f" ORDER BY priority_rank LIMIT {NEXT}"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "audit",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("actor", sa.String(length=64), nullable=False),
+        sa.Column("action", sa.String(length=64), nullable=False),
+        sa.Column("detail", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit")),
+    )
+    op.create_table(
+        "checkpoint",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("network", sa.String(length=64), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("state_changed_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("state_changed_by", sa.String(length=64), nullable=False),
+        sa.Column("state_reason", sa.Text(), nullable=True),
+        sa.Column("header", sa.JSON(), nullable=False),
+        sa.Column("registered_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.CheckConstraint(
+            "state IN ('challenger', 'shadow', 'champion', 'retired', 'refused')", name=op.f("ck_checkpoint_state")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_checkpoint")),
+        sa.UniqueConstraint("digest", name=op.f("uq_checkpoint_digest")),
+    )
+    op.create_index(
+        "uq_checkpoint_champion",
+        "checkpoint",
+        ["state"],
+        unique=True,
+        postgresql_where=sa.text("state = 'champion'"),
+        sqlite_where=sa.text("state = 'champion'"),
+    )
+
+    op.create_table(
+        "policy",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("active", sa.Boolean(), nullable=False),
+        sa.Column("max_wait_minutes", sa.Integer(), nullable=False),
+        sa.Column("category_a_share", sa.Double(), nullable=False),
+        sa.Column("created_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("created_by", sa.String(length=64), nullable=False),
+        sa.Column("activated_at", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("activated_by", sa.String(length=64), nullable=True),
+        sa.Column("note", sa.Text(), nullable=True),
+        sa.CheckConstraint("category_a_share > 0 AND category_a_share < 1", name=op.f("ck_policy_category_a_share")),
+        sa.CheckConstraint("max_wait_minutes > 0", name=op.f("ck_policy_max_wait_minutes")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_policy")),
+        sa.UniqueConstraint("version", name=op.f("uq_policy_version")),
+    )
+    op.create_index(
+        "uq_policy_active",
+        "policy",
+        ["active"],
+        unique=True,
+        postgresql_where=sa.text("active"),
+        sqlite_where=sa.text("active"),
+    )
+
+    op.create_table(
+        "rejected_file",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("path_digest", sa.String(length=64), nullable=False),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("reason", sa.String(length=64), nullable=False),
+        sa.Column("detail", sa.Text(), nullable=True),
+        sa.Column("received_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_rejected_file")),
+        sa.UniqueConstraint("path_digest", name=op.f("uq_rejected_file_path_digest")),
+    )
+    op.create_table(
+        "site",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("patient_key_secret", sa.String(length=64), nullable=False),
+        sa.Column("created_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_site")),
+    )
+    op.create_table(
+        "policy_finding",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("policy_id", sa.Integer(), nullable=False),
+        sa.Column("finding", sa.String(length=32), nullable=False),
+        sa.Column("category", sa.String(length=1), nullable=False),
+        sa.Column("weight", sa.Double(), nullable=False),
+        sa.Column("threshold", sa.Double(), nullable=True),
+        sa.Column("snomed_ct", sa.String(length=18), nullable=True),
+        sa.Column("radlex", sa.String(length=16), nullable=True),
+        sa.CheckConstraint("category IN ('A', 'B', 'C', 'D')", name=op.f("ck_policy_finding_category")),
+        sa.CheckConstraint("threshold > 0 AND threshold <= 1", name=op.f("ck_policy_finding_threshold")),
+        sa.CheckConstraint("weight >= 0", name=op.f("ck_policy_finding_weight")),
+        sa.ForeignKeyConstraint(
+            ["policy_id"], ["policy.id"], name=op.f("fk_policy_finding_policy_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_policy_finding")),
+        sa.UniqueConstraint("policy_id", "finding", name=op.f("uq_policy_finding_policy_id_finding")),
+    )
+    op.create_table(
+        "run",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("started_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("last_settled_at", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("finished_at", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("checkpoint_id", sa.Integer(), nullable=True),
+        sa.Column("policy_id", sa.Integer(), nullable=True),
+        sa.Column("settings", sa.JSON(), nullable=False),
+        sa.Column("scored", sa.Integer(), nullable=False),
+        sa.Column("skipped", sa.Integer(), nullable=False),
+        sa.Column("quarantined", sa.Integer(), nullable=False),
+        sa.Column("films", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(["checkpoint_id"], ["checkpoint.id"], name=op.f("fk_run_checkpoint_id")),
+        sa.ForeignKeyConstraint(["policy_id"], ["policy.id"], name=op.f("fk_run_policy_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_run")),
+    )
+    op.create_index(
+        "ix_run_open",
+        "run",
+        ["id"],
+        unique=False,
+        postgresql_where=sa.text("finished_at IS NULL"),
+        sqlite_where=sa.text("finished_at IS NULL"),
+    )
+
+    op.create_table(
+        "training_run",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("started_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("finished_at", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("parent_checkpoint_id", sa.Integer(), nullable=True),
+        sa.Column("checkpoint_id", sa.Integer(), nullable=True),
+        sa.Column("data_digest", sa.String(length=64), nullable=True),
+        sa.Column("code_commit", sa.String(length=64), nullable=True),
+        sa.Column("settings", sa.JSON(), nullable=False),
+        sa.Column("counts", sa.JSON(), nullable=False),
+        sa.Column("metrics", sa.JSON(), nullable=False),
+        sa.ForeignKeyConstraint(["checkpoint_id"], ["checkpoint.id"], name=op.f("fk_training_run_checkpoint_id")),
+        sa.ForeignKeyConstraint(
+            ["parent_checkpoint_id"], ["checkpoint.id"], name=op.f("fk_training_run_parent_checkpoint_id")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_training_run")),
+    )
+    op.create_table(
+        "study",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("accession_number", sa.String(length=64), nullable=True),
+        sa.Column("patient_key", sa.String(length=64), nullable=True),
+        sa.Column("patient_sex", sa.String(length=1), nullable=True),
+        sa.Column("patient_age_years", sa.Integer(), nullable=True),
+        sa.Column("stat", sa.Boolean(), nullable=False),
+        sa.Column("acquired_at", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("received_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("reason", sa.String(length=64), nullable=True),
+        sa.Column("detail", sa.Text(), nullable=True),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("suspect", sa.Boolean(), nullable=False),
+        sa.Column("claimed_by", sa.String(length=64), nullable=True),
+        sa.Column("lease_expires_at", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("not_before", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("unavailable_since", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("rung_at", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("settled_at", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("run_id", sa.Integer(), nullable=True),
+        sa.CheckConstraint(
+            "state IN ('waiting', 'claimed', 'scored', 'skipped', 'quarantined')", name=op.f("ck_study_state")
+        ),
+        sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_study_run_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_study")),
+        sa.UniqueConstraint("study_instance_uid", name=op.f("uq_study_study_instance_uid")),
+    )
+    op.create_index("ix_study_accession_number", "study", ["accession_number"], unique=False)
+    op.create_index(
+        "ix_study_claimed",
+        "study",
+        ["lease_expires_at"],
+        unique=False,
+        postgresql_where=sa.text("state = 'claimed'"),
+        sqlite_where=sa.text("state = 'claimed'"),
+    )
+    op.create_index("ix_study_received_at", "study", ["received_at"], unique=False)
+    op.create_index("ix_study_run_id", "study", ["run_id"], unique=False)
+
+    op.create_table(
+        "instance",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("series_instance_uid", sa.String(length=64), nullable=True),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("sop_class_uid", sa.String(length=64), nullable=True),
+        sa.Column("modality", sa.String(length=16), nullable=True),
+        sa.Column("transfer_syntax_uid", sa.String(length=64), nullable=True),
+        sa.Column("photometric_interpretation", sa.String(length=16), nullable=True),
+        sa.Column("rows", sa.Integer(), nullable=True),
+        sa.Column("columns", sa.Integer(), nullable=True),
+        sa.Column("manufacturer", sa.String(length=64), nullable=True),
+        sa.Column("view", sa.String(length=2), nullable=True),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("reason", sa.String(length=64), nullable=True),
+        sa.Column("evidence", sa.Text(), nullable=True),
+        sa.Column("flags", sa.Text(), nullable=True),
+        sa.Column("in_scope", sa.Boolean(), nullable=False),
+        sa.Column("pixel_digest", sa.String(length=64), nullable=True),
+        sa.Column("received_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("state IN ('waiting', 'scored', 'skipped', 'quarantined')", name=op.f("ck_instance_state")),
+        sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_instance_study_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_instance")),
+        sa.UniqueConstraint("sop_instance_uid", name=op.f("uq_instance_sop_instance_uid")),
+    )
+    op.create_index("ix_instance_study_id", "instance", ["study_id"], unique=False)
+
+    op.create_table(
+        "review",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("finding", sa.String(length=32), nullable=False),
+        sa.Column("verdict", sa.String(length=12), nullable=False),
+        sa.Column("reader", sa.String(length=64), nullable=False),
+        sa.Column("reviewed_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("verdict IN ('present', 'absent', 'not_assessed')", name=op.f("ck_review_verdict")),
+        sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_review_study_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_review")),
+        sa.UniqueConstraint("study_id", "finding", "reader", name=op.f("uq_review_study_id_finding_reader")),
+    )
+    op.create_table(
+        "run_rank",
+        sa.Column("run_id", sa.Integer(), nullable=False),
+        sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("priority_rank", sa.Integer(), nullable=False),
+        sa.Column("category", sa.String(length=1), nullable=False),
+        sa.Column("urgency", sa.Double(), nullable=False),
+        sa.Column("overdue", sa.Boolean(), nullable=False),
+        sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_run_rank_run_id"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_run_rank_study_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("run_id", "study_id", name=op.f("pk_run_rank")),
+    )
+    op.create_table(
+        "study_priority",
+        sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("stat", sa.Boolean(), nullable=False),
+        sa.Column("received_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("category", sa.String(length=1), nullable=False),
+        sa.Column("urgency", sa.Double(), nullable=False),
+        sa.Column("top_finding", sa.String(length=32), nullable=True),
+        sa.Column("top_probability", sa.Float(precision=24), nullable=True),
+        sa.Column("flag", sa.Text(), nullable=True),
+        sa.Column("checkpoint_id", sa.Integer(), nullable=True),
+        sa.Column("policy_id", sa.Integer(), nullable=True),
+        sa.Column("ranked_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("read_at", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("read_by", sa.String(length=64), nullable=True),
+        sa.CheckConstraint("category IN ('A', 'B', 'C', 'D')", name=op.f("ck_study_priority_category")),
+        sa.ForeignKeyConstraint(["checkpoint_id"], ["checkpoint.id"], name=op.f("fk_study_priority_checkpoint_id")),
+        sa.ForeignKeyConstraint(["policy_id"], ["policy.id"], name=op.f("fk_study_priority_policy_id")),
+        sa.ForeignKeyConstraint(
+            ["study_id"], ["study.id"], name=op.f("fk_study_priority_study_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("study_id", name=op.f("pk_study_priority")),
+    )
+    op.create_table(
+        "film_score",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("instance_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("checkpoint_id", sa.Integer(), nullable=False),
+        sa.Column("run_id", sa.Integer(), nullable=True),
+        sa.Column("scored_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("mass", sa.Float(precision=24), nullable=False),
+        sa.Column("consolidation", sa.Float(precision=24), nullable=False),
+        sa.Column("atelectasis", sa.Float(precision=24), nullable=False),
+        sa.Column("pneumothorax", sa.Float(precision=24), nullable=False),
+        sa.Column("edema", sa.Float(precision=24), nullable=False),
+        sa.Column("emphysema", sa.Float(precision=24), nullable=False),
+        sa.Column("fibrosis", sa.Float(precision=24), nullable=False),
+        sa.Column("effusion", sa.Float(precision=24), nullable=False),
+        sa.Column("pleural_thickening", sa.Float(precision=24), nullable=False),
+        sa.Column("cardiomegaly", sa.Float(precision=24), nullable=False),
+        sa.Column("hernia", sa.Float(precision=24), nullable=False),
+        sa.ForeignKeyConstraint(["checkpoint_id"], ["checkpoint.id"], name=op.f("fk_film_score_checkpoint_id")),
+        sa.ForeignKeyConstraint(
+            ["instance_id"], ["instance.id"], name=op.f("fk_film_score_instance_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_film_score_run_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_film_score")),
+        sa.UniqueConstraint("instance_id", "checkpoint_id", name=op.f("uq_film_score_instance_id_checkpoint_id")),
+    )
+    op.create_index(
+        "ix_study_waiting",
+        "study",
+        [sa.text("stat DESC"), "received_at", "id"],
+        postgresql_where=sa.text("state = 'waiting'"),
+        sqlite_where=sa.text("state = 'waiting'"),
+    )
+    op.create_index(
+        "ix_study_priority_order",
+        "study_priority",
+        [sa.text("stat DESC"), sa.text("(category = 'A') DESC"), sa.text("urgency DESC"), "received_at", "study_id"],
+        postgresql_where=sa.text("read_at IS NULL"),
+        sqlite_where=sa.text("read_at IS NULL"),
+    )
+    op.create_index(
+        "ix_study_priority_oldest",
+        "study_priority",
+        [sa.text("stat DESC"), "received_at", "study_id"],
+        postgresql_where=sa.text("read_at IS NULL"),
+        sqlite_where=sa.text("read_at IS NULL"),
+    )
+    for name, body in views(op.get_bind().dialect.name).items():
+        op.execute(f"CREATE VIEW {name} AS {body}")
+
+
+def downgrade() -> None:
+    for name in reversed(views(op.get_bind().dialect.name)):
+        op.execute(f"DROP VIEW {name}")
+    for table in TABLES_LAST_FIRST:
+        op.drop_table(table)

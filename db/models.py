@@ -7,7 +7,7 @@ on one side of a split and worthless outside this database.
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, CheckConstraint, Float, ForeignKey, Index, String, Text, UniqueConstraint, text
+from sqlalchemy import JSON, REAL, CheckConstraint, ForeignKey, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.base import Base, BigKey
@@ -151,17 +151,17 @@ class FilmScore(Base):
     checkpoint_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"))
     run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id"))
     scored_at: Mapped[datetime]
-    mass: Mapped[float] = mapped_column(Float(24))
-    consolidation: Mapped[float] = mapped_column(Float(24))
-    atelectasis: Mapped[float] = mapped_column(Float(24))
-    pneumothorax: Mapped[float] = mapped_column(Float(24))
-    edema: Mapped[float] = mapped_column(Float(24))
-    emphysema: Mapped[float] = mapped_column(Float(24))
-    fibrosis: Mapped[float] = mapped_column(Float(24))
-    effusion: Mapped[float] = mapped_column(Float(24))
-    pleural_thickening: Mapped[float] = mapped_column(Float(24))
-    cardiomegaly: Mapped[float] = mapped_column(Float(24))
-    hernia: Mapped[float] = mapped_column(Float(24))
+    mass: Mapped[float] = mapped_column(REAL)
+    consolidation: Mapped[float] = mapped_column(REAL)
+    atelectasis: Mapped[float] = mapped_column(REAL)
+    pneumothorax: Mapped[float] = mapped_column(REAL)
+    edema: Mapped[float] = mapped_column(REAL)
+    emphysema: Mapped[float] = mapped_column(REAL)
+    fibrosis: Mapped[float] = mapped_column(REAL)
+    effusion: Mapped[float] = mapped_column(REAL)
+    pleural_thickening: Mapped[float] = mapped_column(REAL)
+    cardiomegaly: Mapped[float] = mapped_column(REAL)
+    hernia: Mapped[float] = mapped_column(REAL)
 
 
 class StudyPriority(Base):
@@ -172,14 +172,18 @@ class StudyPriority(Base):
     """
 
     __tablename__ = "study_priority"
-    __table_args__ = (_one_of("category", CATEGORIES),)
+    __table_args__ = (
+        _one_of("category", CATEGORIES),
+        CheckConstraint("category_a = (category = 'A')", name="category_a"),
+    )
     study_id: Mapped[int] = mapped_column(BigKey, ForeignKey("study.id", ondelete="CASCADE"), primary_key=True)
     stat: Mapped[bool] = mapped_column(default=False)
     received_at: Mapped[datetime]
     category: Mapped[str] = mapped_column(String(1))
+    category_a: Mapped[bool]
     urgency: Mapped[float]
     top_finding: Mapped[str | None] = mapped_column(String(32))
-    top_probability: Mapped[float | None] = mapped_column(Float(24))
+    top_probability: Mapped[float | None] = mapped_column(REAL)
     flag: Mapped[str | None] = mapped_column(Text)
     checkpoint_id: Mapped[int | None] = mapped_column(ForeignKey("checkpoint.id"))
     policy_id: Mapped[int | None] = mapped_column(ForeignKey("policy.id"))
@@ -315,7 +319,7 @@ _partial_index("ix_study_claimed", Study.lease_expires_at, where="state = 'claim
 _partial_index(
     "ix_study_priority_order",
     StudyPriority.stat.desc(),
-    (StudyPriority.category == text("'A'")).desc(),
+    StudyPriority.category_a.desc(),
     StudyPriority.urgency.desc(),
     StudyPriority.received_at,
     StudyPriority.study_id,

@@ -52,7 +52,7 @@ OVERDUE_BEFORE = {
 
 # The reading order: STAT, overdue (oldest first), category A, urgency, arrival; `study_id` makes it total.
 ORDER = """p.stat DESC, p.overdue DESC, CASE WHEN p.overdue THEN p.received_at END,
-    (p.category = 'A') DESC, p.urgency DESC, p.received_at, p.study_id"""
+    p.category_a DESC, p.urgency DESC, p.received_at, p.study_id"""
 
 RANKED = """
     SELECT row_number() OVER (ORDER BY {order}) AS priority_rank,
@@ -101,10 +101,9 @@ def _next_to_read(overdue_before: str) -> str:
     skipped when overdue studies alone fill the head, else it would step over all of them.
     """
     overdue, timely = f"received_at <= {overdue_before}", f"received_at > {overdue_before}"
-    oldest, urgent = "received_at, study_id", "(category = 'A') DESC, urgency DESC, received_at, study_id"
-    columns = (
-        "study_id, category, urgency, top_finding, top_probability, received_at, stat, flag, checkpoint_id, policy_id"
-    )
+    oldest, urgent = "received_at, study_id", "category_a DESC, urgency DESC, received_at, study_id"
+    columns = """study_id, category, category_a, urgency, top_finding, top_probability, received_at, stat, flag,
+        checkpoint_id, policy_id"""
     full = f"""(SELECT count(*) FROM (SELECT 1 FROM study_priority
         WHERE read_at IS NULL AND NOT stat AND {overdue} LIMIT {NEXT}) o) >= {NEXT}"""  # noqa: S608
     parts = (
@@ -371,15 +370,17 @@ def upgrade() -> None:
         sa.Column("stat", sa.Boolean(), nullable=False),
         sa.Column("received_at", db.base.UtcDateTime(timezone=True), nullable=False),
         sa.Column("category", sa.String(length=1), nullable=False),
+        sa.Column("category_a", sa.Boolean(), nullable=False),
         sa.Column("urgency", sa.Double(), nullable=False),
         sa.Column("top_finding", sa.String(length=32), nullable=True),
-        sa.Column("top_probability", sa.Float(precision=24), nullable=True),
+        sa.Column("top_probability", sa.REAL(), nullable=True),
         sa.Column("flag", sa.Text(), nullable=True),
         sa.Column("checkpoint_id", sa.Integer(), nullable=True),
         sa.Column("policy_id", sa.Integer(), nullable=True),
         sa.Column("ranked_at", db.base.UtcDateTime(timezone=True), nullable=False),
         sa.Column("read_at", db.base.UtcDateTime(timezone=True), nullable=True),
         sa.Column("read_by", sa.String(length=64), nullable=True),
+        sa.CheckConstraint("category_a = (category = 'A')", name=op.f("ck_study_priority_category_a")),
         sa.CheckConstraint("category IN ('A', 'B', 'C', 'D')", name=op.f("ck_study_priority_category")),
         sa.ForeignKeyConstraint(["checkpoint_id"], ["checkpoint.id"], name=op.f("fk_study_priority_checkpoint_id")),
         sa.ForeignKeyConstraint(["policy_id"], ["policy.id"], name=op.f("fk_study_priority_policy_id")),
@@ -395,17 +396,17 @@ def upgrade() -> None:
         sa.Column("checkpoint_id", sa.Integer(), nullable=False),
         sa.Column("run_id", sa.Integer(), nullable=True),
         sa.Column("scored_at", db.base.UtcDateTime(timezone=True), nullable=False),
-        sa.Column("mass", sa.Float(precision=24), nullable=False),
-        sa.Column("consolidation", sa.Float(precision=24), nullable=False),
-        sa.Column("atelectasis", sa.Float(precision=24), nullable=False),
-        sa.Column("pneumothorax", sa.Float(precision=24), nullable=False),
-        sa.Column("edema", sa.Float(precision=24), nullable=False),
-        sa.Column("emphysema", sa.Float(precision=24), nullable=False),
-        sa.Column("fibrosis", sa.Float(precision=24), nullable=False),
-        sa.Column("effusion", sa.Float(precision=24), nullable=False),
-        sa.Column("pleural_thickening", sa.Float(precision=24), nullable=False),
-        sa.Column("cardiomegaly", sa.Float(precision=24), nullable=False),
-        sa.Column("hernia", sa.Float(precision=24), nullable=False),
+        sa.Column("mass", sa.REAL(), nullable=False),
+        sa.Column("consolidation", sa.REAL(), nullable=False),
+        sa.Column("atelectasis", sa.REAL(), nullable=False),
+        sa.Column("pneumothorax", sa.REAL(), nullable=False),
+        sa.Column("edema", sa.REAL(), nullable=False),
+        sa.Column("emphysema", sa.REAL(), nullable=False),
+        sa.Column("fibrosis", sa.REAL(), nullable=False),
+        sa.Column("effusion", sa.REAL(), nullable=False),
+        sa.Column("pleural_thickening", sa.REAL(), nullable=False),
+        sa.Column("cardiomegaly", sa.REAL(), nullable=False),
+        sa.Column("hernia", sa.REAL(), nullable=False),
         sa.ForeignKeyConstraint(["checkpoint_id"], ["checkpoint.id"], name=op.f("fk_film_score_checkpoint_id")),
         sa.ForeignKeyConstraint(
             ["instance_id"], ["instance.id"], name=op.f("fk_film_score_instance_id"), ondelete="CASCADE"
@@ -424,7 +425,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_study_priority_order",
         "study_priority",
-        [sa.text("stat DESC"), sa.text("(category = 'A') DESC"), sa.text("urgency DESC"), "received_at", "study_id"],
+        [sa.text("stat DESC"), sa.text("category_a DESC"), sa.text("urgency DESC"), "received_at", "study_id"],
         postgresql_where=sa.text("read_at IS NULL"),
         sqlite_where=sa.text("read_at IS NULL"),
     )

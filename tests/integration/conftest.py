@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import pytest
 import redis
-from servers import PostgresServer, RedisServer, Server, ServerUnavailable, fresh_database
+from servers import PostgresServer, RedisServer, Server, ServerStartError, fresh_database
 
 S = TypeVar("S", bound=Server)
 
@@ -16,7 +16,7 @@ def started(kind: type[S], stack: ExitStack) -> S:
     """A running server, closed with the stack. Where it cannot run, a laptop skips the test and CI fails it."""
     try:
         return stack.enter_context(kind())
-    except ServerUnavailable as error:
+    except ServerStartError as error:
         if os.environ.get("CI") == "true":
             pytest.fail(f"CI must run the real servers: {error}")
         pytest.skip(str(error))

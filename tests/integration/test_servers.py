@@ -10,7 +10,7 @@ import psutil
 import psycopg
 import pytest
 import redis
-from servers import PostgresServer, RedisServer, ServerUnavailable, free_port, package_folder
+from servers import PostgresServer, RedisServer, ServerStartError, free_port, package_folder
 from sqlalchemy import create_engine, text
 
 
@@ -123,5 +123,5 @@ def test_ports_lie_below_those_of_outgoing_connections() -> None:
 
 
 def test_missing_package_is_said_by_name() -> None:
-    with pytest.raises(ServerUnavailable, match="no_such_server is not installed"):
+    with pytest.raises(ServerStartError, match="no_such_server is not installed"):
         package_folder("no_such_server")

@@ -1,0 +1,285 @@
+"""A prepared data set: the manifest, and every film as a small 8-bit square in one memory-mapped file per size.
+
+    manifest.csv      row, image, patient_id, age_years, sex, view_position, split, one 0/1 column per finding
+    images-224.npy    uint8 (films, 224, 224); a film's place is its `row`
+    bad_files.csv     image, reason, kept: what was left out, and what was kept with a remark
+    progress.csv      row, outcome: the films done so far; a run that was killed goes on from there
+    prepared.json     how the squares were made
+"""
+
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pydicom
+from PIL import Image
+from pydicom.errors import InvalidDicomError
+
+from training.manifest import OLDEST_YEARS, checked, findings_in
+from training.preprocessing import Preprocessing
+from training.sources import Encoded, encoded_films
+
+READY: Final = "ready"
+CONVERTED: Final = "converted_to_gray"
+UNREADABLE: Final = "unreadable"
+BLANK: Final = "constant_image"
+MISSING: Final = "missing"
+DAMAGED_ARCHIVE: Final = "damaged_archive"
+TOO_OLD: Final = f"age_over_{OLDEST_YEARS}_ignored"
+_KEPT: Final = (READY, CONVERTED)
+_FILMS_PER_SYNC: Final = 256
+_NPY_HEADER_BYTES: Final = 128
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared folder, opened for reading.
+
+    manifest       one row per usable film. Its index is the film's place in `images`, and stays so through every
+                   selection: `images[manifest[manifest["split"] == "train"].index]`. Places may have gaps (bad files).
+    images         uint8 (places, size, size), memory-mapped, read only
+    preprocessing  what made the squares; its size is the images' size
+    """
+
+    manifest: pd.DataFrame
+    images: npt.NDArray[np.uint8]
+    preprocessing: Preprocessing
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """The findings the manifest has labels for."""
+        return findings_in(self.manifest)
+
+
+class NotPrepared(ValueError):
+    """The folder holds no finished preparation, or one of other films or another size."""
+
+
+class Decoded(NamedTuple):
+    """One film's squares, one per size (none when it is unusable), and what became of it."""
+
+    row: int
+    outcome: str
+    squares: tuple[npt.NDArray[np.uint8], ...]
+
+
+def open_prepared(folder: Path, *, size: int | None = None) -> Prepared:
+    """Open a prepared folder at one of its sizes (pixels; the only one, or else the smallest, if not said).
+
+    Raises NotPrepared when the folder was not prepared to the end or not at this size.
+    """
+    if not (folder / "manifest.csv").is_file():
+        raise NotPrepared(f"{folder} holds no manifest.csv: run `nightread train prepare` first, to its end")
+    plan = json.loads((folder / "prepared.json").read_text())
+    size = min(plan["sizes"]) if size is None else size
+    if size not in plan["sizes"]:
+        raise NotPrepared(f"{folder} holds the sizes {plan['sizes']}, not {size}")
+    manifest = read_manifest(folder / "manifest.csv")
+    images = np.load(_images_path(folder, size), mmap_mode="r")
+    return Prepared(manifest, images, Preprocessing(name=plan["preprocessing"], size=size))
+
+
+def read_manifest(path: Path) -> pd.DataFrame:
+    """A written manifest; its index is `row`, the film's place in the images. Patients are text, empty cells are ""."""
+    text = ("image", "patient_id", "sex", "view_position", "split")
+    manifest = pd.read_csv(path, index_col="row", dtype=dict.fromkeys(text, "string"), keep_default_na=False,
+                           na_values={"age_years": [""]})
+    return manifest.astype(dict.fromkeys(findings_in(manifest), "uint8"))
+
+
+def prepare(
+    manifest: pd.DataFrame,
+    sources: Sequence[Path],
+    folder: Path,
+    *,
+    sizes: Sequence[int] = (224,),
+    processes: int = 0,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Counter[str]:
+    """Read the manifest's films from the sources into `folder`; how many there are of each outcome.
+
+    Killed at any moment and started again it goes on where it stopped, and the files come out byte for byte as from an
+    undisturbed run. Sources may arrive one by one: films still missing are looked for at every run. `processes` decode
+    side by side (0: this one); `progress` hears how many more films are done. Memory does not grow with the films.
+
+    Raises NotPrepared when the folder was begun with other films or sizes, and what `encoded_films` raises.
+    """
+    manifest = checked(manifest).reset_index(drop=True)
+    preprocessings = tuple(Preprocessing(size=size) for size in sorted(set(sizes)))
+    _begin(folder, manifest, preprocessings)
+    outcomes = _outcomes_so_far(folder)
+    progress(len(outcomes))
+    rows = {image: row for row, image in enumerate(manifest["image"]) if row not in outcomes}
+    damaged: list[Path] = []
+    films = encoded_films(sources, rows, on_damage=damaged.append)
+    decoded = _side_by_side(partial(decode, preprocessings=preprocessings), films, processes=processes)
+    with _Cache(folder, preprocessings) as cache:
+        for film in decoded:
+            cache.write(film)
+            outcomes[film.row] = film.outcome
+            progress(1)
+    return _finish(folder, manifest, outcomes, damaged)
+
+
+def decode(film: Encoded, *, preprocessings: Sequence[Preprocessing]) -> Decoded:
+    """One encoded film (PNG, JPEG or DICOM) as uint8 squares, or the reason why not."""
+    from training.pixels import UnusablePixels
+
+    try:
+        pixels, outcome = _pixels(film.data)
+    except UnusablePixels as unusable:
+        return Decoded(film.row, unusable.reason, ())
+    except (InvalidDicomError, OSError, ValueError, SyntaxError):  # Pillow's and pydicom's words for no image
+        return Decoded(film.row, UNREADABLE, ())
+    if pixels.min() == pixels.max():
+        return Decoded(film.row, BLANK, ())
+    return Decoded(film.row, outcome, tuple(preprocessing.image(pixels) for preprocessing in preprocessings))
+
+
+def _pixels(data: bytes) -> tuple[npt.NDArray[np.float32], str]:
+    from training.pixels import read_film, read_png
+
+    if data[128:132] == b"DICM":
+        return read_film(pydicom.dcmread(BytesIO(data))).image, READY
+    with Image.open(BytesIO(data)) as opened:
+        gray = opened.mode == "L" or opened.mode.startswith("I")
+    return read_png(BytesIO(data)), READY if gray else CONVERTED
+
+
+def _side_by_side(
+    work: Callable[[Encoded], Decoded], films: Iterable[Encoded], *, processes: int
+) -> Iterator[Decoded]:
+    """`map`, over processes, with only a few films under way: the reader must not run ahead and fill the memory."""
+    if processes == 0:
+        yield from map(work, films)
+        return
+    # Spawned, not forked: the caller may have started threads, and a forked child would inherit their locks.
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        under_way: deque[Future[Decoded]] = deque()
+        for film in films:
+            under_way.append(pool.submit(work, film))
+            if len(under_way) > 4 * processes:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+class _Cache:
+    """The image files and the record of progress, written so that the record never runs ahead of the images.
+
+    Plain writes at an offset rather than through a memory map: written pages of a map count as this process's memory.
+    """
+
+    def __init__(self, folder: Path, preprocessings: Sequence[Preprocessing]) -> None:
+        self._images = [open(_images_path(folder, each.size), "r+b", buffering=0) for each in preprocessings]  # noqa: PTH123, SIM115
+        self._progress: IO[str] = (folder / "progress.csv").open("a")
+        self._waiting: list[str] = []
+
+    def __enter__(self) -> "_Cache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sync()
+        for opened in (*self._images, self._progress):
+            opened.close()
+
+    def write(self, film: Decoded) -> None:
+        for opened, square in zip(self._images, film.squares, strict=False):  # a bad film has none: it stays black
+            os.pwrite(opened.fileno(), square.tobytes(), _NPY_HEADER_BYTES + film.row * square.nbytes)
+        self._waiting.append(f"{film.row},{film.outcome}\n")
+        if len(self._waiting) == _FILMS_PER_SYNC:
+            self._sync()
+
+    def _sync(self) -> None:
+        for opened in self._images:
+            os.fsync(opened.fileno())
+        self._progress.writelines(self._waiting)
+        self._progress.flush()
+        os.fsync(self._progress.fileno())
+        self._waiting.clear()
+
+
+def _begin(folder: Path, manifest: pd.DataFrame, preprocessings: Sequence[Preprocessing]) -> None:
+    """Lay out the folder, or make sure that it was laid out for these very films."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = {
+        "films": len(manifest),
+        "sizes": [each.size for each in preprocessings],
+        "preprocessing": preprocessings[0].name,
+        "images_digest": hashlib.sha256("\n".join(manifest["image"]).encode()).hexdigest(),
+    }
+    written = folder / "prepared.json"
+    if written.is_file():
+        if json.loads(written.read_text()) != plan:
+            raise NotPrepared(f"{folder} was begun with other films or sizes: take another folder or remove it")
+        return
+    for each in preprocessings:
+        _lay_out(_images_path(folder, each.size), (len(manifest), each.size, each.size))
+    _write_safely(written, json.dumps(plan, indent=2) + "\n")
+
+
+def _lay_out(path: Path, shape: tuple[int, ...]) -> None:
+    """An .npy file of zeros that takes no room until it is written to."""
+    header: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with path.open("wb") as opened:
+        np.lib.format.write_array_header_1_0(opened, header)
+        if opened.tell() != _NPY_HEADER_BYTES:
+            raise AssertionError(f"numpy wrote a header of {opened.tell()} bytes")
+        opened.truncate(_NPY_HEADER_BYTES + int(np.prod(shape)))
+
+
+def _outcomes_so_far(folder: Path) -> dict[int, str]:
+    """row -> outcome of the films already done. A last line that was torn by a kill is cut off."""
+    path = folder / "progress.csv"
+    if not path.is_file():
+        return {}
+    whole = path.read_bytes()
+    os.truncate(path, whole.rfind(b"\n") + 1)
+    return {int(row): outcome for row, outcome in csv.reader(whole[: whole.rfind(b"\n") + 1].decode().splitlines())}
+
+
+def _finish(
+    folder: Path, manifest: pd.DataFrame, outcomes: dict[int, str], damaged: Sequence[Path]
+) -> Counter[str]:
+    """Write the bad files and, last, the manifest of the usable films: where it lies, the folder is complete."""
+    outcome = manifest.index.map(lambda row: outcomes.get(row, MISSING))
+    usable = outcome.isin(_KEPT)
+    too_old = (manifest["age_years"] > OLDEST_YEARS) & usable
+    bad = pd.concat([
+        pd.DataFrame({"image": manifest["image"], "reason": outcome, "kept": usable.astype(int)})[outcome != READY],
+        pd.DataFrame({"image": manifest.loc[too_old, "image"], "reason": TOO_OLD, "kept": 1}),
+        pd.DataFrame({"image": [path.name for path in damaged], "reason": DAMAGED_ARCHIVE, "kept": 0}),
+    ])
+    _write_safely(folder / "bad_files.csv", bad.to_csv(index=False))
+    kept = manifest.assign(age_years=manifest["age_years"].mask(too_old))[usable]
+    _write_safely(folder / "manifest.csv", kept.to_csv(index_label="row"))
+    counts = Counter(outcome.tolist())
+    counts.update({TOO_OLD: int(too_old.sum()), DAMAGED_ARCHIVE: len(damaged)})
+    return +counts
+
+
+def _write_safely(path: Path, text: str) -> None:
+    """Whole or not at all: a reader never sees half a file."""
+    beside = path.with_name(path.name + ".part")
+    with beside.open("w", newline="") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
+    beside.replace(path)
+
+
+def _images_path(folder: Path, size: int) -> Path:
+    return folder / f"images-{size}.npy"

@@ -1,0 +1,61 @@
+# Everything a fresh machine needs is Python 3.11 or newer and make.
+#
+#   make test PYTHON=python3.13            another Python
+#   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#                                          torch without CUDA, from PyTorch's own index: .2 GB instead of 5.5
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --retries 10 --timeout 60
+SEED ?= $(shell date +%s)
+STUDIES ?= 500
+
+.DEFAULT_GOAL := help
+.PHONY: demo test lint bench chaos lock help
+
+demo: $(VENV)/installed  ## Score thirty generated studies and show the morning they make
+	$(BIN)/nightread demo
+
+test: lint  ## Check style, types and imports, then run the tests
+	$(BIN)/pytest
+
+lint: $(VENV)/installed-for-tests  ## Check style, types and imports only
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/installed-for-tests  ## Measure throughput beside the plain ways of doing it (ten minutes)
+	$(BIN)/python -m tests.benchmarks
+
+chaos: $(VENV)/installed-for-tests  ## Score a load under random faults: make chaos SEED=7 STUDIES=500
+	$(BIN)/python -m tests.chaos --seed $(SEED) --studies $(STUDIES)
+
+lock: $(VENV)/installed-for-tests  ## Write the newest versions that fit together to constraints.txt (downloads no wheels)
+	mkdir -p build
+	$(PIP) install --dry-run --ignore-installed --report build/lock.json -e '.[train,test]'
+	$(BIN)/python -c 'import json; \
+	  found = [item["metadata"] for item in json.load(open("build/lock.json"))["install"]]; \
+	  pins = {each["name"] + "==" + each["version"] for each in found if each["name"] != "nightread"}; \
+	  print(*sorted(pins, key=str.lower), sep="\n")' > constraints.txt
+
+help:  ## List these commands
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+# An environment stands as long as what it was made from.
+$(VENV)/installed: EXTRAS :=
+$(VENV)/installed-for-tests: EXTRAS := [train,test]
+$(VENV)/installed $(VENV)/installed-for-tests: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing into $(VENV), in a few minutes: torch with CUDA is 5.5 GB (without it: see the top of the Makefile)"
+	$(if $(TORCH_INDEX),$(PIP) install --constraint constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
+	$(PIP) install --constraint constraints.txt --editable '.$(EXTRAS)'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo >&2 "$(PYTHON) is missing or older than 3.11; name another one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' \
+	  || { echo >&2 "$(PYTHON) cannot make an environment; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)

@@ -53,7 +53,8 @@ class Preprocessing:
         """
         whole = Image.fromarray(np.ascontiguousarray(film, dtype=np.float32))  # mode "F", nothing rounded yet
         square = whole.resize((self.size, self.size), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        return np.rint(np.clip(np.asarray(square), 0, 1) * 255).astype(np.uint8)
+        rounded: NDArray[np.uint8] = np.rint(np.clip(np.asarray(square), 0, 1) * 255).astype(np.uint8)
+        return rounded
 
     def tensor(self, images: "NDArray[np.uint8] | torch.Tensor") -> "torch.Tensor":
         """uint8 (N, size, size), array or tensor on any device -> normalised float32 (N, channels, size, size)."""

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.networks import NETWORKS, AlexNet, UnknownNetwork, WrongWeights, input_of, make_network
+
+
+def test_alexnet_has_the_papers_layers() -> None:
+    network = AlexNet(findings=11)
+    kinds = [type(layer).__name__ for layer in network.modules()]
+    assert kinds.count("Conv2d") == kinds.count("BatchNorm2d") == 5
+    assert kinds.count("MaxPool2d") == 3
+    assert [layer.out_features for layer in network.modules() if isinstance(layer, torch.nn.Linear)] == [4096, 1000, 11]
+    assert [layer.p for layer in network.modules() if isinstance(layer, torch.nn.Dropout)] == [0.5, 0.5]
+    assert network.features[:-1](torch.zeros(1, 1, 256, 256)).shape == (1, 256, 7, 7)
+
+
+@pytest.mark.parametrize(("name", "size"), [("alexnet", 256), ("alexnet", 128), ("mobilenet", 96), ("resnet18", 64)])
+@torch.inference_mode()
+def test_every_network_gives_one_logit_per_finding(name: str, size: int) -> None:
+    network = make_network(name, findings=3).eval()
+    images = torch.zeros(2, size, size, dtype=torch.uint8)
+    assert network(input_of(name, size=size).tensor(images)).shape == (2, 3)
+
+
+def test_alexnet_sees_256_gray_pixels_and_mobilenet_224_in_three_channels() -> None:
+    assert (input_of("alexnet").size, input_of("alexnet").channels) == (256, 1)
+    assert (input_of("mobilenet").size, input_of("mobilenet").channels) == (224, 3)
+
+
+def test_the_papers_thousand_way_layer_is_a_variant() -> None:
+    network = make_network("mobilenet_1000")
+    assert [layer.out_features for layer in network.modules() if isinstance(layer, torch.nn.Linear)] == [1000, 11]
+
+
+def test_a_name_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(UnknownNetwork, match="alexnot"):
+        make_network("alexnot")
+    assert "googlenet" not in NETWORKS
+
+
+def test_imagenet_weights_start_every_layer_but_the_last(tmp_path: Path) -> None:
+    imagenet = make_network("mobilenet_v2", findings=1000)
+    torch.save(imagenet.state_dict(), tmp_path / "weights.pth")
+    network = make_network("mobilenet", pretrained=tmp_path / "weights.pth")
+    assert torch.equal(network.features[0][0].weight, imagenet.features[0][0].weight)
+    assert network.classifier[1].weight.shape == (11, 1280)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save(make_network("resnet18").state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(WrongWeights):
+        make_network("mobilenet", pretrained=tmp_path / "weights.pth")
+    with pytest.raises(WrongWeights):
+        make_network("alexnet", pretrained=tmp_path / "weights.pth")
+
+
+def test_the_published_imagenet_weights_fit(shared: Path) -> None:
+    network = make_network("mobilenet", pretrained=shared / "data/weights/mobilenet_v2-b0353104.pth")
+    assert network.features[1].conv[0][1].running_var.std() > 0

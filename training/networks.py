@@ -1,0 +1,116 @@
+"""The networks, whole: the paper's AlexNet, its MobileNet, and any torchvision classifier by its name.
+
+Every network takes (N, channels, size, size) as ``Preprocessing.tensor`` makes it and gives logits (N, findings).
+Source of the first two: Zhou, "Multi-Label Classification of X-Rays using Convolutional Neural Networks", 2020.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from training.preprocessing import Preprocessing
+
+_TORCHVISION = tuple(
+    name
+    for name in models.list_models(module=models)
+    if name not in ("alexnet", "googlenet", "inception_v3")  # ours is the paper's; the others give several outputs
+)
+NETWORKS: tuple[str, ...] = ("alexnet", "mobilenet", "mobilenet_1000", *_TORCHVISION)
+
+
+class UnknownNetwork(ValueError):
+    """A name that is neither in the paper nor in torchvision."""
+
+
+class WrongWeights(ValueError):
+    """The weights to start from were made for another network."""
+
+
+def make_network(name: str, *, findings: int = 11, pretrained: Path | bool = False) -> nn.Module:
+    """A network that gives logits (N, findings).
+
+    pretrained: a file of torchvision ImageNet weights, or True to let torchvision fetch its own; all layers but the
+    last start from them. Raises UnknownNetwork, or WrongWeights when the weights do not fit.
+    """
+    if name not in NETWORKS:
+        raise UnknownNetwork(f"no network is called {name!r}; try alexnet, mobilenet or a torchvision classifier")
+    if name == "alexnet":
+        if pretrained:
+            raise WrongWeights("the paper's AlexNet takes one gray channel; no ImageNet weights exist for it")
+        return AlexNet(findings=findings)
+    torchvision_name = "mobilenet_v2" if name in ("mobilenet", "mobilenet_1000") else name
+    if name == "mobilenet_1000":  # the paper keeps the 1,000-way ImageNet layer and adds one behind it
+        imagenet = models.get_model(torchvision_name, weights=None)
+        network: nn.Module = nn.Sequential(imagenet, nn.ReLU(), nn.Linear(1000, findings))
+    else:
+        imagenet = network = models.get_model(torchvision_name, weights=None, num_classes=findings)
+    if pretrained:
+        _start_from(imagenet, _imagenet_weights(torchvision_name, pretrained))
+    return network
+
+
+def input_of(name: str, *, size: int | None = None) -> Preprocessing:
+    """What the network sees: 256 pixels and one gray channel for AlexNet, else 224 and three, unless size says more."""
+    if name == "alexnet":
+        return Preprocessing(size=size or 256, channels=1, mean=(0.5,), std=(0.25,))
+    return Preprocessing(size=size or 224)
+
+
+class AlexNet(nn.Module):
+    """The paper's: five convolutions, each batch-normalised, three of them pooled; dense 4096, 1000, findings."""
+
+    def __init__(self, *, findings: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            _convolution(1, 96, kernel=11, stride=4, padding=2),  # (N, 1, 256, 256) -> (N, 96, 63, 63)
+            nn.MaxPool2d(3, stride=2),  # (N, 96, 31, 31)
+            _convolution(96, 256, kernel=5, padding=2),
+            nn.MaxPool2d(3, stride=2),  # (N, 256, 15, 15)
+            _convolution(256, 384, kernel=3, padding=1),
+            _convolution(384, 384, kernel=3, padding=1),
+            _convolution(384, 256, kernel=3, padding=1),
+            nn.MaxPool2d(3, stride=2),  # (N, 256, 7, 7)
+            nn.AdaptiveAvgPool2d(7),  # changes nothing at 256 pixels, and lets other sizes through
+        )
+        self.classifier = nn.Sequential(
+            nn.Flatten(),  # (N, 12544)
+            nn.Linear(256 * 7 * 7, 4096),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(4096, 1000),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(1000, findings),  # (N, findings), logits
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 1, size, size) -> logits (N, findings)."""
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
+
+
+def _convolution(inputs: int, outputs: int, *, kernel: int, stride: int = 1, padding: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False),  # the norm brings the bias
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
+def _imagenet_weights(torchvision_name: str, pretrained: Path | bool) -> dict[str, Tensor]:
+    if isinstance(pretrained, Path):
+        weights: dict[str, Tensor] = torch.load(pretrained, map_location="cpu", weights_only=True)
+    else:
+        weights = models.get_model_weights(torchvision_name).DEFAULT.get_state_dict(check_hash=True)
+    return weights
+
+
+def _start_from(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copy every tensor that fits; only the last layer, a weight and a bias, may differ."""
+    own = network.state_dict()
+    fitting = {key: value for key, value in weights.items() if key in own and value.shape == own[key].shape}
+    if len(own) - len(fitting) > 2:
+        raise WrongWeights(f"{len(own) - len(fitting)} of {len(own)} tensors do not fit this network")
+    network.load_state_dict(fitting, strict=False)

@@ -1,0 +1,237 @@
+"""A thorax from the front, drawn the way X-rays see it: one sum of thickness along the beam.
+
+Soft tissue, less the air in the lungs, plus vessels and bone. Disease changes the layers before they are summed (see
+phantom_findings), so that a consolidation swallows its vessels and a pneumothorax has none. Nothing here is a patient.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from worker.phantom_sheet import Map, Points, Sheet, Stroke, bone, branches, curve, mirrored, ribbon, tone
+
+
+@dataclass(frozen=True)
+class Build:
+    """One person's proportions."""
+
+    cage: float = 0.52  # half the width of the rib cage
+    heart_right: float = 0.115  # how far the heart reaches to either side
+    heart_left: float = 0.29
+    dome_rise: float = 0.13  # how high a dome of the diaphragm stands above its outer corner
+    right_dome: float = 1.0
+    left_dome: float = 1.035
+    aeration: float = 1.0  # air in the lungs, 1 = a full breath of a healthy person
+    vessels: float = 1.0  # how strongly the vessels show
+    breasts: float = 0.0
+    girth: float = 1.0  # soft tissue around the cage
+
+    def wall(self, y: ArrayLike) -> Points:
+        """Half the width of the rib cage's inside at height y."""
+        t = np.clip((np.asarray(y, float) + 0.06) / 0.85, 0, 1)
+        return self.cage * (0.34 + 0.66 * (1 - (1 - t) ** 3.4)) - 0.04 * np.clip(np.asarray(y, float) - 0.95, 0, 1)
+
+
+@dataclass
+class Thorax:
+    """The layers of a frontal film before they are summed; findings change them in place."""
+
+    sheet: Sheet
+    build: Build
+    rng: np.random.Generator
+    soft: Map = field(init=False)  # soft tissue in the beam, about 0..1.3
+    air: Map = field(init=False)  # share of it that is lung, 0..1
+    lungs: dict[str, Map] = field(init=False)  # "left", "right" -> mask
+    vessels: Map = field(init=False)
+    heart: Map = field(init=False)
+    bones: Map = field(init=False)
+    gas: Map = field(init=False)  # air in the stomach and gut
+    extra: Map = field(init=False)  # what lies in front: breasts, tubes, and what findings add
+
+    def __post_init__(self) -> None:
+        self.lungs = {side: self.sheet.fill(self.lung_outline(side), soft=0.004) for side in ("left", "right")}
+        self.soft = _soft_tissue(self)
+        self.heart = _mediastinum(self)
+        self.air = _air(self)
+        self.vessels = _vessels(self)
+        self.bones = _bones(self)
+        self.gas = _stomach(self)
+        self.extra = _breasts(self)
+
+    @property
+    def lung(self) -> Map:
+        return np.maximum(self.lungs["left"], self.lungs["right"])
+
+    def dome(self, side: str) -> float:
+        return self.build.left_dome if side == "left" else self.build.right_dome
+
+    def lung_outline(self, side: str) -> Points:
+        build, top = self.build, self.dome(side)
+        floor = top + build.dome_rise
+        y = np.linspace(floor - 0.03, 0.03, 24)
+        wall = np.stack([build.wall(y), y], 1)
+        c = build.cage
+        apex = curve([tuple(wall[-1]), (0.38 * c, -0.01), (0.22 * c, 0.025), (0.14 * c, 0.12), (0.12 * c, 0.6)])
+        rise = build.dome_rise
+        base = curve([
+            (0.12 * c, top + 0.35 * rise), (0.3 * c, top + 0.08 * rise), (0.48 * c, top), (0.7 * c, top + 0.22 * rise),
+            (0.87 * c, top + 0.62 * rise), (0.965 * c, floor), tuple(wall[0]),
+        ])  # fmt: skip
+        return mirrored(np.concatenate([wall, apex, base]), sign_of(side))
+
+    def render(self) -> Map:
+        """Sum the layers along the beam and give the grey a film would show, in [0, 1], white = dense."""
+        beam = self.soft * (1 - 0.68 * self.air - self.gas) + 0.17 * self.vessels * self.air + self.bones + self.extra
+        return tone(beam, self.sheet, self.rng)
+
+
+def sign_of(side: str) -> float:
+    """+1 for the patient's left, which is on the right of the picture."""
+    return 1.0 if side == "left" else -1.0
+
+
+def _soft_tissue(thorax: Thorax) -> Map:
+    sheet, build = thorax.sheet, thorax.build
+    g = build.girth
+    flank = build.cage + 0.09 * g
+    trunk = [(0.13, -0.6), (0.135, -0.28), (0.2, -0.17), (0.42, -0.1), (0.62, -0.03), (0.7, 0.12), (0.66, 0.3),
+             (flank + 0.04, 0.42), (flank, 0.6), (flank, 1.0), (flank + 0.01, 1.6)]  # fmt: skip
+    arm = curve([(0.62, -0.03), (0.8, 0.05), (0.92, 0.4), (1.0, 1.0), (0.82, 1.0), (0.74, 0.5), (0.62, 0.25)])
+    outlines = [curve(trunk)]
+    body = np.concatenate([outlines[0], mirrored(outlines[0], -1)[::-1]])
+    torso = sheet.fill(body, soft=0.004)
+    core = sheet.blur(torso, 0.05)
+    arms = sheet.fill(arm, mirrored(arm, -1), soft=0.012)
+    x, y = sheet.grid()
+    depth = 0.62 + 0.5 / (1 + np.exp(-(y - 0.95) / 0.07)) + 0.1 / (1 + np.exp(-(y + 0.0) / 0.1))
+    middle = 0.34 * np.exp(-((x / 0.24) ** 2))
+    soft = torso * (0.25 + 0.75 * core**1.6) * (depth + middle) * (0.85 + 0.15 * g) + 0.45 * arms * (1 - torso)
+    return soft.astype(np.float32)
+
+
+def _breasts(thorax: Thorax) -> Map:
+    x, y = thorax.sheet.grid()
+    breasts = np.zeros_like(x)
+    for sign in (-1, 1):
+        away = ((x - sign * 0.29) / 0.23) ** 2 + ((y - 0.72) / 0.29) ** 2
+        breasts += np.clip(1 - away, 0, 1) ** 0.45 * (0.2 + 0.8 * np.clip((y - 0.55) / 0.35, 0, 1))
+    return thorax.build.breasts * 0.1 * breasts
+
+
+def _mediastinum(thorax: Thorax) -> Map:
+    sheet, build = thorax.sheet, thorax.build
+    hr, hl, base = build.heart_right, build.heart_left, build.left_dome
+    left = curve([(0.055, -0.4), (0.06, -0.05), (0.072, 0.12), (0.1, 0.22), (0.108, 0.28), (0.088, 0.345), (0.098, 0.41),
+                  (0.3 * hl + 0.04, 0.49), (0.66 * hl + 0.01, 0.6), (0.93 * hl, 0.75), (hl, 0.88), (0.93 * hl, 0.98),
+                  (0.6 * hl, base + 0.07), (0.06, base + 0.12)])  # fmt: skip
+    right = curve([(-0.05, base + 0.12), (-0.75 * hr, base), (-hr, 0.84), (-0.98 * hr, 0.7), (-0.7 * hr, 0.54),
+                   (-0.07, 0.42), (-0.072, 0.2), (-0.065, 0.0), (-0.055, -0.4)])  # fmt: skip
+    mask = sheet.fill(np.concatenate([left, right]), soft=0.005)
+    core = sheet.blur(mask, 0.05)
+    return np.clip(mask * (0.62 + 0.5 * core), 0, 1).astype(np.float32)
+
+
+def _air(thorax: Thorax) -> Map:
+    sheet, build = thorax.sheet, thorax.build
+    lung = thorax.lung
+    x, y = sheet.grid()
+    depth = lung * (0.55 + 0.45 * sheet.blur(lung, 0.04))
+    # The lung goes on behind the dome, down to a sulcus that the frontal film shows as a fading shade.
+    behind = np.clip((build.wall(y) - np.abs(x)) / 0.05, 0, 1) * np.exp(-np.clip(y - 0.95, 0, 9) / 0.08) * (y > 0.85)
+    depth = np.maximum(depth, 0.28 * behind * (1 - sheet.blur(lung, 0.002)))
+    trachea = curve([(0.0, -0.6), (0.002, -0.1), (-0.006, 0.15), (-0.012, 0.33)])
+    tubes = [(trachea, 0.046, 0.8)]
+    for sign, reach in ((-1.0, 0.11), (1.0, 0.14)):
+        bronchus = curve([(-0.012, 0.31), (sign * 0.05 - 0.01, 0.385), (sign * reach, 0.45)])
+        tubes.append((bronchus, 0.03, 0.55))
+    airway = sheet.lines(tubes, soft=0.008)
+    heart = thorax.heart
+    air = depth * (1 - 0.97 * heart) * (0.8 + 0.2 * np.clip(y / 0.3, 0, 1))
+    return np.clip(build.aeration * air + 0.2 * airway, 0, 1.15).astype(np.float32)
+
+
+def _stomach(thorax: Thorax) -> Map:
+    """The bubble under the left dome: its roof follows the dome, its floor is a level of fluid."""
+    sheet, rng, dome = thorax.sheet, thorax.rng, thorax.build.left_dome
+    middle, half = rng.uniform(0.17, 0.22), rng.uniform(0.06, 0.1)
+    floor = dome + rng.uniform(0.13, 0.17)
+    bubble = curve([(middle - half, floor), (middle - 0.9 * half, dome + 0.07), (middle, dome + 0.035),
+                    (middle + half, dome + 0.075), (middle + 1.15 * half, floor)])  # fmt: skip
+    gut = [curve([(x + dx, y + dy) for dx, dy in ((-0.04, 0), (0, -0.03), (0.04, 0), (0, 0.025))], closed=True)
+           for x, y in rng.uniform((0.2, dome + 0.2), (0.42, dome + 0.34), (3, 2))]  # fmt: skip
+    return 0.17 * sheet.fill(bubble, soft=0.01) + 0.07 * sheet.fill(*gut, soft=0.016)
+
+
+def _vessels(thorax: Thorax) -> Map:
+    sheet, build, rng = thorax.sheet, thorax.build, thorax.rng
+    strokes: list[Stroke] = []
+    for side in ("left", "right"):
+        sign = sign_of(side)
+        angle = np.linspace(-1.5, 1.5, 15) + rng.normal(0, 0.08, 15)
+        hilum = (sign * 0.11, 0.42 if side == "left" else 0.46)
+        roots = hilum + rng.normal(0, 0.014, (15, 2)) + np.stack([0.01 * np.abs(angle), 0.09 * angle], 1)
+        widths = rng.uniform(0.009, 0.017, 15) * np.where(angle > 0, 1.2, 0.8)
+        heading = angle if sign > 0 else np.pi - angle
+        strokes += branches(rng, roots, heading, widths, length=0.09, forks=6)
+        trunk = curve([(sign * 0.1, 0.4), (sign * 0.13, 0.47), (sign * 0.15, 0.58), (sign * 0.17, 0.7)])
+        strokes.append((trunk, 0.028, 0.7))
+    tree = sheet.lines(strokes, soft=0.0014)
+    x, y = sheet.grid()
+    # Vessels thin out towards the wall, and in an upright person the lower half carries more blood.
+    reach = np.clip((build.wall(y) - np.abs(x)) / 0.12, 0, 1) * (0.55 + 0.45 * np.clip(y / 0.6, 0, 1))
+    mesh = 1 - 2.5 * np.abs(sheet.clouds(rng, grain=0.013) - 0.5) + 0.8 * (sheet.clouds(rng, grain=0.03) - 0.5)
+    hilum = sum(np.exp(-(((x - s * 0.13) / 0.05) ** 2 + ((y - 0.47) / 0.1) ** 2)) for s in (1, -1))
+    return (build.vessels * (tree * reach + 0.16 * mesh * (0.4 + 0.6 * reach) + 0.45 * hilum)).astype(np.float32)
+
+
+def rib_paths(build: Build, number: int, sign: float) -> tuple[Points, Points]:
+    """Centre lines of one rib (1 is the highest): from the spine to the flank, and from there to the front."""
+    y = -0.035 + 0.098 * (number - 1)
+    drop = 0.1 + 0.016 * number
+    out = float(build.wall(y + drop))
+    back = curve([(0.035, y + 0.012), (0.3 * out, y - 0.018), (0.62 * out, y + 0.01), (0.88 * out, y + 0.45 * drop), (0.99 * out, y + drop)])
+    low = y + drop + 0.07 + 0.014 * number
+    front = curve([(0.99 * out, y + drop), (float(build.wall(low)) * 0.955, low - 0.025), (0.78 * out, low + 0.05), (0.5 * out, low + 0.115 + 0.006 * number)])
+    return mirrored(back, sign), mirrored(front, sign)
+
+
+def _bones(thorax: Thorax) -> Map:
+    sheet, build = thorax.sheet, thorax.build
+    back, front = [], []
+    for sign in (-1.0, 1.0):
+        for number in range(1, 11):
+            behind, before = (path + (0, thorax.rng.normal(0, 0.004)) for path in rib_paths(build, number, sign))
+            back.append(ribbon(behind, np.interp(np.linspace(0, 1, len(behind)), [0, 0.3, 1], [0.022, 0.034, 0.03])))
+            if number <= 7:
+                front.append(ribbon(before, np.linspace(0.03, 0.04, len(before))))
+    x, y = sheet.grid()
+    fade = np.clip((np.abs(x) / build.cage - 0.42) / 0.3, 0, 1)  # towards the breastbone ribs are cartilage
+    ribs = 0.11 * bone(sheet, back, cortex=0.009) * (1 - 0.5 * thorax.heart) + 0.085 * fade * bone(sheet, front, cortex=0.011)
+    ribs *= 1 - 0.55 * np.clip((y - 0.98) / 0.08, 0, 1)  # little of a rib comes through the liver
+    return ribs + _girdle(sheet) + _spine(sheet) * (1 - 0.55 * thorax.heart)
+
+
+def _girdle(sheet: Sheet) -> Map:
+    """Clavicles, shoulder blades and the heads of the arm bones."""
+    long, flat = [], []
+    for sign in (-1.0, 1.0):
+        clavicle = curve([(0.05, 0.125), (0.16, 0.1), (0.3, 0.05), (0.45, -0.015), (0.6, -0.04)])
+        widths = np.interp(np.linspace(0, 1, len(clavicle)), [0, 0.12, 0.6, 1], [0.062, 0.046, 0.034, 0.05])
+        humerus = curve([(0.69, 0.05), (0.75, 0.2), (0.82, 0.5), (0.88, 0.9)])
+        shaft = np.interp(np.linspace(0, 1, len(humerus)), [0, 0.1, 0.3, 1], [0.1, 0.12, 0.07, 0.06])
+        blade = [(0.47, -0.03), (0.58, -0.06), (0.65, 0.04), (0.61, 0.14), (0.57, 0.3), (0.515, 0.47), (0.495, 0.45), (0.47, 0.2)]
+        long += [mirrored(ribbon(clavicle, widths), sign), mirrored(ribbon(humerus, shaft), sign)]
+        flat.append(mirrored(curve(blade, closed=True), sign))
+    return 0.11 * bone(sheet, long, cortex=0.012) + 0.045 * bone(sheet, flat, cortex=0.012)
+
+
+def _spine(sheet: Sheet) -> Map:
+    blocks, spines, pedicles = [], [], []
+    for level in range(-4, 14):
+        y = -0.06 + 0.093 * level
+        half, tall = 0.042 + 0.0012 * level, 0.036
+        blocks.append(curve([(-half, y - tall), (0, y - tall + 0.004), (half, y - tall), (half * 0.88, y), (half, y + tall), (0, y + tall - 0.004), (-half, y + tall), (-half * 0.88, y)], closed=True))
+        spines.append(curve([(-0.007, y + 0.02), (0.007, y + 0.02), (0.01, y + 0.065), (0, y + 0.078), (-0.01, y + 0.065)], closed=True))
+        pedicles += [curve([(s * 0.03 + dx, y - 0.012 + dy) for dx, dy in ((0, -0.013), (0.008, 0), (0, 0.013), (-0.008, 0))], closed=True) for s in (-1, 1)]
+    return 0.075 * bone(sheet, blocks, cortex=0.01) + 0.045 * bone(sheet, spines + pedicles, cortex=0.008)

@@ -5,7 +5,8 @@ import os
 from alembic import context
 from sqlalchemy import Connection
 
-from db.models import Base
+import db.models  # noqa: F401 - fills the metadata
+from db.base import Base
 from db.session import make_engine
 
 LOCK_TIMEOUT = "5s"  # a migration that can't get its lock gives up, rather than queueing every reader behind it

@@ -1,0 +1,59 @@
+"""The checkpoints the house knows and which of them is live."""
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db.base import database_now
+from db.models import Audit, Checkpoint
+from db.upsert import insert
+
+
+class UnknownCheckpoint(LookupError):
+    """No checkpoint with this digest is registered."""
+
+
+def champion(session: Session) -> Checkpoint | None:
+    """The checkpoint that ranks, or None before the first."""
+    return session.scalars(select(Checkpoint).where(Checkpoint.state == "champion")).one_or_none()
+
+
+def by_digest(session: Session, digest: str) -> Checkpoint:
+    """The one checkpoint whose digest begins with `digest` (8 characters or more are enough for people)."""
+    found = session.scalars(select(Checkpoint).where(Checkpoint.digest.startswith(digest, autoescape=True))).all()
+    if len(found) != 1:
+        raise UnknownCheckpoint(f"{len(found)} registered checkpoints have a digest that begins with {digest!r}")
+    return found[0]
+
+
+def register(session: Session, *, digest: str, path: str, network: str, header: dict[str, Any], by: str) -> Checkpoint:
+    """Record a checkpoint as a challenger, or find it; its path follows the file."""
+    now = database_now(session)
+    statement = insert(session, Checkpoint).values(
+        digest=digest,
+        path=path,
+        network=network,
+        header=header,
+        state="challenger",
+        state_changed_at=now,
+        state_changed_by=by,
+        registered_at=now,
+    )
+    session.execute(statement.on_conflict_do_update(index_elements=["digest"], set_={"path": path}))
+    return session.scalars(select(Checkpoint).where(Checkpoint.digest == digest)).one()
+
+
+def set_state(session: Session, checkpoint: Checkpoint, state: str, *, by: str, reason: str | None = None) -> None:
+    """Move a checkpoint to `state`; a new champion retires the old one in the same transaction."""
+    now = database_now(session)
+    if state == "champion" and (old := champion(session)) is not None and old.id != checkpoint.id:
+        _move(old, "retired", now, by, f"replaced by {checkpoint.digest[:12]}")
+        session.flush()  # the unique index allows one champion at a time
+    _move(checkpoint, state, now, by, reason)
+    session.add(Audit(at=now, actor=by, action=f"checkpoint {state}", detail={"digest": checkpoint.digest}))
+
+
+def _move(checkpoint: Checkpoint, state: str, now: Any, by: str, reason: str | None) -> None:
+    checkpoint.state, checkpoint.state_changed_at = state, now
+    checkpoint.state_changed_by, checkpoint.state_reason = by, reason

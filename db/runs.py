@@ -1,0 +1,80 @@
+"""Runs: a night's work, or one `nightread score`, with the ranks as they stood at its end."""
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import func, select, text, update
+from sqlalchemy.orm import Session
+
+from db.base import database_now
+from db.models import Instance, Run, RunRank, Study
+
+
+def open_run(
+    session: Session, *, kind: str, checkpoint_id: int, policy_id: int, settings: dict[str, Any], shared: bool
+) -> int:
+    """The id of a run to work under: a new one, or with `shared` the open one of this kind, checkpoint and policy."""
+    if shared:
+        same = (Run.kind == kind, Run.checkpoint_id == checkpoint_id, Run.policy_id == policy_id)
+        found = session.scalar(select(func.max(Run.id)).where(Run.finished_at.is_(None), *same))
+        if found is not None:
+            return found
+    run = Run(
+        kind=kind,
+        started_at=database_now(session),
+        checkpoint_id=checkpoint_id,
+        policy_id=policy_id,
+        settings=settings,
+    )
+    session.add(run)
+    session.flush()
+    return run.id
+
+
+def touch(session: Session, run_id: int) -> None:
+    """Note that the run has just settled something."""
+    session.execute(update(Run).where(Run.id == run_id).values(last_settled_at=database_now(session)))
+
+
+def close(session: Session, run_id: int) -> None:
+    """End a run: count what it settled and keep the reading order as it stands."""
+    counts = dict(
+        session.execute(select(Study.state, func.count()).where(Study.run_id == run_id).group_by(Study.state))
+        .tuples()
+        .all()
+    )
+    films = select(func.count()).join(Study).where(Study.run_id == run_id, Instance.state == "scored")
+    session.execute(
+        update(Run)
+        .where(Run.id == run_id, Run.finished_at.is_(None))
+        .values(
+            finished_at=database_now(session),
+            films=session.scalar(films.select_from(Instance)) or 0,
+            **{state: counts.get(state, 0) for state in ("scored", "skipped", "quarantined")},
+        )
+    )
+    session.execute(
+        text(
+            "INSERT INTO run_rank (run_id, study_id, priority_rank, category, urgency, overdue) "
+            "SELECT :run_id, study_id, priority_rank, category, urgency, overdue FROM worklist"
+        ),
+        {"run_id": run_id},
+    )
+
+
+def close_idle(session: Session, *, idle_minutes: float) -> list[int]:
+    """End the open night runs when nothing waits any more and nothing was settled lately; returns their ids."""
+    if session.scalar(select(Study.id).where(Study.state.in_(("waiting", "claimed"))).limit(1)) is not None:
+        return []
+    before = database_now(session) - timedelta(minutes=idle_minutes)
+    quiet = func.coalesce(Run.last_settled_at, Run.started_at) < before
+    open_nights = select(Run.id).where(Run.finished_at.is_(None), Run.kind == "night", quiet)
+    idle = list(session.scalars(open_nights.with_for_update(skip_locked=True)))
+    for run_id in idle:
+        close(session, run_id)
+    return idle
+
+
+def latest(session: Session) -> Run | None:
+    """The run that was started last."""
+    return session.scalars(select(Run).order_by(Run.id.desc()).limit(1)).one_or_none()

@@ -1,0 +1,21 @@
+"""The reading order, read only. Ranks are computed by the views when they are asked for, so they are never stale."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import Boolean, RowMapping, text
+from sqlalchemy.orm import Session
+
+from db.base import UtcDateTime
+
+HEAD = 100  # what the view next_to_read holds: the head of the list, at a cost that does not grow with it
+
+# SQLite keeps moments as text and truth as 0 or 1; only a typed column turns them back.
+_TYPES = {"acquired_at": UtcDateTime(), "received_at": UtcDateTime(), "stat": Boolean(), "overdue": Boolean()}
+
+
+def worklist(session: Session, *, limit: int | None = None) -> Sequence[RowMapping]:
+    """The unread studies in reading order: all, or the first `limit`."""
+    view = "next_to_read" if limit is not None and limit <= HEAD else "worklist"
+    bound = "" if limit is None else " LIMIT :limit"
+    statement = text(f"SELECT * FROM {view} ORDER BY priority_rank{bound}").columns(**_TYPES)  # noqa: S608 - two names
+    return session.execute(statement, {"limit": limit} if bound else {}).mappings().all()

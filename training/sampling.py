@@ -95,7 +95,7 @@ def undersample(
 def oversample(manifest: pd.DataFrame, *, rng: np.random.Generator, at_least: float = 0.05) -> pd.DataFrame:
     """Training films with a finding rarer than `at_least` repeated, the rarer the oftener; the index repeats with them.
 
-    Repeat-factor sampling (Gupta et al., LVIS, CVPR 2019): a film comes sqrt(at_least / frequency of its rarest finding)
+    Repeat-factor sampling (Gupta et al., LVIS, CVPR 2019): a film comes sqrt(at_least / its rarest frequency)
     times, never less than once; the fraction is drawn. Validation and test stay as they are.
     """
     findings = list(findings_in(manifest))
@@ -109,7 +109,7 @@ def oversample(manifest: pd.DataFrame, *, rng: np.random.Generator, at_least: fl
 
 
 def choose(manifest: pd.DataFrame, findings: Sequence[str]) -> pd.DataFrame:
-    """The manifest with labels for these findings alone; a film that carries only others is then one without findings."""
+    """The manifest with labels for these findings alone; a film that carries only others then carries none."""
     if unknown := set(findings) - set(findings_in(manifest)):
         raise ValueError(f"the manifest has no labels for {', '.join(sorted(unknown))}")
     return manifest.drop(columns=[finding for finding in findings_in(manifest) if finding not in findings])
@@ -125,8 +125,8 @@ def save_lists(manifest: pd.DataFrame, folder: Path) -> None:
 
 def split_by_lists(manifest: pd.DataFrame, lists: Mapping[str, Path]) -> pd.DataFrame:
     """The split that lists of image names say (split -> file); a film in none of them gets ""."""
-    splits = {image: split for split, path in lists.items() for image in path.read_text().split("\n") if image}
-    return manifest.assign(split=manifest["image"].map(lambda image: splits.get(image.strip(), "")))
+    splits = {image: split for split, path in lists.items() for image in path.read_text().splitlines()}
+    return manifest.assign(split=manifest["image"].map(lambda image: splits.get(image, "")))
 
 
 def _drawn(groups: np.ndarray, *, shares: Sequence[float], rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,76 @@
+"""NIH ChestX-ray14: its tables, its official split, its second readers, and where it comes from.
+
+Wang et al., ChestX-ray8, CVPR 2017, pp. 3462-3471; images and tables: https://nihcc.app.box.com/v/ChestXray-NIHCC
+"""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from training.findings import FINDINGS, findings_of
+from training.manifest import checked, frontal, years
+
+KAGGLE: Final = "nih-chest-xrays/data"
+TRAIN_VAL_LIST: Final = "train_val_list.txt"
+TEST_LIST: Final = "test_list.txt"
+
+# The header's "OriginalImage[Width,Height]" holds a comma, so it reads as more columns than it means, and the 2017 file
+# ends its lines with one more. The first seven columns are the same in both, and the only ones needed.
+_COLUMNS: Final = ("image", "labels", "follow_up", "patient_id", "age_years", "sex", "view_position")
+_ADJUDICATED: Final = {"Nodule or mass": "Mass", "Airspace opacity": "Consolidation", "Pneumothorax": "Pneumothorax"}
+
+
+def is_nih(table: Path) -> bool:
+    """Whether a CSV is NIH's own table, by its header."""
+    return {"Image Index", "Finding Labels"} <= set(pd.read_csv(table, nrows=0, index_col=False).columns)
+
+
+def read_nih(table: Path, *, lists: Path | None = None) -> pd.DataFrame:
+    """The manifest of Data_Entry_2017.csv or Data_Entry_2017_v2020.csv, also gzipped: AP and PA films, 11 findings.
+
+    `lists` is the folder of train_val_list.txt and test_list.txt; without it `split` is empty. Follow-up # is left out:
+    it says how ill a patient is and would be learned instead of the film.
+    """
+    raw = pd.read_csv(table, header=0, names=_COLUMNS, usecols=range(7), index_col=False, dtype="string",
+                      keep_default_na=False)
+    manifest = raw[["image", "patient_id"]].assign(
+        age_years=years(raw["age_years"]), sex=raw["sex"], view_position=raw["view_position"], split=""
+    )
+    if lists is not None:
+        manifest["split"] = _official_split(manifest["image"], lists)
+    combinations, combination = np.unique(raw["labels"].to_numpy(dtype=str), return_inverse=True)  # 836 of them
+    labels = np.stack([findings_of(words) for words in combinations])[combination]  # (N, 11)
+    return frontal(checked(pd.concat([manifest, pd.DataFrame(labels, columns=list(FINDINGS))], axis=1)))
+
+
+def _official_split(images: pd.Series, lists: Path) -> pd.Series:
+    """For each image "train_val", "test", or "" when it is in neither list."""
+    splits = {
+        image: split
+        for split, name in (("train_val", TRAIN_VAL_LIST), ("test", TEST_LIST))
+        for image in (lists / name).read_text().split()
+    }
+    return images.map(lambda image: splits.get(image, "")).astype("string")
+
+
+def read_adjudicated(table: Path) -> pd.DataFrame:
+    """The labels that radiologists agreed on for 4,376 NIH films (Majkowska et al., Radiology 2020; 294:421).
+
+    image, and 0/1 columns for the three of our findings they stand for: Mass ("nodule or mass"), Consolidation
+    ("airspace opacity", a little wider than NIH's three labels) and Pneumothorax. Fracture is none of ours.
+    """
+    raw = pd.read_csv(table, index_col=False)
+    labels = {finding: (raw[name] == "YES").astype("uint8") for name, finding in _ADJUDICATED.items()}
+    return pd.DataFrame({"image": raw["Image Index"], **labels})
+
+
+def fetch(folder: Path) -> Path:
+    """Download the set from Kaggle (42 GB, unpacked by kagglehub) into `folder`, and return where it lies.
+
+    Needs a Kaggle token, as KAGGLE_API_TOKEN or in ~/.kaggle, and room for the download and its contents at once.
+    """
+    import kagglehub
+
+    return Path(kagglehub.dataset_download(KAGGLE, output_dir=str(folder)))

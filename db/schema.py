@@ -8,6 +8,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
+from db import roles
+
 UPGRADE_LOCK = 0x6E69676874  # "night": PostgreSQL's advisory lock that keeps two upgrades apart
 
 
@@ -24,6 +26,7 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     with engine.begin() as connection:
         _lock(connection)
         command.upgrade(alembic_config(connection), revision)
+        roles.grant(connection)
 
 
 def downgrade(engine: Engine, revision: str) -> None:

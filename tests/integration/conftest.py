@@ -56,6 +56,13 @@ def own_postgres() -> Iterator[PostgresServer]:
         yield started(PostgresServer, stack)
 
 
+@pytest.fixture(scope="module")
+def module_postgres() -> Iterator[PostgresServer]:
+    """A running PostgreSQL of one test module, which may change what all databases of a server share: roles."""
+    with ExitStack() as stack:
+        yield started(PostgresServer, stack)
+
+
 @pytest.fixture
 def own_redis() -> Iterator[RedisServer]:
     """A running Redis that this test may stop, kill, empty and pause."""

@@ -1,0 +1,123 @@
+"""Database roles on a real server: the reader reads the morning and cannot read a patient."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from servers import PostgresServer
+from sqlalchemy import Engine, create_engine, inspect, make_url, text
+from sqlalchemy.exc import OperationalError, ProgrammingError
+
+from db import roles, schema
+from db.session import make_engine
+
+PASSWORDS = {role: f"canary'{role}\"; %" for role in roles.ROLES}
+
+
+@dataclass(frozen=True)
+class Site:
+    server: PostgresServer
+    admin: Engine
+
+    def as_role(self, role: str, *, password: str | None = None) -> Engine:
+        url = make_url(self.server.url).set(username=role, password=password or PASSWORDS[role])
+        return create_engine(url)
+
+
+@pytest.fixture(scope="module")
+def site(module_postgres: PostgresServer) -> Iterator[Site]:
+    """A database made as docker/compose.yaml makes it: roles first, then the schema by the role that owns it."""
+    admin = make_engine(module_postgres.url)
+    site = Site(module_postgres, admin)
+    roles.create_roles(admin, PASSWORDS)
+    migrate = site.as_role(roles.MIGRATE)
+    schema.upgrade(migrate)
+    migrate.dispose()
+    yield site
+    admin.dispose()
+
+
+def denied(engine: Engine, statement: str) -> bool:
+    """Whether the server refuses this for want of a right (and not for any other reason)."""
+    with engine.connect() as connection:
+        try:
+            connection.execute(text(statement))
+        except ProgrammingError as error:
+            return "permission denied" in str(error)
+    return False
+
+
+def test_reader_reads_every_view(site: Site) -> None:
+    reader = site.as_role(roles.READER)
+    views = inspect(site.admin).get_view_names()
+    assert {"worklist", "study_findings", "finding_score"} <= set(views)
+    with reader.connect() as connection:
+        for view in views:
+            assert connection.execute(text(f"SELECT * FROM {view}")).all() == []  # noqa: S608
+    reader.dispose()
+
+
+def test_reader_reads_no_table_and_so_no_patient(site: Site) -> None:
+    reader = site.as_role(roles.READER)
+    tables = inspect(site.admin).get_table_names()
+    assert {"study", "instance", "site", "review"} <= set(tables)
+    assert [table for table in tables if not denied(reader, f"SELECT * FROM {table}")] == []  # noqa: S608
+    assert denied(reader, "SELECT patient_key FROM study")
+    reader.dispose()
+
+
+def test_reader_changes_nothing_even_after_it_leaves_read_only_mode(site: Site) -> None:
+    reader = site.as_role(roles.READER)
+    with reader.connect() as connection:
+        connection.execute(text("SET default_transaction_read_only = off"))
+        connection.commit()
+        for statement in ("CREATE TABLE mine (id int)", "CREATE TEMP TABLE mine (id int)", "DELETE FROM study"):
+            with pytest.raises(ProgrammingError, match="permission denied"):
+                connection.execute(text(statement))
+            connection.rollback()
+    reader.dispose()
+
+
+def test_worker_writes_rows_but_changes_neither_schema_nor_history(site: Site) -> None:
+    worker = site.as_role(roles.WORKER)
+    with worker.begin() as connection:
+        connection.execute(text("INSERT INTO rejected_file (path_digest, path, reason, received_at) "
+                                "VALUES ('d', 'p', 'not_dicom', now())"))  # fmt: skip
+        connection.execute(text("UPDATE rejected_file SET reason = 'empty_file'"))
+        connection.execute(text("DELETE FROM rejected_file"))
+        connection.execute(text("INSERT INTO audit (at, actor, action, detail) VALUES (now(), 'me', 'did', '{}')"))
+    for statement in (
+        "DROP TABLE study",
+        "CREATE TABLE mine (id int)",
+        "UPDATE audit SET actor = 'someone'",
+        "DELETE FROM audit",
+        "UPDATE alembic_version SET version_num = '0'",
+    ):
+        with worker.connect() as connection, pytest.raises(ProgrammingError, match=r"permission denied|must be owner"):
+            connection.execute(text(statement))
+    assert schema.current_revision(worker) == schema.head_revision()
+    worker.dispose()
+
+
+def test_new_passwords_replace_the_old_ones(site: Site) -> None:
+    roles.create_roles(site.admin, dict.fromkeys(roles.ROLES, "new"))
+    with pytest.raises(OperationalError, match="password authentication failed"):
+        site.as_role(roles.WORKER).connect()
+    site.as_role(roles.WORKER, password="new").connect().close()
+    roles.create_roles(site.admin, PASSWORDS)
+
+
+def test_passwords_do_not_reach_the_server_s_log(site: Site) -> None:
+    with site.admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("ALTER SYSTEM SET log_statement = 'all'"))
+        connection.execute(text("SELECT pg_reload_conf()"))
+    roles.create_roles(site.admin, PASSWORDS)
+    assert "ALTER ROLE" in site.server.log()
+    assert "canary" not in site.server.log()
+
+
+def test_upgrade_needs_no_roles(postgres_url: str) -> None:
+    engine = make_engine(postgres_url)
+    schema.upgrade(engine)
+    assert schema.current_revision(engine) == schema.head_revision()
+    engine.dispose()

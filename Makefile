@@ -39,7 +39,7 @@ lock: $(VENV)/installed-for-tests  ## Write the newest versions that fit togethe
 	$(BIN)/python -c 'import json; \
 	  found = [item["metadata"] for item in json.load(open("build/lock.json"))["install"]]; \
 	  pins = {each["name"] + "==" + each["version"] for each in found if each["name"] != "nightread"}; \
-	  print(*sorted(pins, key=str.lower), sep="\n")' > constraints.txt
+	  print(*sorted(pins, key=lambda pin: pin.lower().split("==")), sep="\n")' > constraints.txt
 
 help:  ## List these commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16

@@ -40,7 +40,8 @@ def pneumothorax(thorax: Thorax, side: str) -> None:
     sheet, sign = thorax.sheet, sign_of(side)
     outline = thorax.lung_outline(side)
     root = np.array([sign * 0.13, 0.62])
-    away = np.clip((np.abs(outline[:, 0]) - 0.08) / 0.16, 0, 1) * np.sqrt(np.clip((1.1 - outline[:, 1]) / 0.6, 0, 1))
+    away = np.clip((np.abs(outline[:, 0]) - 0.08) / 0.16, 0, 1) * np.sqrt(np.clip((0.98 - outline[:, 1]) / 0.6, 0, 1))
+    away = np.convolve(np.pad(away, 3, mode="edge"), np.full(7, 1 / 7), mode="valid")
     pleura = root + (outline - root) * (1 - thorax.rng.uniform(0.17, 0.26) * away)[:, None]
     inside = sheet.fill(pleura, soft=0.003)
     beyond = thorax.lungs[side] * (1 - inside)
@@ -57,10 +58,9 @@ def effusion(thorax: Thorax, side: str) -> None:
 
 
 def _fluid(thorax: Thorax, side: str, *, level: float, climb: float) -> None:
-    x, y = thorax.sheet.grid()
+    x, y = thorax.sheet.grid
     across = x * sign_of(side)
-    wall = thorax.build.wall(y)
-    surface = level - climb * np.exp(-np.clip(wall - across, 0, 1) / 0.06) - 0.4 * climb * np.exp(-np.clip(across - 0.1, 0, 1) / 0.06)
+    surface = level - climb * np.exp(-np.clip(thorax.wall - across, 0, 1) / 0.06) - 0.4 * climb * np.exp(-np.clip(across - 0.1, 0, 1) / 0.06)
     wet = (across > 0) / (1 + np.exp(-np.clip((y - surface) / 0.016, -40, 40)))
     _solidify(thorax, 0.97 * wet)
 
@@ -83,7 +83,7 @@ def consolidation(thorax: Thorax, side: str) -> None:
 
 
 def _blob(thorax: Thorax, centre: tuple[float, float], radius: float) -> Map:
-    x, y = thorax.sheet.grid()
+    x, y = thorax.sheet.grid
     distance = np.hypot(x - centre[0], 0.9 * (y - centre[1])) / radius
     return np.exp(-(distance**3)).astype(np.float32)
 
@@ -146,11 +146,11 @@ def fibrosis(thorax: Thorax, side: str) -> None:
     """A net of scars, thickest at the bases and under the pleura."""
     del side
     sheet, rng, build = thorax.sheet, thorax.rng, thorax.build
-    x, y = sheet.grid()
+    x, y = sheet.grid
     net = np.zeros_like(x)
     for grain in (0.014, 0.022, 0.034):
         net = np.maximum(net, np.clip(1 - 9 * np.abs(sheet.clouds(rng, grain=grain) - 0.5), 0, 1))
-    rim = np.exp(-np.clip(build.wall(y) - np.abs(x), 0, 1) / 0.12)
+    rim = np.exp(-np.clip(thorax.wall - np.abs(x), 0, 1) / 0.12)
     where = np.clip((y - 0.35) / 0.5, 0, 1) * (0.35 + 0.65 * rim)
     _solidify(thorax, where * (0.34 * net + 0.2))
 
@@ -172,7 +172,7 @@ def hernia(thorax: Thorax, side: str) -> None:
     turn = np.linspace(0, 2 * np.pi, 60)
     ring = centre + radius * np.stack([1.15 * np.cos(turn), np.sin(turn)], 1)
     sac = sheet.fill(ring, soft=0.003)
-    _, y = sheet.grid()
+    _, y = sheet.grid
     gas = sac * (y < centre[1] - 0.01)
     thorax.extra += 0.08 * sac - 0.2 * gas + 0.05 * sheet.lines([(ring, 0.008, 1.0)], soft=0.001)
     thorax.vessels *= 1 - 0.7 * sac

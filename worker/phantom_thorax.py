@@ -5,6 +5,7 @@ phantom_findings), so that a consolidation swallows its vessels and a pneumothor
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -63,6 +64,11 @@ class Thorax:
     def lung(self) -> Map:
         return np.maximum(self.lungs["left"], self.lungs["right"])
 
+    @cached_property
+    def wall(self) -> Map:
+        """Half the width of the rib cage at every pixel's height."""
+        return self.build.wall(self.sheet.grid[1]).astype(np.float32)
+
     def dome(self, side: str) -> float:
         return self.build.left_dome if side == "left" else self.build.right_dome
 
@@ -103,7 +109,7 @@ def _soft_tissue(thorax: Thorax) -> Map:
     torso = sheet.fill(body, soft=0.004)
     core = sheet.blur(torso, 0.05)
     arms = sheet.fill(arm, mirrored(arm, -1), soft=0.012)
-    x, y = sheet.grid()
+    x, y = sheet.grid
     depth = 0.62 + 0.5 / (1 + np.exp(-(y - 0.95) / 0.07)) + 0.1 / (1 + np.exp(-(y + 0.0) / 0.1))
     middle = 0.34 * np.exp(-((x / 0.24) ** 2))
     soft = torso * (0.25 + 0.75 * core**1.6) * (depth + middle) * (0.85 + 0.15 * g) + 0.45 * arms * (1 - torso)
@@ -111,7 +117,7 @@ def _soft_tissue(thorax: Thorax) -> Map:
 
 
 def _breasts(thorax: Thorax) -> Map:
-    x, y = thorax.sheet.grid()
+    x, y = thorax.sheet.grid
     breasts = np.zeros_like(x)
     for sign in (-1, 1):
         away = ((x - sign * 0.29) / 0.23) ** 2 + ((y - 0.72) / 0.29) ** 2
@@ -135,10 +141,10 @@ def _mediastinum(thorax: Thorax) -> Map:
 def _air(thorax: Thorax) -> Map:
     sheet, build = thorax.sheet, thorax.build
     lung = thorax.lung
-    x, y = sheet.grid()
+    x, y = sheet.grid
     depth = lung * (0.55 + 0.45 * sheet.blur(lung, 0.04))
     # The lung goes on behind the dome, down to a sulcus that the frontal film shows as a fading shade.
-    behind = np.clip((build.wall(y) - np.abs(x)) / 0.05, 0, 1) * np.exp(-np.clip(y - 0.95, 0, 9) / 0.08) * (y > 0.85)
+    behind = np.clip((thorax.wall - np.abs(x)) / 0.05, 0, 1) * np.exp(-np.clip(y - 0.95, 0, 9) / 0.08) * (y > 0.85)
     depth = np.maximum(depth, 0.28 * behind * (1 - sheet.blur(lung, 0.002)))
     trachea = curve([(0.0, -0.6), (0.002, -0.1), (-0.006, 0.15), (-0.012, 0.33)])
     tubes = [(trachea, 0.046, 0.8)]
@@ -169,17 +175,15 @@ def _vessels(thorax: Thorax) -> Map:
     for side in ("left", "right"):
         sign = sign_of(side)
         angle = np.linspace(-1.5, 1.5, 15) + rng.normal(0, 0.08, 15)
-        hilum = (sign * 0.11, 0.42 if side == "left" else 0.46)
+        hilum = (sign * 0.08, 0.42 if side == "left" else 0.46)
         roots = hilum + rng.normal(0, 0.014, (15, 2)) + np.stack([0.01 * np.abs(angle), 0.09 * angle], 1)
         widths = rng.uniform(0.009, 0.017, 15) * np.where(angle > 0, 1.2, 0.8)
         heading = angle if sign > 0 else np.pi - angle
-        strokes += branches(rng, roots, heading, widths, length=0.09, forks=6)
-        trunk = curve([(sign * 0.1, 0.4), (sign * 0.13, 0.47), (sign * 0.15, 0.58), (sign * 0.17, 0.7)])
-        strokes.append((trunk, 0.028, 0.7))
+        strokes += branches(rng, roots, heading, widths, length=0.1, forks=6)
     tree = sheet.lines(strokes, soft=0.0014)
-    x, y = sheet.grid()
+    x, y = sheet.grid
     # Vessels thin out towards the wall, and in an upright person the lower half carries more blood.
-    reach = np.clip((build.wall(y) - np.abs(x)) / 0.12, 0, 1) * (0.55 + 0.45 * np.clip(y / 0.6, 0, 1))
+    reach = np.clip((thorax.wall - np.abs(x)) / 0.12, 0, 1) * (0.55 + 0.45 * np.clip(y / 0.6, 0, 1))
     mesh = 1 - 2.5 * np.abs(sheet.clouds(rng, grain=0.013) - 0.5) + 0.8 * (sheet.clouds(rng, grain=0.03) - 0.5)
     hilum = sum(np.exp(-(((x - s * 0.13) / 0.05) ** 2 + ((y - 0.47) / 0.1) ** 2)) for s in (1, -1))
     return (build.vessels * (tree * reach + 0.16 * mesh * (0.4 + 0.6 * reach) + 0.45 * hilum)).astype(np.float32)
@@ -205,9 +209,10 @@ def _bones(thorax: Thorax) -> Map:
             back.append(ribbon(behind, np.interp(np.linspace(0, 1, len(behind)), [0, 0.3, 1], [0.022, 0.034, 0.03])))
             if number <= 7:
                 front.append(ribbon(before, np.linspace(0.03, 0.04, len(before))))
-    x, y = sheet.grid()
+    x, y = sheet.grid
     fade = np.clip((np.abs(x) / build.cage - 0.42) / 0.3, 0, 1)  # towards the breastbone ribs are cartilage
     ribs = 0.11 * bone(sheet, back, cortex=0.009) * (1 - 0.5 * thorax.heart) + 0.085 * fade * bone(sheet, front, cortex=0.011)
+    ribs *= 0.3 + 0.7 * np.clip(np.abs(x) / 0.12, 0, 1)
     ribs *= 1 - 0.55 * np.clip((y - 0.98) / 0.08, 0, 1)  # little of a rib comes through the liver
     return ribs + _girdle(sheet) + _spine(sheet) * (1 - 0.55 * thorax.heart)
 
@@ -217,7 +222,7 @@ def _girdle(sheet: Sheet) -> Map:
     long, flat = [], []
     for sign in (-1.0, 1.0):
         clavicle = curve([(0.05, 0.125), (0.16, 0.1), (0.3, 0.05), (0.45, -0.015), (0.6, -0.04)])
-        widths = np.interp(np.linspace(0, 1, len(clavicle)), [0, 0.12, 0.6, 1], [0.062, 0.046, 0.034, 0.05])
+        widths = np.interp(np.linspace(0, 1, len(clavicle)), [0, 0.12, 0.6, 1], [0.056, 0.044, 0.034, 0.026])
         humerus = curve([(0.69, 0.05), (0.75, 0.2), (0.82, 0.5), (0.88, 0.9)])
         shaft = np.interp(np.linspace(0, 1, len(humerus)), [0, 0.1, 0.3, 1], [0.1, 0.12, 0.07, 0.06])
         blade = [(0.47, -0.03), (0.58, -0.06), (0.65, 0.04), (0.61, 0.14), (0.57, 0.3), (0.515, 0.47), (0.495, 0.45), (0.47, 0.2)]
@@ -235,3 +240,17 @@ def _spine(sheet: Sheet) -> Map:
         spines.append(curve([(-0.007, y + 0.02), (0.007, y + 0.02), (0.01, y + 0.065), (0, y + 0.078), (-0.01, y + 0.065)], closed=True))
         pedicles += [curve([(s * 0.03 + dx, y - 0.012 + dy) for dx, dy in ((0, -0.013), (0.008, 0), (0, 0.013), (-0.008, 0))], closed=True) for s in (-1, 1)]
     return 0.075 * bone(sheet, blocks, cortex=0.01) + 0.045 * bone(sheet, spines + pedicles, cortex=0.008)
+
+
+def bedside_wires(thorax: Thorax) -> None:
+    """What lies on a patient in bed: electrodes and their wires, and now and then a central line."""
+    sheet, rng = thorax.sheet, thorax.rng
+    strokes: list[Stroke] = []
+    for sign, height in ((-1.0, 0.18), (1.0, 0.2), (1.0, 0.86)):
+        x, y = sign * rng.uniform(0.26, 0.42), height + rng.normal(0, 0.05)
+        wire = curve([(x, y), (x + sign * 0.1, y + rng.normal(0, 0.12)), (sign * rng.uniform(0.1, 0.5), y + 0.4), (sign * 0.62, 1.4)])
+        strokes += [(wire, 0.005, 0.55), (np.array([(x, y - 0.012), (x, y + 0.012)]), 0.026, 1.0)]
+    if rng.random() < 0.5:
+        line = curve([(-0.5, 0.02), (-0.3, 0.06), (-0.12, 0.12), (-0.06, 0.25), (-0.065, 0.42)])
+        strokes.append((line, 0.007, 0.6))
+    thorax.extra += 0.3 * sheet.lines(strokes, soft=0.0012)

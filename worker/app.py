@@ -1,0 +1,79 @@
+"""The Celery app: broker, queues, schedule. What the tasks do stands in tasks.py and below it."""
+
+import ssl
+from typing import Any
+
+from celery import Celery
+from kombu import Queue
+
+from worker.errors import Unavailable
+from worker.settings import Settings
+
+SCORING, TRAINING = "scoring", "training"
+SCORE, SWEEP = "nightread.score", "nightread.sweep"
+
+
+def make_app(settings: Settings) -> Celery:
+    """A Celery app for these settings; nothing is connected yet. Raises Unavailable where no broker is set."""
+    if settings.broker_url is None:
+        raise Unavailable("NIGHTREAD_BROKER_URL is not set: there is no queue; use `nightread score` instead")
+    app = Celery("nightread", broker=settings.broker_url, set_as_current=False)
+    app.conf.update(
+        # JSON alone: a message is a row id, and nobody who can write to Redis can make a worker run code.
+        task_serializer="json",
+        accept_content=["json"],
+        result_backend=None,
+        task_ignore_result=True,
+        task_queues=[Queue(SCORING), Queue(TRAINING)],
+        task_default_queue=SCORING,
+        task_create_missing_queues=False,
+        # The ledger, not the broker, knows what is done. A message is acknowledged when it is taken: redelivery after
+        # Redis' visibility timeout would only ring twice, and the sweep rings for whatever a dead worker had taken.
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        # Time limits stand where they can be kept: per film in the decoders, per study by leases; threads can't be killed.
+        worker_hijack_root_logger=False,
+        worker_send_task_events=True,  # for Flower
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,  # a broker that is away for the night is waited for
+        broker_transport_options=transport_options(),
+        broker_use_ssl=tls(settings),
+        enable_utc=True,
+        timezone="UTC",
+        beat_scheduler="celery.beat:Scheduler",  # in memory: the persistent one keeps its schedule in a pickle
+        beat_schedule={
+            # A sweep that nobody takes in time is dropped: the next one does the same.
+            "sweep": {
+                "task": SWEEP,
+                "schedule": settings.sweep_seconds,
+                "options": {"expires": settings.sweep_seconds},
+            }
+        },
+    )
+    return app
+
+
+def transport_options() -> dict[str, Any]:
+    """Notice a dead connection within seconds rather than when the kernel does."""
+    return {
+        "socket_keepalive": True,
+        "socket_connect_timeout": 5,
+        "socket_timeout": 30,
+        "retry_on_timeout": True,
+        "health_check_interval": 10,
+    }
+
+
+def tls(settings: Settings) -> dict[str, Any] | None:
+    """TLS with verification for a rediss:// URL, by the given authority or the system's; None without TLS."""
+    if not (settings.broker_url or "").startswith("rediss://"):
+        return None
+    options: dict[str, Any] = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
+    return options | ({"ssl_ca_certs": str(settings.broker_ca_file)} if settings.broker_ca_file else {})
+
+
+def ring(app: Celery, study_ids: list[int]) -> None:
+    """Send one message per study: its row id and nothing else. Raises kombu's OperationalError while Redis is away."""
+    with app.producer_pool.acquire(block=True) as producer:
+        for study_id in study_ids:
+            app.send_task(SCORE, args=[study_id], queue=SCORING, producer=producer, retry=False)

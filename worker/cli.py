@@ -1,0 +1,250 @@
+"""The nightread command. Torch, Celery and pandas are imported by the commands that need them, not by `--help`."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from sqlalchemy.exc import OperationalError
+
+from training.checkpoint import CheckpointError
+from worker import logs
+from worker.errors import Unavailable
+from worker.settings import Settings
+
+DONE, SOME_QUARANTINED, WRONG_USAGE, UNAVAILABLE = 0, 1, 2, 3
+
+app = typer.Typer(
+    name="nightread",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # a traceback with local variables would print headers
+    help="Scores the night's chest films and says in SQL which to read first. Not a medical device.",
+)
+database = typer.Typer(no_args_is_help=True, help="The database's schema and roles.")
+app.add_typer(database, name="db")
+
+out, err = Console(), Console(stderr=True)
+
+Paths = Annotated[list[Path], typer.Argument(help="Files or folders (searched to the bottom) that hold DICOM.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def main() -> None:
+    """Run the command; what a person can mend is one line on standard error, not a traceback."""
+    try:
+        app()
+    except ValidationError as error:
+        problems = "; ".join(f"NIGHTREAD_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        _fail(f"a setting is wrong: {problems}", WRONG_USAGE)
+    except CheckpointError as error:
+        _fail(f"checkpoint: {error}", WRONG_USAGE)
+    except Unavailable as error:
+        _fail(str(error), UNAVAILABLE)
+    except OperationalError as error:
+        _fail(
+            f"the database does not answer or refuses ({type(error.orig).__name__}); see `nightread doctor`",
+            UNAVAILABLE,
+        )
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    err.print(f"[red]nightread:[/] {message}", highlight=False)
+    raise SystemExit(code)
+
+
+def _house() -> Any:
+    from worker.house import House
+
+    settings = Settings()
+    logs.configure(level=settings.log_level, style=settings.log_format)
+    return House(settings)
+
+
+@contextmanager
+def _progress(description: str, *, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error; yields what advances it."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=False) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _existing(paths: Sequence[Path]) -> list[Path]:
+    for path in paths:
+        if not path.exists():
+            raise typer.BadParameter(f"{path} does not exist")
+    return list(paths)
+
+
+def _receive(house: Any, paths: Sequence[Path]) -> Any:
+    from worker.intake import find_files, receive
+
+    paths = _existing(paths)
+    with _progress("Reading headers", total=sum(1 for _ in find_files(paths))) as advance:
+        return receive(house, paths, on_file=lambda: advance(1))
+
+
+# ------------------------------------------------------------------------------------------------- the night's work
+
+
+@app.command()
+def score(paths: Paths) -> None:
+    """Register and score everything at PATHS in this process: no broker, no worker."""
+    from db import ledger
+    from db.session import read_scope
+    from worker.scoring import open_scorer, score_waiting
+
+    house = _house()
+    received = _receive(house, paths)
+    with read_scope(house.engine) as session:
+        waiting = ledger.books(session).waiting
+    with open_scorer(house) as scorer, _progress("Scoring studies", total=waiting) as advance:
+        try:
+            tally = score_waiting(scorer, kind="score", on_settled=advance)
+        except KeyboardInterrupt:
+            _fail("stopped; what was scored is kept, and the next run goes on from here", 130)
+    out.print(f"{received.files} files: {received.new_instances} new instances, {received.known} known, "
+              f"{received.rejected} rejected.")  # fmt: skip
+    _print_books(house, as_json=False)
+    raise typer.Exit(SOME_QUARANTINED if tally.quarantined or tally.put_off else DONE)
+
+
+@app.command()
+def enqueue(paths: Paths) -> None:
+    """Register everything at PATHS and ring for the workers: one message per study, a row id and nothing else."""
+    from kombu.exceptions import OperationalError as BrokerAway
+
+    from db import ledger
+    from db.session import session_scope
+    from worker.app import make_app, ring
+
+    house = _house()
+    celery = make_app(house.settings)
+    received = _receive(house, paths)
+    with session_scope(house.engine) as session:
+        studies = ledger.studies_to_ring(
+            session, ring_again_minutes=house.settings.ring_again_minutes, limit=len(received.studies)
+        )
+    try:
+        ring(celery, studies)
+    except BrokerAway:
+        with session_scope(house.engine) as session:
+            ledger.mark_rung(session, studies, None)
+        _fail("the broker does not answer. Nothing is lost: all is registered, and the sweep will ring", UNAVAILABLE)
+    out.print(f"{received.files} files: {received.new_instances} new instances of {len(received.studies)} studies, "
+              f"{received.known} known, {received.rejected} rejected; {len(studies)} messages sent.")  # fmt: skip
+
+
+@app.command()
+def worker(
+    queue: Annotated[str, typer.Option(help="scoring or training.")] = "scoring",
+) -> None:
+    """Take messages and score, until it is told to stop (SIGTERM gives back what is in hand)."""
+    from worker.service import run_worker
+
+    run_worker(_house(), queue=queue)
+
+
+@app.command()
+def beat() -> None:
+    """Send what is due: a sweep every few seconds. Two of them do no harm."""
+    from worker.service import run_beat
+
+    run_beat(_house())
+
+
+@app.command()
+def requeue(
+    study: Annotated[str | None, typer.Option(help="One Study Instance UID.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Only those with this reason, as `status` names it.")] = None,
+) -> None:
+    """Let quarantined studies try again."""
+    from db import ledger
+    from db.session import session_scope
+
+    house = _house()
+    with session_scope(house.engine) as session:
+        ids = ledger.requeue(session, study_instance_uid=study, reason=reason)
+    out.print(f"{len(ids)} studies wait again; `nightread score` or the next sweep takes them.")
+
+
+# -------------------------------------------------------------------------------------------------------- the morning
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """The books: received = scored + skipped + quarantined + waiting, and why."""
+    _print_books(_house(), as_json=as_json)
+
+
+def _print_books(house: Any, *, as_json: bool) -> None:
+    from db import ledger
+    from db.session import read_scope
+    from worker.tables import books_table
+
+    with read_scope(house.engine) as session:
+        books = ledger.books(session)
+    if as_json:
+        _print_json(vars(books) | {"balance": books.balance})
+    else:
+        out.print(books_table(books))
+
+
+@app.command()
+def worklist(
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """What to read first: the unread studies in reading order."""
+    from db.session import read_scope
+    from db.worklist import worklist as read_worklist
+    from worker.tables import worklist_table
+
+    with read_scope(_house().engine) as session:
+        rows = [dict(row) for row in read_worklist(session, limit=limit)]
+    if as_json:
+        _print_json(rows)
+    elif as_csv:
+        writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]) if rows else ["priority_rank"])
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        out.print(worklist_table(rows))
+
+
+def _print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
+    print(json.dumps(value, indent=2, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v)))
+
+
+# ------------------------------------------------------------------------------------------------------ the database
+
+
+@database.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the database's schema up to this version."""
+    from db import schema
+    from db.session import make_engine
+
+    engine = make_engine(Settings().database_url)
+    before = schema.current_revision(engine)
+    schema.upgrade(engine)
+    out.print(f"schema: {before or 'empty'} -> {schema.head_revision()}")
+
+
+if __name__ == "__main__":
+    main()

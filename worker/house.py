@@ -1,0 +1,148 @@
+"""What every command needs, made from the settings: the database, the live checkpoint, the active policy."""
+
+import getpass
+import hashlib
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from db import ledger, registry, schema
+from db.models import Checkpoint as CheckpointRow
+from db.session import make_engine, session_scope
+from training.checkpoint import SHIPPED, Header, MissingCheckpoint, read_header
+from training.pixels import PixelLimits
+from worker import policy
+from worker.errors import Unavailable
+from worker.priority import standing
+from worker.settings import Settings
+from worker.views import ViewRules
+
+
+class SchemaBehind(Unavailable):
+    """The database's schema is not this version's."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """What ranks now: a registered checkpoint and a stored policy."""
+
+    checkpoint_id: int
+    digest: str
+    path: Path
+    header: Header
+    policy: policy.ActivePolicy
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The checkpoint's thresholds, for findings to which the policy gives none."""
+        return thresholds_of(self.header)
+
+    @property
+    def unscored(self) -> ledger.Placement:
+        """Where a study stands that no model has scored."""
+        place = standing(None, self.policy.policy, self.thresholds)
+        return ledger.Placement(place.category, place.urgency, place.flag or "", self.policy.policy_id)
+
+
+def thresholds_of(header: Header) -> dict[str, float]:
+    """Finding -> the probability from which it counts, by the checkpoint's own evaluation."""
+    return {finding: cuts[policy.THRESHOLD] for finding, cuts in header.thresholds.items() if policy.THRESHOLD in cuts}
+
+
+@dataclass(frozen=True)
+class House:
+    """Settings and what follows from them. Nothing is connected before it is used."""
+
+    settings: Settings
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The database, with its schema checked; SQLite, which belongs to one site's machine, is brought up to date."""
+        engine = make_engine(self.settings.database_url)
+        if schema.current_revision(engine) != schema.head_revision():
+            if engine.dialect.name != "sqlite":
+                raise SchemaBehind("the database's schema is not this version's: run `nightread db upgrade`")
+            schema.upgrade(engine)
+        return engine
+
+    def live(self) -> Live:
+        """The checkpoint and policy that rank now; the first call in a new database registers them."""
+        with session_scope(self.engine) as session:
+            row = self._checkpoint(session)
+            header = read_header(Path(row.path))
+            active = policy.active(session, thresholds=thresholds_of(header))
+            return Live(row.id, row.digest, Path(row.path), header, active)
+
+    def _checkpoint(self, session: Session) -> CheckpointRow:
+        champion = registry.champion(session)
+        if self.settings.checkpoint is None and champion is not None:
+            return champion if Path(champion.path).exists() else self._moved(session, champion)
+        row = register_file(session, self.settings.checkpoint or SHIPPED, by=actor())
+        if champion is None or champion.id != row.id:
+            registry.set_state(session, row, "champion", by=actor(), reason="named by the settings, or the first")
+        return row
+
+    def _moved(self, session: Session, champion: CheckpointRow) -> CheckpointRow:
+        """The champion's file is not where it was; the shipped one moves with every installation of the package."""
+        if SHIPPED.exists() and file_digest(SHIPPED) == champion.digest:
+            champion.path = str(SHIPPED)
+            return champion
+        raise MissingCheckpoint(
+            f"the champion's file {Path(champion.path).name} is gone: restore it, or promote another"
+        )
+
+    @cached_property
+    def view_rules(self) -> ViewRules:
+        """The view filter's rules for this site."""
+        return ViewRules(
+            modalities=self.settings.modalities, allow_secondary_capture=self.settings.allow_secondary_capture
+        )
+
+    @cached_property
+    def pixel_limits(self) -> PixelLimits:
+        """What a file may cost before it is refused."""
+        return PixelLimits(
+            max_bytes=self.settings.max_file_mb * 2**20, max_pixels=self.settings.max_megapixels * 1_000_000
+        )
+
+
+def register_file(session: Session, path: Path, *, by: str) -> CheckpointRow:
+    """Record a checkpoint file in the registry. Raises CheckpointError when it cannot serve."""
+    header = read_header(path)
+    return registry.register(
+        session,
+        digest=file_digest(path),
+        path=str(path.resolve()),
+        network=header.network,
+        header=_summary(header),
+        by=by,
+    )
+
+
+def _summary(header: Header) -> dict[str, Any]:
+    """The header as JSON for SQL, without the long tables."""
+    return {
+        "findings": list(header.findings),
+        "preprocessing": asdict(header.preprocessing),
+        "thresholds": {finding: dict(cuts) for finding, cuts in header.thresholds.items()},
+        "training": dict(header.training),
+        "code_commit": header.code_commit,
+    }
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def actor() -> str:
+    """Who does this, for the audit: the operating system's user."""
+    try:
+        return getpass.getuser()[:64]
+    except (KeyError, OSError):  # a container's user without a name
+        return "unknown"

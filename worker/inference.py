@@ -1,0 +1,65 @@
+"""One checkpoint on one device: batches of film squares in, calibrated probabilities out."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from training.checkpoint import Checkpoint, build
+
+DECIMALS = 6  # of a stored probability: what differs beyond them is the order of additions, not the film
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is cuda, else mps, else cpu; anything else is torch's own name. Raises RuntimeError for an unknown one."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+class Classifier:
+    """A checkpoint's network, ready on its device. It is loaded in the process that uses it, never inherited."""
+
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, batch_size: int) -> None:
+        self.findings = checkpoint.findings
+        self.preprocessing = checkpoint.preprocessing
+        self.batch_size = batch_size
+        self.device = device
+        self._calibration = checkpoint.calibration
+        self._network = build(checkpoint).to(device, memory_format=torch.channels_last)
+
+    def predict(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 (N, size, size) -> float32 probabilities (N, findings), rounded to DECIMALS.
+
+        Every pass runs at the full batch size, the last one filled up with black: kernels add in an order that depends
+        on the batch's shape, and a film's probabilities must not depend on how many neighbours it had. When the device
+        has not enough memory the batch is halved and stays so. Raises RuntimeError when a single film fails.
+        """
+        try:
+            passes = [self._one_pass(squares[i : i + self.batch_size]) for i in range(0, len(squares), self.batch_size)]
+        except torch.cuda.OutOfMemoryError:
+            if self.batch_size == 1:
+                raise
+            self.batch_size //= 2
+            torch.cuda.empty_cache()
+            return self.predict(squares)
+        return np.concatenate(passes)
+
+    @torch.inference_mode()
+    def _one_pass(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
+        full = np.zeros((self.batch_size, *squares.shape[1:]), dtype=np.uint8)
+        full[: len(squares)] = squares
+        images = torch.from_numpy(full).to(self.device, non_blocking=True)  # (B, size, size)
+        network_input = self.preprocessing.tensor(images).contiguous(memory_format=torch.channels_last)  # (B, C, s, s)
+        with self._autocast():
+            logits = self._network(network_input)  # (B, findings)
+        probabilities = self._calibration.probabilities(logits.float().cpu().numpy()[: len(squares)])
+        return np.round(probabilities, DECIMALS)
+
+    def _autocast(self) -> Any:
+        # Half precision pays on CUDA; on CPUs without AMX bfloat16 is emulated and several times slower.
+        return torch.autocast("cuda", dtype=torch.float16) if self.device.type == "cuda" else nullcontext()

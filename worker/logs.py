@@ -1,0 +1,36 @@
+"""Logging: structlog, one line per event, to standard error; JSON for machines, colours for people."""
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+
+
+def configure(*, level: str, style: Literal["console", "json"]) -> None:
+    """Send structlog's events and the libraries' warnings through one formatter."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if style == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    final = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.format_exc_info, renderer]
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)  # libraries speak up when something is wrong
+    logging.getLogger("worker").setLevel(level.upper())
+    # pydicom warns by quoting values; what a header holds does not belong in a log.
+    for library in ("pydicom", "pylibjpeg", "PIL"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)

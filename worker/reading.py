@@ -1,0 +1,131 @@
+"""Films from disk to network input, in processes of their own.
+
+A decoder is the one place where foreign bytes meet C code: it can crash, hang or eat memory. So it runs in a child
+process with a time limit and a memory limit, and only the child pays. What comes back is small (one uint8 square),
+every core decodes, and no decoder's hold on the interpreter slows another.
+"""
+
+import multiprocessing
+import resource
+from collections.abc import Callable
+from concurrent.futures import Future, TimeoutError
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pebble import ProcessExpired, ProcessPool
+
+from training.pixels import PixelLimits, UnusablePixels, open_dataset, read_film
+from training.preprocessing import Preprocessing
+
+
+FILMS_PER_PROCESS = 2000  # then a decoder process is replaced: what a C library leaks stays small
+
+
+@dataclass(frozen=True)
+class Square:
+    """A film as the network sees it: uint8 (size, size), and the SHA-256 of its pixels."""
+
+    image: NDArray[np.uint8]
+    pixel_digest: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a film could not be read. `transient`: its file cannot be reached now; try again later."""
+
+    reason: str
+    sentence: str
+    transient: bool = False
+
+
+@dataclass(frozen=True)
+class ReadingRules:
+    """What every decoder process needs to know."""
+
+    preprocessing: Preprocessing
+    limits: PixelLimits
+    timeout_seconds: float
+    memory_mb: int
+
+
+def read_square(path: str, sop_instance_uid: str, rules: ReadingRules) -> Square | Failure:
+    """Read one file, check that it still holds this instance, decode it and make the network's input."""
+    try:
+        dataset = open_dataset(Path(path), limits=rules.limits)
+        if str(dataset.get("SOPInstanceUID", "")) != sop_instance_uid:
+            return Failure("file_replaced", "the file now holds another instance than the one that was registered")
+        film = read_film(dataset, limits=rules.limits)
+        return Square(rules.preprocessing.image(film.image), film.pixel_digest)
+    except UnusablePixels as error:
+        return Failure(error.reason, str(error))
+    except MemoryError:
+        return Failure("too_large", f"decoding it needs more than {rules.memory_mb} MB of memory")
+    except OSError as error:
+        return Failure("file_unavailable", f"the file cannot be read: {error.strerror}", transient=True)
+
+
+def _limit_memory(memory_mb: int) -> None:
+    """In a new child: bound its address space, so that a bomb ends in MemoryError and not in swap."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, memory_mb * 2**20))
+
+
+class Reader:
+    """Decoder processes; they start with the first film and end with the block."""
+
+    def __init__(self, rules: ReadingRules, *, decoders: int) -> None:
+        self._rules = rules
+        # Never fork: a child forked from a process in which torch has run threads can hang for ever.
+        self._pool = ProcessPool(
+            max_workers=decoders,
+            max_tasks=FILMS_PER_PROCESS,
+            initializer=_limit_memory,
+            initargs=(rules.memory_mb,),
+            context=multiprocessing.get_context("spawn"),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, error: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self._pool.stop()
+        self._pool.join()
+
+    def submit(self, path: str, sop_instance_uid: str) -> "Reading":
+        """Begin to read one film."""
+        return Reading(lambda: self._schedule(path, sop_instance_uid))
+
+    def _schedule(self, path: str, sop_instance_uid: str) -> "Future[Any]":
+        args = (path, sop_instance_uid, self._rules)
+        future: Future[Any] = self._pool.schedule(read_square, args=args, timeout=self._rules.timeout_seconds)
+        return future
+
+
+class Reading:
+    """A film being read. A child that dies or runs out of time is given one more try: it may have been a bystander."""
+
+    def __init__(self, schedule: "Callable[[], Future[Any]]", *, tries: int = 2) -> None:
+        self._schedule, self._tries_left = schedule, tries - 1
+        self.future = schedule()
+
+    def result(self) -> Square | Failure | None:
+        """The outcome, or None when it is not known yet (also when a second try has just begun)."""
+        if not self.future.done():
+            return None
+        try:
+            outcome: Square | Failure = self.future.result()
+            return outcome
+        except TimeoutError:
+            failure = Failure("decoder_timeout", "decoding it took longer than the time limit, twice")
+        except ProcessExpired:
+            failure = Failure("decoder_crashed", "decoding it ended its process, twice")
+        if not self._tries_left:
+            return failure
+        self._tries_left -= 1
+        self.future = self._schedule()
+        return None

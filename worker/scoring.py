@@ -1,0 +1,361 @@
+"""The story of a night: claim -> read -> predict -> rank -> record, until nothing waits.
+
+Studies are claimed a little ahead of the network, so that the decoders always have films; films are predicted in full
+batches whatever study they belong to; a study is recorded in one transaction as soon as its last film is through.
+"""
+
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError, OperationalError
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from db import ledger, results, runs
+from db.ledger import ClaimedFilm, ClaimedStudy, Outcome
+from db.results import FilmResult, PriorityResult
+from db.session import session_scope
+from training.checkpoint import load_checkpoint
+from worker import priority
+from worker.house import House, Live
+from worker.inference import Classifier, choose_device
+from worker.metrics import WorkMetrics
+from worker.reading import Failure, Reader, Reading, ReadingRules, Square
+
+log = structlog.get_logger()
+
+
+@dataclass
+class Tally:
+    """What one pass settled."""
+
+    studies: int = 0
+    scored: int = 0
+    skipped: int = 0
+    quarantined: int = 0
+    put_off: int = 0  # studies whose files could not be reached; they wait
+    films: int = 0
+
+
+@dataclass
+class StudyInHand:
+    """A claimed study and what is known of its films so far."""
+
+    claimed: ClaimedStudy
+    squares: dict[int, Square] = field(default_factory=dict)  # by instance id
+    failures: dict[int, Failure] = field(default_factory=dict)
+    probabilities: dict[int, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return len(self.probabilities) + len(self.failures) == len(self.claimed.films)
+
+
+@dataclass
+class Scorer:
+    """One worker process: a checkpoint on a device, decoders, and a name to hold leases under."""
+
+    house: House
+    live: Live
+    classifier: Classifier
+    reader: Reader
+    metrics: WorkMetrics
+    worker: str
+
+    @property
+    def engine(self) -> Engine:
+        return self.house.engine
+
+    @property
+    def films_ahead(self) -> int:
+        """Films to keep claimed: two batches for the network and one in each decoder."""
+        return 2 * self.classifier.batch_size + self.house.settings.decoders
+
+
+@contextmanager
+def open_scorer(house: House, *, metrics: WorkMetrics | None = None) -> Iterator[Scorer]:
+    """Load the live checkpoint onto the device and start the decoders; both end with the block."""
+    settings, live = house.settings, house.live()
+    checkpoint = load_checkpoint(live.path, expected_digest=live.digest)
+    classifier = Classifier(checkpoint, device=choose_device(settings.device), batch_size=settings.batch_size)
+    rules = ReadingRules(
+        checkpoint.preprocessing, house.pixel_limits, settings.decode_timeout_seconds, settings.decode_memory_mb
+    )
+    worker = f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:12]}"
+    with Reader(rules, decoders=settings.decoders) as reader:
+        yield Scorer(house, live, classifier, reader, metrics or WorkMetrics(), worker)
+
+
+def score_waiting(
+    scorer: Scorer,
+    *,
+    kind: str,
+    first: int | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    may_claim: Callable[[], bool] = lambda: True,
+    on_settled: Callable[[int], None] = lambda _: None,
+) -> Tally:
+    """Score what waits, the study `first` before the others, until nothing more can be claimed or `should_stop()`.
+
+    While `may_claim()` is false what is in hand is finished and nothing is added (a new checkpoint is live). Whatever ends this (a stop, Ctrl-C, an error) gives back what is in hand; what was recorded stays.
+    """
+    tally, hand = Tally(), Hand(scorer)
+    run_id = None
+    try:
+        while True:
+            if should_stop():
+                return tally
+            if may_claim():
+                hand.claim(first)
+            first = None
+            if not hand.studies:
+                return tally
+            run_id = run_id or _open_run(scorer, kind)
+            hand.predict(hand.next_batch())
+            finished = hand.take_finished()
+            if finished:
+                record(scorer, finished, run_id=run_id, tally=tally)
+                on_settled(len(finished))
+            scorer.metrics.progressed()
+    finally:
+        hand.give_back()
+        if run_id is not None and kind == "score":
+            with session_scope(scorer.engine) as session:
+                runs.close(session, run_id)
+
+
+def _open_run(scorer: Scorer, kind: str) -> int:
+    settings = scorer.house.settings.model_dump(
+        mode="json", include={"batch_size", "decoders", "device", "modalities", "allow_secondary_capture"}
+    )
+    with session_scope(scorer.engine) as session:
+        return runs.open_run(
+            session,
+            kind=kind,
+            checkpoint_id=scorer.live.checkpoint_id,
+            policy_id=scorer.live.policy.policy_id,
+            settings=settings,
+            shared=kind == "night",
+        )
+
+
+class Hand:
+    """The studies that this worker holds, and their films on the way to the network."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        self.studies: dict[int, StudyInHand] = {}
+        self._reading: dict[int, tuple[int, Reading]] = {}  # instance id -> (study id, reading)
+        self._ready: list[tuple[int, int, Square]] = []  # (study id, instance id, square), waiting for a batch
+        self._renewed = time.monotonic()
+
+    def claim(self, first: int | None) -> None:
+        """Claim studies until enough films are on their way, and begin to read them."""
+        missing = self.scorer.films_ahead - len(self._reading) - len(self._ready)
+        if missing <= 0 or any(study.claimed.suspect for study in self.studies.values()):
+            return
+        with self._stage("claim"), session_scope(self.scorer.engine) as session:
+            claimed = ledger.claim(
+                session,
+                worker=self.scorer.worker,
+                studies=missing,
+                lease_minutes=self.scorer.house.settings.lease_minutes,
+                first=first,
+                alone=not self.studies,
+            )
+        for study in claimed:
+            self.studies[study.study_id] = StudyInHand(study)
+            for film in study.films:
+                reading = self.scorer.reader.submit(film.path, film.sop_instance_uid)
+                self._reading[film.instance_id] = (study.study_id, reading)
+
+    def _keep_leases(self) -> None:
+        """Now and then: renew our leases and end those of dead workers, which a busy queue's sweep may be late for."""
+        settings = self.scorer.house.settings
+        if time.monotonic() - self._renewed < settings.lease_minutes * 60 / 4:
+            return
+        held = [study.claimed for study in self.studies.values()]
+        with session_scope(self.scorer.engine) as session:
+            ledger.renew(session, held, worker=self.scorer.worker, lease_minutes=settings.lease_minutes)
+            ledger.release_expired(session, max_attempts=settings.max_attempts)
+        self._renewed = time.monotonic()
+
+    def next_batch(self) -> list[tuple[int, int, Square]]:
+        """The next films for the network: a full batch, or fewer when no more come within the straggler time."""
+        size, patience = self.scorer.classifier.batch_size, self.scorer.house.settings.straggler_seconds
+        with self._stage("read"):
+            self._keep_leases()
+            deadline = time.monotonic() + patience
+            while self._collect() < size and self._reading and time.monotonic() < deadline:
+                pending = [reading.future for _, reading in self._reading.values()]
+                wait(pending, timeout=max(0.0, deadline - time.monotonic()), return_when=FIRST_COMPLETED)
+        batch, self._ready = self._ready[:size], self._ready[size:]
+        return batch
+
+    def _collect(self) -> int:
+        """Move what the decoders have finished to where it belongs; returns how many films are ready."""
+        for instance_id, (study_id, reading) in list(self._reading.items()):
+            outcome = reading.result()
+            if outcome is None:
+                continue
+            del self._reading[instance_id]
+            study = self.studies[study_id]
+            if isinstance(outcome, Failure):
+                study.failures[instance_id] = outcome
+            else:
+                study.squares[instance_id] = outcome
+                self._ready.append((study_id, instance_id, outcome))
+        return len(self._ready)
+
+    def predict(self, batch: Sequence[tuple[int, int, Square]]) -> None:
+        """Run the network on a batch; one that raises is split until the culprit stands alone."""
+        if not batch:
+            return
+        classifier = self.scorer.classifier
+        try:
+            with self._stage("predict"):
+                probabilities = classifier.predict(np.stack([square.image for _, _, square in batch]))
+        except RuntimeError:
+            if len(batch) == 1:
+                study_id, instance_id, _ = batch[0]
+                self.studies[study_id].failures[instance_id] = Failure("prediction_failed", "the network failed on it")
+                return
+            self.predict(batch[: len(batch) // 2])
+            self.predict(batch[len(batch) // 2 :])
+            return
+        self.scorer.metrics.predicted(len(batch), batch_size=classifier.batch_size)
+        for (study_id, instance_id, _), row in zip(batch, probabilities, strict=True):
+            self.studies[study_id].probabilities[instance_id] = tuple(round(float(p), 6) for p in row)
+
+    def take_finished(self) -> list[StudyInHand]:
+        """The studies all of whose films are through; they leave the hand."""
+        finished = [study for study in self.studies.values() if study.complete]
+        for study in finished:
+            del self.studies[study.claimed.study_id]
+        return finished
+
+    def give_back(self) -> None:
+        """Release whatever is still held. If the database is away the leases run out by themselves."""
+        if self.studies:
+            with suppress(DBAPIError), session_scope(self.scorer.engine) as session:
+                held = [study.claimed for study in self.studies.values()]
+                ledger.release(session, held, worker=self.scorer.worker)
+        self.studies.clear()
+
+    def _stage(self, name: str) -> AbstractContextManager[None]:
+        return self.scorer.metrics.stage(name)
+
+
+# ------------------------------------------------------------------------------------------------------- recording
+
+
+# A database that restarts costs seconds; one that stays away ends the pass, and the leases run out.
+@retry(
+    retry=retry_if_exception_type(OperationalError),
+    wait=wait_exponential(multiplier=0.5, max=5),
+    stop=stop_after_delay(45),
+    reraise=True,
+)
+def record(scorer: Scorer, finished: Sequence[StudyInHand], *, run_id: int, tally: Tally) -> None:
+    """Films, priorities and outcomes of finished studies, in one transaction; then count and log them."""
+    away = [study for study in finished if _must_wait(study, hours=scorer.house.settings.unavailable_hours)]
+    done = [study for study in finished if study not in away]
+    films = {study.claimed.study_id: film_results(study) for study in done}
+    outcomes = {study.claimed.study_id: study_outcome(study, films[study.claimed.study_id]) for study in done}
+    with scorer.metrics.stage("record"), session_scope(scorer.engine) as session:
+        for study in away:
+            failure = next(failure for failure in study.failures.values() if failure.transient)
+            ledger.put_off(session, study.claimed, worker=scorer.worker, reason=failure.reason, detail=failure.sentence)
+        settled = ledger.settle(session, list(outcomes.values()), worker=scorer.worker, run_id=run_id)
+        mine = [outcome.study.study_id for outcome in settled]
+        results.record_films(
+            session,
+            [film for study_id in mine for film in films[study_id]],
+            checkpoint_id=scorer.live.checkpoint_id,
+            run_id=run_id,
+        )
+        places = [study_priority(scorer.live, outcomes[i], films[i]) for i in mine if outcomes[i].state != "skipped"]
+        results.record_priorities(session, places, policy_id=scorer.live.policy.policy_id)
+        runs.touch(session, run_id)
+    tally.put_off += len(away)
+    for outcome in settled:
+        _count(scorer, outcome, films[outcome.study.study_id], tally)
+
+
+def _must_wait(study: StudyInHand, *, hours: float) -> bool:
+    unreachable = any(failure.transient for failure in study.failures.values())
+    return unreachable and study.claimed.unavailable_hours < hours
+
+
+def film_results(study: StudyInHand) -> list[FilmResult]:
+    """The outcome of each film of a finished study. Of films with the same pixels only the first counts."""
+    digests: set[str] = set()
+    return [_film_result(study, film, digests) for film in study.claimed.films]
+
+
+def _film_result(study: StudyInHand, film: ClaimedFilm, digests: set[str]) -> FilmResult:
+    failure = study.failures.get(film.instance_id)
+    if failure is not None:
+        return FilmResult(film.instance_id, "quarantined", reason=failure.reason, evidence=failure.sentence)
+    digest = study.squares[film.instance_id].pixel_digest
+    if digest in digests:
+        sentence = "another film of the study has the same pixels"
+        return FilmResult(film.instance_id, "skipped", "duplicate_pixels", sentence, digest)
+    digests.add(digest)
+    probabilities = study.probabilities[film.instance_id]
+    return FilmResult(film.instance_id, "scored", pixel_digest=digest, probabilities=probabilities)
+
+
+def study_outcome(study: StudyInHand, films: Sequence[FilmResult]) -> Outcome:
+    """Scored if any film was; quarantined, with the first film's reason, if films failed and none was scored."""
+    failed = [film for film in films if film.state == "quarantined"]
+    if any(film.state == "scored" for film in films):
+        partly = f"{len(failed)} of {len(films)} films could not be read" if failed else None
+        return Outcome(study.claimed, "scored", failed[0].reason if failed else None, partly)
+    if failed:
+        return Outcome(study.claimed, "quarantined", failed[0].reason, failed[0].evidence)
+    if study.claimed.broken_films:
+        return Outcome(study.claimed, "quarantined", "films_quarantined", "all its films were quarantined before")
+    return Outcome(study.claimed, "skipped", "no_film", "no film is left to read")
+
+
+def study_priority(live: Live, outcome: Outcome, films: Sequence[FilmResult]) -> PriorityResult:
+    """Where the policy puts a study: by the highest probability of each finding over its films."""
+    scored = [film.probabilities for film in films if film.state == "scored"]
+    probabilities = priority.study_probabilities(scored) if scored else None
+    complete = outcome.reason is None and not outcome.study.broken_films
+    policy = live.policy.policy
+    place = priority.standing(probabilities, policy, live.thresholds, complete=complete)
+    top = priority.contributions(probabilities, policy)[0] if probabilities is not None else None
+    return PriorityResult(
+        study_id=outcome.study.study_id,
+        category=place.category,
+        urgency=round(place.urgency, 6),
+        flag=place.flag,
+        top_finding=top.finding if top else None,
+        top_probability=round(top.probability, 6) if top else None,
+        checkpoint_id=live.checkpoint_id if top else None,
+    )
+
+
+def _count(scorer: Scorer, outcome: Outcome, films: Sequence[FilmResult], tally: Tally) -> None:
+    states = [film.state for film in films]
+    tally.studies += 1
+    tally.films += states.count("scored")
+    setattr(tally, outcome.state, getattr(tally, outcome.state) + 1)
+    scorer.metrics.settled(outcome.state, reason=outcome.reason, attempts=outcome.study.attempts)
+    log.info(
+        f"study_{outcome.state}",
+        study_id=outcome.study.study_id,
+        films=states.count("scored"),
+        failed=states.count("quarantined"),
+        reason=outcome.reason,
+        attempts=outcome.study.attempts,
+    )

@@ -1,0 +1,68 @@
+"""What the commands print for people: the worklist and the books."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.table import Table
+
+from db.ledger import Books
+
+CATEGORY_STYLES = {"A": "bold white on red", "B": "bold yellow", "C": "cyan", "D": "dim"}
+
+
+def worklist_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The reading order as a table; `rows` are of the view worklist."""
+    table = Table(title="Worklist: read from the top", title_justify="left")
+    for heading, side in (("#", "right"), ("Cat", "center"), ("Urgency", "right"), ("Top finding", "left"),
+                          ("p", "right"), ("Accession", "left"), ("Study Instance UID", "left"), ("Waits", "right"),
+                          ("Notes", "left")):  # fmt: skip
+        table.add_column(heading, justify=side, overflow="fold" if heading == "Study Instance UID" else "ellipsis")  # type: ignore[arg-type]
+    now = datetime.now(UTC)
+    for row in rows:
+        style = CATEGORY_STYLES[row["category"]]
+        table.add_row(
+            str(row["priority_rank"]),
+            f"[{style}] {row['category']} [/]",
+            f"{row['urgency']:.3f}",
+            row["top_finding"] or "-",
+            "-" if row["top_probability"] is None else f"{row['top_probability']:.2f}",
+            row["accession_number"] or "-",
+            row["study_instance_uid"],
+            waited(now - row["received_at"]),
+            notes(row),
+        )
+    return table
+
+
+def waited(duration: Any) -> str:
+    """A duration as 5 min or 3 h 20."""
+    minutes = max(0, int(duration.total_seconds() // 60))
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d}"
+
+
+def notes(row: Mapping[str, Any]) -> str:
+    """STAT, overdue and flags in words."""
+    words = ["STAT"] if row["stat"] else []
+    words += ["overdue"] if row["overdue"] else []
+    words += [str(row["flag"]).replace("_", " ")] if row["flag"] else []
+    return ", ".join(words)
+
+
+def books_table(books: Books) -> Table:
+    """The sums, and beneath them the reasons."""
+    table = Table(title="The books", title_justify="left", show_header=False)
+    table.add_column("what")
+    table.add_column("count", justify="right")
+    for name in ("received", "scored", "skipped", "quarantined", "waiting"):
+        table.add_row(f"studies {name}", str(getattr(books, name)), style="bold" if name == "received" else "")
+    table.add_row("balance", "yes" if books.balance else "NO", style="green" if books.balance else "bold red")
+    table.add_section()
+    table.add_row("films scored", str(books.films))
+    table.add_row("files rejected at intake", str(books.rejected_files))
+    for kind, reasons in books.reasons.items():
+        if reasons:
+            table.add_section()
+        for reason, count in sorted(reasons.items(), key=lambda pair: (-pair[1], str(pair[0]))):
+            table.add_row(f"{kind}: {str(reason).replace('_', ' ')}", str(count), style="dim")
+    return table

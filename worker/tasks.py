@@ -1,0 +1,107 @@
+"""What the messages do: score and sweep. Each task is a few lines; the work stands in scoring.py and db/ledger.py."""
+
+import threading
+import time
+from contextlib import ExitStack
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError as BrokerAway
+
+from db import ledger, registry, runs
+from db.policies import active
+from db.session import read_scope, session_scope
+from worker.app import SCORE, SWEEP, ring
+from worker.house import House
+from worker.metrics import WorkMetrics
+from worker.scoring import Scorer, open_scorer, score_waiting
+
+log = structlog.get_logger()
+
+BELLS_PER_SWEEP = 100  # one worker that hears one bell scores everything; more bells wake more workers
+LOOK_FOR_CHAMPION_SECONDS = 5.0
+
+
+class Service:
+    """One worker process: its scorer, opened once and again when another checkpoint or policy goes live."""
+
+    def __init__(self, house: House, *, metrics: WorkMetrics) -> None:
+        self.house, self.metrics = house, metrics
+        self.stopping = threading.Event()
+        self._stack = ExitStack()
+        self._scorer: Scorer | None = None
+        self._looked_at = 0.0
+
+    def scorer(self) -> Scorer:
+        """The scorer for what is live now."""
+        if self._scorer is not None and self._is_stale(self._scorer):
+            self.close()
+        if self._scorer is None:
+            self._scorer = self._stack.enter_context(open_scorer(self.house, metrics=self.metrics))
+            log.info(
+                "checkpoint_loaded", digest=self._scorer.live.digest[:12], device=str(self._scorer.classifier.device)
+            )
+        return self._scorer
+
+    def close(self) -> None:
+        """End the decoders and drop the network."""
+        self._stack.close()
+        self._scorer = None
+
+    def _is_stale(self, scorer: Scorer) -> bool:
+        with read_scope(self.house.engine) as session:
+            champion, policy = registry.champion(session), active(session)
+        other_checkpoint = champion is not None and champion.digest != scorer.live.digest
+        return other_checkpoint or (policy is not None and policy.id != scorer.live.policy.policy_id)
+
+    def may_claim(self) -> bool:
+        """Whether what is loaded is still live; looked up every few seconds, between two batches."""
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_FOR_CHAMPION_SECONDS:
+            return True
+        self._looked_at = now
+        return self._scorer is not None and not self._is_stale(self._scorer)
+
+    def score(self, study_id: int) -> None:
+        """Score everything that waits, beginning with the study whose bell rang, if it still waits."""
+        with read_scope(self.house.engine) as session:
+            if not ledger.is_waiting(session, study_id):
+                return
+        while not self.stopping.is_set():
+            scorer = self.scorer()
+            score_waiting(
+                scorer, kind="night", first=study_id, should_stop=self.stopping.is_set, may_claim=self.may_claim
+            )
+            if not self._is_stale(scorer):
+                return
+
+
+def register(app: Celery, service: Service) -> None:
+    """Give the app its tasks."""
+
+    @app.task(name=SCORE)
+    def score(study_id: int) -> None:
+        service.score(study_id)
+
+    @app.task(name=SWEEP)
+    def sweep_() -> None:
+        sweep(service.house, app)
+
+
+def sweep(house: House, app: Celery) -> None:
+    """Release expired leases, ring for studies that wait without a message, end idle runs; harmless when doubled."""
+    settings = house.settings
+    with session_scope(house.engine) as session:
+        again, lost = ledger.release_expired(session, max_attempts=settings.max_attempts)
+        forgotten = ledger.studies_to_ring(
+            session, ring_again_minutes=settings.ring_again_minutes, limit=BELLS_PER_SWEEP
+        )
+        runs.close_idle(session, idle_minutes=settings.run_idle_minutes)
+    if again or lost or forgotten:
+        log.info("swept", waiting_again=again, quarantined=lost, rung=len(forgotten))
+    try:
+        ring(app, forgotten)
+    except BrokerAway:
+        with session_scope(house.engine) as session:
+            ledger.mark_rung(session, forgotten, None)
+        raise

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, Select, func, or_, select, update
+from sqlalchemy import CursorResult, Select, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from db.base import database_now
 from db.models import Instance, RejectedFile, Study, StudyPriority
 from db.upsert import insert
+
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 600.0  # between two tries to reach a study's files
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class ClaimedStudy:
     attempts: int
     suspect: bool
     films: tuple[ClaimedFilm, ...]
-    unread_films: int = 0  # films in scope that an earlier run quarantined: the study is only partly scored
+    broken_films: int = 0  # films that an earlier run quarantined: the study is only partly scored
+    unavailable_hours: float = 0.0  # since its files first could not be reached, without success since
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,11 @@ def reject(session: Session, *, path: str, path_digest: str, reason: str, detail
     )
 
 
+def forget_rejections(session: Session, path_digests: Sequence[str]) -> None:
+    """Forget that files were rejected, because they are about to be tried again."""
+    session.execute(delete(RejectedFile).where(RejectedFile.path_digest.in_(path_digests)))
+
+
 # -------------------------------------------------------------------------------------------------------- the bell
 
 
@@ -260,7 +269,7 @@ def claim(
             lease_expires_at=now + timedelta(minutes=lease_minutes),
         )
     )
-    return _claimed(session, ids)
+    return _claimed(session, ids, now)
 
 
 def _unsuspected(session: Session, now: datetime, *, studies: int, first: int | None) -> list[int]:
@@ -275,7 +284,7 @@ def is_waiting(session: Session, study_id: int) -> bool:
     return session.scalar(select(Study.state).where(Study.id == study_id)) == "waiting"
 
 
-def _claimed(session: Session, ids: Sequence[int]) -> list[ClaimedStudy]:
+def _claimed(session: Session, ids: Sequence[int], now: datetime) -> list[ClaimedStudy]:
     films: dict[int, list[ClaimedFilm]] = {study_id: [] for study_id in ids}
     broken = dict.fromkeys(ids, 0)
     rows = session.execute(
@@ -288,10 +297,19 @@ def _claimed(session: Session, ids: Sequence[int]) -> list[ClaimedStudy]:
             broken[study_id] += 1
         else:
             films[study_id].append(ClaimedFilm(instance_id, uid, path, view or ""))
-    columns = select(Study.id, Study.revision, Study.attempts, Study.suspect).where(Study.id.in_(ids))
-    found = {row.id: row for row in session.execute(columns)}
+    columns = (Study.id, Study.revision, Study.attempts, Study.suspect, Study.unavailable_since)
+    found = {row.id: row for row in session.execute(select(*columns).where(Study.id.in_(ids)))}
     return [
-        ClaimedStudy(i, found[i].revision, found[i].attempts, found[i].suspect, tuple(films[i]), broken[i]) for i in ids
+        ClaimedStudy(
+            study_id=i,
+            revision=found[i].revision,
+            attempts=found[i].attempts,
+            suspect=found[i].suspect,
+            films=tuple(films[i]),
+            broken_films=broken[i],
+            unavailable_hours=(now - (found[i].unavailable_since or now)).total_seconds() / 3600,
+        )
+        for i in ids
     ]
 
 
@@ -356,25 +374,37 @@ def release(session: Session, studies: Sequence[ClaimedStudy], *, worker: str) -
     return len(mine)
 
 
-def put_off(
-    session: Session, study: ClaimedStudy, *, worker: str, reason: str, detail: str, longest_wait_seconds: float = 600
-) -> float:
-    """Let a study wait because its files can't be reached now; each time twice as long. Returns hours since the first.
+def put_off(session: Session, study: ClaimedStudy, *, worker: str, reason: str, detail: str) -> None:
+    """Let a study wait because its files can't be reached now, each time about twice as long, ten minutes at most.
 
     Attempts do not count: a share that was away all night is nobody's fault.
     """
     if study.study_id not in held(session, [study], worker=worker):
-        return 0.0
+        return
     now = database_now(session)
-    row = session.get_one(Study, study.study_id, populate_existing=True)
-    row.unavailable_since = row.unavailable_since or now
-    waited = now - row.unavailable_since
-    pause_seconds = min(max(5.0, waited.total_seconds()), longest_wait_seconds)
-    row.state, row.reason, row.detail = "waiting", reason, detail
-    row.claimed_by = row.lease_expires_at = row.rung_at = None
-    row.attempts -= 1
-    row.not_before = now + timedelta(seconds=pause_seconds)
-    return waited.total_seconds() / 3600
+    pause_seconds = min(max(FIRST_PAUSE_SECONDS, study.unavailable_hours * 3600), LONGEST_PAUSE_SECONDS)
+    session.execute(
+        update(Study)
+        .where(Study.id == study.study_id)
+        .values(
+            state="waiting",
+            reason=reason,
+            detail=detail,
+            attempts=Study.attempts - 1,
+            claimed_by=None,
+            lease_expires_at=None,
+            rung_at=None,
+            unavailable_since=func.coalesce(Study.unavailable_since, now),
+            not_before=now + timedelta(seconds=pause_seconds),
+        )
+    )
+
+
+def renew(session: Session, studies: Sequence[ClaimedStudy], *, worker: str, lease_minutes: float) -> None:
+    """Begin the lease of these studies anew: their worker lives and is at it."""
+    mine = held(session, studies, worker=worker)
+    until = database_now(session) + timedelta(minutes=lease_minutes)
+    session.execute(update(Study).where(Study.id.in_(mine)).values(lease_expires_at=until))
 
 
 def release_expired(session: Session, *, max_attempts: int) -> tuple[int, int]:

@@ -98,7 +98,7 @@ class Instance(Base):
     rows: Mapped[int | None]
     columns: Mapped[int | None]
     manufacturer: Mapped[str | None] = mapped_column(String(64))
-    view: Mapped[str | None] = mapped_column(String(2))
+    view: Mapped[str | None] = mapped_column(String(8))
     state: Mapped[str] = mapped_column(String(16), default="waiting")
     reason: Mapped[str | None] = mapped_column(String(64))
     evidence: Mapped[str | None] = mapped_column(Text)

@@ -7,7 +7,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from db.base import database_now
-from db.models import Instance, Run, RunRank, Study
+from db.models import Instance, Run, Study
 
 
 def open_run(

@@ -19,10 +19,11 @@ def make_engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         # pre_ping: a connection that PostgreSQL's restart cut is replaced before it costs a batch.
-        return create_engine(parsed, pool_pre_ping=True, pool_size=4, max_overflow=4)
+        # hide_parameters: an error's text must not carry a UID or an accession number into a log.
+        return create_engine(parsed, pool_pre_ping=True, pool_size=4, max_overflow=4, hide_parameters=True)
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+    engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}, hide_parameters=True)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine

@@ -1,16 +1,23 @@
 """The reading order, read only. Ranks are computed by the views when they are asked for, so they are never stale."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import Boolean, RowMapping, text
 from sqlalchemy.orm import Session
+from sqlalchemy.types import TypeEngine
 
 from db.base import UtcDateTime
 
 HEAD = 100  # what the view next_to_read holds: the head of the list, at a cost that does not grow with it
 
 # SQLite keeps moments as text and truth as 0 or 1; only a typed column turns them back.
-_TYPES = {"acquired_at": UtcDateTime(), "received_at": UtcDateTime(), "stat": Boolean(), "overdue": Boolean()}
+_TYPES: dict[str, TypeEngine[Any]] = {
+    "acquired_at": UtcDateTime(),
+    "received_at": UtcDateTime(),
+    "stat": Boolean(),
+    "overdue": Boolean(),
+}
 
 
 def worklist(session: Session, *, limit: int | None = None) -> Sequence[RowMapping]:

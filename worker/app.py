@@ -4,7 +4,7 @@ import ssl
 from typing import Any
 
 from celery import Celery
-from kombu import Queue
+from kombu.entity import Queue
 
 from worker.errors import Unavailable
 from worker.settings import Settings

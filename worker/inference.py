@@ -30,7 +30,7 @@ class Classifier:
         self.batch_size = batch_size
         self.device = device
         self._calibration = checkpoint.calibration
-        self._network = build(checkpoint).to(device, memory_format=torch.channels_last)
+        self._network = build(checkpoint).to(device).to(memory_format=torch.channels_last)
 
     def predict(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (N, size, size) -> float32 probabilities (N, findings), rounded to DECIMALS.

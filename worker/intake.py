@@ -323,7 +323,7 @@ def _in_utc(moment: datetime, offset: str | None) -> datetime:
 
 def _patient_key_secret(house: House) -> str:
     with read_scope(house.engine) as session:
-        secret = session.scalar(select(Site.patient_key_secret))
+        secret: str | None = session.scalar(select(Site.patient_key_secret))
     if secret is None:
         raise Unavailable("the database has no site row: its schema was not made by `nightread db upgrade`")
     return secret

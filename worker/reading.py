@@ -93,7 +93,7 @@ class Reader:
     def __exit__(
         self, error: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
     ) -> None:
-        self._pool.stop()
+        self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
 
     def submit(self, path: str, sop_instance_uid: str) -> "Reading":

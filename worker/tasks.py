@@ -79,11 +79,11 @@ class Service:
 def register(app: Celery, service: Service) -> None:
     """Give the app its tasks."""
 
-    @app.task(name=SCORE)
+    @app.task(name=SCORE)  # type: ignore[untyped-decorator]
     def score(study_id: int) -> None:
         service.score(study_id)
 
-    @app.task(name=SWEEP)
+    @app.task(name=SWEEP)  # type: ignore[untyped-decorator]
     def sweep_() -> None:
         sweep(service.house, app)
 

@@ -1,5 +1,8 @@
 """The first schema: ledger, scores, priorities, policy, checkpoints, reviews, runs and the views people query."""
 
+import secrets
+from datetime import UTC, datetime
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -324,7 +327,7 @@ def upgrade() -> None:
         sa.Column("rows", sa.Integer(), nullable=True),
         sa.Column("columns", sa.Integer(), nullable=True),
         sa.Column("manufacturer", sa.String(length=64), nullable=True),
-        sa.Column("view", sa.String(length=2), nullable=True),
+        sa.Column("view", sa.String(length=8), nullable=True),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("reason", sa.String(length=64), nullable=True),
         sa.Column("evidence", sa.Text(), nullable=True),
@@ -436,6 +439,11 @@ def upgrade() -> None:
         postgresql_where=sa.text("read_at IS NULL"),
         sqlite_where=sa.text("read_at IS NULL"),
     )
+    site = sa.table(
+        "site", sa.column("id"), sa.column("patient_key_secret"), sa.column("created_at", db.base.UtcDateTime)
+    )
+    row = {"id": 1, "patient_key_secret": secrets.token_hex(32), "created_at": datetime.now(UTC)}
+    op.execute(site.insert().values(row))
     for name, body in views(op.get_bind().dialect.name).items():
         op.execute(f"CREATE VIEW {name} AS {body}")
 

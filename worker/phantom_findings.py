@@ -60,7 +60,11 @@ def effusion(thorax: Thorax, side: str) -> None:
 def _fluid(thorax: Thorax, side: str, *, level: float, climb: float) -> None:
     x, y = thorax.sheet.grid
     across = x * sign_of(side)
-    surface = level - climb * np.exp(-np.clip(thorax.wall - across, 0, 1) / 0.06) - 0.4 * climb * np.exp(-np.clip(across - 0.1, 0, 1) / 0.06)
+    surface = (
+        level
+        - climb * np.exp(-np.clip(thorax.wall - across, 0, 1) / 0.06)
+        - 0.4 * climb * np.exp(-np.clip(across - 0.1, 0, 1) / 0.06)
+    )
     wet = (across > 0) / (1 + np.exp(-np.clip((y - surface) / 0.016, -40, 40)))
     _solidify(thorax, 0.97 * wet)
 
@@ -93,7 +97,7 @@ def mass(thorax: Thorax, side: str) -> None:
     sheet, rng = thorax.sheet, thorax.rng
     centre = np.array([sign_of(side) * rng.uniform(0.25, 0.34), rng.uniform(0.25, 0.6)])
     turn = np.linspace(0, 2 * np.pi, 72, endpoint=False)
-    lobes = sum(rng.normal(0, 0.05) * np.sin(n * turn + rng.uniform(0, 6)) for n in (2, 3, 5))
+    lobes = sum(rng.normal(0, 0.06) * np.sin(n * turn + rng.uniform(0, 6)) for n in (2, 3))
     radius = rng.uniform(0.05, 0.085) * (1 + lobes)
     lump = centre + radius[:, None] * np.stack([np.cos(turn), np.sin(turn)], 1)
     body = sheet.fill(lump, soft=0.005)
@@ -137,7 +141,9 @@ def atelectasis(thorax: Thorax, side: str) -> None:
     plates: list[Stroke] = []
     for height in (0.06, 0.12, 0.19):
         y = dome - height
-        path = curve([(-0.14, y + 0.02), (-0.25, y - 0.012), (-0.36, y + 0.005), (-0.43, y + 0.03)][: rng.integers(3, 5)])
+        path = curve(
+            [(-0.14, y + 0.02), (-0.25, y - 0.012), (-0.36, y + 0.005), (-0.43, y + 0.03)][: rng.integers(3, 5)]
+        )
         plates.append((path, rng.uniform(0.006, 0.014), rng.uniform(0.5, 1)))
     _solidify(thorax, 0.65 * sheet.lines(plates, soft=0.004) + 0.35 * _blob(thorax, (-0.25, dome), 0.16))
 
@@ -159,8 +165,14 @@ def pleural_thickening(thorax: Thorax, side: str) -> None:
     """A rind along the wall and a cap over the apex."""
     sheet, rng, sign = thorax.sheet, thorax.rng, sign_of(side)
     y = np.linspace(0.25, thorax.dome(side) + thorax.build.dome_rise, 40)
-    rind = ribbon(np.stack([thorax.build.wall(y), y], 1), np.interp(y, [0.25, 0.5, 0.9, 1.2], [0.02, 0.09, 0.07, 0.13]) * (1 + 0.15 * np.sin(9 * y)))
-    apex = curve([(0.08, 0.04), (0.2, 0.045 + rng.uniform(0, 0.02)), (0.32, 0.09), (0.36, 0.03), (0.2, -0.06), (0.06, -0.03)], closed=True)
+    rind = ribbon(
+        np.stack([thorax.build.wall(y), y], 1),
+        np.interp(y, [0.25, 0.5, 0.9, 1.2], [0.02, 0.09, 0.07, 0.13]) * (1 + 0.15 * np.sin(9 * y)),
+    )
+    apex = curve(
+        [(0.08, 0.04), (0.2, 0.045 + rng.uniform(0, 0.02)), (0.32, 0.09), (0.36, 0.03), (0.2, -0.06), (0.06, -0.03)],
+        closed=True,
+    )
     _solidify(thorax, 0.72 * sheet.fill(mirrored(rind, sign), mirrored(apex, sign), soft=0.007))
 
 

@@ -119,6 +119,8 @@ def _soft_tissue(thorax: Thorax) -> Map:
 def _breasts(thorax: Thorax) -> Map:
     x, y = thorax.sheet.grid
     breasts = np.zeros_like(x)
+    if not thorax.build.breasts:
+        return breasts
     for sign in (-1, 1):
         away = ((x - sign * 0.29) / 0.23) ** 2 + ((y - 0.72) / 0.29) ** 2
         breasts += np.clip(1 - away, 0, 1) ** 0.45 * (0.2 + 0.8 * np.clip((y - 0.55) / 0.35, 0, 1))
@@ -194,9 +196,24 @@ def rib_paths(build: Build, number: int, sign: float) -> tuple[Points, Points]:
     y = -0.035 + 0.098 * (number - 1)
     drop = 0.1 + 0.016 * number
     out = float(build.wall(y + drop))
-    back = curve([(0.035, y + 0.012), (0.3 * out, y - 0.018), (0.62 * out, y + 0.01), (0.88 * out, y + 0.45 * drop), (0.99 * out, y + drop)])
+    back = curve(
+        [
+            (0.035, y + 0.012),
+            (0.3 * out, y - 0.018),
+            (0.62 * out, y + 0.01),
+            (0.88 * out, y + 0.45 * drop),
+            (0.99 * out, y + drop),
+        ]
+    )
     low = y + drop + 0.07 + 0.014 * number
-    front = curve([(0.99 * out, y + drop), (float(build.wall(low)) * 0.955, low - 0.025), (0.78 * out, low + 0.05), (0.5 * out, low + 0.115 + 0.006 * number)])
+    front = curve(
+        [
+            (0.99 * out, y + drop),
+            (float(build.wall(low)) * 0.955, low - 0.025),
+            (0.78 * out, low + 0.05),
+            (0.5 * out, low + 0.115 + 0.006 * number),
+        ]
+    )
     return mirrored(back, sign), mirrored(front, sign)
 
 
@@ -211,7 +228,9 @@ def _bones(thorax: Thorax) -> Map:
                 front.append(ribbon(before, np.linspace(0.03, 0.04, len(before))))
     x, y = sheet.grid
     fade = np.clip((np.abs(x) / build.cage - 0.42) / 0.3, 0, 1)  # towards the breastbone ribs are cartilage
-    ribs = 0.11 * bone(sheet, back, cortex=0.009) * (1 - 0.5 * thorax.heart) + 0.085 * fade * bone(sheet, front, cortex=0.011)
+    ribs = 0.11 * bone(sheet, back, cortex=0.009) * (1 - 0.5 * thorax.heart) + 0.085 * fade * bone(
+        sheet, front, cortex=0.011
+    )
     ribs *= 0.3 + 0.7 * np.clip(np.abs(x) / 0.12, 0, 1)
     ribs *= 1 - 0.55 * np.clip((y - 0.98) / 0.08, 0, 1)  # little of a rib comes through the liver
     return ribs + _girdle(sheet) + _spine(sheet) * (1 - 0.55 * thorax.heart)
@@ -225,7 +244,16 @@ def _girdle(sheet: Sheet) -> Map:
         widths = np.interp(np.linspace(0, 1, len(clavicle)), [0, 0.12, 0.6, 1], [0.056, 0.044, 0.034, 0.026])
         humerus = curve([(0.69, 0.05), (0.75, 0.2), (0.82, 0.5), (0.88, 0.9)])
         shaft = np.interp(np.linspace(0, 1, len(humerus)), [0, 0.1, 0.3, 1], [0.1, 0.12, 0.07, 0.06])
-        blade = [(0.47, -0.03), (0.58, -0.06), (0.65, 0.04), (0.61, 0.14), (0.57, 0.3), (0.515, 0.47), (0.495, 0.45), (0.47, 0.2)]
+        blade = [
+            (0.47, -0.03),
+            (0.58, -0.06),
+            (0.65, 0.04),
+            (0.61, 0.14),
+            (0.57, 0.3),
+            (0.515, 0.47),
+            (0.495, 0.45),
+            (0.47, 0.2),
+        ]
         long += [mirrored(ribbon(clavicle, widths), sign), mirrored(ribbon(humerus, shaft), sign)]
         flat.append(mirrored(curve(blade, closed=True), sign))
     return 0.11 * bone(sheet, long, cortex=0.012) + 0.045 * bone(sheet, flat, cortex=0.012)
@@ -236,9 +264,34 @@ def _spine(sheet: Sheet) -> Map:
     for level in range(-4, 14):
         y = -0.06 + 0.093 * level
         half, tall = 0.042 + 0.0012 * level, 0.036
-        blocks.append(curve([(-half, y - tall), (0, y - tall + 0.004), (half, y - tall), (half * 0.88, y), (half, y + tall), (0, y + tall - 0.004), (-half, y + tall), (-half * 0.88, y)], closed=True))
-        spines.append(curve([(-0.007, y + 0.02), (0.007, y + 0.02), (0.01, y + 0.065), (0, y + 0.078), (-0.01, y + 0.065)], closed=True))
-        pedicles += [curve([(s * 0.03 + dx, y - 0.012 + dy) for dx, dy in ((0, -0.013), (0.008, 0), (0, 0.013), (-0.008, 0))], closed=True) for s in (-1, 1)]
+        blocks.append(
+            curve(
+                [
+                    (-half, y - tall),
+                    (0, y - tall + 0.004),
+                    (half, y - tall),
+                    (half * 0.88, y),
+                    (half, y + tall),
+                    (0, y + tall - 0.004),
+                    (-half, y + tall),
+                    (-half * 0.88, y),
+                ],
+                closed=True,
+            )
+        )
+        spines.append(
+            curve(
+                [(-0.007, y + 0.02), (0.007, y + 0.02), (0.01, y + 0.065), (0, y + 0.078), (-0.01, y + 0.065)],
+                closed=True,
+            )
+        )
+        pedicles += [
+            curve(
+                [(s * 0.03 + dx, y - 0.012 + dy) for dx, dy in ((0, -0.013), (0.008, 0), (0, 0.013), (-0.008, 0))],
+                closed=True,
+            )
+            for s in (-1, 1)
+        ]
     return 0.075 * bone(sheet, blocks, cortex=0.01) + 0.045 * bone(sheet, spines + pedicles, cortex=0.008)
 
 
@@ -248,7 +301,14 @@ def bedside_wires(thorax: Thorax) -> None:
     strokes: list[Stroke] = []
     for sign, height in ((-1.0, 0.18), (1.0, 0.2), (1.0, 0.86)):
         x, y = sign * rng.uniform(0.26, 0.42), height + rng.normal(0, 0.05)
-        wire = curve([(x, y), (x + sign * 0.1, y + rng.normal(0, 0.12)), (sign * rng.uniform(0.1, 0.5), y + 0.4), (sign * 0.62, 1.4)])
+        wire = curve(
+            [
+                (x, y),
+                (x + sign * 0.1, y + rng.normal(0, 0.12)),
+                (sign * rng.uniform(0.1, 0.5), y + 0.4),
+                (sign * 0.62, 1.4),
+            ]
+        )
         strokes += [(wire, 0.005, 0.55), (np.array([(x, y - 0.012), (x, y + 0.012)]), 0.026, 1.0)]
     if rng.random() < 0.5:
         line = curve([(-0.5, 0.02), (-0.3, 0.06), (-0.12, 0.12), (-0.06, 0.25), (-0.065, 0.42)])

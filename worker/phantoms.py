@@ -45,7 +45,7 @@ from worker.phantom_sheet import Map, Sheet, collimate, expose, letter
 from worker.phantom_thorax import Build, Thorax, bedside_wires
 
 NIGHT = datetime(2026, 1, 1, 6, 30)  # noqa: DTZ001 - DICOM times are local; the films end half an hour before the day
-ROWS = 1440
+ROWS = 1280
 
 Outcome = Literal["kept", "skipped", "quarantined", "duplicate", "ignored"]
 Damage = Literal["", "truncated", "no pixel data", "no preamble"]
@@ -161,7 +161,15 @@ def write(study: Study, folder: Path, *, seed: int) -> Iterator[Written]:
         path = place / (f"{film.view}{number}.dcm" if study.number % 3 else f"IM{number:06d}")
         dataset = _dataset(study, film, number=number, seed=seed)
         _save(dataset, path, damage=film.damage)
-        yield Written(path, study.title, film.outcome, film.reason, film.findings, dataset.StudyInstanceUID, dataset.SOPInstanceUID)
+        yield Written(
+            path,
+            study.title,
+            film.outcome,
+            film.reason,
+            film.findings,
+            dataset.StudyInstanceUID,
+            dataset.SOPInstanceUID,
+        )
 
 
 def write_strays(folder: Path, written: list[Written]) -> Iterator[Written]:
@@ -193,8 +201,10 @@ def _frontal(film: Film, rng: np.random.Generator) -> Map:
         heart_left=rng.uniform(0.25, 0.3) + 0.03 * bedside,
         heart_right=rng.uniform(0.1, 0.13),
         dome_rise=rng.uniform(0.1, 0.14),
+        right_dome=rng.normal(0.99, 0.015) - 0.07 * bedside,
+        left_dome=rng.normal(1.025, 0.015) - 0.07 * bedside,
         breasts=rng.choice([0.0, 0.0, 0.7, 1.1]),
-        girth=rng.uniform(0.8, 1.5),
+        girth=rng.uniform(0.7, 1.8),
     )
     height, width, zoom = (760, 800, 0.68) if bedside else (880, 720, 0.78)
     sheet = Sheet(
@@ -213,6 +223,7 @@ def _frontal(film: Film, rng: np.random.Generator) -> Map:
 
 def _framed(drawing: Map, *, bedside: bool, rng: np.random.Generator) -> Map:
     """The lead markers and the shutters' shadow. Every film says that it is a phantom."""
+    drawing = drawing ** np.float32(rng.uniform(0.8, 1.3))  # no two rooms expose alike
     drawing = letter(drawing, "L", at=(0.93, 0.07), size=0.045)
     drawing = letter(drawing, "PHANTOM", at=(0.9, 0.115), size=0.018)
     if not bedside:
@@ -228,7 +239,9 @@ def _dataset(study: Study, film: Film, *, number: int, seed: int) -> Dataset:
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = film.syntax
-    dataset.SOPClassUID = ComputedRadiographyImageStorage if film.modality == "CR" else DigitalXRayImageStorageForPresentation
+    dataset.SOPClassUID = (
+        ComputedRadiographyImageStorage if film.modality == "CR" else DigitalXRayImageStorageForPresentation
+    )
     dataset.StudyInstanceUID = generate_uid(entropy_srcs=[*uid])
     dataset.SeriesInstanceUID = generate_uid(entropy_srcs=[*uid, "series"])
     dataset.SOPInstanceUID = generate_uid(entropy_srcs=[*uid, f"film {number}"])

@@ -38,11 +38,11 @@ _VIEW_WORDS: Final = {
     # "PA catheter" is one in the pulmonary artery
     "AP": _words("(?:CHEST|THORAX)?AP ANTERO_?POSTERI* ANTERIOR_POSTERIOR 前后位? 前後位?"),
     "PA": _words("(?:CHEST|THORAX)?PA(?!_CATH) POSTERO_?ANTERI* POSTERIOR_ANTERIOR DORSO_?VENTRAL* 后前位? 後前位?"),
-    "frontal": _words("FRONTAL* FRENTE FACE 正位 正面 ПРЯМ*"),
+    "frontal": _words("FRONTAL* FRENTE FACE NGUC_THANG 正位 正侧位 正側位 正面 정면 ПРЯМ*"),
     # LL alone may be a lower lobe; beside the chest or another view it is latero-lateral
     "lateral": _words(
-        """(?:CHEST|THORAX)?LAT LATERAL(?:E|ES|IS|NA|NE|NI|NY)? LATERO_?LATERAL* ^[LR]L$ SEITLICH* PROFIL[EO]? PERFIL
-        (?:CHEST|THORAX|TORAX|TORACE|PA|AP)_(?:E_|ED_|ET_|AND_|Y_)?[LR]L BOCZN* BOCNI* ZIJDELINGS
+        """(?:CHEST|THORAX)?LAT LATERAL(?:E|ES|IS|NA|NE|NI|NY)? LATERO_?LATERAL* ^[LR]L$ SEITL* PROFIL[EO]? PERFIL
+        (?:CHEST|THORAX|TORAX|TORACE|PA|AP)_(?:E_|ED_|ET_|AND_|Y_)?[LR]L BOCZN* BOCNI* ZIJDELINGS NGHIENG
         侧位 側位 側面 측면 БОКОВ*"""
     ),
     "oblique": _words("OBLI? OBLIQ* OBLICU* OBLIKV* SCHRAE?G* [LR][AP]O [LR]LO 斜位"),
@@ -57,6 +57,8 @@ _BEDSIDE: Final = _words(
     """PORTABLES? PORT_CHEST CXR_PORT BEDSIDE MOBILE? SUPIN* RECUMBENT LIEGEN* IM_BETT BETTAUFNAHME A_?L?_LETTO
     CLINOSTAT* AU_LIT COUCHEE? EN_CAMA PORTATIL NO_LEITO LIGGEND* 床旁 床边 仰臥位 背臥位"""
 )
+
+_TWO_VIEWS: Final = _words("(?:2|TWO|ZWEI|DEUX|DUE|DOS)_?(?:V|VW|VIEWS?|EBENEN|INCIDENCES|P|PROIEZ*|PROYEC*|PROJ*)")
 
 _CHEST: Final = _words(
     """CHEST* CXR THORA(?!CO)* TORAX TORACE TORACIC* TORAKS* LUNGS? LUNGEN? LUNGOR PULMO* PULM POLMON* POUMONS?
@@ -108,8 +110,9 @@ def body_part_in(text: str) -> str | None:
 
 
 def is_bedside(text: str) -> bool:
-    """Whether the text says that the patient lay in bed or was imaged with a mobile unit."""
-    return bool(_BEDSIDE.search(_plain(text)))
+    """Whether the text tells of one film of a patient in bed or taken with a mobile unit."""
+    plain = _plain(text)
+    return bool(_BEDSIDE.search(plain)) and not _TWO_VIEWS.search(plain)
 
 
 def is_animal(text: str) -> bool:

@@ -83,7 +83,7 @@ KEPT = [
     (header(BodyPartExamined="chest "), "PA", "BodyPartExamined=chest"),
     (header(BodyPartExamined="THORAX"), "PA", "BodyPartExamined=THORAX"),
     (header(BodyPartExamined="LUNG"), "PA", "BodyPartExamined=LUNG"),
-    (header(BodyPartExamined="", StudyDescription="XR THORACE, Torace 2 pr."), "PA", "StudyDescription="),
+    (header(BodyPartExamined="", StudyDescription="RX Torace 2 pr."), "PA", "StudyDescription="),
     (header(BodyPartExamined=None, AnatomicRegionSequence=[code("51185008")]), "PA", "AnatomicRegionSequence=51185008"),
     (header(BodyPartExamined=None, AnatomicRegionSequence=[code("T-D3000")]), "PA", "AnatomicRegionSequence="),
     (header(BodyPartExamined="", SeriesDescription="Poumon face"), "PA", "SeriesDescription=Poumon face"),
@@ -194,6 +194,8 @@ SKIPPED = [
     (chest(PatientOrientation=["L", "F"]), "view_unknown", "PatientOrientation=L\\F", True),
     (chest(SeriesDescription="CHEST PA/LAT"), "view_unknown", "ViewPosition=(empty)", True),
     (chest(StudyDescription="CHEST PA AND LATERAL PORTABLE"), "view_unknown", "ViewPosition=(empty)", True),
+    (chest(StudyDescription="CHEST 2 VIEWS PORTABLE"), "view_unknown", "ViewPosition=(empty)", True),
+    (chest(SeriesDescription="胸部正侧位"), "view_unknown", "ViewPosition=(empty)", True),
     (chest(StudyDescription="Chest PA catheter placement"), "view_unknown", "ViewPosition=(empty)", True),
     (chest(StudyDescription="LL pneumonia, chest"), "view_unknown", "ViewPosition=(empty)", True),
     # kind of image

@@ -16,7 +16,6 @@ from db.base import database_now
 from db.models import Instance, RejectedFile, Study, StudyPriority
 from db.upsert import insert
 
-
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 600.0  # between two tries to reach a study's files
 
 
@@ -485,7 +484,7 @@ def books(session: Session) -> Books:
                 setattr(totals, state, count)
     totals.films = session.scalar(select(func.count()).where(Instance.state == "scored")) or 0
     for kind, statement in _reason_counts().items():
-        totals.reasons[kind] = dict(session.execute(statement).tuples().all())
+        totals.reasons[kind] = dict(session.execute(statement).all())
     totals.rejected_files = sum(totals.reasons["rejected files"].values())
     return totals
 

@@ -38,11 +38,8 @@ def touch(session: Session, run_id: int) -> None:
 
 def close(session: Session, run_id: int) -> None:
     """End a run: count what it settled and keep the reading order as it stands."""
-    counts = dict(
-        session.execute(select(Study.state, func.count()).where(Study.run_id == run_id).group_by(Study.state))
-        .tuples()
-        .all()
-    )
+    by_state = select(Study.state, func.count()).where(Study.run_id == run_id).group_by(Study.state)
+    counts = dict(session.execute(by_state).all())
     films = select(func.count()).join(Study).where(Study.run_id == run_id, Instance.state == "scored")
     session.execute(
         update(Run)

@@ -24,7 +24,7 @@ def make_app(settings: Settings) -> Celery:
         accept_content=["json"],
         result_backend=None,
         task_ignore_result=True,
-        task_queues=[Queue(SCORING), Queue(TRAINING)],
+        task_queues=[Queue(SCORING), Queue(TRAINING)],  # type: ignore[no-untyped-call]
         task_default_queue=SCORING,
         task_create_missing_queues=False,
         # The ledger, not the broker, knows what is done. A message is acknowledged when it is taken: redelivery after

@@ -3,11 +3,16 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
 import redis
 from servers import PostgresServer, RedisServer, Server, ServerStartError, fresh_database
+from sqlalchemy import Engine
+
+from db import schema
+from db.session import make_engine
 
 S = TypeVar("S", bound=Server)
 
@@ -68,3 +73,21 @@ def own_redis() -> Iterator[RedisServer]:
     """A running Redis that this test may stop, kill, empty and pause."""
     with ExitStack() as stack:
         yield started(RedisServer, stack)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database; tests that ask for it run once on SQLite and once on PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'nightread.db'}"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """An engine on a database that has the schema."""
+    engine = make_engine(database_url)
+    schema.upgrade(engine)
+    yield engine
+    engine.dispose()

@@ -1,0 +1,313 @@
+"""The ledger's promises, on SQLite and on PostgreSQL: nothing lost, nothing twice, the books balance."""
+
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine, func, select, text, update
+
+from db import ledger, policies, registry, results, runs
+from db.ledger import Arrival, Outcome, Placement
+from db.models import FINDING_COLUMNS, FilmScore, Instance, Run, RunRank, Study, StudyPriority
+from db.results import FilmResult, PriorityResult
+from db.session import read_scope, session_scope
+from training.findings import FINDINGS
+
+UNSCORED = Placement("B", 0.4, "not_scored", None)
+
+
+def arrival(study: int, *, instance: int = 1, view: str | None = "PA", reason: str | None = None, **study_values):
+    instance_values = {
+        "sop_instance_uid": f"2.25.{study}.{instance}",
+        "path": f"/films/{study}-{instance}.dcm",
+        "view": view,
+        "state": "waiting" if view else "skipped",
+        "reason": reason,
+        "in_scope": reason != "body_part_not_chest",
+    }
+    return Arrival({"study_instance_uid": f"2.25.{study}", "stat": False, **study_values}, instance_values)
+
+
+def receive(engine: Engine, *arrivals: Arrival) -> list[ledger.Registered]:
+    with session_scope(engine) as session:
+        return [ledger.register(session, a, placement=UNSCORED) for a in arrivals]
+
+
+def claim(engine: Engine, *, worker="w1", studies=10, lease_minutes=1.0, **kwargs) -> list[ledger.ClaimedStudy]:
+    with session_scope(engine) as session:
+        return ledger.claim(session, worker=worker, studies=studies, lease_minutes=lease_minutes, **kwargs)
+
+
+def settle(engine: Engine, *outcomes: Outcome, worker="w1") -> list[Outcome]:
+    with session_scope(engine) as session:
+        return ledger.settle(session, outcomes, worker=worker, run_id=None)
+
+
+def books(engine: Engine) -> ledger.Books:
+    with read_scope(engine) as session:
+        return ledger.books(session)
+
+
+def state_of(engine: Engine, study: int) -> str:
+    with read_scope(engine) as session:
+        return session.scalar(select(Study.state).where(Study.study_instance_uid == f"2.25.{study}"))
+
+
+def expire_leases(engine: Engine) -> None:
+    with session_scope(engine) as session:
+        past = datetime.now(UTC) - timedelta(hours=1)
+        session.execute(update(Study).where(Study.state == "claimed").values(lease_expires_at=past))
+
+
+def test_the_columns_of_film_score_are_the_vocabulary_in_its_order():
+    assert tuple(name.lower() for name in FINDINGS) == FINDING_COLUMNS
+    scores = [c.name for c in FilmScore.__table__.columns if c.name in FINDING_COLUMNS]
+    assert tuple(scores) == FINDING_COLUMNS
+
+
+def test_a_study_sent_twice_is_registered_once(engine):
+    first, second = receive(engine, arrival(1), arrival(1))
+    assert (first.outcome, second.outcome) == ("new", "known")
+    assert books(engine).received == 1
+
+
+def test_a_study_without_films_is_skipped_with_its_reason_and_keeps_its_place_on_the_list(engine):
+    receive(engine, arrival(1, view=None, reason="lateral_view"))
+    with read_scope(engine) as session:
+        assert session.execute(select(Study.state, Study.reason)).one() == ("skipped", "lateral_view")
+        assert session.execute(text("SELECT category, flag FROM worklist")).one() == ("B", "not_scored")
+
+
+def test_a_study_out_of_scope_is_skipped_and_is_not_on_the_list(engine):
+    receive(engine, arrival(1, view=None, reason="body_part_not_chest"))
+    assert state_of(engine, 1) == "skipped"
+    with read_scope(engine) as session:
+        assert session.execute(text("SELECT count(*) FROM worklist")).scalar() == 0
+
+
+def test_a_film_reopens_a_study_that_was_skipped(engine):
+    receive(engine, arrival(1, view=None, reason="lateral_view"), arrival(1, instance=2))
+    assert state_of(engine, 1) == "waiting"
+
+
+def test_a_late_film_reopens_a_scored_study_and_a_late_lateral_does_not(engine):
+    receive(engine, arrival(1))
+    settle(engine, Outcome(claim(engine)[0], "scored"))
+    receive(engine, arrival(1, instance=2, view=None, reason="lateral_view"))
+    assert state_of(engine, 1) == "scored"
+    receive(engine, arrival(1, instance=3))
+    assert state_of(engine, 1) == "waiting"
+    assert {film.path for film in claim(engine)[0].films} == {"/films/1-1.dcm", "/films/1-3.dcm"}
+
+
+def test_a_film_that_comes_while_its_study_is_claimed_makes_it_wait_again(engine):
+    receive(engine, arrival(1))
+    held = claim(engine)[0]
+    receive(engine, arrival(1, instance=2))
+    assert state_of(engine, 1) == "claimed"
+    settle(engine, Outcome(held, "scored"))
+    assert state_of(engine, 1) == "waiting"
+
+
+def test_a_uid_taken_by_another_file_is_told_with_the_path_that_holds_it(engine):
+    other = arrival(1)
+    other.instance["path"] = "/films/other.dcm"
+    assert receive(engine, arrival(1), other)[1].outcome == "taken"
+    stolen = arrival(2)
+    stolen.instance["sop_instance_uid"] = "2.25.1.1"
+    assert receive(engine, stolen)[0].path == "/films/1-1.dcm"
+    assert books(engine).received == 1, "the study that lent its name to nothing is gone"
+
+
+def test_stat_studies_are_claimed_first_then_the_oldest(engine):
+    receive(engine, arrival(1), arrival(2), arrival(3, stat=True))
+    order = [claim(engine, studies=1)[0].study_id for _ in range(3)]
+    with read_scope(engine) as session:
+        uids = [session.get(Study, i).study_instance_uid for i in order]
+    assert uids == ["2.25.3", "2.25.1", "2.25.2"]
+
+
+def test_stat_that_comes_with_a_later_instance_counts(engine):
+    receive(engine, arrival(1), arrival(1, instance=2, view=None, reason="lateral_view", stat=True))
+    with read_scope(engine) as session:
+        assert session.scalar(select(StudyPriority.stat)) is True
+
+
+def test_the_named_study_is_claimed_with_the_most_pressing_ones(engine):
+    registered = receive(engine, arrival(1), arrival(2), arrival(3))
+    claimed = claim(engine, studies=2, first=registered[2].study_id)
+    assert [study.study_id for study in claimed] == [registered[2].study_id, registered[0].study_id]
+
+
+def test_two_workers_never_hold_the_same_study(engine):
+    receive(engine, *(arrival(i) for i in range(1, 61)))
+    taken: list[int] = []
+    lock = threading.Lock()
+
+    def work(name: str) -> None:
+        while claimed := claim(engine, worker=name, studies=4):
+            with lock:
+                taken.extend(study.study_id for study in claimed)
+
+    threads = [threading.Thread(target=work, args=(f"w{i}",)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == 60 == len(set(taken))
+
+
+def test_a_lease_that_ran_out_makes_a_suspect_that_is_claimed_alone(engine):
+    receive(engine, arrival(1), arrival(2), arrival(3))
+    assert len(claim(engine, studies=2)) == 2
+    expire_leases(engine)
+    with session_scope(engine) as session:
+        assert ledger.release_expired(session, max_attempts=3) == (2, 0)
+    assert claim(engine, alone=False) == [], "others are in hand, so a suspect at the head is left alone"
+    for _ in range(2):
+        claimed = claim(engine)
+        assert len(claimed) == 1
+        assert claimed[0].suspect
+        settle(engine, Outcome(claimed[0], "scored"))
+    assert [study.suspect for study in claim(engine)] == [False]
+
+
+def test_a_study_that_kills_its_worker_every_time_is_quarantined(engine):
+    receive(engine, arrival(1))
+    for _ in range(3):
+        assert len(claim(engine)) == 1
+        expire_leases(engine)
+        with session_scope(engine) as session:
+            ledger.release_expired(session, max_attempts=3)
+    with read_scope(engine) as session:
+        assert session.execute(select(Study.state, Study.reason)).one() == ("quarantined", "worker_lost")
+
+
+def test_a_worker_whose_lease_ran_out_cannot_settle_what_another_holds(engine):
+    receive(engine, arrival(1))
+    late = claim(engine, worker="slow")[0]
+    expire_leases(engine)
+    with session_scope(engine) as session:
+        ledger.release_expired(session, max_attempts=3)
+    current = claim(engine, worker="quick")[0]
+    assert settle(engine, Outcome(late, "quarantined"), worker="slow") == []
+    assert len(settle(engine, Outcome(current, "scored"), worker="quick")) == 1
+    assert state_of(engine, 1) == "scored"
+
+
+def test_a_renewed_lease_does_not_run_out(engine):
+    receive(engine, arrival(1))
+    held = claim(engine)
+    expire_leases(engine)
+    with session_scope(engine) as session:
+        ledger.renew(session, held, worker="w1", lease_minutes=1)
+        assert ledger.release_expired(session, max_attempts=3) == (0, 0)
+
+
+def test_released_studies_wait_again_without_an_attempt_counted(engine):
+    receive(engine, arrival(1))
+    held = claim(engine)
+    with session_scope(engine) as session:
+        assert ledger.release(session, held, worker="w1") == 1
+    assert claim(engine)[0].attempts == 1
+
+
+def test_a_study_put_off_waits_with_its_reason_and_is_not_claimed_at_once(engine):
+    receive(engine, arrival(1))
+    held = claim(engine)[0]
+    with session_scope(engine) as session:
+        ledger.put_off(session, held, worker="w1", reason="file_unavailable", detail="the file cannot be read")
+    assert claim(engine) == []
+    assert books(engine).reasons["waiting studies"] == {"file_unavailable": 1}
+    with session_scope(engine) as session:
+        past = datetime.now(UTC) - timedelta(hours=2)
+        session.execute(update(Study).values(not_before=past, unavailable_since=past))
+    again = claim(engine)[0]
+    assert again.attempts == 1
+    assert again.unavailable_hours == pytest.approx(2, abs=0.1)
+
+
+def test_waiting_studies_are_rung_for_once_and_again_only_later(engine):
+    receive(engine, arrival(1), arrival(2))
+    with session_scope(engine) as session:
+        assert len(ledger.studies_to_ring(session, ring_again_minutes=2, limit=10)) == 2
+    with session_scope(engine) as session:
+        assert ledger.studies_to_ring(session, ring_again_minutes=2, limit=10) == []
+        assert len(ledger.studies_to_ring(session, ring_again_minutes=0, limit=10)) == 2
+
+
+def test_requeue_sends_the_quarantined_back_with_their_films(engine):
+    receive(engine, arrival(1), arrival(2))
+    for study in claim(engine):
+        settle(engine, Outcome(study, "quarantined", "truncated"))
+    with session_scope(engine) as session:
+        session.execute(update(Instance).values(state="quarantined", reason="truncated"))
+    with session_scope(engine) as session:
+        assert len(ledger.requeue(session, study_instance_uid="2.25.1")) == 1
+        assert ledger.requeue(session, reason="no_such_reason") == []
+    assert [len(study.films) for study in claim(engine)] == [1]
+
+
+def test_the_books_balance_whatever_happened(engine):
+    receive(engine, *(arrival(i) for i in range(1, 6)), arrival(6, view=None, reason="lateral_view"))
+    held = claim(engine, studies=4)
+    settle(engine, Outcome(held[0], "scored"), Outcome(held[1], "quarantined", "truncated"))
+    with session_scope(engine) as session:
+        ledger.reject(session, path="/x", path_digest="0" * 64, reason="not_dicom", detail="not DICOM")
+    found = books(engine)
+    assert (found.received, found.scored, found.skipped, found.quarantined, found.waiting) == (6, 1, 1, 1, 3)
+    assert found.claimed == 2
+    assert found.balance
+    assert found.rejected_files == 1
+
+
+def a_checkpoint(engine: Engine) -> int:
+    with session_scope(engine) as session:
+        return registry.register(session, digest="d" * 64, path="/c", network="mobilenet", header={}, by="test").id
+
+
+def a_policy(engine: Engine) -> int:
+    with session_scope(engine) as session:
+        row = policies.add(session, findings=[], max_wait_minutes=720, category_a_share=0.1, by="test", note="")
+        policies.activate(session, row, by="test")
+        return row.id
+
+
+def test_results_written_twice_are_the_same_rows(engine):
+    receive(engine, arrival(1))
+    checkpoint, policy = a_checkpoint(engine), a_policy(engine)
+    film = FilmResult(1, "scored", pixel_digest="e" * 64, probabilities=tuple(i / 100 for i in range(11)))
+    place = PriorityResult(1, "A", 0.7, None, "Pneumothorax", 0.7, checkpoint)
+    for _ in range(2):
+        with session_scope(engine) as session:
+            results.record_films(session, [film], checkpoint_id=checkpoint, run_id=None)
+            results.record_priorities(session, [place], policy_id=policy)
+    with read_scope(engine) as session:
+        assert session.scalar(select(func.count()).select_from(FilmScore)) == 1
+        rows = session.execute(text("SELECT finding, probability FROM finding_score")).all()
+        assert {name: round(p, 4) for name, p in rows} == {name: i / 100 for i, name in enumerate(FINDINGS)}
+        assert round(session.execute(text("SELECT hernia FROM study_findings")).scalar_one(), 4) == 0.1
+        found = session.execute(
+            text("SELECT priority_rank, category, top_finding, checkpoint_digest FROM worklist")
+        ).one()
+        assert tuple(found) == (1, "A", "Pneumothorax", "d" * 64)
+
+
+def test_a_run_counts_what_it_settled_and_keeps_the_ranks(engine):
+    receive(engine, arrival(1), arrival(2))
+    checkpoint, policy = a_checkpoint(engine), a_policy(engine)
+    with session_scope(engine) as session:
+        open_one = {"kind": "night", "checkpoint_id": checkpoint, "policy_id": policy, "settings": {}, "shared": True}
+        run = runs.open_run(session, **open_one)
+        assert runs.open_run(session, **open_one) == run
+    for study in claim(engine):
+        with session_scope(engine) as session:
+            ledger.settle(session, [Outcome(study, "scored")], worker="w1", run_id=run)
+    with session_scope(engine) as session:
+        assert runs.close_idle(session, idle_minutes=0) == [run]
+    with read_scope(engine) as session:
+        assert session.get(Run, run).scored == 2
+        assert [rank.priority_rank for rank in session.scalars(select(RunRank).order_by(RunRank.priority_rank))] == [
+            1,
+            2,
+        ]

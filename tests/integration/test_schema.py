@@ -1,0 +1,73 @@
+"""Migrations on real servers: up, down, up again, and nothing left to generate."""
+
+import threading
+import warnings
+
+import pytest
+from alembic import command
+from sqlalchemy import Engine, inspect, text
+from sqlalchemy.exc import IntegrityError
+
+from db import schema
+from db.models import Base
+from db.session import make_engine
+
+
+def test_up_down_and_up_again_ends_at_the_head_with_every_table(database_url):
+    engine = make_engine(database_url)
+    assert schema.current_revision(engine) is None
+    schema.upgrade(engine)
+    schema.downgrade(engine, "base")
+    assert set(inspect(engine).get_table_names()) == {"alembic_version"}
+    assert inspect(engine).get_view_names() == []
+    schema.upgrade(engine)
+    assert schema.current_revision(engine) == schema.head_revision()
+    assert set(inspect(engine).get_table_names()) == {*Base.metadata.tables, "alembic_version"}
+    engine.dispose()
+
+
+def test_the_models_and_the_migrations_agree(engine: Engine):
+    with warnings.catch_warnings(), engine.begin() as connection:
+        warnings.simplefilter("ignore")  # what SQLite can't reflect is compared on PostgreSQL
+        command.check(schema.alembic_config(connection))
+
+
+def test_every_constraint_has_a_name(engine: Engine):
+    found = inspect(engine)
+    for table in Base.metadata.tables:
+        constraints = [*found.get_foreign_keys(table), *found.get_unique_constraints(table)]
+        constraints += [*found.get_check_constraints(table), found.get_pk_constraint(table)]
+        assert all(constraint["name"] for constraint in constraints), table
+
+
+def test_several_processes_may_upgrade_at_once(database_url):
+    errors: list[BaseException] = []
+
+    def upgrade() -> None:
+        own = make_engine(database_url)
+        try:
+            schema.upgrade(own)
+        except BaseException as error:  # noqa: BLE001 - a thread's failure must reach the test
+            errors.append(error)
+        finally:
+            own.dispose()
+
+    threads = [threading.Thread(target=upgrade) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_every_site_draws_its_own_secret(engine: Engine):
+    with engine.begin() as connection:
+        secret = connection.execute(text("SELECT patient_key_secret FROM site")).scalar_one()
+    assert len(bytes.fromhex(secret)) == 32
+
+
+def test_a_category_that_contradicts_its_flag_is_refused(engine: Engine):
+    insert = """INSERT INTO study_priority (study_id, stat, received_at, category, category_a, urgency, ranked_at)
+        VALUES (1, false, '2026-01-01 00:00:00', 'B', true, 0, '2026-01-01 00:00:00')"""
+    with pytest.raises(IntegrityError, match="ck_study_priority_category_a"), engine.begin() as connection:
+        connection.execute(text(insert))

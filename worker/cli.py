@@ -246,5 +246,18 @@ def db_upgrade() -> None:
     out.print(f"schema: {before or 'empty'} -> {schema.head_revision()}")
 
 
+@database.command("roles")
+def db_roles(
+    password_dir: Annotated[Path, typer.Option(help="A folder with one file per role, named like it.")],
+) -> None:
+    """Make PostgreSQL's roles nightread_migrate, nightread_worker and nightread_reader, or change their passwords."""
+    from db import roles
+    from db.session import make_engine
+
+    passwords = {role: (password_dir / role).read_text().strip() for role in roles.ROLES}
+    roles.create_roles(make_engine(Settings().database_url), passwords)
+    out.print(f"roles: {', '.join(roles.ROLES)}")
+
+
 if __name__ == "__main__":
     main()

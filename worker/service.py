@@ -48,5 +48,5 @@ def run_beat(house: House) -> None:
 
 
 def _metrics_page(house: House, registry: CollectorRegistry) -> Any:
-    port = house.settings.metrics_port
-    return served(registry, port=port) if port else nullcontext()
+    port, address = house.settings.metrics_port, house.settings.metrics_address
+    return served(registry, port=port, address=address) if port else nullcontext()

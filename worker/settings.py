@@ -81,6 +81,8 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = "console"
     metrics_port: int = Field(0, ge=0, le=65535)
     """Port of the Prometheus page of worker and beat; 0: none."""
+    metrics_address: str = "127.0.0.1"
+    """The address that page listens on; 0.0.0.0 for all, behind a firewall or on a container's internal network."""
 
     @field_validator("modalities", "roots", mode="before")
     @classmethod

@@ -26,3 +26,12 @@ def worklist(session: Session, *, limit: int | None = None) -> Sequence[RowMappi
     bound = "" if limit is None else " LIMIT :limit"
     statement = text(f"SELECT * FROM {view} ORDER BY priority_rank{bound}").columns(**_TYPES)  # noqa: S608 - two names
     return session.execute(statement, {"limit": limit} if bound else {}).mappings().all()
+
+
+def neighbours(session: Session, study_id: int) -> Sequence[RowMapping]:
+    """A study's row of the worklist and the one below it; empty when it has been read or was never on the list."""
+    statement = text(
+        "SELECT * FROM worklist WHERE priority_rank - (SELECT priority_rank FROM worklist WHERE study_id = :study_id) "
+        "IN (0, 1) ORDER BY priority_rank"
+    )
+    return session.execute(statement.columns(**_TYPES), {"study_id": study_id}).mappings().all()

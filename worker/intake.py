@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import structlog
 from pydicom.dataset import Dataset
@@ -23,6 +22,7 @@ from db.session import read_scope, session_scope
 from training.pixels import UnusablePixels, read_header
 from worker.errors import Unavailable, UnusableStudy
 from worker.house import House, file_digest
+from worker.view_evidence import text_of
 from worker.views import HEADER_TAGS, Skipped, ViewRules, frontal
 
 log = structlog.get_logger()
@@ -223,29 +223,17 @@ def arrival_of(header: Dataset, *, path: Path, rules: ViewRules, secret: str) ->
     return Arrival(study, instance | decision)
 
 
-def _value(header: Dataset, keyword: str) -> Any:
-    """An attribute's value, or None when it is absent, empty, or not what its VR promises."""
-    try:
-        value = header.get(keyword)
-    except (ValueError, TypeError, LookupError, NotImplementedError, OverflowError):
-        return None
-    if isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue":
-        value = next(iter(value), None)
-    return None if value is None or value == "" else value
-
-
 def _text(header: Dataset, keyword: str, longest: int) -> str | None:
-    value = _value(header, keyword)
-    text = "" if value is None else "".join(c for c in str(value) if c.isprintable()).strip()
-    return text[:longest] or None
+    """An attribute's first value as printable text; None when it is absent, empty, or not what its VR promises."""
+    return text_of(header, keyword).split("\\")[0].strip()[:longest] or None
 
 
 def _uid(header: Dataset, keyword: str) -> str:
     """A UID (PS3.5 section 9: digits and dots, at most 64 characters). Raises UnusableStudy for anything else."""
     name = {"StudyInstanceUID": "Study Instance UID", "SOPInstanceUID": "SOP Instance UID"}[keyword]
     code = {"StudyInstanceUID": "study_uid", "SOPInstanceUID": "sop_uid"}[keyword]
-    text = str(_value(header, keyword) or "").strip("\0 ")
-    if not text:
+    text = _text(header, keyword, 1024)
+    if text is None:
         raise UnusableStudy(f"{code}_missing", f"the header has no {name}; the sender must add one")
     if len(text) > 64:
         raise UnusableStudy(f"{code}_illegal", f"its {name} has {len(text)} characters; 64 are allowed")
@@ -255,8 +243,8 @@ def _uid(header: Dataset, keyword: str) -> str:
 
 
 def _number(header: Dataset, keyword: str) -> int | None:
-    value = _value(header, keyword)
-    return value if isinstance(value, int) else None
+    text = _text(header, keyword, 10) or ""
+    return int(text) if text.isdecimal() else None
 
 
 def _transfer_syntax(header: Dataset) -> str | None:

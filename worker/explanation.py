@@ -1,0 +1,157 @@
+"""Why: a file's way through the view filter, and a study's place in the reading order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydicom.dataset import Dataset
+from sqlalchemy import RowMapping, select
+from sqlalchemy.orm import Session
+
+from db import worklist
+from db.models import FINDING_COLUMNS, Checkpoint, FilmScore, Instance, PolicyRow, Study, StudyPriority
+from db.session import read_scope
+from training.pixels import UnusablePixels, check_header, read_header
+from worker import policy, priority
+from worker.house import House
+from worker.intake import INTAKE_TAGS
+from worker.views import Skipped, evidence_lines, frontal
+
+
+class NothingToExplain(LookupError):
+    """Neither a file nor a UID that the database knows."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A heading, facts as (name, value) pairs, and tables as (heading, columns, rows)."""
+
+    heading: str
+    facts: list[tuple[str, str]]
+    tables: list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]
+
+
+def explain_file(house: House, path: Path) -> Explained:
+    """The view filter's decision about one file, and every attribute that it consulted."""
+    try:
+        header = read_header(path, limits=house.pixel_limits, specific_tags=list(INTAKE_TAGS))
+    except UnusablePixels as error:
+        return Explained("Refused", [("reason", error.reason), ("because", str(error))], [])
+    found = frontal(header, rules=house.view_rules)
+    if isinstance(found, Skipped):
+        facts = [("decision", "not scored"), ("reason", found.reason), ("evidence", found.evidence)]
+    else:
+        facts = [("decision", "scored"), ("view", found.view), ("evidence", found.evidence)]
+        facts += [("flag", flag) for flag in found.flags]
+        facts += _pixel_objection(header, house)
+    lines = [(line,) for line in evidence_lines(header, rules=house.view_rules)]
+    return Explained("The view filter", facts, [("What it consulted", ("attribute",), lines)])
+
+
+def _pixel_objection(header: Dataset, house: House) -> list[tuple[str, str]]:
+    """What the header alone says against decoding, if anything."""
+    try:
+        check_header(header, limits=house.pixel_limits)
+    except UnusablePixels as error:
+        return [("but", f"{error.reason}: {error}")]
+    return []
+
+
+def explain_uid(house: House, uid: str) -> Explained:
+    """A study's rank and what made it, by its Study Instance UID or by the SOP Instance UID of one of its films."""
+    with read_scope(house.engine) as session:
+        study = session.scalar(select(Study).where(Study.study_instance_uid == uid))
+        if study is None:
+            study = session.scalar(select(Study).join(Instance).where(Instance.sop_instance_uid == uid))
+        if study is None:
+            raise NothingToExplain("no such file, and the database knows no study or film with this UID")
+        return _explain_study(session, study)
+
+
+def _explain_study(session: Session, study: Study) -> Explained:
+    facts = [("study", study.study_instance_uid), ("state", study.state)]
+    facts += [("reason", f"{study.reason}: {study.detail or ''}")] if study.reason else []
+    tables = [_films_table(session, study)]
+    place = session.get(StudyPriority, study.id)
+    if place is None:
+        return Explained("Not on the worklist", [*facts, ("why", "nothing in it can be a chest film")], tables)
+    rows = worklist.neighbours(session, study.id)
+    facts += _rank_facts(rows, study.id) + [("flag", str(place.flag))] * bool(place.flag)
+    stored = session.get(PolicyRow, place.policy_id) if place.policy_id else None
+    checkpoint = session.get(Checkpoint, place.checkpoint_id) if place.checkpoint_id else None
+    facts += [("policy", f"version {stored.version}")] if stored else []
+    if stored is None or checkpoint is None:
+        return Explained("Not scored", facts, tables)
+    facts.append(("checkpoint", f"{checkpoint.network}, digest {checkpoint.digest[:12]}"))
+    rules = policy.from_rows(session, stored)
+    probabilities = study_probabilities(session, study.id, checkpoint.id)
+    thresholds = {f: cuts[policy.THRESHOLD] for f, cuts in checkpoint.header.get("thresholds", {}).items()}
+    facts.append(("category", f"{place.category}: {_category_rule(probabilities, rules, thresholds)}"))
+    tables.append(_contributions_table(probabilities, rules, thresholds))
+    return Explained("Why it stands where it stands", facts, tables)
+
+
+def study_probabilities(session: Session, study_id: int, checkpoint_id: int) -> list[float]:
+    """A study's (11,) probabilities: the maximum over its films under one checkpoint."""
+    columns = [getattr(FilmScore, name) for name in FINDING_COLUMNS]
+    films = session.execute(
+        select(*columns)
+        .join(Instance, Instance.id == FilmScore.instance_id)
+        .where(Instance.study_id == study_id, FilmScore.checkpoint_id == checkpoint_id, Instance.state == "scored")
+    ).all()
+    return [float(p) for p in priority.study_probabilities([tuple(film) for film in films])]
+
+
+def _rank_facts(rows: Sequence[RowMapping], study_id: int) -> list[tuple[str, str]]:
+    own = next((row for row in rows if row["study_id"] == study_id), None)
+    if own is None:
+        return [("rank", "none: it has been read")]
+    facts = [("rank", f"{own['priority_rank']}"), ("urgency", f"{own['urgency']:.3f}")]
+    facts += [("STAT", "yes, by a human")] if own["stat"] else []
+    facts += [("overdue", "yes")] if own["overdue"] else []
+    below = next((row for row in rows if row["priority_rank"] == own["priority_rank"] + 1), None)
+    if below is not None:
+        facts.append(("before the next", why_before(own, below)))
+    return facts
+
+
+def why_before(earlier: Any, later: Any) -> str:
+    """Why one row of the worklist stands before another, in words."""
+    return priority.why_before(_key(earlier, against=later), _key(later, against=earlier))
+
+
+def _key(row: Any, *, against: Any) -> priority.ReadingKey:
+    newest = max(row["received_at"], against["received_at"])
+    waited_minutes = (newest - row["received_at"]).total_seconds() / 60 + 1
+    return priority.ReadingKey(
+        not_stat=not row["stat"],
+        not_overdue=not row["overdue"],
+        overdue_age=-waited_minutes if row["overdue"] else 0.0,
+        not_category_a=row["category"] != "A",
+        less_urgent=-row["urgency"],
+        age=-waited_minutes,
+        study_id=row["study_id"],
+    )
+
+
+def _category_rule(probabilities: list[float], rules: priority.Policy, thresholds: dict[str, float]) -> str:
+    deciding = priority.deciding_findings(probabilities, rules, thresholds)
+    return f"{', '.join(deciding)} at or above threshold" if deciding else "no finding reaches its threshold"
+
+
+def _films_table(session: Session, study: Study) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
+    instances = session.scalars(select(Instance).where(Instance.study_id == study.id).order_by(Instance.id))
+    rows = [(i.view or "-", i.state, i.reason or "-", i.evidence or "-", i.flags or "-") for i in instances]
+    return ("Its instances", ("view", "state", "reason", "evidence", "flags"), rows)
+
+
+def _contributions_table(
+    probabilities: list[float], rules: priority.Policy, thresholds: dict[str, float]
+) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
+    in_force = priority.thresholds_in_force(rules, thresholds)
+    rows = [
+        (c.finding, f"{c.probability:.3f}", f"{c.weight:.2f}", f"{c.value:.4f}", f"{in_force.get(c.finding, 1):.3f}")
+        for c in priority.contributions(probabilities, rules)
+    ]
+    return ("What adds to its urgency", ("finding", "probability", "weight", "adds", "threshold"), rows)

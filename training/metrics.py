@@ -4,7 +4,7 @@ Labels are 0/1 (N, F), probabilities in [0, 1] (N, F), columns in the order of `
 (an AUROC without positives) it is NaN, and the macro mean leaves it out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,21 +12,23 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, multilabel_confusion_matrix, roc_auc_score
 from torchmetrics.functional.classification import binary_calibration_error
 
 from training.findings import FINDINGS
+from training.manifest import findings_in
 
-Array = npt.NDArray[np.float64]
+Array = npt.NDArray[np.floating]
 
 ECE_BINS: Final = 15
 """Equal-width bins of probability (Guo et al., On Calibration of Modern Neural Networks, ICML 2017)."""
 RAREST: Final = "Hernia"
 """227 films in NIH: its figures are mostly chance, so every macro mean is also given without it."""
-RATES: Final = (
-    "false_negative_rate", "auroc", "auprc", "sensitivity", "specificity", "ppv", "npv", "brier", "ece",
-)
+RATES: Final = ("false_negative_rate", "auroc", "auprc", "sensitivity", "specificity", "ppv", "npv", "brier", "ece")
+_OVERALL: Final = ("binary_accuracy", "exact_match")
 AGE_BANDS_YEARS: Final = (0, 18, 40, 60, 80, 130)
+_REPLICATES_AT_ONCE: Final = 100
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,20 @@ class Evaluation:
         """The mean of each rate over the findings for which it is defined."""
         return self.per_finding[list(RATES)].drop(index=list(without), errors="ignore").mean()
 
+    def table(self) -> pd.DataFrame:
+        """finding, metric, value: every figure there is; finding is also "all", "macro" and "macro_without_hernia"."""
+        overall = [self.binary_accuracy, self.exact_match, self.per_finding["false_negatives"].sum()]
+        figures = pd.concat([
+            pd.DataFrame([overall], columns=[*_OVERALL, "false_negatives"], index=["all"]),
+            pd.DataFrame({"macro": self.macro(), "macro_without_hernia": self.macro(without=(RAREST,))}).T,
+            self.per_finding.astype(float),
+        ])
+        return figures.rename_axis("finding").melt(ignore_index=False, var_name="metric").dropna().reset_index()
+
     def flat(self) -> dict[str, float]:
-        """Every figure under one name: "exact_match", "auroc/Mass", "auroc/macro", "auroc/macro_without_hernia"."""
-        figures = {"binary_accuracy": self.binary_accuracy, "exact_match": self.exact_match,
-                   "false_negatives/all": float(self.per_finding["false_negatives"].sum())}
-        for name, row in _with_macros(self).iterrows():
-            figures |= {f"{metric}/{name}": float(value) for metric, value in row.dropna().items()}
-        return figures
+        """Every figure under one name: "exact_match/all", "auroc/Mass", "auroc/macro", "auroc/macro_without_hernia"."""
+        table = self.table()
+        return dict(zip(table["metric"] + "/" + table["finding"], table["value"].astype(float), strict=True))
 
 
 def evaluate(
@@ -67,20 +76,21 @@ def evaluate(
     truth, scores = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)  # (N, F)
     decided = (scores >= np.asarray(thresholds, dtype=float)).astype(int)
     (tn, fp), (fn, tp) = multilabel_confusion_matrix(truth, decided).transpose(1, 2, 0)  # each (F,)
+    columns = list(zip(truth.T, scores.T, strict=True))
     per_finding = pd.DataFrame(
         {
             "positives": truth.sum(axis=0),
             "prevalence": truth.mean(axis=0),
             "false_negatives": fn,
             "false_negative_rate": _ratio(fn, fn + tp),
-            "auroc": [_ranking(roc_auc_score, truth[:, k], scores[:, k]) for k in range(len(findings))],
-            "auprc": [_ranking(average_precision_score, truth[:, k], scores[:, k]) for k in range(len(findings))],
+            "auroc": [_ranking(roc_auc_score, *column) for column in columns],
+            "auprc": [_ranking(average_precision_score, *column) for column in columns],
             "sensitivity": _ratio(tp, tp + fn),
             "specificity": _ratio(tn, tn + fp),
             "ppv": _ratio(tp, tp + fp),
             "npv": _ratio(tn, tn + fn),
             "brier": ((scores - truth) ** 2).mean(axis=0),
-            "ece": [_calibration_error(truth[:, k], scores[:, k]) for k in range(len(findings))],
+            "ece": [_calibration_error(*column) for column in columns],
         },
         index=pd.Index(findings, name="finding"),
     )
@@ -88,19 +98,214 @@ def evaluate(
     return Evaluation(len(truth), float(right.mean()), float(right.all(axis=1).mean()), per_finding)
 
 
-def _ranking(metric, truth: np.ndarray, scores: np.ndarray) -> float:  # type: ignore[no-untyped-def]
+def _ranking(metric: Callable[..., float], truth: npt.NDArray[np.int_], scores: Array) -> float:
     return float(metric(truth, scores)) if 0 < truth.sum() < len(truth) else float("nan")
 
 
-def _calibration_error(truth: np.ndarray, scores: np.ndarray) -> float:
-    return float(binary_calibration_error(*map(torch.tensor, (scores, truth)), n_bins=ECE_BINS))
+def _calibration_error(truth: npt.NDArray[np.int_], scores: Array) -> float:
+    return float(binary_calibration_error(torch.tensor(scores), torch.tensor(truth), n_bins=ECE_BINS))
 
 
-def _ratio(part: npt.ArrayLike, whole: npt.ArrayLike) -> Array:
-    part, whole = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
-    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+def _ratio(part: Array, whole: Array) -> Array:
+    """part / whole, NaN where the whole is empty."""
+    undefined = np.full(np.shape(whole), np.nan)
+    return np.asarray(np.divide(part, whole, out=undefined, where=np.asarray(whole) > 0))
 
 
-def _with_macros(evaluation: Evaluation) -> pd.DataFrame:
-    macros = pd.DataFrame({"macro": evaluation.macro(), "macro_without_hernia": evaluation.macro(without=(RAREST,))}).T
-    return pd.concat([evaluation.per_finding.astype(float), macros])
+def intervals(
+    labels: npt.ArrayLike,
+    probabilities: npt.ArrayLike,
+    *,
+    patients: npt.ArrayLike,
+    rng: np.random.Generator,
+    findings: Sequence[str] = FINDINGS,
+    thresholds: npt.ArrayLike = 0.5,
+    replicates: int = 1000,
+) -> pd.DataFrame:
+    """finding, metric, low, high: the 95 % percentile bootstrap over patients of every rate in `Evaluation.table`.
+
+    Patients (N,), not films, are drawn with replacement, because films of one patient are no independent witnesses. A
+    draw is a weight per film, so that a thousand of them cost a few sorts and running sums.
+    """
+    truth, scores = np.asarray(labels, dtype=np.float32), np.asarray(probabilities, dtype=np.float64)
+    decided = (scores >= np.asarray(thresholds, dtype=float)).astype(np.float32)
+    names, patient = np.unique(np.asarray(patients).astype(str), return_inverse=True)
+    drawn: list[Array] = []
+    for start in range(0, replicates, _REPLICATES_AT_ONCE):
+        size = min(_REPLICATES_AT_ONCE, replicates - start)
+        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=size)  # (R, patients)
+        weights = times.astype(np.float32)[:, patient]  # (R, N)
+        rates = _weighted_rates(truth, scores, decided, weights)  # (R, RATES, F)
+        macros = _mean(rates), _mean(rates[:, :, [finding != RAREST for finding in findings]])
+        rates = np.concatenate([rates, np.stack(macros, axis=2)], axis=2)
+        drawn.append(np.concatenate([rates.reshape(size, -1), _weighted_overall(truth, decided, weights)], axis=1))
+    figures = [(metric, finding) for metric in RATES for finding in (*findings, "macro", "macro_without_hernia")]
+    figures += [(metric, "all") for metric in _OVERALL]
+    columns = pd.MultiIndex.from_tuples(figures, names=["metric", "finding"])
+    bounds = pd.DataFrame(np.concatenate(drawn), columns=columns).quantile([0.025, 0.975]).T.dropna()
+    return bounds.set_axis(["low", "high"], axis=1).reset_index()
+
+
+def _weighted_overall(truth: Array, decided: Array, weights: Array) -> Array:
+    """Binary accuracy and exact match (R, 2) of N films that count `weights` (R, N) times each."""
+    right = decided == truth
+    per_film = np.stack([right.mean(axis=1), right.all(axis=1)], axis=1).astype(np.float32)  # (N, 2)
+    return np.asarray(weights @ per_film / weights.sum(axis=1)[:, None])
+
+
+def _mean(rates: Array) -> Array:
+    """The mean over the last axis of what is defined."""
+    return _ratio(np.nansum(rates, axis=-1), np.isfinite(rates).sum(axis=-1))
+
+
+def _weighted_rates(truth: Array, scores: Array, decided: Array, weights: Array) -> Array:
+    """RATES (R, RATES, F) of N films that count `weights` (R, N) times each, all draws at once."""
+    films = weights.sum(axis=1)[:, None]  # (R, 1)
+    positives, flagged, tp = weights @ truth, weights @ decided, weights @ (truth * decided)  # each (R, F)
+    fn, fp = positives - tp, flagged - tp
+    tn = films - positives - fp
+    columns = list(zip(truth.T, scores.T, strict=True))
+    ranked = [_weighted_ranking(*column, weights) for column in columns]
+    rates = {
+        "false_negative_rate": _ratio(fn, positives),
+        "auroc": np.stack([auroc for auroc, _ in ranked], axis=1),
+        "auprc": np.stack([auprc for _, auprc in ranked], axis=1),
+        "sensitivity": _ratio(tp, positives),
+        "specificity": _ratio(tn, tn + fp),
+        "ppv": _ratio(tp, flagged),
+        "npv": _ratio(tn, tn + fn),
+        "brier": weights @ ((scores - truth) ** 2).astype(np.float32) / films,
+        "ece": np.stack([_weighted_calibration_error(*column, weights) for column in columns], axis=1),
+    }
+    return np.stack([rates[name] for name in RATES], axis=1)
+
+
+def _weighted_ranking(truth: Array, scores: Array, weights: Array) -> tuple[Array, Array]:
+    """AUROC and average precision (R,) of one finding, ties as scikit-learn counts them.
+
+    Only the positives are visited: each wins against the negatives below it and half of those beside it.
+    """
+    order = np.argsort(-scores, kind="stable")
+    positive = order[truth[order] == 1]
+    counted, hits = _running_sum(weights, order), _running_sum(weights, positive)  # (R, N + 1), (R, P + 1)
+    falling, at = -scores[order], -scores[positive]
+    above, beside = (np.searchsorted(falling, at, side=side) for side in ("left", "right"))
+    hits_above, hits_beside = (np.searchsorted(at, at, side=side) for side in ("left", "right"))
+    positives, negatives = hits[:, -1], counted[:, -1] - hits[:, -1]
+    passed = (counted[:, above] - hits[:, hits_above] + counted[:, beside] - hits[:, hits_beside]) / 2
+    beaten = np.einsum("rp,rp->r", weights[:, positive], negatives[:, None] - passed, dtype=np.float64)
+    precision = hits[:, hits_beside] / np.maximum(counted[:, beside], 1)
+    precisions = np.einsum("rp,rp->r", weights[:, positive], precision, dtype=np.float64)
+    defined = np.where(negatives > 0, positives, 0)
+    return _ratio(beaten, defined * negatives), _ratio(precisions, defined)
+
+
+def _running_sum(weights: Array, films: npt.NDArray[np.intp]) -> Array:
+    """How many films came before each of these: (R, films + 1). float32 counts whole numbers exactly up to 2**24."""
+    sums = np.zeros((len(weights), len(films) + 1), dtype=np.float32)
+    np.cumsum(weights[:, films], axis=1, out=sums[:, 1:])
+    return sums
+
+
+def _weighted_calibration_error(truth: Array, scores: Array, weights: Array) -> Array:
+    """ECE (R,) of one finding: per bin the gap between said and seen, weighted by the films in the bin."""
+    bins = np.searchsorted(np.linspace(0, 1, ECE_BINS + 1), scores, side="right") - 1
+    gaps = np.zeros((len(scores), ECE_BINS + 1), dtype=np.float32)
+    gaps[np.arange(len(scores)), bins] = scores - truth
+    return np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1)
+
+
+def baselines(train: pd.DataFrame, films: pd.DataFrame) -> dict[str, Array]:
+    """What needs no look at the film, as probabilities (N, F): no network is worth more than what it adds to these.
+
+    all_zero: never anything. prevalence: each finding's share in `train`. view_age_sex: a logistic regression on those
+    three, fitted on `train`.
+    """
+    findings = list(findings_in(films))
+    prevalence = train[findings].mean().to_numpy(dtype=float)
+    shape = (len(films), len(findings))
+    fitted, asked = _description(train), _description(films)
+    known = [_logistic(fitted, train[finding].to_numpy(), asked) for finding in findings]
+    return {
+        "all_zero": np.zeros(shape),
+        "prevalence": np.broadcast_to(prevalence, shape),
+        "view_age_sex": np.stack(known, axis=1),
+    }
+
+
+def _description(films: pd.DataFrame) -> Array:
+    """View, age and sex as float (N, 6): AP, PA, M, F, age in units of its spread about 50 years, and its square."""
+    age = ((films["age_years"].astype(float) - 50) / 17).fillna(0)
+    said = [films["view_position"] == "AP", films["view_position"] == "PA", films["sex"] == "M", films["sex"] == "F"]
+    return np.column_stack([*said, age, age**2]).astype(float)
+
+
+def _logistic(fitted: Array, labels: npt.NDArray[np.uint8], asked: Array) -> Array:
+    if labels.min() == labels.max():  # one class alone leaves nothing to fit
+        return np.full(len(asked), float(labels[0]))
+    return np.asarray(LogisticRegression(max_iter=1000).fit(fitted, labels).predict_proba(asked)[:, 1])
+
+
+def slices(films: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Name and films of every group with films in it: by view, by sex, by age band, by split."""
+    bands = pd.cut(films["age_years"], AGE_BANDS_YEARS, right=False).map(lambda band: f"{band.left}-{band.right - 1}")
+    groups = {"view": films["view_position"], "sex": films["sex"], "age_years": bands, "split": films["split"]}
+    for name, group in groups.items():
+        for value in sorted(value for value in group.dropna().unique() if value):
+            yield f"{name}={value}", films[group == value]
+
+
+def readjudicated(films: pd.DataFrame, adjudicated: pd.DataFrame) -> pd.DataFrame:
+    """The films that were read again, with their new labels as the only ones (see `nih.read_adjudicated`)."""
+    described = films.drop(columns=list(findings_in(films)))
+    name = described["image"].str.rsplit("/", n=1).str[-1]
+    again = described.assign(name=name).join(adjudicated.set_index("image"), on="name", how="inner")
+    return again.drop(columns="name")
+
+
+def report(
+    films: pd.DataFrame,
+    probabilities: npt.ArrayLike,
+    *,
+    train: pd.DataFrame,
+    rng: np.random.Generator,
+    thresholds: npt.ArrayLike = 0.5,
+    adjudicated: pd.DataFrame | None = None,
+    replicates: int = 1000,
+) -> pd.DataFrame:
+    """slice, films, model, finding, metric, value, low, high: the network beside its baselines, whole and in slices.
+
+    `films` is the part of the manifest that probabilities (N, F) were made for, `train` the part that was learned from.
+    `adjudicated` adds a slice of the films that radiologists read again, measured against their labels. The thresholds
+    (one, or one per finding) are the network's; the baselines decide at .5.
+    """
+    findings = list(findings_in(films))
+    models = {
+        name: pd.DataFrame(scores, index=films.index, columns=findings)
+        for name, scores in {"network": np.asarray(probabilities), **baselines(train, films)}.items()
+    }
+    groups = [("all", films), *slices(films)]
+    if adjudicated is not None:
+        groups.append(("adjudicated", readjudicated(films, adjudicated)))
+    half = pd.Series(0.5, index=findings)
+    cuts = dict.fromkeys(models, half) | {"network": half * 0 + np.asarray(thresholds)}
+    table = pd.concat([
+        _figures(group, scores, thresholds=cuts[model], rng=rng, replicates=replicates)
+        .assign(slice=name, films=len(group), model=model)
+        for name, group in groups if len(group) > 0
+        for model, scores in models.items()
+    ])  # fmt: skip
+    return table[["slice", "films", "model", "finding", "metric", "value", "low", "high"]].reset_index(drop=True)
+
+
+def _figures(
+    films: pd.DataFrame, scores: pd.DataFrame, *, thresholds: pd.Series, rng: np.random.Generator, replicates: int
+) -> pd.DataFrame:
+    """finding, metric, value, low, high of these films, for the findings they have labels for."""
+    findings = list(findings_in(films))
+    labels, asked, cut = films[findings].to_numpy(), scores.loc[films.index, findings].to_numpy(), thresholds[findings]
+    value = evaluate(labels, asked, findings=findings, thresholds=cut).table()
+    bounds = intervals(
+        labels, asked, patients=films["patient_id"], rng=rng, findings=findings, thresholds=cut, replicates=replicates
+    )
+    return value.merge(bounds, on=["finding", "metric"], how="left")

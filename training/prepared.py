@@ -193,8 +193,9 @@ class _Cache:
 
     def __exit__(self, *_: object) -> None:
         self._sync()
-        for opened in (*self._images, self._progress):
+        for opened in self._images:
             opened.close()
+        self._progress.close()
 
     def write(self, film: Decoded) -> None:
         for opened, square in zip(self._images, film.squares, strict=False):  # a bad film has none: it stays black

@@ -84,10 +84,11 @@ def undersample(
     rarer = manifest[[finding for finding in findings if finding not in common]].any(axis=1)
     empty = ~manifest[findings].any(axis=1)
     training = manifest["split"].isin(("train", ""))
+    places = manifest.index.to_numpy()
     kept = [
-        manifest.index[~training | rarer],
-        _share(manifest.index[training & ~rarer & ~empty], common_share, rng),
-        _share(manifest.index[training & empty], no_finding_share, rng),
+        places[~training | rarer],
+        _share(places[training & ~rarer & ~empty], common_share, rng),
+        _share(places[training & empty], no_finding_share, rng),
     ]
     return manifest.loc[np.sort(np.concatenate(kept))]
 
@@ -140,5 +141,5 @@ def _drawn(groups: np.ndarray, *, shares: Sequence[float], rng: np.random.Genera
     return np.array(SPLITS, dtype=object)[np.searchsorted(ends, place, side="right")][group]
 
 
-def _share(index: pd.Index, share: float, rng: np.random.Generator) -> np.ndarray:
-    return rng.choice(index.to_numpy(), size=round(share * len(index)), replace=False)
+def _share(places: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    return rng.choice(places, size=round(share * len(places)), replace=False)

@@ -83,7 +83,7 @@ def _in_tar(archive: Path, left: dict[str, int]) -> Iterator[Encoded]:
             if image is not None and member.isfile() and (opened := stream.extractfile(member)) is not None:
                 data = opened.read()
                 yield Encoded(left.pop(image), data)
-            stream.members.clear()
+            stream.members.clear()  # type: ignore[attr-defined]  # typeshed does not know the list
 
 
 def _located(names: Iterable[str], left: Mapping[str, int]) -> dict[str, str]:

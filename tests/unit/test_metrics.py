@@ -1,156 +1,158 @@
-"""Metrics: right numbers, stable names, and nothing but codes in the labels."""
+"""The figures are scikit-learn's, the fast bootstrap gives the same ones, and baselines stand beside them."""
 
-import urllib.request
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-
+import numpy as np
+import pandas as pd
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
-from sqlalchemy import Engine, update
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, brier_score_loss, confusion_matrix, roc_auc_score
 
-from db.models import Base, Instance, Run, Study
-from db.session import make_engine, session_scope
-from worker.metrics import LedgerCollector, WorkMetrics, code, served
+from training import metrics
+from training.findings import FINDINGS
 
-NOW = datetime.now(UTC)
-
-
-@pytest.fixture
-def engine(tmp_path) -> Iterator[Engine]:
-    engine = make_engine(f"sqlite:///{tmp_path}/nightread.db")
-    Base.metadata.create_all(engine)
-    yield engine
-    engine.dispose()
+Array = NDArray[np.float64]
 
 
-def add_study(engine: Engine, uid: str, *, state: str, hours_ago: float = 1.0, **values: object) -> int:
-    study = Study(study_instance_uid=uid, state=state, received_at=NOW - timedelta(hours=hours_ago), **values)
-    with session_scope(engine) as session:
-        session.add(study)
-        session.flush()
-        return study.id
+def rng(seed: int = 5) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
 
-def ledger_registry(engine: Engine, **options: object) -> CollectorRegistry:
-    registry = CollectorRegistry()
-    registry.register(LedgerCollector(engine, **options))
-    return registry
+@pytest.fixture(scope="module")
+def films() -> pd.DataFrame:
+    """400 films of 150 patients; Hernia has 4 positives, Fibrosis none."""
+    draw = rng(0)
+    labels = (draw.random((400, len(FINDINGS))) < 0.15).astype(np.uint8)
+    labels[:, FINDINGS.index("Fibrosis")] = 0
+    labels[:, FINDINGS.index("Hernia")] = np.arange(400) < 4
+    described = pd.DataFrame(labels, columns=list(FINDINGS), index=np.arange(400) + 1000)
+    return described.assign(
+        image=[f"films/{film}.png" for film in range(400)],
+        patient_id=[str(film % 150) for film in range(400)],
+        age_years=draw.integers(1, 95, 400).astype(float),
+        sex=draw.choice(["M", "F", ""], 400),
+        view_position=draw.choice(["AP", "PA"], 400),
+        split="test",
+    )
 
 
-def test_settled_studies_are_counted_by_outcome_and_reason() -> None:
-    metrics = WorkMetrics()
-    metrics.settled("scored", reason=None, attempts=1)
-    metrics.settled("scored", reason=None, attempts=1)
-    metrics.settled("quarantined", reason="undecodable", attempts=3)
-    total = metrics.registry.get_sample_value
-    assert total("nightread_studies_settled_total", {"outcome": "scored", "reason": "none"}) == 2
-    assert total("nightread_studies_settled_total", {"outcome": "quarantined", "reason": "undecodable"}) == 1
-    assert total("nightread_study_attempts_sum") == 5
-    assert total("nightread_last_progress_timestamp_seconds") > 1e9
+@pytest.fixture(scope="module")
+def labels(films: pd.DataFrame) -> NDArray[np.uint8]:
+    return films[list(FINDINGS)].to_numpy()
 
 
-def test_batch_fill_is_films_over_batch_size() -> None:
-    metrics = WorkMetrics()
-    metrics.predicted(16, batch_size=64)
-    metrics.predicted(64, batch_size=64)
-    assert metrics.registry.get_sample_value("nightread_films_predicted_total") == 80
-    assert metrics.registry.get_sample_value("nightread_batch_fill_ratio_bucket", {"le": "0.25"}) == 1
-    assert metrics.registry.get_sample_value("nightread_batch_fill_ratio_sum") == 1.25
+@pytest.fixture(scope="module")
+def scores(labels: NDArray[np.uint8]) -> Array:
+    """Probabilities that know something, with many ties."""
+    noisy = 1 / (1 + np.exp(-(labels * 1.5 - 1.0 + rng(1).normal(size=labels.shape))))
+    return np.asarray(noisy.round(2))
 
 
-def test_stage_that_raises_is_timed_all_the_same() -> None:
-    metrics = WorkMetrics()
-    with pytest.raises(ValueError, match="bad film"), metrics.stage("read"):
-        raise ValueError("bad film")
-    assert metrics.registry.get_sample_value("nightread_stage_seconds_count", {"stage": "read"}) == 1
+def test_each_figure_is_the_librarys(labels: NDArray[np.uint8], scores: Array) -> None:
+    table = metrics.evaluate(labels, scores).per_finding
+    for k, finding in enumerate(("Mass", "Consolidation", "Atelectasis", "Pneumothorax")):
+        truth, said, row = labels[:, k], scores[:, k], table.loc[finding]
+        tn, fp, fn, tp = confusion_matrix(truth, said >= 0.5).ravel()
+        assert row["auroc"] == pytest.approx(roc_auc_score(truth, said))
+        assert row["auprc"] == pytest.approx(average_precision_score(truth, said))
+        assert row["brier"] == pytest.approx(brier_score_loss(truth, said))
+        assert row["false_negatives"] == fn
+        assert row["false_negative_rate"] == pytest.approx(fn / (fn + tp)) == pytest.approx(1 - row["sensitivity"])
+        assert row["specificity"] == pytest.approx(tn / (tn + fp))
+        assert row["ppv"] == pytest.approx(tp / (tp + fp))
+        assert row["npv"] == pytest.approx(tn / (tn + fn))
 
 
-def test_two_workers_in_one_process_do_not_mix() -> None:
-    first, second = WorkMetrics(), WorkMetrics()
-    first.predicted(3, batch_size=4)
-    assert second.registry.get_sample_value("nightread_films_predicted_total") == 0
+def test_the_papers_two_accuracies() -> None:
+    labels = np.array([[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], [0] * 11])
+    silence = metrics.evaluate(labels, np.zeros((2, 11)))
+    assert silence.binary_accuracy == pytest.approx(21 / 22)
+    assert silence.exact_match == pytest.approx(0.5)
+    assert silence.flat()["false_negatives/all"] == 1
 
 
-@pytest.mark.parametrize("text", ["DOE^JANE", "1.2.840.113619.2.5", "/data/film.dcm", "Lateral", "", "a" * 65, None])
-def test_free_text_never_becomes_a_label(text: str | None) -> None:
-    assert code(text) == "other"
+def test_a_probability_that_is_always_right_on_average_has_no_calibration_error() -> None:
+    labels = np.tile(np.array([[1], [0], [0], [0]]), (50, 11))
+    assert metrics.evaluate(labels, np.full(labels.shape, 0.25)).macro()["ece"] == pytest.approx(0, abs=1e-6)
+    assert metrics.evaluate(labels, np.full(labels.shape, 0.75)).macro()["ece"] == pytest.approx(0.5)
 
 
-def test_ledger_shows_studies_by_state(engine: Engine) -> None:
-    add_study(engine, "1.1", state="waiting")
-    add_study(engine, "1.2", state="claimed")
-    add_study(engine, "1.3", state="quarantined", reason="worker_lost")
-    registry = ledger_registry(engine)
-    value = registry.get_sample_value
-    states = ("waiting", "claimed", "quarantined", "scored", "skipped")
-    assert [value("nightread_studies", {"state": state}) for state in states] == [1, 1, 1, 0, 0]
-    assert value("nightread_quarantined_studies", {"reason": "worker_lost"}) == 1
-    assert value("nightread_ledger_up") == 1
+def test_a_finding_without_positives_has_no_auroc_and_the_mean_leaves_it_out(
+    labels: NDArray[np.uint8], scores: Array
+) -> None:
+    evaluation = metrics.evaluate(labels, scores)
+    assert np.isnan(evaluation.per_finding.loc["Fibrosis", "auroc"])
+    defined = evaluation.per_finding["auroc"].drop("Fibrosis")
+    assert evaluation.macro()["auroc"] == pytest.approx(defined.mean())
+    assert evaluation.macro(without=["Hernia"])["auroc"] == pytest.approx(defined.drop("Hernia").mean())
+    assert "auroc/Fibrosis" not in evaluation.flat()
 
 
-def test_ledger_shows_skips_by_reason_and_pools_what_is_no_code(engine: Engine) -> None:
-    study = add_study(engine, "1.1", state="skipped")
-    with session_scope(engine) as session:
-        for number, reason in enumerate(("lateral_view", "lateral_view", "DOE^JANE", "SMITH^JOHN")):
-            session.add(
-                Instance(
-                    study_id=study,
-                    sop_instance_uid=f"1.9.{number}",
-                    path="/x",
-                    state="skipped",
-                    reason=reason,
-                    received_at=NOW,
-                )
-            )
-    registry = ledger_registry(engine)
-    assert registry.get_sample_value("nightread_skipped_instances", {"reason": "lateral_view"}) == 2
-    assert registry.get_sample_value("nightread_skipped_instances", {"reason": "other"}) == 2
-    assert b"DOE" not in generate_latest(registry)
+def test_thresholds_may_differ_by_finding(labels: NDArray[np.uint8], scores: Array) -> None:
+    cuts = np.linspace(0.2, 0.8, len(FINDINGS))
+    table = metrics.evaluate(labels, scores, thresholds=cuts).per_finding
+    for k, finding in enumerate(FINDINGS):
+        assert table.loc[finding, "false_negatives"] == ((scores[:, k] < cuts[k]) & (labels[:, k] == 1)).sum()
 
 
-def test_oldest_waiting_leaves_out_studies_that_were_settled_before(engine: Engine) -> None:
-    add_study(engine, "1.1", state="waiting", hours_ago=2)
-    add_study(engine, "1.2", state="waiting", hours_ago=9_000, settled_at=NOW - timedelta(hours=8_000))
-    oldest = ledger_registry(engine).get_sample_value("nightread_oldest_waiting_seconds")
-    assert oldest == pytest.approx(7200, abs=60)
+def test_weighted_figures_are_those_of_the_films_repeated(labels: NDArray[np.uint8], scores: Array) -> None:
+    weights = rng(3).integers(0, 4, size=(3, len(labels))).astype(np.float32)
+    decided = (scores >= 0.5).astype(np.float32)
+    drawn = metrics._weighted_rates(labels.astype(np.float32), scores, decided, weights)
+    for row, times in zip(drawn, weights.astype(int), strict=True):
+        again = metrics.evaluate(labels.repeat(times, axis=0), scores.repeat(times, axis=0))
+        expected = again.per_finding[list(metrics.RATES)].to_numpy(dtype=float).T
+        np.testing.assert_allclose(row, expected, atol=2e-6)
 
 
-def test_nothing_waiting_is_zero_seconds_and_no_run_is_no_number(engine: Engine) -> None:
-    registry = ledger_registry(engine)
-    assert registry.get_sample_value("nightread_oldest_waiting_seconds") == 0
-    assert registry.get_sample_value("nightread_seconds_since_settled") is None
+def test_intervals_hold_the_figure_and_widen_when_patients_have_many_films(
+    labels: NDArray[np.uint8], scores: Array
+) -> None:
+    repeated = np.tile(labels, (4, 1)), np.tile(scores, (4, 1))
+    patients = np.tile(np.arange(len(labels)), 4)
+    honest = metrics.intervals(*repeated, patients=patients, rng=rng(), replicates=300)
+    naive = metrics.intervals(*repeated, patients=np.arange(len(patients)), rng=rng(), replicates=300)
+    figures = metrics.evaluate(*repeated).table().merge(honest, on=["finding", "metric"])
+    assert ((figures["low"] <= figures["value"] + 1e-6) & (figures["value"] <= figures["high"] + 1e-6)).all()
+    auroc = honest["metric"].eq("auroc") & honest["finding"].eq("Mass")
+    width = [(table["high"] - table["low"])[auroc].item() for table in (honest, naive)]
+    assert width[0] == pytest.approx(2 * width[1], rel=0.25)
 
 
-def test_progress_is_the_last_run_that_settled_something(engine: Engine) -> None:
-    with session_scope(engine) as session:
-        session.add(Run(kind="night", started_at=NOW, last_settled_at=NOW - timedelta(minutes=5), settings={}))
-    since = ledger_registry(engine).get_sample_value("nightread_seconds_since_settled")
-    assert since == pytest.approx(300, abs=60)
+def test_the_same_generator_gives_the_same_intervals(labels: NDArray[np.uint8], scores: Array) -> None:
+    patients = np.arange(len(labels)) % 150
+    one, other = (metrics.intervals(labels, scores, patients=patients, rng=rng(), replicates=50) for _ in range(2))
+    pd.testing.assert_frame_equal(one, other)
 
 
-def test_ledger_is_read_again_only_after_its_age(engine: Engine) -> None:
-    clock = iter([0.0, 10.0, 31.0])
-    registry = ledger_registry(engine, max_age_seconds=30, clock=lambda: next(clock))
-    study = add_study(engine, "1.1", state="waiting")
-    assert registry.get_sample_value("nightread_studies", {"state": "waiting"}) == 1
-    with session_scope(engine) as session:
-        session.execute(update(Study).where(Study.id == study).values(state="skipped"))
-    assert registry.get_sample_value("nightread_studies", {"state": "waiting"}) == 1
-    assert registry.get_sample_value("nightread_studies", {"state": "waiting"}) == 0
+def test_baselines_know_nothing_of_the_film(films: pd.DataFrame, labels: NDArray[np.uint8]) -> None:
+    guesses = metrics.baselines(films, films)
+    assert guesses["all_zero"].max() == 0
+    np.testing.assert_allclose(guesses["prevalence"][0], labels.mean(axis=0))
+    np.testing.assert_allclose(guesses["view_age_sex"].mean(axis=0), labels.mean(axis=0), atol=0.01)
 
 
-def test_database_that_does_not_answer_is_down_and_hides_old_numbers(tmp_path) -> None:
-    empty = make_engine(f"sqlite:///{tmp_path}/no-schema.db")
-    registry = ledger_registry(empty)
-    assert registry.get_sample_value("nightread_ledger_up") == 0
-    assert registry.get_sample_value("nightread_studies", {"state": "waiting"}) is None
-    empty.dispose()
+def test_view_age_and_sex_find_what_depends_on_them(films: pd.DataFrame) -> None:
+    old = films.assign(Fibrosis=(films["age_years"] > 70).astype("uint8"))
+    known = metrics.baselines(old, old)["view_age_sex"][:, FINDINGS.index("Fibrosis")]
+    assert roc_auc_score(old["Fibrosis"], known) > 0.95
 
 
-def test_metrics_are_served_over_http_while_the_block_runs() -> None:
-    metrics = WorkMetrics()
-    metrics.predicted(2, batch_size=4)
-    with served(metrics.registry, port=0) as port, urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
-        assert "nightread_films_predicted_total 2.0" in page.read().decode()
-    with pytest.raises(OSError, match="refused"):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics")
+def test_slices_part_the_films_by_view_sex_age_and_split(films: pd.DataFrame) -> None:
+    groups = dict(metrics.slices(films))
+    assert list(groups) == [
+        "view=AP", "view=PA", "sex=F", "sex=M",
+        "age_years=0-17", "age_years=18-39", "age_years=40-59", "age_years=60-79", "age_years=80-129", "split=test",
+    ]  # fmt: skip
+    assert groups["age_years=0-17"]["age_years"].max() < 18
+    assert sum(len(group) for name, group in groups.items() if name.startswith("age")) == len(films)
+
+
+def test_the_report_puts_baselines_and_intervals_beside_the_network(films: pd.DataFrame, scores: Array) -> None:
+    again = pd.DataFrame({"image": ["3.png", "4.png", "7.png"], "Mass": [1, 0, 1], "Pneumothorax": [0, 1, 1]})
+    table = metrics.report(films, scores, train=films, rng=rng(), adjudicated=again, replicates=20)
+    macro = table[(table["slice"] == "all") & (table["finding"] == "macro") & (table["metric"] == "auroc")]
+    assert macro["model"].tolist() == ["network", "all_zero", "prevalence", "view_age_sex"]
+    assert macro.set_index("model")["value"]["all_zero"] == 0.5
+    assert (macro["low"] <= macro["value"]).all()
+    read_again = table[(table["slice"] == "adjudicated") & (table["model"] == "network")]
+    assert set(read_again["finding"]) == {"all", "macro", "macro_without_hernia", "Mass", "Pneumothorax"}
+    assert read_again["films"].unique().tolist() == [3]

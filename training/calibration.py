@@ -1,0 +1,122 @@
+"""From logits to probabilities that mean what they say, and the cuts at which a finding is called.
+
+Everything here is fitted on validation films at their natural prevalence, never on an undersampled set.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+
+from training.checkpoint import Calibration
+
+Array = NDArray[np.floating]
+
+ISOTONIC_FROM_POSITIVES: Final = 1000
+FLATTEST_SLOPE: Final = 0.05
+"""A finding whose logits say nothing on validation, or the opposite, keeps its films in order and says little."""
+REFERENCE_LEVELS: Final = tuple(level / 100 for level in range(101))
+
+
+def fit_calibration(
+    logits: Array,
+    labels: NDArray[np.integer],
+    *,
+    shift: Sequence[float],
+    isotonic_from_positives: int = ISOTONIC_FROM_POSITIVES,
+) -> Calibration:
+    """Take back the loss's shift (F,), then fit each finding of logits and 0/1 labels (N, F) by itself.
+
+    Platt's two numbers each; a rising table instead for findings with at least `isotonic_from_positives` positives
+    and as many negatives.
+    """
+    unshifted = np.asarray(logits, dtype=np.float64) - np.asarray(shift)  # (N, F)
+    lines = [platt(unshifted[:, k], labels[:, k]) for k in range(labels.shape[1])]
+    fewest = np.minimum(labels.sum(axis=0), (1 - labels).sum(axis=0))
+    tables = {
+        int(k): isotonic(unshifted[:, k], labels[:, k]) for k in np.flatnonzero(fewest >= isotonic_from_positives)
+    }
+    slopes, intercepts = zip(*lines, strict=True)
+    return Calibration(tuple(shift), slopes, intercepts, tables)
+
+
+def platt(logits: Array, labels: NDArray[np.integer]) -> tuple[float, float]:
+    """Slope and intercept of a sigmoid for logits and 0/1 labels (N,).
+
+    Platt (1999) aims at (P + 1) / (P + 2) and 1 / (N + 2) rather than 1 and 0, so that few positives do not make it
+    sure of itself; each film therefore enters twice, as a positive and as a negative, with those weights.
+    """
+    positives, negatives = int(labels.sum()), int((1 - labels).sum())
+    aim = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    twice = np.concatenate([logits, logits])[:, None]
+    classes, weights = np.repeat([1, 0], len(logits)), np.concatenate([aim, 1 - aim])
+    line = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(twice, classes, sample_weight=weights)
+    slope, intercept = float(line.coef_[0, 0]), float(line.intercept_[0])
+    if slope >= FLATTEST_SLOPE:
+        return slope, intercept
+    return FLATTEST_SLOPE, _log_odds(aim.mean()) - FLATTEST_SLOPE * float(logits.mean())
+
+
+def isotonic(logits: Array, labels: NDArray[np.integer]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """A rising table (logits, probabilities) that fits logits and 0/1 labels (N,); flat beyond both ends."""
+    fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(logits, labels)
+    return tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist())
+
+
+def at_site(calibration: Calibration, *, fitted: Sequence[float], site: Sequence[float]) -> Calibration:
+    """The same calibration for a site with other prevalences: log odds move by logit(site) - logit(fitted).
+
+    fitted, site: prevalences (F,) in (0, 1) of the films it was fitted on, and of the site's. This holds when findings
+    look the same at both and only come more or less often.
+    """
+    moved = [_log_odds(there) - _log_odds(here) for here, there in zip(fitted, site, strict=True)]
+    intercepts = tuple(intercept + by for intercept, by in zip(calibration.intercept, moved, strict=True))
+    tables = {
+        k: (knots, tuple(_moved(height, moved[k]) for height in heights))
+        for k, (knots, heights) in calibration.isotonic.items()
+    }
+    return Calibration(calibration.shift, calibration.slope, intercepts, tables)
+
+
+def thresholds(
+    probabilities: Array,
+    labels: NDArray[np.integer],
+    *,
+    findings: Sequence[str],
+    sensitivity: float = 0.9,
+    flag_share: float = 0.1,
+) -> dict[str, dict[str, float]]:
+    """finding -> {"sensitivity_90", "flag_10"} for probabilities and 0/1 labels (N, F); a film at the cut is flagged.
+
+    sensitivity: the highest cut that still flags this share of the positives; a finding without positives has none.
+    flag_share: the cut that flags this share of all films, whatever they hold.
+    """
+    cuts: dict[str, dict[str, float]] = {}
+    for finding, scores, truth in zip(findings, probabilities.T, labels.T, strict=True):
+        cuts[finding] = {f"flag_{100 * flag_share:.0f}": _cut(scores, flag_share)}
+        if truth.any():
+            cuts[finding][f"sensitivity_{100 * sensitivity:.0f}"] = _cut(scores[truth == 1], sensitivity)
+    return cuts
+
+
+def reference(probabilities: Array, *, findings: Sequence[str]) -> dict[str, Any]:
+    """The checkpoint's `reference`, against which drift is seen: 101 quantiles of each finding of probabilities (N, F)."""
+    quantiles = np.quantile(probabilities, REFERENCE_LEVELS, axis=0).T  # (F, 101)
+    columns = {finding: values.astype(float).tolist() for finding, values in zip(findings, quantiles, strict=True)}
+    return {"films": len(probabilities), "levels": list(REFERENCE_LEVELS), "probabilities": columns}
+
+
+def _cut(scores: Array, share: float) -> float:
+    """The score of the film that completes the highest `share` of them."""
+    return float(np.sort(scores)[::-1][max(0, int(np.ceil(share * len(scores) - 1e-9)) - 1)])
+
+
+def _log_odds(probability: float) -> float:
+    return float(np.log(probability) - np.log1p(-probability))
+
+
+def _moved(probability: float, by: float) -> float:
+    return probability if probability in (0, 1) else float(1 / (1 + np.exp(-_log_odds(probability) - by)))

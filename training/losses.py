@@ -1,0 +1,91 @@
+"""What the network is punished for, and what each loss does to its logits.
+
+A weighted loss moves the best logit of every finding by a known amount, log(positive weight / negative weight). That
+shift goes into the checkpoint, and calibration takes it back before it fits anything.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+
+LOSSES: Final = ("bce", "wbce", "wbce_normalised", "asymmetric")
+
+
+class WeightedBce(nn.Module):
+    """Binary cross entropy with a weight for each finding's positives and one for its negatives.
+
+    The sum over findings of the mean over films of -(wp y log q + wn (1 - y) log(1 - q)), q = sigmoid(logit).
+    """
+
+    positive: Tensor  # (F,)
+    negative: Tensor  # (F,)
+
+    def __init__(self, positive: Tensor, negative: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("positive", positive)
+        self.register_buffer("negative", negative)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits and 0/1 labels, both (N, F) -> a scalar."""
+        hit, silence = labels * logsigmoid(logits), (1 - labels) * logsigmoid(-logits)  # (N, F), both <= 0
+        return -(self.positive * hit + self.negative * silence).mean(dim=0).sum()
+
+    @property
+    def shift(self) -> Tensor:
+        """(F,): what the weights add to the best logit (natural-log odds)."""
+        return (self.positive / self.negative).log()
+
+
+class AsymmetricLoss(nn.Module):
+    """Ridnik et al., Asymmetric Loss for Multi-Label Classification, ICCV 2021, with the paper's constants.
+
+    Easy negatives count little (focusing 4, against 1 for positives), and those below .05 not at all.
+    """
+
+    def __init__(self, *, focus_positive: float = 1, focus_negative: float = 4, margin: float = 0.05) -> None:
+        super().__init__()
+        self.focus_positive, self.focus_negative, self.margin = focus_positive, focus_negative, margin
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits and 0/1 labels, both (N, F) -> a scalar, the sum over findings of the mean over films."""
+        hit = torch.sigmoid(logits)
+        silence = (1 - hit + self.margin).clamp(max=1)  # how surely "no" is said, rounded up by the margin
+        positive = labels * (1 - hit) ** self.focus_positive * logsigmoid(logits)
+        negative = (1 - labels) * (1 - silence) ** self.focus_negative * silence.clamp(min=1e-7).log()
+        return -(positive + negative).mean(dim=0).sum()
+
+
+class Bce(nn.Module):
+    """Plain binary cross entropy: the sum over findings of the mean over films."""
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits and 0/1 labels, both (N, F) -> a scalar."""
+        return binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=0).sum()
+
+
+def make_loss(name: str, *, frequency: Tensor) -> nn.Module:
+    """A loss by its name; frequency (F,) is each finding's share of the training films, in [0, 1].
+
+    wbce             as in the paper's source: positives weigh the frequency of negatives, negatives that of positives
+    wbce_normalised  the same divided by 2f(1 - f), so that a rare finding counts as much as a common one; by wbce's
+                     own weights Hernia counts 84 times less than Consolidation on NIH
+
+    Raises ValueError for another name, or when a weighted loss meets a finding that all films have or none.
+    """
+    if name == "bce":
+        return Bce()
+    if name == "asymmetric":
+        return AsymmetricLoss()
+    if name not in LOSSES:
+        raise ValueError(f"no loss is called {name!r}; there are {', '.join(LOSSES)}")
+    if not ((frequency > 0) & (frequency < 1)).all():
+        raise ValueError(f"{name} needs films with and without each finding in training")
+    mass = 2 * frequency * (1 - frequency) if name == "wbce_normalised" else torch.ones_like(frequency)
+    return WeightedBce((1 - frequency) / mass, frequency / mass)
+
+
+def shift_of(loss: nn.Module, *, findings: int) -> tuple[float, ...]:
+    """What the loss adds to each finding's best logit: 0 unless it weighs positives and negatives differently."""
+    return tuple(loss.shift.tolist()) if isinstance(loss, WeightedBce) else (0.0,) * findings

@@ -1,0 +1,371 @@
+"""DICOM files from outside: read within bounds, or refused with a reason that a person understands.
+
+Files come from strangers. Nothing here believes a length, a size or a promise in a header before it has been checked
+against a limit, and whatever is wrong with a file's bytes ends in an `UnusablePixels`. What is wrong with reaching
+the file (permission, a share that went away) stays an `OSError`: it may be gone tomorrow.
+"""
+
+import logging
+import os
+import stat
+import struct
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filereader import read_dataset, read_partial, read_preamble
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+)
+
+PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
+HEADER_BYTES = (2**17, 2**23)  # what most headers need; what nearly all need
+
+# pydicom has no one error for damaged bytes; this is what its parser and its value converters let through.
+DAMAGE = (
+    ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, struct.error,
+)  # fmt: skip
+
+
+class UnusablePixels(ValueError):
+    """The film cannot be used."""
+
+    # A stable code that SQL groups by. str(error) is a sentence for people, by default the first line of the
+    # docstring; neither holds a UID, a name or a path.
+    reason = "unusable_pixels"
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(sentence or (self.__doc__ or "").partition("\n")[0])
+
+
+class EmptyFile(UnusablePixels):
+    """The file has no content."""
+
+    reason = "empty_file"
+
+
+class NotDicom(UnusablePixels):
+    """The file is not DICOM."""
+
+    reason = "not_dicom"
+
+
+class DirectoryFile(UnusablePixels):
+    """The file is a DICOMDIR, the table of contents of a medium, and holds no image."""
+
+    reason = "dicomdir"
+
+
+class UnreadableDicom(UnusablePixels):
+    """The file is damaged: its data elements cannot be read."""
+
+    reason = "unreadable_dicom"
+
+
+class Truncated(UnusablePixels):
+    """The file ends before its pixels do."""
+
+    reason = "truncated"
+
+
+class TooLarge(UnusablePixels):
+    """The file or its image is larger than the limits allow."""
+
+    reason = "too_large"
+
+
+class NoPixelData(UnusablePixels):
+    """The object has no pixel data."""
+
+    reason = "no_pixel_data"
+
+
+class MultiFrame(UnusablePixels):
+    """The object has more than one frame; a film has one."""
+
+    reason = "multi_frame"
+
+
+class BadPixelHeader(UnusablePixels):
+    """The header's description of the pixels is missing or contradicts itself."""
+
+    reason = "bad_pixel_header"
+
+
+class UnsupportedPixels(UnusablePixels):
+    """The pixels are of a kind that no film has: only whole numbers of 8 to 16 bits are read."""
+
+    reason = "unsupported_pixels"
+
+
+class UnsupportedTransferSyntax(UnusablePixels):
+    """No decoder is known for the transfer syntax."""
+
+    reason = "unsupported_transfer_syntax"
+
+
+class Undecodable(UnusablePixels):
+    """The compressed pixel data cannot be decoded: it is damaged, or not what the header says it is."""
+
+    reason = "undecodable"
+
+
+class BadModalityLut(UnusablePixels):
+    """The modality LUT or the rescale slope and intercept make no sense."""
+
+    reason = "bad_modality_lut"
+
+
+class ConstantImage(UnusablePixels):
+    """All pixels have the same value: the image shows nothing."""
+
+    reason = "constant_image"
+
+
+@dataclass(frozen=True)
+class PixelLimits:
+    """What a file may cost before it is refused.
+
+    max_bytes: of the file, and of a deflated data set once inflated. max_pixels: rows x columns. max_side: rows or
+    columns; the largest detectors have about 5,000 a side.
+    """
+
+    max_bytes: int = 512 * 2**20
+    max_pixels: int = 64_000_000
+    max_side: int = 20_000
+
+
+@dataclass(frozen=True)
+class PixelHeader:
+    """The Image Pixel Module (PS3.3 C.7.6.3) of one single-frame image, checked."""
+
+    rows: int
+    columns: int
+    samples: int  # per pixel: 1, or 3 for colour
+    bits_allocated: int  # 8 or 16
+    bits_stored: int  # 1 to bits_allocated
+    signed: bool
+    photometric: str
+    transfer_syntax: UID
+
+    @classmethod
+    def of(cls, dataset: Dataset, *, limits: PixelLimits) -> Self:
+        """What the header promises. Raises an UnusablePixels where it is absurd, before anything is decoded."""
+        _require_one_frame(dataset)
+        header = cls(
+            rows=_whole(dataset, "Rows"),
+            columns=_whole(dataset, "Columns"),
+            samples=_whole(dataset, "SamplesPerPixel", default=1),
+            bits_allocated=_whole(dataset, "BitsAllocated"),
+            bits_stored=_whole(dataset, "BitsStored", default=_whole(dataset, "BitsAllocated")),
+            signed=_whole(dataset, "PixelRepresentation", default=0) == 1,
+            photometric=str(dataset.get("PhotometricInterpretation") or "").strip().upper(),
+            transfer_syntax=_transfer_syntax(dataset),
+        )
+        header._check(limits)
+        return header
+
+    def _check(self, limits: PixelLimits) -> None:
+        if min(self.rows, self.columns) < 1:
+            raise BadPixelHeader("The header gives the image no rows or no columns.")
+        if self.rows * self.columns > limits.max_pixels or max(self.rows, self.columns) > limits.max_side:
+            raise TooLarge(f"The image has {self.rows} x {self.columns} pixels, more than the limits allow.")
+        if self.bits_allocated not in (8, 16) or self.samples not in (1, 3):
+            raise UnsupportedPixels
+        if not 1 <= self.bits_stored <= self.bits_allocated:
+            raise BadPixelHeader("The header says that more bits are stored than allocated, or none.")
+        if self.photometric not in PHOTOMETRICS[self.samples]:
+            raise BadPixelHeader("The photometric interpretation is unknown or does not fit the samples per pixel.")
+        if self.photometric == "YBR_FULL_422" and self.columns % 2 and not self.transfer_syntax.is_encapsulated:
+            raise BadPixelHeader("YBR_FULL_422 needs an even number of columns.")
+
+    @property
+    def native_bytes(self) -> int:
+        """The length of the pixel data if it is not compressed, without padding to an even length."""
+        length = self.rows * self.columns * self.samples * self.bits_allocated // 8
+        return length * 2 // 3 if self.photometric == "YBR_FULL_422" else length
+
+
+PHOTOMETRICS = {
+    1: ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"),
+    3: ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"),
+}
+
+
+def open_dataset(path: Path, *, limits: PixelLimits = PixelLimits()) -> Dataset:
+    """The whole data set of a DICOM file, whose bytes are read once. Not decoded yet.
+
+    Raises an UnusablePixels (EmptyFile, NotDicom, DirectoryFile, TooLarge, Truncated, UnreadableDicom), or OSError
+    when the file cannot be reached.
+    """
+    with _opened(path) as file:
+        if os.fstat(file.fileno()).st_size > limits.max_bytes:
+            raise TooLarge(f"The file is larger than {limits.max_bytes // 2**20} MB.")
+        content = file.read(limits.max_bytes + 1)  # it may still be growing
+    dataset, reached = _parse(content, max_bytes=limits.max_bytes, stop_at_pixels=False)
+    if reached and not any(keyword in dataset for keyword in PIXEL_TAGS.values()):
+        raise Truncated  # pydicom drops an element whose end it cannot find
+    return dataset
+
+
+def read_header(
+    path: Path, *, limits: PixelLimits = PixelLimits(), specific_tags: Sequence[int | str] | None = None
+) -> Dataset:
+    """The data set without its pixels, or only `specific_tags` of it (tags or keywords); reads no more than it needs.
+
+    Raises an UnusablePixels (EmptyFile, NotDicom, DirectoryFile, UnreadableDicom), or OSError when the file cannot be
+    reached.
+    """
+    with _opened(path) as file:
+        size = min(os.fstat(file.fileno()).st_size, limits.max_bytes)
+        for length in sorted({min(size, length) for length in (*HEADER_BYTES, size)}):
+            file.seek(0)
+            # From memory: an element that claims 4 GB costs nothing there, and 4 GB when read from a file.
+            content = file.read(length)
+            try:
+                dataset, reached = _parse(content, max_bytes=HEADER_BYTES[-1], specific_tags=specific_tags)
+            except UnreadableDicom:
+                if length == size:  # else it may be our own cut that hurts
+                    raise
+                continue
+            if reached:
+                break
+    return dataset
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file, open at its start, if it may be DICOM at all: no pipe, not empty, the right first bytes."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise NotDicom("This is no regular file.")
+    file = path.open("rb")
+    try:
+        _require_dicom(file.read(132))
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _require_dicom(head: bytes) -> None:
+    """A DICM prefix (PS3.10 7.1), or, in files without one, a first element of group 0002 or 0008."""
+    if not head:
+        raise EmptyFile
+    if head[128:132] == b"DICM":
+        return
+    group, element, vr, length = struct.unpack("<HH2sH", head[:8].ljust(8, b"\0"))
+    little = group in (0x0002, 0x0008) and element <= 0x0018
+    big = head[:2] == b"\0\x08" and head[2] == 0
+    explicit = vr.isalpha() and vr.isupper()
+    if not ((little and (explicit or length == 0)) or (big and explicit)):
+        raise NotDicom
+
+
+def _parse(
+    content: bytes, *, max_bytes: int, specific_tags: Sequence[int | str] | None = None, stop_at_pixels: bool = True
+) -> tuple[Dataset, bool]:
+    """The data set in `content`, and whether its pixel data was reached."""
+    reached = False
+
+    def at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+        nonlocal reached
+        reached = reached or int(tag) in PIXEL_TAGS
+        return reached and stop_at_pixels
+
+    tags: list[BaseTag | int] | None = [Tag(tag) for tag in specific_tags] if specific_tags else None
+    file = BytesIO(content)
+    try:
+        read_preamble(file, force=True)
+        meta = FileMetaDataset(read_dataset(file, False, True, stop_when=lambda tag, _vr, _length: tag >> 16 != 2))
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            inflated = _inflate(file.read(), max_bytes=max_bytes, whole=not stop_at_pixels)
+            dataset = read_dataset(BytesIO(inflated), False, True, stop_when=at_pixels, specific_tags=tags)
+            dataset.file_meta = meta
+        else:
+            file.seek(0)
+            dataset = read_partial(file, at_pixels, force=True, specific_tags=tags)
+    except UnusablePixels:
+        raise
+    except DAMAGE as error:
+        raise UnreadableDicom from error
+    if meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        raise DirectoryFile
+    if not dataset and not reached:
+        raise UnreadableDicom
+    return dataset, reached
+
+
+def _inflate(deflated: bytes, *, max_bytes: int, whole: bool) -> bytes:
+    """A deflated data set (PS3.5 A.5), up to max_bytes: 1 MB of it can hold 1 GB, and pydicom would inflate it all."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        inflated = inflater.decompress(deflated, max_bytes)
+    except zlib.error as error:
+        raise UnreadableDicom("The file is damaged: its deflated data set cannot be inflated.") from error
+    if whole and inflater.unconsumed_tail:
+        raise TooLarge(f"The deflated data set inflates to more than {max_bytes // 2**20} MB.")
+    if whole and not inflater.eof:
+        raise Truncated
+    return inflated
+
+
+def _require_one_frame(dataset: Dataset) -> None:
+    present = [keyword for keyword in PIXEL_TAGS.values() if keyword in dataset]
+    if not present:
+        raise NoPixelData
+    if present != ["PixelData"]:
+        raise UnsupportedPixels
+    if not dataset.PixelData:
+        raise NoPixelData("The object's pixel data is empty.")
+    if _whole(dataset, "NumberOfFrames", default=1) > 1:
+        raise MultiFrame
+
+
+def _transfer_syntax(dataset: Dataset) -> UID:
+    """As the file says; where it says nothing (no file meta), as the data set was in fact encoded."""
+    meta = getattr(dataset, "file_meta", {})
+    if stated := meta.get("TransferSyntaxUID"):
+        return UID(str(stated))
+    if dataset["PixelData"].is_undefined_length:
+        raise UnsupportedTransferSyntax("The pixel data is compressed, and the file does not say how.")
+    implicit, little = dataset.original_encoding
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _whole(dataset: Dataset, keyword: str, *, default: int | None = None) -> int:
+    """One whole number from the header. Raises BadPixelHeader where there is none, or several."""
+    value = element_value(dataset, keyword)
+    if value is None and default is not None:
+        return default
+    try:
+        return int(str(value))
+    except ValueError:
+        raise BadPixelHeader(f"The header has no usable value for {keyword}.") from None
+
+
+def element_value(dataset: Dataset, keyword: str) -> Any:
+    """The value of an element, or None if it is absent, empty, or not what its VR allows."""
+    try:
+        value = dataset.get(keyword)
+    except DAMAGE:
+        return None
+    return None if value is None or value == "" else value
+
+
+def quieten_pydicom() -> None:
+    """Keep pydicom's warnings out of the logs of this process: they quote the values that they complain about."""
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
+    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")

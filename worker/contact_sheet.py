@@ -11,7 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 Colour = tuple[int, int, int]
 
 INK, QUIET, PAPER, CARD, TRACK = (236, 240, 245), (138, 149, 165), (11, 14, 19), (21, 26, 34), (40, 48, 60)
-CATEGORY_COLOURS: dict[str, Colour] = {"A": (255, 84, 76), "B": (246, 166, 35), "C": (72, 166, 255), "D": (122, 138, 156)}
+CATEGORY_COLOURS: dict[str, Colour] = {
+    "A": (255, 84, 76),
+    "B": (246, 166, 35),
+    "C": (72, 166, 255),
+    "D": (122, 138, 156),
+}
 
 SCALE = 2  # everything is drawn twice as large and reduced, because Pillow's shapes have hard edges
 MARGIN, GAP = 36, 20
@@ -67,7 +72,9 @@ class Page:
         self.image = Image.new("RGB", (width * SCALE, height * SCALE), PAPER)
         self._draw = ImageDraw.Draw(self.image)
 
-    def text(self, at: tuple[float, float], text: str, *, size: float, colour: Colour = INK, anchor: str = "lm") -> float:
+    def text(
+        self, at: tuple[float, float], text: str, *, size: float, colour: Colour = INK, anchor: str = "lm"
+    ) -> float:
         """Write one line; returns its width."""
         font = ImageFont.load_default(size * SCALE)
         self._draw.text((at[0] * SCALE, at[1] * SCALE), text, fill=colour, font=font, anchor=anchor)

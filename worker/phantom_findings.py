@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from worker.phantom_sheet import Map, Stroke, branches, curve, mirrored, ribbon
+from worker.phantom_sheet import Map, Points, Stroke, branches, curve, mirrored, ribbon
 from worker.phantom_thorax import Build, Thorax, sign_of
 
 SIDES = ("left", "right")
@@ -32,7 +32,8 @@ def reshape(build: Build, findings: Sequence[str]) -> Build:
 def draw(thorax: Thorax, findings: Sequence[str], *, side: str) -> None:
     """Draw the findings into the thorax, on the given side where they have one."""
     for finding in findings:
-        DRAWN[finding](thorax, side)
+        if finding in DRAWN:
+            DRAWN[finding](thorax, side)
 
 
 def pneumothorax(thorax: Thorax, side: str) -> None:
@@ -89,7 +90,8 @@ def consolidation(thorax: Thorax, side: str) -> None:
 def _blob(thorax: Thorax, centre: tuple[float, float], radius: float) -> Map:
     x, y = thorax.sheet.grid
     distance = np.hypot(x - centre[0], 0.9 * (y - centre[1])) / radius
-    return np.exp(-(distance**3)).astype(np.float32)
+    blob: Map = np.exp(-(distance**3))
+    return blob
 
 
 def mass(thorax: Thorax, side: str) -> None:
@@ -97,7 +99,9 @@ def mass(thorax: Thorax, side: str) -> None:
     sheet, rng = thorax.sheet, thorax.rng
     centre = np.array([sign_of(side) * rng.uniform(0.25, 0.34), rng.uniform(0.25, 0.6)])
     turn = np.linspace(0, 2 * np.pi, 72, endpoint=False)
-    lobes = sum(rng.normal(0, 0.06) * np.sin(n * turn + rng.uniform(0, 6)) for n in (2, 3))
+    lobes: Points = sum(
+        (rng.normal(0, 0.06) * np.sin(n * turn + rng.uniform(0, 6)) for n in (2, 3)), np.zeros_like(turn)
+    )
     radius = rng.uniform(0.05, 0.085) * (1 + lobes)
     lump = centre + radius[:, None] * np.stack([np.cos(turn), np.sin(turn)], 1)
     body = sheet.fill(lump, soft=0.005)
@@ -151,7 +155,7 @@ def atelectasis(thorax: Thorax, side: str) -> None:
 def fibrosis(thorax: Thorax, side: str) -> None:
     """A net of scars, thickest at the bases and under the pleura."""
     del side
-    sheet, rng, build = thorax.sheet, thorax.rng, thorax.build
+    sheet, rng = thorax.sheet, thorax.rng
     x, y = sheet.grid
     net = np.zeros_like(x)
     for grain in (0.014, 0.022, 0.034):
@@ -190,6 +194,7 @@ def hernia(thorax: Thorax, side: str) -> None:
     thorax.vessels *= 1 - 0.7 * sac
 
 
+# Cardiomegaly is not among them: all of it is in the Build.
 DRAWN: dict[str, Callable[[Thorax, str], None]] = {
     "Mass": mass,
     "Consolidation": consolidation,
@@ -200,6 +205,5 @@ DRAWN: dict[str, Callable[[Thorax, str], None]] = {
     "Fibrosis": fibrosis,
     "Effusion": effusion,
     "Pleural_Thickening": pleural_thickening,
-    "Cardiomegaly": lambda thorax, side: None,  # all of it is in the Build
     "Hernia": hernia,
 }

@@ -2,94 +2,104 @@
 
 import numpy as np
 
-from worker.phantom_sheet import Map, Points, Sheet, bone, branches, curve, ribbon, tone
+from worker.phantom_sheet import Map, Points, Sheet, bone, branches, curve, places, ribbon, tone
+
+# A thorax from its left side: breastbone on the left of the picture, spine on the right.
+TRUNK = places("-.12,-.6 -.14,-.2 -.4,.12 -.52,.45 -.55,.9 -.52,1.6 .5,1.6 .47,1 .52,.5 .47,.1 .3,-.15 .2,-.6")
+LUNG = places(
+    "-.12,.06 -.32,.22 -.42,.5 -.45,.86 -.38,.92 -.2,.9 0,.97 .2,1.07 .38,1.22 .42,.95 .43,.5 .33,.12 .12,-.02"
+)
+HEART = places("-.02,.44 -.2,.5 -.33,.68 -.36,.9 -.2,1 .06,1 .12,.72")
+TRACHEA = places("-.02,-.4 0,.1 .04,.4")
+BREASTBONE = places("-.2,.1 -.34,.26 -.45,.5 -.485,.75")
+BLADE = places(".3,.02 .42,.25 .47,.45")
+VERTEBRA = places("-1,-.036 0,-.03 1,-.036 .9,0 1,.036 0,.03 -1,.036 -.9,0")  # x in halves of its width
+SIDE_RIB = places("0,0 .04,.06 -.12,.2 -.39,.34 -.58,.36")  # from its vertebra
+
+# A hand: the palm, and each ray's metacarpal (start, end), heading in degrees from upright, lengths of its phalanges.
+PALM = places("-.16,1.6 -.17,.9 -.24,.66 -.17,.36 0,.3 .16,.36 .27,.5 .2,.9 .17,1.6")
+RAYS = (
+    (places("-.13,.78 -.28,.56"), -42.0, (0.17, 0.12)),
+    (places("-.07,.72 -.13,.37"), -9.0, (0.2, 0.13, 0.09)),
+    (places("0,.71 0,.34"), 0.0, (0.22, 0.145, 0.095)),
+    (places(".06,.72 .115,.37"), 8.0, (0.2, 0.135, 0.095)),
+    (places(".11,.75 .21,.43"), 18.0, (0.16, 0.1, 0.08)),
+)
+WRIST = places("-.13,.84 -.06,.79 0,.78 .07,.8 -.08,.88 0,.88 .075,.88")
+FOREARM = ((-0.075, 0.15), (0.1, 0.085))  # x and width of radius and ulna
 
 
 def lateral(sheet: Sheet, rng: np.random.Generator) -> Map:
-    """A left lateral film: breastbone left, spine right. float32 (H, W) in [0, 1], white = dense."""
-    trunk = curve([(-0.12, -0.6), (-0.14, -0.2), (-0.4, 0.12), (-0.52, 0.45), (-0.55, 0.9), (-0.52, 1.6),
-                   (0.5, 1.6), (0.47, 1.0), (0.52, 0.5), (0.47, 0.1), (0.3, -0.15), (0.2, -0.6)])  # fmt: skip
-    lung = curve([(-0.12, 0.06), (-0.32, 0.22), (-0.42, 0.5), (-0.45, 0.86), (-0.38, 0.92), (-0.2, 0.9), (0.0, 0.97),
-                  (0.2, 1.07), (0.38, 1.22), (0.42, 0.95), (0.43, 0.5), (0.33, 0.12), (0.12, -0.02)], closed=True)  # fmt: skip
-    heart = curve([(-0.02, 0.44), (-0.2, 0.5), (-0.33, 0.68), (-0.36, 0.9), (-0.2, 1.0), (0.06, 1.0), (0.12, 0.72)], closed=True)
-    body, lungs, muscle = sheet.fill(trunk, soft=0.005), sheet.fill(lung, soft=0.005), sheet.fill(heart, soft=0.014)
+    """A left lateral film. float32 (H, W) in [0, 1], white = dense."""
     x, y = sheet.grid
-    soft = body * (0.3 + 0.7 * sheet.blur(body, 0.06)) * (0.8 + 0.4 / (1 + np.exp(-(y - 1.0) / 0.08)) + 0.45 * np.exp(-((y + 0.02) / 0.2) ** 2))
-    airway = sheet.lines([(curve([(-0.02, -0.4), (0.0, 0.1), (0.04, 0.4)]), 0.06, 1.0)], soft=0.008)
-    air = lungs * (0.6 + 0.4 * sheet.blur(lungs, 0.05)) * (1 - 0.75 * muscle) + 0.2 * airway
-    angle = rng.uniform(0, 2 * np.pi, 26)
-    vessels = sheet.lines(branches(rng, np.tile([0.02, 0.47], (26, 1)) + rng.normal(0, 0.02, (26, 2)), angle, rng.uniform(0.007, 0.016, 26), length=0.1, forks=5), soft=0.002)
+    body, lungs = sheet.fill(curve(TRUNK), soft=0.005), sheet.fill(curve(LUNG, closed=True), soft=0.005)
+    heart = sheet.fill(curve(HEART, closed=True), soft=0.014)
+    thick = 0.8 + 0.4 / (1 + np.exp((1 - y) / 0.08)) + 0.45 * np.exp(-(((y + 0.02) / 0.2) ** 2))  # belly, shoulders
+    soft = body * (0.3 + 0.7 * sheet.blur(body, 0.06)) * thick
+    airway = sheet.lines([(curve(TRACHEA), 0.06, 1.0)], soft=0.008)
+    air = lungs * (0.6 + 0.4 * sheet.blur(lungs, 0.05)) * (1 - 0.75 * heart) + 0.2 * airway
+    roots = rng.normal((0.02, 0.47), 0.02, (26, 2))
+    tree = branches(rng, roots, rng.uniform(0, 2 * np.pi, 26), rng.uniform(0.007, 0.016, 26), length=0.1, forks=5)
     hilum = np.exp(-(((x - 0.02) / 0.06) ** 2 + ((y - 0.47) / 0.08) ** 2))
-    beam = soft * (1 - 0.66 * air) + (0.1 * vessels + 0.1 * hilum) * lungs + _side_bones(sheet)
-    return tone(beam, sheet, rng)
+    markings = (0.1 * sheet.lines(tree, soft=0.002) + 0.1 * hilum) * lungs
+    return tone(soft * (1 - 0.66 * air) + markings + _side_bones(sheet), sheet, rng)
 
 
 def _side_bones(sheet: Sheet) -> Map:
-    spine, ribs = [], []
+    spine, near, far = [], [], []
     for level in range(-3, 15):
-        y, half = 0.02 + 0.092 * level, 0.05 + 0.0016 * level
-        x = 0.1 + 0.28 * np.sin(np.pi * np.clip((y + 0.45) / 1.9, 0, 1)) ** 0.7
-        tall = 0.036
-        corners = [(-half, -tall), (0, 0.006 - tall), (half, -tall), (0.9 * half, 0), (half, tall), (0, tall - 0.006), (-half, tall), (-0.9 * half, 0)]
-        spine.append(curve([(x + dx, y + dy) for dx, dy in corners], closed=True))
+        height = 0.02 + 0.092 * level
+        middle = np.array([0.1 + 0.28 * np.sin(np.pi * np.clip((height + 0.45) / 1.9, 0, 1)) ** 0.7, height])
+        spine.append(curve(middle + VERTEBRA * (0.05 + 0.0016 * level, 1), closed=True))
         if 0 <= level < 11:
-            ribs += [curve([(x + 0.06, y), (x + 0.1 + shift, y + 0.06), (x - 0.06, y + 0.2), (x - 0.33, y + 0.34), (x - 0.55 + 0.01 * level, y + 0.36)]) for shift in (0.0, -0.03)]
-    breastbone = ribbon(curve([(-0.2, 0.1), (-0.34, 0.26), (-0.45, 0.5), (-0.485, 0.75)]), 0.03)
-    blade = ribbon(curve([(0.3, 0.02), (0.42, 0.25), (0.47, 0.45)]), 0.02)
-    bands = [ribbon(path, 0.026) for path in ribs]
-    layers = ((0.08, spine, 0.012), (0.1, [breastbone, blade], 0.01))
-    solid = sum((weight * bone(sheet, outlines, cortex=cortex) for weight, outlines, cortex in layers), np.zeros_like(sheet.grid[0]))
+            rib = curve(SIDE_RIB + middle + np.array([0.06, 0]))
+            near.append(ribbon(rib, 0.026))
+            far.append(ribbon(rib - (0.03, -0.012), 0.026))
     x, y = sheet.grid
     fade = np.clip((x + 0.3) / 0.35, 0, 1) * (1 - np.clip((y - 0.95) / 0.1, 0, 1))  # in front ribs are cartilage
-    return solid + fade * (0.045 * bone(sheet, bands[::2], cortex=0.008) + 0.045 * bone(sheet, bands[1::2], cortex=0.008))
-
-
-# Each ray of the hand: where its metacarpal starts and ends, the heading in degrees from straight up, phalanx lengths.
-_RAYS = (
-    ((-0.13, 0.78), (-0.28, 0.56), -42.0, (0.17, 0.12)),
-    ((-0.07, 0.72), (-0.13, 0.37), -9.0, (0.2, 0.13, 0.09)),
-    ((0.0, 0.71), (0.0, 0.34), 0.0, (0.22, 0.145, 0.095)),
-    ((0.06, 0.72), (0.115, 0.37), 8.0, (0.2, 0.135, 0.095)),
-    ((0.11, 0.75), (0.21, 0.43), 18.0, (0.16, 0.1, 0.08)),
-)
-_WRIST = ((-0.13, 0.84, 0.042), (-0.06, 0.79, 0.04), (0.0, 0.78, 0.045), (0.07, 0.8, 0.045), (-0.08, 0.88, 0.05),
-          (0.0, 0.88, 0.046), (0.075, 0.88, 0.044))  # fmt: skip
+    ribs = fade * (0.045 * bone(sheet, near, cortex=0.008) + 0.045 * bone(sheet, far, cortex=0.008))
+    flat = bone(sheet, [ribbon(curve(BREASTBONE), 0.03), ribbon(curve(BLADE), 0.02)], cortex=0.01)
+    return np.asarray(0.08 * bone(sheet, spine, cortex=0.012) + 0.1 * flat + ribs)
 
 
 def hand(sheet: Sheet, rng: np.random.Generator) -> Map:
     """A hand, back to front. float32 (H, W) in [0, 1], white = dense."""
-    bones, flesh = _hand_bones()
-    palm = curve([(-0.16, 1.6), (-0.17, 0.9), (-0.24, 0.66), (-0.17, 0.36), (0.0, 0.3), (0.16, 0.36), (0.27, 0.5), (0.2, 0.9), (0.17, 1.6)])
-    skin = sheet.fill(palm, *flesh, soft=0.006)
+    bones, fingers = _rays()
+    bones += [_long_bone(np.array([x, 0.96]), np.array([x * 1.1, 1.7]), width) for x, width in FOREARM]
+    bones += [_pebble(place) for place in WRIST]
+    skin = sheet.fill(curve(PALM), *fingers, soft=0.006)
     soft = skin * (0.12 + 0.34 * sheet.blur(skin, 0.035))
-    marrow = bone(sheet, bones, cortex=0.011)
-    return tone(soft + 0.42 * marrow * (0.85 + 0.3 * sheet.clouds(rng, grain=0.009)), sheet, rng)
+    marrow = 0.85 + 0.3 * sheet.clouds(rng, grain=0.009)
+    return tone(soft + 0.42 * bone(sheet, bones, cortex=0.011) * marrow, sheet, rng)
 
 
-def _hand_bones() -> tuple[list[Points], list[Points]]:
-    """Outlines of the bones and of the fingers around them."""
-    bones = [_long_bone(np.array([x, 0.96]), np.array([x * 1.1, 1.7]), width) for x, width in ((-0.075, 0.15), (0.1, 0.085))]
-    turn = np.linspace(0, 2 * np.pi, 9)[:-1]
-    for x, y, radius in _WRIST:
-        wobble = 1 + 0.12 * np.sin(2 * turn + 9 * x)
-        bones.append(curve([(x + radius * np.cos(t) * w, y + radius * np.sin(t) * w) for t, w in zip(turn, wobble, strict=True)], closed=True))
-    flesh: list[Points] = []
-    for base, knuckle, heading, phalanges in _RAYS:
-        bones.append(_long_bone(np.array(base), np.array(knuckle), 0.07))
+def _rays() -> tuple[list[Points], list[Points]]:
+    """Outlines of the bones from the palm outwards, and of the fingers around them."""
+    bones, fingers = [], []
+    for (base, knuckle), heading, phalanges in RAYS:
+        bones.append(_long_bone(base, knuckle, 0.07))
         step = np.array([np.sin(np.deg2rad(heading)), -np.cos(np.deg2rad(heading))])
-        joint, width = np.array(knuckle), 0.062
+        joint, width = knuckle, 0.062
         for length in phalanges:
             tip = joint + step * length
             bones.append(_long_bone(joint + step * 0.012, tip - step * 0.006, width))
             joint, width = tip, width * 0.82
-        finger = curve([tuple(base), tuple(knuckle), tuple((knuckle + joint) / 2), tuple(joint + step * 0.03)])
-        rounded = np.sqrt(np.clip(1 - np.linspace(0, 1.0, len(finger)) ** 14, 0, 1))
-        flesh.append(ribbon(finger, 0.125 * rounded * np.linspace(1, 0.8, len(finger))))
-    return bones, flesh
+        finger = curve(np.stack([base, knuckle, (knuckle + joint) / 2, joint + step * 0.03]))
+        along = np.linspace(0, 1, len(finger))
+        fingers.append(ribbon(finger, 0.125 * (1 - 0.2 * along) * np.sqrt(1 - along**14)))
+    return bones, fingers
 
 
 def _long_bone(start: Points, end: Points, width: float) -> Points:
     """A shaft with a waist and two swollen ends."""
-    t = np.linspace(0, 1, 24)
-    ends = np.clip(np.minimum(t, 1 - t) / 0.05, 0.55, 1)
-    return ribbon(start + (end - start) * t[:, None], width * ends * (0.55 + 0.45 * np.abs(2 * t - 1) ** 2.2))
+    along = np.linspace(0, 1, 24)
+    rounded = np.clip(np.minimum(along, 1 - along) / 0.05, 0.55, 1)
+    swell = 0.55 + 0.45 * np.abs(2 * along - 1) ** 2.2
+    return ribbon(start + (end - start) * along[:, None], width * rounded * swell)
+
+
+def _pebble(place: Points) -> Points:
+    """A bone of the wrist."""
+    turn = np.linspace(0, 2 * np.pi, 9)[:-1]
+    radius = 0.046 * (1 + 0.12 * np.sin(2 * turn + 9 * place[0]))
+    return curve(place + radius[:, None] * np.stack([np.cos(turn), np.sin(turn)], 1), closed=True)

@@ -5,15 +5,16 @@ y = 0 is the top of the lungs and y = 1 the right dome of the diaphragm. Maps ar
 otherwise. Pillow draws and blurs; eight bits of it are enough under a film's grain.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-Map = NDArray[np.float32]
+Map = NDArray[np.floating[Any]]  # float32
 Points = NDArray[np.float64]
 Point = tuple[float, float]
 Stroke = tuple[Points, float, float]  # points (N, 2), width, strength in [0, 1]
@@ -34,7 +35,8 @@ class Sheet:
         angle = np.deg2rad(self.tilt_degrees)
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         moved = (np.asarray(points, float) - self.centre) @ turn.T
-        return moved * self.scale + (self.width / 2, self.height / 2)
+        pixels: Points = moved * self.scale + (self.width / 2, self.height / 2)
+        return pixels
 
     @cached_property
     def grid(self) -> tuple[Map, Map]:
@@ -59,7 +61,7 @@ class Sheet:
         page = Image.new("L", (self.width * 2, self.height * 2))
         draw = ImageDraw.Draw(page)
         ordered = sorted(strokes, key=lambda stroke: stroke[1])
-        ends = np.cumsum([len(points) for points, _, _ in ordered])  # type: ignore[arg-type]
+        ends = np.cumsum([len(points) for points, _, _ in ordered])
         paths = np.split(2 * self.pixels(np.concatenate([points for points, _, _ in ordered])), ends[:-1])
         for (_, width, strength), points in zip(ordered, paths, strict=True):
             path = points.ravel().tolist()
@@ -88,7 +90,12 @@ class Sheet:
         return np.asarray(blurred.resize(page.size, Image.Resampling.BICUBIC), np.float32) / 255
 
 
-def curve(points: Sequence[Point], *, closed: bool = False, steps: int = 12) -> Points:
+def places(text: str) -> Points:
+    """Points (N, 2) from "x,y x,y ...", as outlines are easiest to read."""
+    return np.array([[float(number) for number in place.split(",")] for place in text.split()])
+
+
+def curve(points: ArrayLike, *, closed: bool = False, steps: int = 12) -> Points:
     """A Catmull-Rom spline through the points, (N * steps, 2)."""
     p = np.asarray(points, float)
     ends = (p[-1:], p[:2]) if closed else (2 * p[:1] - p[1:2], 2 * p[-1:] - p[-2:-1])

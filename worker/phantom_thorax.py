@@ -4,13 +4,40 @@ Soft tissue, less the air in the lungs, plus vessels and bone. Disease changes t
 phantom_findings), so that a consolidation swallows its vessels and a pneumothorax has none. Nothing here is a patient.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from worker.phantom_sheet import Map, Points, Sheet, Stroke, bone, branches, curve, mirrored, ribbon, tone
+from worker.phantom_sheet import (
+    Map,
+    Point,
+    Points,
+    Sheet,
+    Stroke,
+    bone,
+    branches,
+    curve,
+    mirrored,
+    places,
+    ribbon,
+    tone,
+)
+
+# Outlines of one half or one piece; widths that differ from person to person are in units of it.
+TRACHEA = places("0,-.6 .002,-.1 -.006,.15 -.012,.33")
+ARM = places(".62,-.03 .8,.05 .92,.4 1,1 .82,1 .74,.5 .62,.25")
+RIB_BACK = places(".05,.08 .3,-.12 .62,.06 .88,.45 .99,1")  # x in half cages, y in drops from spine to flank
+CLAVICLE = places(".05,.125 .16,.1 .3,.05 .45,-.015 .6,-.04")
+HUMERUS = places(".69,.05 .75,.2 .82,.5 .88,.9")
+BLADE = places(".47,-.03 .58,-.06 .65,.04 .61,.14 .57,.3 .515,.47 .495,.45 .47,.2")
+VERTEBRA = places("-1,-.036 0,-.032 1,-.036 .88,0 1,.036 0,.032 -1,.036 -.88,0")  # x in halves of its width
+SPINOUS_PROCESS = places("-.007,.02 .007,.02 .01,.065 0,.078 -.01,.065")
+PEDICLE = places(".03,-.025 .038,-.012 .03,.001 .022,-.012")
+GUT = places("-.04,0 0,-.03 .04,0 0,.025")
+TURN = np.linspace(0, 2 * np.pi, 25)
 
 
 @dataclass(frozen=True)
@@ -103,17 +130,16 @@ def _soft_tissue(thorax: Thorax) -> Map:
     flank = build.cage + 0.09 * g
     trunk = [(0.13, -0.6), (0.135, -0.28), (0.2, -0.17), (0.42, -0.1), (0.62, -0.03), (0.7, 0.12), (0.66, 0.3),
              (flank + 0.04, 0.42), (flank, 0.6), (flank, 1.0), (flank + 0.01, 1.6)]  # fmt: skip
-    arm = curve([(0.62, -0.03), (0.8, 0.05), (0.92, 0.4), (1.0, 1.0), (0.82, 1.0), (0.74, 0.5), (0.62, 0.25)])
-    outlines = [curve(trunk)]
-    body = np.concatenate([outlines[0], mirrored(outlines[0], -1)[::-1]])
+    arm, half = curve(ARM), curve(trunk)
+    body = np.concatenate([half, mirrored(half, -1)[::-1]])
     torso = sheet.fill(body, soft=0.004)
     core = sheet.blur(torso, 0.05)
     arms = sheet.fill(arm, mirrored(arm, -1), soft=0.012)
     x, y = sheet.grid
-    depth = 0.62 + 0.5 / (1 + np.exp(-(y - 0.95) / 0.07)) + 0.1 / (1 + np.exp(-(y + 0.0) / 0.1))
+    depth = 0.62 + 0.5 / (1 + np.exp(-(y - 0.95) / 0.07)) + 0.1 / (1 + np.exp(-y / 0.1))
     middle = 0.34 * np.exp(-((x / 0.24) ** 2))
     soft = torso * (0.25 + 0.75 * core**1.6) * (depth + middle) * (0.85 + 0.15 * g) + 0.45 * arms * (1 - torso)
-    return soft.astype(np.float32)
+    return np.asarray(soft, np.float32)
 
 
 def _breasts(thorax: Thorax) -> Map:
@@ -130,9 +156,9 @@ def _breasts(thorax: Thorax) -> Map:
 def _mediastinum(thorax: Thorax) -> Map:
     sheet, build = thorax.sheet, thorax.build
     hr, hl, base = build.heart_right, build.heart_left, build.left_dome
-    left = curve([(0.055, -0.4), (0.06, -0.05), (0.072, 0.12), (0.1, 0.22), (0.108, 0.28), (0.088, 0.345), (0.098, 0.41),
-                  (0.3 * hl + 0.04, 0.49), (0.66 * hl + 0.01, 0.6), (0.93 * hl, 0.75), (hl, 0.88), (0.93 * hl, 0.98),
-                  (0.6 * hl, base + 0.07), (0.06, base + 0.12)])  # fmt: skip
+    left = curve([(0.055, -0.4), (0.06, -0.05), (0.072, 0.12), (0.1, 0.22), (0.108, 0.28), (0.088, 0.345),
+                  (0.098, 0.41), (0.3 * hl + 0.04, 0.49), (0.66 * hl + 0.01, 0.6), (0.93 * hl, 0.75),
+                  (hl, 0.88), (0.93 * hl, 0.98), (0.6 * hl, base + 0.07), (0.06, base + 0.12)])  # fmt: skip
     right = curve([(-0.05, base + 0.12), (-0.75 * hr, base), (-hr, 0.84), (-0.98 * hr, 0.7), (-0.7 * hr, 0.54),
                    (-0.07, 0.42), (-0.072, 0.2), (-0.065, 0.0), (-0.055, -0.4)])  # fmt: skip
     mask = sheet.fill(np.concatenate([left, right]), soft=0.005)
@@ -148,15 +174,14 @@ def _air(thorax: Thorax) -> Map:
     # The lung goes on behind the dome, down to a sulcus that the frontal film shows as a fading shade.
     behind = np.clip((thorax.wall - np.abs(x)) / 0.05, 0, 1) * np.exp(-np.clip(y - 0.95, 0, 9) / 0.08) * (y > 0.85)
     depth = np.maximum(depth, 0.28 * behind * (1 - sheet.blur(lung, 0.002)))
-    trachea = curve([(0.0, -0.6), (0.002, -0.1), (-0.006, 0.15), (-0.012, 0.33)])
-    tubes = [(trachea, 0.046, 0.8)]
+    tubes = [(curve(TRACHEA), 0.046, 0.8)]
     for sign, reach in ((-1.0, 0.11), (1.0, 0.14)):
         bronchus = curve([(-0.012, 0.31), (sign * 0.05 - 0.01, 0.385), (sign * reach, 0.45)])
         tubes.append((bronchus, 0.03, 0.55))
     airway = sheet.lines(tubes, soft=0.008)
     heart = thorax.heart
     air = depth * (1 - 0.97 * heart) * (0.8 + 0.2 * np.clip(y / 0.3, 0, 1))
-    return np.clip(build.aeration * air + 0.2 * airway, 0, 1.15).astype(np.float32)
+    return np.asarray(np.clip(build.aeration * air + 0.2 * airway, 0, 1.15), np.float32)
 
 
 def _stomach(thorax: Thorax) -> Map:
@@ -166,8 +191,7 @@ def _stomach(thorax: Thorax) -> Map:
     floor = dome + rng.uniform(0.13, 0.17)
     bubble = curve([(middle - half, floor), (middle - 0.9 * half, dome + 0.07), (middle, dome + 0.035),
                     (middle + half, dome + 0.075), (middle + 1.15 * half, floor)])  # fmt: skip
-    gut = [curve([(x + dx, y + dy) for dx, dy in ((-0.04, 0), (0, -0.03), (0.04, 0), (0, 0.025))], closed=True)
-           for x, y in rng.uniform((0.2, dome + 0.2), (0.42, dome + 0.34), (3, 2))]  # fmt: skip
+    gut = [curve(place + GUT, closed=True) for place in rng.uniform((0.2, dome + 0.2), (0.42, dome + 0.34), (3, 2))]
     return 0.17 * sheet.fill(bubble, soft=0.01) + 0.07 * sheet.fill(*gut, soft=0.016)
 
 
@@ -177,7 +201,7 @@ def _vessels(thorax: Thorax) -> Map:
     for side in ("left", "right"):
         sign = sign_of(side)
         angle = np.linspace(-1.5, 1.5, 15) + rng.normal(0, 0.08, 15)
-        hilum = (sign * 0.08, 0.42 if side == "left" else 0.46)
+        hilum = np.array([sign * 0.08, 0.42 if side == "left" else 0.46])
         roots = hilum + rng.normal(0, 0.014, (15, 2)) + np.stack([0.01 * np.abs(angle), 0.09 * angle], 1)
         widths = rng.uniform(0.009, 0.017, 15) * np.where(angle > 0, 1.2, 0.8)
         heading = angle if sign > 0 else np.pi - angle
@@ -187,34 +211,22 @@ def _vessels(thorax: Thorax) -> Map:
     # Vessels thin out towards the wall, and in an upright person the lower half carries more blood.
     reach = np.clip((thorax.wall - np.abs(x)) / 0.12, 0, 1) * (0.55 + 0.45 * np.clip(y / 0.6, 0, 1))
     mesh = 1 - 2.5 * np.abs(sheet.clouds(rng, grain=0.013) - 0.5) + 0.8 * (sheet.clouds(rng, grain=0.03) - 0.5)
-    hilum = sum(np.exp(-(((x - s * 0.13) / 0.05) ** 2 + ((y - 0.47) / 0.1) ** 2)) for s in (1, -1))
-    return (build.vessels * (tree * reach + 0.16 * mesh * (0.4 + 0.6 * reach) + 0.45 * hilum)).astype(np.float32)
+    hila = np.exp(-(((np.abs(x) - 0.13) / 0.05) ** 2 + ((y - 0.47) / 0.1) ** 2))
+    markings = tree * reach + 0.16 * mesh * (0.4 + 0.6 * reach) + 0.45 * hila
+    return np.asarray(build.vessels * markings, np.float32)
 
 
 def rib_paths(build: Build, number: int, sign: float) -> tuple[Points, Points]:
     """Centre lines of one rib (1 is the highest): from the spine to the flank, and from there to the front."""
-    y = -0.035 + 0.098 * (number - 1)
-    drop = 0.1 + 0.016 * number
-    out = float(build.wall(y + drop))
-    back = curve(
-        [
-            (0.035, y + 0.012),
-            (0.3 * out, y - 0.018),
-            (0.62 * out, y + 0.01),
-            (0.88 * out, y + 0.45 * drop),
-            (0.99 * out, y + drop),
-        ]
-    )
-    low = y + drop + 0.07 + 0.014 * number
-    front = curve(
-        [
-            (0.99 * out, y + drop),
-            (float(build.wall(low)) * 0.955, low - 0.025),
-            (0.78 * out, low + 0.05),
-            (0.5 * out, low + 0.115 + 0.006 * number),
-        ]
-    )
-    return mirrored(back, sign), mirrored(front, sign)
+    top = 0.098 * number - 0.133
+    flank = top + 0.1 + 0.016 * number
+    low = flank + 0.07 + 0.014 * number
+    out, out_low = float(build.wall(flank)), float(build.wall(low))
+    # Horizontal places in shares of the cage's width, so that every build's ribs reach its wall.
+    back = RIB_BACK * (out, 0.1 + 0.016 * number) + (0, top)
+    front = [(0.99 * out, flank), (0.955 * out_low, low - 0.025), (0.78 * out, low + 0.05)]
+    end = (0.5 * out, low + 0.115 + 0.006 * number)
+    return mirrored(curve(back), sign), mirrored(curve([*front, end]), sign)
 
 
 def _bones(thorax: Thorax) -> Map:
@@ -222,77 +234,45 @@ def _bones(thorax: Thorax) -> Map:
     back, front = [], []
     for sign in (-1.0, 1.0):
         for number in range(1, 11):
-            behind, before = (path + (0, thorax.rng.normal(0, 0.004)) for path in rib_paths(build, number, sign))
-            back.append(ribbon(behind, np.interp(np.linspace(0, 1, len(behind)), [0, 0.3, 1], [0.022, 0.034, 0.03])))
+            behind, before = rib_paths(build, number, sign)
+            shift = (0.0, thorax.rng.normal(0, 0.004))
+            back.append(ribbon(behind + shift, _taper(behind, [(0, 0.022), (0.3, 0.034), (1, 0.03)])))
             if number <= 7:
-                front.append(ribbon(before, np.linspace(0.03, 0.04, len(before))))
+                front.append(ribbon(before + shift, np.linspace(0.03, 0.04, len(before))))
     x, y = sheet.grid
-    fade = np.clip((np.abs(x) / build.cage - 0.42) / 0.3, 0, 1)  # towards the breastbone ribs are cartilage
-    ribs = 0.11 * bone(sheet, back, cortex=0.009) * (1 - 0.5 * thorax.heart) + 0.085 * fade * bone(
-        sheet, front, cortex=0.011
-    )
+    cartilage = np.clip((np.abs(x) / build.cage - 0.42) / 0.3, 0, 1)  # towards the breastbone ribs are not bone
+    ribs = 0.11 * bone(sheet, back, cortex=0.009) * (1 - 0.5 * thorax.heart)
+    ribs += 0.085 * cartilage * bone(sheet, front, cortex=0.011)
     ribs *= 0.3 + 0.7 * np.clip(np.abs(x) / 0.12, 0, 1)
     ribs *= 1 - 0.55 * np.clip((y - 0.98) / 0.08, 0, 1)  # little of a rib comes through the liver
     return ribs + _girdle(sheet) + _spine(sheet) * (1 - 0.55 * thorax.heart)
 
 
+def _taper(path: Points, widths: Sequence[Point]) -> Points:
+    """Widths along a path from (share of the way, width) pairs."""
+    shares, values = zip(*widths, strict=True)
+    return np.asarray(np.interp(np.linspace(0, 1, len(path)), shares, values))
+
+
 def _girdle(sheet: Sheet) -> Map:
-    """Clavicles, shoulder blades and the heads of the arm bones."""
-    long, flat = [], []
-    for sign in (-1.0, 1.0):
-        clavicle = curve([(0.05, 0.125), (0.16, 0.1), (0.3, 0.05), (0.45, -0.015), (0.6, -0.04)])
-        widths = np.interp(np.linspace(0, 1, len(clavicle)), [0, 0.12, 0.6, 1], [0.056, 0.044, 0.034, 0.026])
-        humerus = curve([(0.69, 0.05), (0.75, 0.2), (0.82, 0.5), (0.88, 0.9)])
-        shaft = np.interp(np.linspace(0, 1, len(humerus)), [0, 0.1, 0.3, 1], [0.1, 0.12, 0.07, 0.06])
-        blade = [
-            (0.47, -0.03),
-            (0.58, -0.06),
-            (0.65, 0.04),
-            (0.61, 0.14),
-            (0.57, 0.3),
-            (0.515, 0.47),
-            (0.495, 0.45),
-            (0.47, 0.2),
-        ]
-        long += [mirrored(ribbon(clavicle, widths), sign), mirrored(ribbon(humerus, shaft), sign)]
-        flat.append(mirrored(curve(blade, closed=True), sign))
+    """Clavicles, shoulder blades and arm bones."""
+    clavicle, humerus = curve(CLAVICLE), curve(HUMERUS)
+    collar = ribbon(clavicle, _taper(clavicle, [(0, 0.056), (0.12, 0.044), (0.6, 0.034), (1, 0.026)]))
+    arm = ribbon(humerus, _taper(humerus, [(0, 0.1), (0.1, 0.12), (0.3, 0.07), (1, 0.06)]))
+    blade = curve(BLADE, closed=True)
+    long = [mirrored(each, sign) for each in (collar, arm) for sign in (-1.0, 1.0)]
+    flat = [mirrored(blade, sign) for sign in (-1.0, 1.0)]
     return 0.11 * bone(sheet, long, cortex=0.012) + 0.045 * bone(sheet, flat, cortex=0.012)
 
 
 def _spine(sheet: Sheet) -> Map:
-    blocks, spines, pedicles = [], [], []
+    blocks, arches = [], []
     for level in range(-4, 14):
-        y = -0.06 + 0.093 * level
-        half, tall = 0.042 + 0.0012 * level, 0.036
-        blocks.append(
-            curve(
-                [
-                    (-half, y - tall),
-                    (0, y - tall + 0.004),
-                    (half, y - tall),
-                    (half * 0.88, y),
-                    (half, y + tall),
-                    (0, y + tall - 0.004),
-                    (-half, y + tall),
-                    (-half * 0.88, y),
-                ],
-                closed=True,
-            )
-        )
-        spines.append(
-            curve(
-                [(-0.007, y + 0.02), (0.007, y + 0.02), (0.01, y + 0.065), (0, y + 0.078), (-0.01, y + 0.065)],
-                closed=True,
-            )
-        )
-        pedicles += [
-            curve(
-                [(s * 0.03 + dx, y - 0.012 + dy) for dx, dy in ((0, -0.013), (0.008, 0), (0, 0.013), (-0.008, 0))],
-                closed=True,
-            )
-            for s in (-1, 1)
-        ]
-    return 0.075 * bone(sheet, blocks, cortex=0.01) + 0.045 * bone(sheet, spines + pedicles, cortex=0.008)
+        at = (0, 0.093 * level - 0.06)
+        blocks.append(curve(VERTEBRA * (0.042 + 0.0012 * level, 1) + at, closed=True))
+        arches.append(curve(SPINOUS_PROCESS + at, closed=True))
+        arches += [curve(mirrored(PEDICLE, sign) + at, closed=True) for sign in (-1.0, 1.0)]
+    return 0.075 * bone(sheet, blocks, cortex=0.01) + 0.045 * bone(sheet, arches, cortex=0.008)
 
 
 def bedside_wires(thorax: Thorax) -> None:
@@ -309,7 +289,8 @@ def bedside_wires(thorax: Thorax) -> None:
                 (sign * 0.62, 1.4),
             ]
         )
-        strokes += [(wire, 0.005, 0.55), (np.array([(x, y - 0.012), (x, y + 0.012)]), 0.026, 1.0)]
+        disc = np.array([(x, y)]) + 0.017 * np.stack([np.cos(TURN), np.sin(TURN)], 1)
+        strokes += [(wire, 0.0055, 0.5), (disc, 0.008, 1.0), (np.array([(x - 0.006, y), (x + 0.006, y)]), 0.012, 1.0)]
     if rng.random() < 0.5:
         line = curve([(-0.5, 0.02), (-0.3, 0.06), (-0.12, 0.12), (-0.06, 0.25), (-0.065, 0.42)])
         strokes.append((line, 0.007, 0.6))

@@ -53,6 +53,33 @@ OVERDUE_BEFORE = {
     "sqlite": f"strftime('%Y-%m-%d %H:%M:%f', 'now', '-' || {MAX_WAIT} || ' minutes')",
 }
 
+# Moments as people count them, in the time zone of the session (PostgreSQL) or of the machine (SQLite). A night has the
+# date on which it began: it lasts from noon to noon.
+TIME = {
+    "postgresql": {
+        "night": "to_char({0} - interval '12 hours', 'YYYY-MM-DD')",
+        "hour": "CAST(extract(hour FROM {0}) AS integer)",
+        "minutes": "CAST(extract(epoch FROM {1} - {0}) / 60 AS double precision)",
+    },
+    "sqlite": {
+        "night": "strftime('%Y-%m-%d', {0}, 'localtime', '-12 hours')",
+        "hour": "CAST(strftime('%H', {0}, 'localtime') AS integer)",
+        "minutes": "((julianday({1}) - julianday({0})) * 1440)",
+    },
+}
+
+# The threshold that a checkpoint brings for a finding, where the policy has none of its own.
+CHECKPOINT_THRESHOLD = {
+    "postgresql": "CAST(c.header -> 'thresholds' -> w.finding ->> 'flag_10' AS double precision)",
+    "sqlite": "json_extract(c.header, '$.thresholds.' || w.finding || '.flag_10')",
+}
+
+# The highest probability of a finding among a study's films, under the checkpoint that ranks the study.
+STUDY_PROBABILITY = """(
+    SELECT max(f.probability) FROM instance i
+    JOIN finding_score f ON f.instance_id = i.id AND f.checkpoint_id = p.checkpoint_id
+    WHERE i.study_id = p.study_id AND i.state = 'scored' AND f.finding = w.finding)"""
+
 # The reading order: STAT, overdue (oldest first), category A, urgency, arrival; `study_id` makes it total.
 ORDER = """p.stat DESC, p.overdue DESC, CASE WHEN p.overdue THEN p.received_at END,
     p.category_a DESC, p.urgency DESC, p.received_at, p.study_id"""
@@ -86,7 +113,63 @@ def views(dialect: str) -> dict[str, str]:
             GROUP BY s.id, s.study_instance_uid""",  # noqa: S608
         "worklist": _worklist(OVERDUE_BEFORE[dialect]),
         "next_to_read": _next_to_read(OVERDUE_BEFORE[dialect]),
+        "study_log": _study_log(**TIME[dialect]),
+        "film_log": _film_log(night=TIME[dialect]["night"], hour=TIME[dialect]["hour"]),
+        "study_contribution": _study_contribution(CHECKPOINT_THRESHOLD[dialect]),
+        "review_log": """
+            SELECT r.study_id, s.study_instance_uid, s.accession_number, r.finding, r.verdict, r.reader, r.reviewed_at,
+                   w.probability, w.threshold, w.counts AS flagged
+            FROM review r
+            JOIN study s ON s.id = r.study_id
+            LEFT JOIN study_contribution w ON w.study_id = r.study_id AND w.finding = r.finding""",
+        "run_order": """
+            SELECT r.run_id, r.priority_rank, s.study_instance_uid, s.accession_number, r.category, r.urgency,
+                   r.overdue, p.read_at
+            FROM run_rank r
+            JOIN study s ON s.id = r.study_id
+            LEFT JOIN study_priority p ON p.study_id = r.study_id""",
     }
+
+
+def _study_log(*, night: str, hour: str, minutes: str) -> str:
+    """One row per study: what became of it, where it stood, when, and how long that took. Nothing of the patient."""
+    return f"""
+        SELECT s.id AS study_id, s.study_instance_uid, s.accession_number, s.stat, s.state, s.reason, s.attempts,
+               s.acquired_at, s.received_at, s.settled_at, p.read_at, p.read_by,
+               p.category, p.urgency, p.top_finding, p.top_probability, p.flag,
+               c.digest AS checkpoint_digest, y.version AS policy_version, s.run_id,
+               {night.format("s.received_at")} AS night, {hour.format("s.received_at")} AS hour,
+               {minutes.format("s.received_at", "s.settled_at")} AS minutes_to_settle,
+               {minutes.format("s.received_at", "p.read_at")} AS minutes_to_read
+        FROM study s
+        LEFT JOIN study_priority p ON p.study_id = s.id
+        LEFT JOIN checkpoint c ON c.id = p.checkpoint_id
+        LEFT JOIN policy y ON y.id = p.policy_id"""  # noqa: S608
+
+
+def _film_log(*, night: str, hour: str) -> str:
+    """One row per instance: what kind of picture it is and what became of it. No path, nothing of the patient."""
+    return f"""
+        SELECT i.id AS instance_id, i.study_id, s.study_instance_uid, i.sop_instance_uid, i.modality, i.manufacturer,
+               i.transfer_syntax_uid, i.photometric_interpretation, i.view, i.state, i.reason, i.flags, i.in_scope,
+               i.received_at, {night.format("i.received_at")} AS night, {hour.format("i.received_at")} AS hour
+        FROM instance i
+        JOIN study s ON s.id = i.study_id"""  # noqa: S608
+
+
+def _study_contribution(checkpoint_threshold: str) -> str:
+    """What each finding adds to a scored study's urgency, and whether it counts for its category."""
+    return f"""
+        SELECT x.*, x.weight * x.probability AS contribution, x.probability >= x.threshold AS counts
+        FROM (
+            SELECT s.id AS study_id, s.study_instance_uid, s.accession_number, w.finding, w.category, w.weight,
+                   coalesce(w.threshold, {checkpoint_threshold}) AS threshold, {STUDY_PROBABILITY} AS probability
+            FROM study_priority p
+            JOIN study s ON s.id = p.study_id
+            JOIN policy_finding w ON w.policy_id = p.policy_id
+            JOIN checkpoint c ON c.id = p.checkpoint_id
+        ) x
+        WHERE x.probability IS NOT NULL"""  # noqa: S608
 
 
 def _worklist(overdue_before: str) -> str:

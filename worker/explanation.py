@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from db import worklist
 from db.models import FINDING_COLUMNS, Checkpoint, FilmScore, Instance, PolicyRow, Study, StudyPriority
 from db.session import read_scope
-from training.pixels import UnusablePixels, check_header, read_header
+from training.dicom import PixelHeader, UnusablePixels, read_header
 from worker import policy, priority
 from worker.house import House
 from worker.intake import INTAKE_TAGS
@@ -52,7 +52,7 @@ def explain_file(house: House, path: Path) -> Explained:
 def _pixel_objection(header: Dataset, house: House) -> list[tuple[str, str]]:
     """What the header alone says against decoding, if anything."""
     try:
-        check_header(header, limits=house.pixel_limits)
+        PixelHeader.of(header, limits=house.pixel_limits)
     except UnusablePixels as error:
         return [("but", f"{error.reason}: {error}")]
     return []

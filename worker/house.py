@@ -14,7 +14,7 @@ from db import ledger, registry, schema
 from db.models import Checkpoint as CheckpointRow
 from db.session import make_engine, session_scope
 from training.checkpoint import SHIPPED, Header, MissingCheckpoint, read_header
-from training.pixels import PixelLimits
+from training.dicom import PixelLimits
 from worker import policy
 from worker.errors import Unavailable
 from worker.priority import standing

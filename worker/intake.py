@@ -19,7 +19,7 @@ from db import ledger
 from db.ledger import Arrival, Placement, Registered
 from db.models import Site
 from db.session import read_scope, session_scope
-from training.pixels import UnusablePixels, read_header
+from training.dicom import UnusablePixels, read_header
 from worker.errors import Unavailable, UnusableStudy
 from worker.house import House, file_digest
 from worker.view_evidence import text_of

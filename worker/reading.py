@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessPool
 
-from training.pixels import PixelLimits, UnusablePixels, open_dataset, read_film
+from training.dicom import PixelLimits, UnusablePixels, open_dataset
+from training.pixels import read_film
 from training.preprocessing import Preprocessing
 
 

@@ -1,0 +1,173 @@
+"""The same story through real Redis and real PostgreSQL, with worker processes as users start them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from dicom_files import make_film, texture
+from sqlalchemy import select, text
+
+from db import ledger, schema
+from db.models import FINDING_COLUMNS, FilmScore, Instance, StudyPriority
+from db.session import read_scope, session_scope
+from worker.app import make_app, ring
+from worker.house import House
+from worker.intake import receive
+from worker.scoring import open_scorer, score_waiting
+from worker.settings import Settings
+from worker.tasks import sweep
+
+
+@pytest.fixture
+def house(settings: Settings, postgres_url: str, redis_url: str) -> House:
+    house = House(settings.model_copy(update={"database_url": postgres_url, "broker_url": redis_url}))
+    from db.session import make_engine
+
+    schema.upgrade(make_engine(postgres_url))
+    return house
+
+
+@contextmanager
+def running(house: House, command: str, log: Path) -> Iterator[subprocess.Popen]:
+    """`nightread COMMAND` as a process of its own, ended with SIGTERM."""
+    values = house.settings.model_dump(mode="json", exclude={"modalities", "roots", "broker_ca_file", "checkpoint"})
+    environment = {f"NIGHTREAD_{name.upper()}": str(value) for name, value in values.items()}
+    environment |= {"NIGHTREAD_CHECKPOINT": str(house.settings.checkpoint), "OMP_NUM_THREADS": "1"}
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker.cli", command], env=os.environ | environment, stdout=output, stderr=output
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        assert process.wait(timeout=30) is not None
+
+
+def wait_until(condition, *, seconds: float = 60, log: Path | None = None) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text() if log else "it never came true"
+        time.sleep(0.1)
+
+
+def books(house: House) -> ledger.Books:
+    with read_scope(house.engine) as session:
+        return ledger.books(session)
+
+
+def enqueue(house: House, folder: Path) -> list[int]:
+    receive(house, [folder])
+    with session_scope(house.engine) as session:
+        studies = ledger.studies_to_ring(session, ring_again_minutes=1, limit=1000)
+    ring(make_app(house.settings), studies)
+    return studies
+
+
+def rows(house: House) -> set[tuple]:
+    """All that scoring decides, without the ids and times that differ from run to run."""
+    scores = [getattr(FilmScore, name) for name in FINDING_COLUMNS]
+    place = (StudyPriority.category, StudyPriority.urgency, StudyPriority.top_finding, StudyPriority.flag)
+    statement = (
+        select(Instance.sop_instance_uid, *scores, *place)
+        .join(FilmScore, FilmScore.instance_id == Instance.id)
+        .join(StudyPriority, StudyPriority.study_id == Instance.study_id)
+    )
+    with read_scope(house.engine) as session:
+        return {
+            tuple(round(value, 6) if isinstance(value, float) else value for value in row)
+            for row in session.execute(statement)
+        }
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> Path:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for i in range(24):
+        make_film(folder / f"{i:02d}.dcm", pixels=texture(seed=i), bits=12)
+    make_film(folder / "lateral.dcm", view_position="LL")
+    make_film(folder / "broken.dcm", PixelData=b"\0\0")
+    return folder
+
+
+def test_two_workers_write_the_same_rows_as_one_process(house, films, tmp_path):
+    embedded = House(house.settings.model_copy(update={"database_url": f"sqlite:///{tmp_path / 'one.db'}"}))
+    receive(embedded, [films])
+    with open_scorer(embedded) as scorer:
+        score_waiting(scorer, kind="score")
+    assert len(enqueue(house, films)) == 25
+    log = tmp_path / "worker.log"
+    with running(house, "worker", log), running(house, "worker", log):
+        wait_until(lambda: books(house).waiting == 0, log=log)
+    found = books(house)
+    assert (found.scored, found.skipped, found.quarantined) == (24, 1, 1)
+    assert len(rows(house)) == 24
+    assert rows(house) == rows(embedded)
+
+
+def test_a_message_is_a_row_id_and_nothing_else(house, films):
+    make_film(films / "named.dcm", PatientName="Canary^Name", PatientID="CANARY-ID", AccessionNumber="CANARYACC")
+    enqueue(house, films)
+    with redis.Redis.from_url(house.settings.broker_url) as client:
+        messages = b"".join(client.lrange("scoring", 0, -1))
+    assert messages
+    for secret in (b"Canary", b"CANARY", b".dcm", b"2.25", b"1.2.826"):
+        assert secret not in messages
+
+
+def test_a_worker_that_is_killed_loses_nothing(house, films, tmp_path):
+    house = House(house.settings.model_copy(update={"lease_minutes": 0.05, "sweep_seconds": 1.0}))
+    enqueue(house, films)
+    log = tmp_path / "worker.log"
+    with running(house, "worker", log) as first:
+        wait_until(lambda: books(house).scored > 0, log=log)
+        first.send_signal(signal.SIGKILL)
+    with running(house, "worker", log), running(house, "beat", log):
+        wait_until(lambda: books(house).waiting == 0, log=log)
+    assert books(house).scored == 24
+    assert len(rows(house)) == 24
+
+
+def test_a_worker_told_to_stop_gives_back_what_is_in_hand(house, films, tmp_path):
+    enqueue(house, films)
+    log = tmp_path / "worker.log"
+    with running(house, "worker", log) as worker:
+        wait_until(lambda: books(house).scored > 0, log=log)
+        worker.terminate()
+        assert worker.wait(timeout=20) == 0
+    assert books(house).claimed == 0
+    assert books(house).balance
+
+
+def test_an_emptied_redis_delays_and_loses_nothing(house, films, tmp_path):
+    house = House(house.settings.model_copy(update={"ring_again_minutes": 0.0}))
+    enqueue(house, films)
+    with redis.Redis.from_url(house.settings.broker_url) as client:
+        client.flushdb()
+    sweep(house, make_app(house.settings))
+    log = tmp_path / "worker.log"
+    with running(house, "worker", log):
+        wait_until(lambda: books(house).waiting == 0, log=log)
+    assert books(house).scored == 24
+
+
+def test_a_swept_night_ends_with_its_ranks_kept(house, films, tmp_path):
+    house = House(house.settings.model_copy(update={"run_idle_minutes": 0.0}))
+    enqueue(house, films)
+    log = tmp_path / "worker.log"
+    with running(house, "worker", log):
+        wait_until(lambda: books(house).waiting == 0, log=log)
+    sweep(house, make_app(house.settings))
+    with read_scope(house.engine) as session:
+        kind, scored, ranks = session.execute(
+            text("SELECT kind, scored, (SELECT count(*) FROM run_rank) FROM run WHERE finished_at IS NOT NULL")
+        ).one()
+    assert (kind, scored, ranks) == ("night", 24, 26)

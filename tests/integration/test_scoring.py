@@ -1,0 +1,220 @@
+"""The whole story in one process, on both databases: from files to ranks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_files import make_film, texture
+from pydicom.uid import generate_uid
+from sqlalchemy import select, text
+
+from db import ledger
+from db.models import FilmScore, Instance, RejectedFile, Run, RunRank, Study
+from db.session import read_scope, session_scope
+from db.worklist import worklist
+from worker.house import House
+from worker.intake import receive
+from worker.scoring import open_scorer, score_waiting
+from worker.settings import Settings
+
+
+@pytest.fixture
+def house(settings: Settings, database_url: str) -> House:
+    house = House(settings.model_copy(update={"database_url": database_url}))
+    if database_url.startswith("postgresql"):
+        from db import schema
+        from db.session import make_engine
+
+        schema.upgrade(make_engine(database_url))
+    return house
+
+
+def score(house: House, folder: Path, **kwargs):
+    receive(house, [folder])
+    with open_scorer(house) as scorer:
+        return score_waiting(scorer, kind="score", **kwargs)
+
+
+def one(house: House, statement):
+    with read_scope(house.engine) as session:
+        return session.execute(statement).one()
+
+
+def state_of(house: House, uid: str):
+    return tuple(one(house, select(Study.state, Study.reason).where(Study.study_instance_uid == uid)))
+
+
+def test_films_become_ranked_studies(house, tmp_path):
+    films = [make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12) for i in range(6)]
+    tally = score(house, tmp_path)
+    assert (tally.studies, tally.scored, tally.films) == (6, 6, 6)
+    with read_scope(house.engine) as session:
+        rows = worklist(session)
+        assert [row["priority_rank"] for row in rows] == [1, 2, 3, 4, 5, 6]
+        assert {row["study_instance_uid"] for row in rows} == {film.StudyInstanceUID for film in films}
+        assert [dict(row) for row in worklist(session, limit=50)] == [dict(row) for row in rows]
+        urgencies = [row["urgency"] for row in rows if row["category"] != "A"]
+        assert urgencies == sorted(urgencies, reverse=True)
+        assert ledger.books(session).balance
+
+
+def test_a_second_run_finds_nothing_to_do_and_changes_nothing(house, tmp_path):
+    make_film(tmp_path / "a.dcm")
+    score(house, tmp_path)
+    before = one(house, select(FilmScore.id, FilmScore.pneumothorax, FilmScore.scored_at))
+    tally = score(house, tmp_path)
+    assert tally.studies == 0
+    assert one(house, select(FilmScore.id, FilmScore.pneumothorax, FilmScore.scored_at)) == before
+
+
+def test_a_film_scores_the_same_alone_and_in_company(house, tmp_path):
+    make_film(tmp_path / "0.dcm", pixels=texture(seed=0), bits=12)
+    score(house, tmp_path)
+    alone = one(house, select(FilmScore.hernia, FilmScore.mass))
+    for i in range(1, 8):
+        make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12)
+    receive(house, [tmp_path])
+    with session_scope(house.engine) as session:
+        session.execute(text("UPDATE study SET state = 'waiting'"))
+    score(house, tmp_path)
+    with read_scope(house.engine) as session:
+        assert session.execute(select(FilmScore.hernia, FilmScore.mass).order_by(FilmScore.id)).first() == alone
+
+
+def test_a_lateral_is_skipped_with_its_reason_and_never_read(house, tmp_path):
+    lateral = make_film(tmp_path / "a.dcm", view_position="LL")
+    receive(house, [tmp_path])
+    (tmp_path / "a.dcm").unlink()
+    tally = score(house, tmp_path)
+    assert tally.studies == 0
+    assert state_of(house, lateral.StudyInstanceUID) == ("skipped", "lateral_view")
+
+
+def test_a_broken_film_costs_neither_its_neighbours_nor_its_study(house, tmp_path):
+    good = make_film(tmp_path / "good.dcm")
+    pair = make_film(tmp_path / "pair-1.dcm")
+    make_film(tmp_path / "pair-2.dcm", StudyInstanceUID=pair.StudyInstanceUID, PixelData=b"\0\0")
+    broken = make_film(tmp_path / "broken.dcm", PixelData=b"\0\0")
+    tally = score(house, tmp_path)
+    assert (tally.scored, tally.quarantined) == (2, 1)
+    assert state_of(house, good.StudyInstanceUID) == ("scored", None)
+    assert state_of(house, pair.StudyInstanceUID)[0] == "scored"
+    assert state_of(house, broken.StudyInstanceUID)[0] == "quarantined"
+    with read_scope(house.engine) as session:
+        flags = {row["study_instance_uid"]: row["flag"] for row in worklist(session)}
+    assert flags == {
+        good.StudyInstanceUID: None,
+        pair.StudyInstanceUID: "partly_scored",
+        broken.StudyInstanceUID: "not_scored",
+    }
+
+
+def test_two_films_with_the_same_pixels_in_a_study_count_once(house, tmp_path):
+    first = make_film(tmp_path / "1.dcm")
+    make_film(tmp_path / "2.dcm", StudyInstanceUID=first.StudyInstanceUID)
+    assert score(house, tmp_path).films == 1
+    with read_scope(house.engine) as session:
+        assert session.scalar(select(Instance.reason).where(Instance.state == "skipped")) == "duplicate_pixels"
+
+
+def test_a_film_that_cannot_be_reached_waits_and_is_scored_when_it_is_back(house, tmp_path):
+    film = make_film(tmp_path / "a.dcm")
+    receive(house, [tmp_path])
+    (tmp_path / "a.dcm").rename(tmp_path / "away")
+    with open_scorer(house) as scorer:
+        assert score_waiting(scorer, kind="score").put_off == 1
+        assert state_of(house, film.StudyInstanceUID) == ("waiting", "file_unavailable")
+        (tmp_path / "away").rename(tmp_path / "a.dcm")
+        with session_scope(house.engine) as session:
+            session.execute(text("UPDATE study SET not_before = NULL"))
+        assert score_waiting(scorer, kind="score").scored == 1
+    assert state_of(house, film.StudyInstanceUID) == ("scored", None)
+
+
+def test_a_film_away_for_longer_than_the_limit_is_quarantined(house, tmp_path):
+    film = make_film(tmp_path / "a.dcm")
+    house = House(house.settings.model_copy(update={"unavailable_hours": 0.0}))
+    receive(house, [tmp_path])
+    (tmp_path / "a.dcm").unlink()
+    with open_scorer(house) as scorer:
+        assert score_waiting(scorer, kind="score").quarantined == 1
+    assert state_of(house, film.StudyInstanceUID) == ("quarantined", "file_unavailable")
+
+
+def test_a_file_replaced_by_another_instance_is_quarantined(house, tmp_path):
+    film = make_film(tmp_path / "a.dcm")
+    receive(house, [tmp_path])
+    make_film(tmp_path / "a.dcm")
+    with open_scorer(house) as scorer:
+        score_waiting(scorer, kind="score")
+    assert state_of(house, film.StudyInstanceUID) == ("quarantined", "file_replaced")
+
+
+def test_a_uid_with_other_pixels_is_rejected_and_the_first_is_kept(house, tmp_path):
+    uids = {"SOPInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid()}
+    make_film(tmp_path / "1.dcm", **uids)
+    make_film(tmp_path / "2.dcm", pixels=texture(seed=9), bits=12, **uids)
+    (tmp_path / "3.dcm").write_bytes((tmp_path / "1.dcm").read_bytes())
+    received = receive(house, [tmp_path])
+    assert (received.new_instances, received.known, received.rejected) == (1, 1, 1)
+    assert one(house, select(RejectedFile.reason))[0] == "uid_taken"
+
+
+def test_what_is_no_dicom_is_rejected_with_a_reason_and_forgotten_when_it_is_mended(house, tmp_path):
+    (tmp_path / "a.dcm").write_text("not DICOM")
+    (tmp_path / "b.dcm").touch()
+    assert receive(house, [tmp_path]).rejected == 2
+    make_film(tmp_path / "a.dcm")
+    assert receive(house, [tmp_path]).new_instances == 1
+    with read_scope(house.engine) as session:
+        assert len(session.scalars(select(RejectedFile)).all()) == 1
+
+
+def test_a_stop_gives_back_what_is_in_hand(house, tmp_path):
+    for i in range(12):
+        make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12)
+    settled: list[int] = []
+    tally = score(house, tmp_path, on_settled=settled.append, should_stop=lambda: bool(settled))
+    with read_scope(house.engine) as session:
+        books = ledger.books(session)
+    assert 0 < books.scored == tally.scored < 12
+    assert books.claimed == 0
+    assert books.balance
+    assert score(house, tmp_path).scored == 12 - tally.scored
+
+
+def test_a_run_records_what_it_did_and_the_ranks_at_its_end(house, tmp_path):
+    for i in range(3):
+        make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12)
+    score(house, tmp_path)
+    assert tuple(one(house, select(Run.kind, Run.scored, Run.films))) == ("score", 3, 3)
+    with read_scope(house.engine) as session:
+        ranks = session.execute(select(RunRank.priority_rank).order_by(RunRank.priority_rank)).scalars().all()
+    assert ranks == [1, 2, 3]
+
+
+def test_a_study_that_the_network_fails_on_is_found_and_quarantined_alone(house, tmp_path):
+    for i in range(4):
+        make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12)
+    receive(house, [tmp_path])
+    with open_scorer(house) as scorer:
+        whole = scorer.classifier.predict
+        poison: list[np.ndarray] = []
+
+        def predict(squares):
+            poison[:] = poison or [squares[0].copy()]
+            if any((square == poison[0]).all() for square in squares):
+                raise RuntimeError("shape mismatch")
+            return whole(squares)
+
+        scorer.classifier.predict = predict
+        tally = score_waiting(scorer, kind="score")
+    assert (tally.scored, tally.quarantined) == (3, 1)
+
+
+def test_stat_from_the_header_is_read_first(house, tmp_path):
+    make_film(tmp_path / "a.dcm")
+    stat = make_film(tmp_path / "b.dcm", RequestedProcedurePriority="STAT")
+    score(house, tmp_path)
+    with read_scope(house.engine) as session:
+        assert worklist(session)[0]["study_instance_uid"] == stat.StudyInstanceUID

@@ -76,7 +76,7 @@ class Study:
 
 def picture(film: Film, *, rng: np.random.Generator) -> Map:
     """The film as displayed: float32 (rows, columns) in [0, 1], white = dense."""
-    if film.view == "hand":
+    if film.view == "HAND":
         return expose(hand(Sheet(height=760, width=620, scale=465), rng), rows=ROWS, rng=rng)
     if film.view == "LL":
         drawing = letter(lateral(Sheet(height=880, width=720, scale=565), rng), "L", at=(0.07, 0.07), size=0.05)

@@ -143,7 +143,7 @@ def branches(
 
 def bone(sheet: Sheet, outlines: Iterable[ArrayLike], *, cortex: float) -> Map:
     """Filled outlines with the bright rim of a bone, whose shell is denser than its inside."""
-    mask = sheet.fill(*outlines, soft=0.0025)
+    mask = sheet.fill(*outlines, soft=0.0016)
     return mask * (0.4 + 1.3 * (1 - sheet.blur(mask, cortex)))
 
 

@@ -4,8 +4,10 @@ Every picture is drawn (see phantom_thorax), every name and number is made up, a
 so writing them twice is harmless. `generate` says of each file what an honest worker must make of it.
 """
 
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,9 @@ from pydicom.uid import (
 )
 
 from worker.phantom_film import Film, Outcome, Study, phantom_dataset, save
+
+
+ARTISTS = min(4, os.cpu_count() or 1)  # films drawn side by side; each takes some 50 MB
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def plan() -> tuple[Study, ...]:
         "mass, view unknown": (
             Film(("Mass",), tags={"ViewPosition": ""}, outcome="skipped", reason="view_unknown"),
         ),
-        "hand": (Film(view="hand", tags=HAND, outcome="skipped", reason="body_part_not_chest"),),
+        "hand": (Film(view="HAND", tags=HAND, outcome="skipped", reason="body_part_not_chest"),),
         "raw detector values": (Film(tags=RAW, outcome="skipped", reason="for_processing"),),
         "effusion, cut short": (CUT,),
         "no pixels": (Film(damage="no pixel data", outcome="quarantined", reason="no_pixel_data"),),
@@ -109,10 +114,19 @@ def plan() -> tuple[Study, ...]:
     )
 
 
-def generate(folder: Path, *, seed: int) -> list[Written]:
-    """Write the whole night under `folder`: one folder per study, a duplicate, and a file that is no DICOM."""
-    written = [each for study in plan() for each in write(study, folder, seed=seed)]
-    return [*written, *write_strays(folder, written)]
+def generate(
+    folder: Path, *, seed: int, studies: Sequence[Study] | None = None, on_study: Callable[[], None] = lambda: None
+) -> list[Written]:
+    """Write the whole night (or `studies`) under `folder`: a folder each, a duplicate, and a file that is no DICOM.
+
+    `on_study` is called after each study, for a progress bar.
+    """
+    written: list[Written] = []
+    with ThreadPoolExecutor(ARTISTS) as artists:  # Pillow and numpy let go of the interpreter while they draw
+        for files in artists.map(lambda study: list(write(study, folder, seed=seed)), studies or plan()):
+            written += files
+            on_study()
+    return [*written, *_write_strays(folder, written)]
 
 
 def write(study: Study, folder: Path, *, seed: int) -> Iterator[Written]:
@@ -127,7 +141,7 @@ def write(study: Study, folder: Path, *, seed: int) -> Iterator[Written]:
         yield Written(path, study.title, film.outcome, film.reason, film.findings, *uids)
 
 
-def write_strays(folder: Path, written: list[Written]) -> Iterator[Written]:
+def _write_strays(folder: Path, written: list[Written]) -> Iterator[Written]:
     """What else lies in such folders: a film that was sent twice, and a letter."""
     first = written[0]
     again = folder / "resent" / first.path.name

@@ -1,0 +1,218 @@
+"""`nightread demo`: a night of phantoms, scored and ranked, in a folder of its own. Needs no data and no network."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from sqlalchemy import text
+
+from db import ledger
+from db.session import read_scope
+from db.worklist import worklist
+from training.findings import FINDINGS, column
+from training.pixels import PixelLimits, UnusablePixels, open_dataset, read_film
+from worker.contact_sheet import CARD_WIDTH, SCALE, Card, save_contact_sheet
+from worker.house import House
+from worker.intake import find_files, receive
+from worker.phantoms import Written, generate, plan
+from worker.scoring import Tally, open_scorer, score_waiting
+from worker.settings import Settings
+from worker.tables import CATEGORY_STYLES, books_table, notes
+
+ON_SHEET = 12  # studies on the contact sheet
+
+WELCOME = (
+    "A night of [b]phantoms[/]: drawings that look like chest films and belong to nobody. The checkpoint was trained on "
+    "real films,\nso its scores on drawings mean little; how they become a worklist is the real thing."
+)
+NOTE = "Phantoms: drawings, not patients. The checkpoint was trained on real films; its scores on drawings mean little."
+
+
+@dataclass(frozen=True)
+class Morning:
+    """Where the demo left things, and what came of them."""
+
+    films: Path
+    database: Path
+    sheet: Path
+    written: tuple[Written, ...]
+    tally: Tally
+
+
+def run_demo(folder: Path, *, settings: Settings, console: Console, seed: int = 7) -> Morning:
+    """Draw the night's films under `folder`, score them into its own SQLite file, and show the morning.
+
+    Only what the demo itself made there is replaced, so running it again is harmless: the same seed draws the same
+    films, and the morning starts anew. The user's database is not touched.
+    """
+    films, database, sheet = folder / "films", folder / "morning.db", folder / "worklist.png"
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in (database, *(database.with_name(database.name + ending) for ending in ("-wal", "-shm"))):
+        leftover.unlink(missing_ok=True)
+    house = House(own_settings(settings, database))
+
+    console.print(Panel(WELCOME, title="nightread demo", title_align="left", border_style="dim"))
+    with _bars(console) as bars:
+        written = tuple(_draw(films, seed=seed, bars=bars))
+        tally = _score(house, films, bars=bars)
+    with read_scope(house.engine) as session:
+        rows = [dict(row) for row in worklist(session)]
+        findings = {row["study_instance_uid"]: row for row in session.execute(STUDY_FINDINGS).mappings()}
+        books = ledger.books(session)
+    cards = cards_of(rows[:ON_SHEET], findings, films=films_by_study(written), limits=house.pixel_limits)
+    save_contact_sheet(sheet, cards, heading="Nightread: the top of this morning's list", note=NOTE)
+    console.print(morning_table(rows, findings, written), books_table(books), sep="\n")
+    morning = Morning(films, database, sheet, written, tally)
+    _say_where(morning, console)
+    return morning
+
+
+STUDY_FINDINGS = text("SELECT * FROM study_findings")
+
+
+def own_settings(settings: Settings, database: Path) -> Settings:
+    """The user's device, batch and decoders, but the demo's own database, and its own idea of what a chest film is."""
+    defaults = {
+        name: Settings.model_fields[name].default for name in ("modalities", "allow_secondary_capture", "roots")
+    }
+    return settings.model_copy(
+        update=defaults | {"database_url": f"sqlite:///{database.resolve()}", "broker_url": None}
+    )
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[Progress]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        yield bars
+
+
+def _draw(films: Path, *, seed: int, bars: Progress) -> list[Written]:
+    studies = plan()
+    drawing = bars.add_task("Drawing the night", total=len(studies))
+    return generate(films, seed=seed, studies=studies, on_study=lambda: bars.advance(drawing))
+
+
+def _score(house: House, films: Path, *, bars: Progress) -> Tally:
+    headers = bars.add_task("Reading headers", total=sum(1 for _ in find_files([films])))
+    receive(house, [films], on_file=lambda: bars.advance(headers))
+    scoring = bars.add_task("Scoring studies", total=None)
+    with open_scorer(house) as scorer:
+        with read_scope(house.engine) as session:
+            bars.update(scoring, total=ledger.books(session).waiting)
+        return score_waiting(scorer, kind="score", on_settled=lambda count: bars.advance(scoring, count))
+
+
+# ------------------------------------------------------------------------------------------------------ what is shown
+
+
+def ranked_findings(row: Mapping[str, Any], scores: Mapping[str, Any] | None) -> tuple[tuple[str, float], ...]:
+    """(finding, probability): the one that made the rank first, then the most probable; empty without scores."""
+    if scores is None:
+        return ()
+    pairs = [(finding, float(scores[column(finding)])) for finding in FINDINGS]
+    return tuple(sorted(pairs, key=lambda pair: (pair[0] != row["top_finding"], -pair[1])))
+
+
+def morning_table(
+    rows: Sequence[Mapping[str, Any]], findings: Mapping[str, Mapping[str, Any]], written: Sequence[Written]
+) -> Table:
+    """The worklist beside what was drawn: a phantom is the one patient whose diagnosis is certain."""
+    titles = {each.study_instance_uid: each.title for each in written}
+    table = Table(
+        title="The worklist: read from the top", title_justify="left", title_style="bold", row_styles=("", "on grey7")
+    )
+    table.add_column("#", justify="right")
+    table.add_column("Cat", justify="center")
+    table.add_column("Urgency", justify="right")
+    for heading in ("Study", "The model's top findings", "Drawn", "Notes"):
+        table.add_column(heading)
+    for row in rows:
+        style = CATEGORY_STYLES[row["category"]]
+        best = ranked_findings(row, findings.get(row["study_instance_uid"]))[:3]
+        table.add_row(
+            str(row["priority_rank"]),
+            f"[{style}] {row['category']} [/]",
+            f"{row['urgency']:.3f}" if best else "-",
+            row["accession_number"],
+            ", ".join(f"{finding.replace('_', ' ')} {probability:.2f}" for finding, probability in best) or "-",
+            titles[row["study_instance_uid"]],
+            notes(row),
+        )
+    return table
+
+
+def films_by_study(written: Sequence[Written]) -> dict[str, Path]:
+    """For each study the film to show: its first that could be scored, else its first."""
+    films: dict[str, Path] = {}
+    for each in sorted(written, key=lambda each: each.outcome != "kept"):
+        films.setdefault(each.study_instance_uid, each.path)
+    return films
+
+
+def cards_of(
+    rows: Sequence[Mapping[str, Any]],
+    findings: Mapping[str, Mapping[str, Any]],
+    *,
+    films: Mapping[str, Path],
+    limits: PixelLimits,
+) -> list[Card]:
+    """Rows of the view worklist -> cards for the contact sheet, each with the picture of its film if it has one."""
+    cards = []
+    for row in rows:
+        uid = row["study_instance_uid"]
+        best = ranked_findings(row, findings.get(uid))
+        cards.append(
+            Card(
+                rank=row["priority_rank"],
+                title=row["accession_number"] or "",
+                category=row["category"],
+                urgency=row["urgency"] if best else None,
+                findings=best,
+                flag=notes(row),
+                thumbnail=thumbnail(films[uid], limits=limits) if uid in films else None,
+            )
+        )
+    return cards
+
+
+def thumbnail(path: Path, *, limits: PixelLimits) -> NDArray[np.uint8] | None:
+    """A film small enough for a card: uint8 (h, w), white = dense; None where it cannot be shown."""
+    try:
+        film = read_film(open_dataset(path, limits=limits), limits=limits)
+    except (UnusablePixels, OSError):
+        return None
+    image = Image.fromarray(np.rint(film.image * 255).astype(np.uint8))
+    image.thumbnail((CARD_WIDTH * SCALE, CARD_WIDTH * SCALE))
+    return np.asarray(image)
+
+
+def _say_where(morning: Morning, console: Console) -> None:
+    console.print(
+        f"\n[b]Look at[/]   {morning.sheet}\n"
+        f"[b]Films[/]     {morning.films}  ({len(morning.written)} files; their studies are in the table above)\n"
+        f"[b]Database[/]  {morning.database}\n\n"
+        "[b]Ask it in SQL[/], with any client:\n"
+        "  SELECT priority_rank, accession_number, category, urgency, top_finding FROM worklist ORDER BY priority_rank;\n"
+        "  SELECT w.priority_rank, f.* FROM study_findings f JOIN worklist w USING (study_instance_uid)\n"
+        "    WHERE f.pneumothorax > 0.2 ORDER BY w.priority_rank;\n"
+        "  SELECT state, reason, count(*) FROM instance GROUP BY state, reason;\n\n"
+        "[b]Your own films[/]: nightread score /path/to/folder && nightread worklist",
+        highlight=False,
+        soft_wrap=True,
+    )

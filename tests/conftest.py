@@ -39,10 +39,10 @@ def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, untrained_checkpoint: Path) -> Settings:
-    """Settings of an embedded house under the test's own folder."""
+def settings(tmp_path_factory: pytest.TempPathFactory, untrained_checkpoint: Path) -> Settings:
+    """Settings of an embedded house in a folder of its own."""
     return Settings(
-        database_url=f"sqlite:///{tmp_path / 'nightread.db'}",
+        database_url=f"sqlite:///{tmp_path_factory.mktemp('house') / 'nightread.db'}",
         checkpoint=untrained_checkpoint,
         decoders=1,
         batch_size=4,

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessPool
 
@@ -22,6 +23,7 @@ from training.dicom import PixelLimits, UnusablePixels, open_dataset
 from training.pixels import read_film
 from training.preprocessing import Preprocessing
 
+log = structlog.get_logger()
 
 FILMS_PER_PROCESS = 2000  # then a decoder process is replaced: what a C library leaks stays small
 
@@ -125,6 +127,9 @@ class Reading:
             failure = Failure("decoder_timeout", "decoding it took longer than the time limit, twice")
         except ProcessExpired:
             failure = Failure("decoder_crashed", "decoding it ended its process, twice")
+        except Exception as error:  # noqa: BLE001 - whatever a film makes its decoder raise, only that film pays
+            log.error("decoder_raised", error=type(error).__name__)
+            return Failure("decoder_raised", f"decoding it raised {type(error).__name__}")
         if not self._tries_left:
             return failure
         self._tries_left -= 1

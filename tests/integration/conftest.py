@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -76,10 +75,10 @@ def own_redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of an empty database; tests that ask for it run once on SQLite and once on PostgreSQL."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'nightread.db'}"
+        return f"sqlite:///{tmp_path_factory.mktemp('database') / 'nightread.db'}"
     url: str = request.getfixturevalue("postgres_url")
     return url
 

@@ -469,10 +469,11 @@ def _wait_again(session: Session, ids: Sequence[int]) -> None:
 # ------------------------------------------------------------------------------------------------------- the books
 
 
-def books(session: Session) -> Books:
-    """The sums over all studies, and why studies and films were skipped or quarantined."""
+def books(session: Session, *, since: datetime | None = None, until: datetime | None = None) -> Books:
+    """The sums over all studies, or those received after `since` and up to `until`; and why some are not scored."""
     totals = Books()
-    for state, count in session.execute(select(Study.state, func.count()).group_by(Study.state)):
+    states = select(Study.state, func.count()).where(*_received(Study, since, until)).group_by(Study.state)
+    for state, count in session.execute(states):
         totals.received += count
         match state:
             case "claimed":
@@ -482,17 +483,26 @@ def books(session: Session) -> Books:
                 totals.waiting += count
             case _:
                 setattr(totals, state, count)
-    totals.films = session.scalar(select(func.count()).where(Instance.state == "scored")) or 0
-    for kind, statement in _reason_counts().items():
+    films = select(func.count()).where(Instance.state == "scored", *_received(Instance, since, until))
+    totals.films = session.scalar(films) or 0
+    for kind, statement in _reason_counts(since, until).items():
         totals.reasons[kind] = dict(session.execute(statement).all())
     totals.rejected_files = sum(totals.reasons["rejected files"].values())
     return totals
 
 
-def _reason_counts() -> dict[str, Select[str | None, int]]:
+def _received(
+    table: type[Study | Instance | RejectedFile], since: datetime | None, until: datetime | None
+) -> list[Any]:
+    """The conditions that keep a table's rows of one period."""
+    after = [] if since is None else [table.received_at > since]
+    return after if until is None else [*after, table.received_at <= until]
+
+
+def _reason_counts(since: datetime | None, until: datetime | None) -> dict[str, Select[str | None, int]]:
     by_state: dict[str, Select[str | None, int]] = {
         f"{state} {noun}": select(table.reason, func.count())
-        .where(table.state == state, table.reason.is_not(None))
+        .where(table.state == state, table.reason.is_not(None), *_received(table, since, until))
         .group_by(table.reason)
         for state, table, noun in (
             ("skipped", Study, "studies"),
@@ -502,5 +512,5 @@ def _reason_counts() -> dict[str, Select[str | None, int]]:
             ("quarantined", Instance, "films"),
         )
     }
-    rejected = select(RejectedFile.reason, func.count()).group_by(RejectedFile.reason)
-    return {**by_state, "rejected files": rejected}
+    rejected = select(RejectedFile.reason, func.count()).where(*_received(RejectedFile, since, until))
+    return {**by_state, "rejected files": rejected.group_by(RejectedFile.reason)}

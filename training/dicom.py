@@ -146,6 +146,9 @@ class PixelLimits:
     max_side: int = 20_000
 
 
+DEFAULT_LIMITS = PixelLimits()
+
+
 @dataclass(frozen=True)
 class PixelHeader:
     """The Image Pixel Module (PS3.3 C.7.6.3) of one single-frame image, checked."""
@@ -203,7 +206,7 @@ PHOTOMETRICS = {
 }
 
 
-def open_dataset(path: Path, *, limits: PixelLimits = PixelLimits()) -> Dataset:
+def open_dataset(path: Path, *, limits: PixelLimits = DEFAULT_LIMITS) -> Dataset:
     """The whole data set of a DICOM file, whose bytes are read once. Not decoded yet.
 
     Raises an UnusablePixels (EmptyFile, NotDicom, DirectoryFile, TooLarge, Truncated, UnreadableDicom), or OSError
@@ -213,6 +216,12 @@ def open_dataset(path: Path, *, limits: PixelLimits = PixelLimits()) -> Dataset:
         if os.fstat(file.fileno()).st_size > limits.max_bytes:
             raise TooLarge(f"The file is larger than {limits.max_bytes // 2**20} MB.")
         content = file.read(limits.max_bytes + 1)  # it may still be growing
+    return dataset_in(content, limits=limits)
+
+
+def dataset_in(content: bytes, *, limits: PixelLimits = DEFAULT_LIMITS) -> Dataset:
+    """`open_dataset` of a file already in memory: a member of an archive. Raises the same UnusablePixels."""
+    _require_dicom(content[:132])
     dataset, reached = _parse(content, max_bytes=limits.max_bytes, stop_at_pixels=False)
     if reached and not any(keyword in dataset for keyword in PIXEL_TAGS.values()):
         raise Truncated  # pydicom drops an element whose end it cannot find
@@ -220,7 +229,7 @@ def open_dataset(path: Path, *, limits: PixelLimits = PixelLimits()) -> Dataset:
 
 
 def read_header(
-    path: Path, *, limits: PixelLimits = PixelLimits(), specific_tags: Sequence[int | str] | None = None
+    path: Path, *, limits: PixelLimits = DEFAULT_LIMITS, specific_tags: Sequence[int | str] | None = None
 ) -> Dataset:
     """The data set without its pixels, or only `specific_tags` of it (tags or keywords); reads no more than it needs.
 
@@ -336,7 +345,10 @@ def _transfer_syntax(dataset: Dataset) -> UID:
     """As the file says; where it says nothing (no file meta), as the data set was in fact encoded."""
     meta = getattr(dataset, "file_meta", {})
     if stated := meta.get("TransferSyntaxUID"):
-        return UID(str(stated))
+        syntax = UID(str(stated))
+        if not syntax.is_transfer_syntax:
+            raise UnsupportedTransferSyntax
+        return syntax
     if dataset["PixelData"].is_undefined_length:
         raise UnsupportedTransferSyntax("The pixel data is compressed, and the file does not say how.")
     implicit, little = dataset.original_encoding

@@ -1,0 +1,227 @@
+"""Compressed and native pixel data -> stored values. Fast where it may be, but never half an image.
+
+pydicom tries its plugins in turn and takes the first that does not raise, and most JPEG decoders do not: libjpeg,
+libjpeg-turbo and OpenJPH fill what a cut-off stream lacks, and CharLS can hang on one. So every codestream is first
+shown to be complete and of the promised size, then decoded by the fastest library, with pydicom's plugins behind it.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    JPEGLSTransferSyntaxes,
+)
+
+from training.dicom import (
+    DAMAGE,
+    BadPixelHeader,
+    PixelHeader,
+    Truncated,
+    Undecodable,
+    UnsupportedTransferSyntax,
+)
+
+Pixels = NDArray[np.integer[Any]]
+Decode = Callable[[bytes], Pixels]
+
+# Retired processes that libjpeg-turbo reads and pydicom does not know (PS3.5 2006, table A.4-1).
+JPEG_SPECTRAL_SELECTION = UID("1.2.840.10008.1.2.4.53")
+JPEG_FULL_PROGRESSION = UID("1.2.840.10008.1.2.4.55")
+
+# For one sample per pixel; measured in docs/performance.md against pydicom's plugins.
+FAST: dict[str, Decode] = {
+    **dict.fromkeys(
+        (
+            JPEGBaseline8Bit,
+            JPEGExtended12Bit,
+            JPEG_SPECTRAL_SELECTION,
+            JPEG_FULL_PROGRESSION,
+            JPEGLossless,
+            JPEGLosslessSV1,
+        ),
+        imagecodecs.jpeg8_decode,
+    ),
+    **dict.fromkeys((JPEGLSLossless, JPEGLSNearLossless), imagecodecs.jpegls_decode),
+    **dict.fromkeys((JPEG2000Lossless, JPEG2000), imagecodecs.jpeg2k_decode),
+    **dict.fromkeys((HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K), imagecodecs.htj2k_decode),
+}
+
+END_MARKER = b"\xff\xd9"  # EOI of JPEG (T.81 B.1.1.3) and JPEG-LS, EOC of JPEG 2000 (T.800 A.4.4)
+PROBE = b"\x00" + b"\x55" * 64  # entropy-coded bytes that mean something, and no marker whatever stands before them
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What a JPEG, JPEG-LS or JPEG 2000 codestream says about itself."""
+
+    rows: int
+    columns: int
+    samples: int
+    bits: int
+    signed: bool = False
+
+
+def decode(dataset: Dataset, header: PixelHeader) -> tuple[Pixels, str]:
+    """The stored values and their photometric interpretation.
+
+    One sample per pixel: (rows, columns) uint8, int8, uint16 or int16 as Bits Allocated and Pixel Representation say,
+    unused high bits removed (PS3.5 8.1.1). Three: (rows, columns, 3), YBR turned to RGB.
+    Raises Truncated, Undecodable, UnsupportedTransferSyntax or BadPixelHeader.
+    """
+    syntax = header.transfer_syntax
+    if syntax in FAST:
+        codestream = _codestream(dataset)
+        stream = _described(codestream, syntax)
+        if (stream.rows, stream.columns, stream.samples) != (header.rows, header.columns, header.samples):
+            raise Undecodable("The compressed image is not of the size that the header says.")
+        if header.samples == 1:
+            return _stored(_monochrome(codestream, dataset, header), stream, header), header.photometric
+    elif not syntax.is_encapsulated:
+        _require_native(dataset, header)
+    stored, photometric = _by_pydicom(dataset, syntax)
+    return (_stored(stored, None, header) if header.samples == 1 else stored), photometric
+
+
+def _require_native(dataset: Dataset, header: PixelHeader) -> None:
+    if dataset["PixelData"].is_undefined_length:
+        raise BadPixelHeader("The pixel data is compressed, but the transfer syntax says that it is not.")
+    if len(dataset.PixelData) < header.native_bytes:
+        raise Truncated(f"The pixel data has {len(dataset.PixelData)} bytes of the {header.native_bytes} it needs.")
+
+
+def _monochrome(codestream: bytes, dataset: Dataset, header: PixelHeader) -> Pixels:
+    """The codestream's samples by the fast decoder, else by pydicom's plugins."""
+    syntax = header.transfer_syntax
+    try:
+        pixels = FAST[syntax](codestream)
+    except (RuntimeError, ValueError) as error:  # imagecodecs' own errors are RuntimeErrors
+        if syntax in JPEGLSTransferSyntaxes:  # what CharLS finds damaged, pydicom's libjpeg would paint over
+            raise Undecodable from error
+        pixels, _ = _by_pydicom(dataset, syntax)
+    if FAST[syntax] is imagecodecs.jpeg8_decode:
+        _require_whole(pixels, codestream)
+    return pixels
+
+
+def _require_whole(pixels: Pixels, codestream: bytes) -> None:
+    """Raise Truncated if libjpeg-turbo invented the last rows of a stream that ends too early.
+
+    It fills what is missing with zero differences, so that rows repeat. So do the rows of a black border; what tells
+    them apart is that further data changes the former.
+    """
+    if len(pixels) > 1 and not np.array_equal(pixels[-1], pixels[-2]):
+        return
+    longer = codestream.removesuffix(END_MARKER) + PROBE + END_MARKER
+    if not np.array_equal(imagecodecs.jpeg8_decode(longer), pixels):
+        raise Truncated
+
+
+def _codestream(dataset: Dataset) -> bytes:
+    """The image's codestream, from all its fragments, ending with its end marker (PS3.5 A.4)."""
+    try:
+        frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    except DAMAGE as error:
+        raise Undecodable("The pixel data's fragments cannot be read.") from error
+    # Padded to an even length with a zero, with 0xFF or a space by some writers, with many zeros by others.
+    codestream = frame.rstrip(b"\x00")
+    end = codestream.rfind(END_MARKER, max(0, len(codestream) - 3))
+    if end < 0:
+        raise Truncated
+    return codestream[: end + 2]
+
+
+def _described(codestream: bytes, syntax: UID) -> Stream:
+    try:
+        return _jpeg_2000(codestream) if syntax in JPEG2000TransferSyntaxes else _jpeg(codestream)
+    except (struct.error, IndexError) as error:
+        raise Undecodable from error
+
+
+def _jpeg(codestream: bytes) -> Stream:
+    """The frame header of a JPEG or JPEG-LS codestream (T.81 B.2.2)."""
+    at = 2
+    while codestream[at] == 0xFF:
+        marker = codestream[at + 1]
+        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
+            bits, rows, columns, samples = struct.unpack_from(">BHHB", codestream, at + 4)
+            return Stream(rows, columns, samples, bits)
+        (length,) = struct.unpack_from(">H", codestream, at + 2)
+        at += 2 + length if marker != 0xFF else 1  # any marker may be preceded by fill bytes
+    raise Undecodable("The compressed image has no frame header.")
+
+
+def _jpeg_2000(codestream: bytes) -> Stream:
+    """The SIZ segment of a JPEG 2000 codestream (T.800 A.5.1), bare or, against PS3.5 A.4.4, inside a JP2 file.
+
+    Raises Truncated where the tile-parts do not end at the end marker: OpenJPH does not mind if they do not.
+    """
+    start = codestream.find(b"\xff\x4f\xff\x51")
+    if start < 0:
+        raise Undecodable("The compressed image has no JPEG 2000 codestream.")
+    right, bottom, left, top = struct.unpack_from(">4I", codestream, start + 8)
+    samples, depth = struct.unpack_from(">16xHB", codestream, start + 24)
+    _require_tile_parts(codestream, start + 2)
+    return Stream(bottom - top, right - left, samples, (depth & 0x7F) + 1, signed=bool(depth & 0x80))
+
+
+def _require_tile_parts(codestream: bytes, at: int) -> None:
+    """Walk over the main header's segments and the tile-parts, each of which states its length (T.800 A.4.2)."""
+    while (marker := codestream[at : at + 2]) != END_MARKER:
+        if not marker.startswith(b"\xff"):
+            raise Truncated
+        (length,) = struct.unpack_from(">H", codestream, at + 2)
+        if marker != b"\xff\x90":  # SOT
+            at += 2 + length
+            continue
+        (tile_part,) = struct.unpack_from(">I", codestream, at + 6)
+        if tile_part == 0:  # the last one, up to the end marker
+            return
+        at += tile_part
+
+
+def _by_pydicom(dataset: Dataset, syntax: UID) -> tuple[Pixels, str]:
+    try:
+        options: dict[str, Any] = {"view_only": True, "correct_unused_bits": False, "allow_excess_frames": False}
+        pixels, properties = get_decoder(syntax).as_array(dataset, index=0, **options)
+    except NotImplementedError as error:
+        raise UnsupportedTransferSyntax(f"No decoder is known for the transfer syntax {syntax.name}.") from error
+    except DAMAGE as error:
+        raise Undecodable from error
+    return pixels, str(properties["photometric_interpretation"])
+
+
+def _stored(pixels: Pixels, stream: Stream | None, header: PixelHeader) -> Pixels:
+    """Decoded samples as the header's type, with only the bits that hold the value."""
+    itemsize = header.bits_allocated // 8
+    if pixels.dtype.itemsize > itemsize:
+        raise BadPixelHeader("The compressed samples have more bits than the header allocates.")
+    pixels = pixels.astype(f"{pixels.dtype.kind}{itemsize}", copy=False).view(f"u{itemsize}")
+    # JPEG 2000 and JPEG-LS state how many bits they code, and are right where the header is not.
+    trusted = stream is not None and header.transfer_syntax in (*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes)
+    bits = stream.bits if stream is not None and trusted else header.bits_stored
+    unused = header.bits_allocated - bits
+    if header.signed:
+        signed = (pixels << unused).view(f"i{itemsize}")
+        return signed >> unused
+    return pixels & (2**bits - 1) if unused and pixels.max() >> bits else pixels

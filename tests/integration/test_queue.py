@@ -148,10 +148,11 @@ def test_a_worker_told_to_stop_gives_back_what_is_in_hand(house, films, tmp_path
 
 
 def test_an_emptied_redis_delays_and_loses_nothing(house, films, tmp_path):
-    house = House(house.settings.model_copy(update={"ring_again_minutes": 0.0}))
+    house = House(house.settings.model_copy(update={"ring_again_minutes": 0.001}))
     enqueue(house, films)
     with redis.Redis.from_url(house.settings.broker_url) as client:
         client.flushdb()
+    time.sleep(0.1)  # longer than ring_again_minutes
     sweep(house, make_app(house.settings))
     log = tmp_path / "worker.log"
     with running(house, "worker", log):

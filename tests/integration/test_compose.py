@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 import yaml
+from celery import Celery
 from kombu import pools
 from kombu.exceptions import OperationalError
 from servers import PostgresServer, RedisServer, free_port, package_folder
@@ -117,10 +118,13 @@ def tls_front(certificates: Path, *, port: int) -> Iterator[int]:
 def test_broker_over_tls_is_reached_only_with_the_right_authority(tmp_path: Path) -> None:
     ours = make_secrets(tmp_path / "ours", "--tls")
     theirs = make_secrets(tmp_path / "theirs", "--tls")
-    with RedisServer(password="secret") as server, tls_front(ours, port=server.port) as port:
+    password = (ours / "redis_password").read_text()
+    with RedisServer(password=password) as server, tls_front(ours, port=server.port) as port:
 
-        def app(authority: Path) -> object:
-            url = f"rediss://:secret@localhost:{port}/0"
+        def app(authority: Path) -> Celery:
+            url = (ours / "broker_url").read_text()
+            for there, here in (("@redis:6379", f"@localhost:{port}"), ("/run/secrets", str(authority))):
+                url = url.replace(there, here)
             return make_app(Settings(broker_url=url, broker_ca_file=authority / "ca_certificate"))
 
         ring(app(ours), [7])

@@ -23,6 +23,7 @@ from training.pixels import PixelLimits, UnusablePixels, open_dataset, read_film
 from worker.contact_sheet import CARD_WIDTH, SCALE, Card, save_contact_sheet
 from worker.house import House
 from worker.intake import find_files, receive
+from worker.phantom_film import Outcome
 from worker.phantoms import Written, generate, plan
 from worker.scoring import Tally, open_scorer, score_waiting
 from worker.settings import Settings
@@ -30,10 +31,18 @@ from worker.tables import CATEGORY_STYLES, books_table, notes
 
 ON_SHEET = 12  # studies on the contact sheet
 
-WELCOME = (
-    "A night of [b]phantoms[/]: drawings that look like chest films and belong to nobody. The checkpoint was trained on "
-    "real films,\nso its scores on drawings mean little; how they become a worklist is the real thing."
+WELCOME = """A night of [b]phantoms[/]: drawings that look like chest films and belong to nobody. The checkpoint was trained
+on real films, so its scores on drawings mean little; how they become a worklist is the real thing."""
+STUDY_FINDINGS = text("SELECT * FROM study_findings")
+INSTANCES = text("SELECT sop_instance_uid, state, reason FROM instance")
+STATES: dict[Outcome, str] = {"kept": "scored", "skipped": "skipped", "quarantined": "quarantined"}
+
+SQL_TO_ASK = (
+    "SELECT priority_rank, accession_number, category, urgency, top_finding FROM worklist ORDER BY priority_rank",
+    "SELECT accession_number, pneumothorax, effusion FROM study_findings JOIN study USING (study_instance_uid)",
+    "SELECT state, reason, count(*) FROM instance GROUP BY state, reason",
 )
+
 NOTE = "Phantoms: drawings, not patients. The checkpoint was trained on real films; its scores on drawings mean little."
 
 
@@ -46,6 +55,7 @@ class Morning:
     sheet: Path
     written: tuple[Written, ...]
     tally: Tally
+    surprises: tuple[str, ...]  # what did not end as an honest worker should have ended it; none, one hopes
 
 
 def run_demo(folder: Path, *, settings: Settings, console: Console, seed: int = 7) -> Morning:
@@ -66,17 +76,15 @@ def run_demo(folder: Path, *, settings: Settings, console: Console, seed: int = 
         tally = _score(house, films, bars=bars)
     with read_scope(house.engine) as session:
         rows = [dict(row) for row in worklist(session)]
-        findings = {row["study_instance_uid"]: row for row in session.execute(STUDY_FINDINGS).mappings()}
+        findings = {row["study_instance_uid"]: dict(row) for row in session.execute(STUDY_FINDINGS).mappings()}
+        ends = {row.sop_instance_uid: (row.state, row.reason or "") for row in session.execute(INSTANCES)}
         books = ledger.books(session)
     cards = cards_of(rows[:ON_SHEET], findings, films=films_by_study(written), limits=house.pixel_limits)
     save_contact_sheet(sheet, cards, heading="Nightread: the top of this morning's list", note=NOTE)
-    console.print(morning_table(rows, findings, written), books_table(books), sep="\n")
-    morning = Morning(films, database, sheet, written, tally)
+    morning = Morning(films, database, sheet, written, tally, surprises(written, ends))
+    console.print(morning_table(rows, findings, written), books_table(books), sep="\n\n")
     _say_where(morning, console)
     return morning
-
-
-STUDY_FINDINGS = text("SELECT * FROM study_findings")
 
 
 def own_settings(settings: Settings, database: Path) -> Settings:
@@ -116,6 +124,17 @@ def _score(house: House, films: Path, *, bars: Progress) -> Tally:
         with read_scope(house.engine) as session:
             bars.update(scoring, total=ledger.books(session).waiting)
         return score_waiting(scorer, kind="score", on_settled=lambda count: bars.advance(scoring, count))
+
+
+def surprises(written: Sequence[Written], ends: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
+    """Films that did not end as planned, in words; `ends`: SOP Instance UID -> the instance's state and reason."""
+    found = []
+    for each in written:
+        planned = (STATES.get(each.outcome, ""), each.reason)
+        if planned[0] and ends.get(each.sop_instance_uid) != planned:
+            state, reason = ends.get(each.sop_instance_uid, ("missing", ""))
+            found.append(f"{each.title}: {' '.join(planned).strip()} was planned, but it is {state} {reason}".strip())
+    return tuple(found)
 
 
 # ------------------------------------------------------------------------------------------------------ what is shown
@@ -161,7 +180,8 @@ def films_by_study(written: Sequence[Written]) -> dict[str, Path]:
     """For each study the film to show: its first that could be scored, else its first."""
     films: dict[str, Path] = {}
     for each in sorted(written, key=lambda each: each.outcome != "kept"):
-        films.setdefault(each.study_instance_uid, each.path)
+        if each.study_instance_uid:
+            films.setdefault(each.study_instance_uid, each.path)
     return films
 
 
@@ -203,16 +223,16 @@ def thumbnail(path: Path, *, limits: PixelLimits) -> NDArray[np.uint8] | None:
 
 
 def _say_where(morning: Morning, console: Console) -> None:
+    for surprise in morning.surprises:
+        console.print(f"[bold red]Not as planned[/] {surprise}")
+    if not morning.surprises:
+        console.print(f"[green]All {len(morning.written)} files ended as they should.[/]", highlight=False)
     console.print(
-        f"\n[b]Look at[/]   {morning.sheet}\n"
-        f"[b]Films[/]     {morning.films}  ({len(morning.written)} files; their studies are in the table above)\n"
-        f"[b]Database[/]  {morning.database}\n\n"
-        "[b]Ask it in SQL[/], with any client:\n"
-        "  SELECT priority_rank, accession_number, category, urgency, top_finding FROM worklist ORDER BY priority_rank;\n"
-        "  SELECT w.priority_rank, f.* FROM study_findings f JOIN worklist w USING (study_instance_uid)\n"
-        "    WHERE f.pneumothorax > 0.2 ORDER BY w.priority_rank;\n"
-        "  SELECT state, reason, count(*) FROM instance GROUP BY state, reason;\n\n"
-        "[b]Your own films[/]: nightread score /path/to/folder && nightread worklist",
+        f"\n[b]Look at[/]   {morning.sheet}\n[b]Films[/]     {morning.films}\n[b]Database[/]  {morning.database}\n\n"
+        "[b]Ask it in SQL[/], with any client:",
+        *(f"  {query};" for query in SQL_TO_ASK),
+        "\n[b]Your own films[/]: nightread score /path/to/folder && nightread worklist",
+        sep="\n",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,0 +1,74 @@
+"""The contact sheet: any rows, one picture."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from worker.contact_sheet import CARD_WIDTH, CATEGORY_COLOURS, Card, contact_sheet, save_contact_sheet
+
+
+def card(rank: int = 1, **changes: object) -> Card:
+    values: dict[str, object] = {
+        "rank": rank,
+        "title": f"A{rank}",
+        "category": "A",
+        "urgency": 0.9,
+        "findings": (("Pneumothorax", 0.8), ("Mass", 0.1)),
+        "thumbnail": np.full((120, 90), 128, np.uint8),
+    }
+    return Card(**(values | changes))  # type: ignore[arg-type]
+
+
+def colours(image: Image.Image) -> set[tuple[int, int, int]]:
+    return {tuple(pixel) for pixel in np.asarray(image).reshape(-1, 3)}
+
+
+@pytest.mark.parametrize(("cards", "columns", "rows"), [(1, 4, 1), (4, 4, 1), (5, 4, 2), (3, 2, 2)])
+def test_the_sheet_grows_by_rows(cards: int, columns: int, rows: int) -> None:
+    one = contact_sheet([card()], heading="", note="", columns=columns)
+    sheet = contact_sheet([card(rank) for rank in range(cards)], heading="", note="", columns=columns)
+    assert sheet.width == one.width > columns * CARD_WIDTH
+    assert (sheet.height - one.height) % max(rows - 1, 1) == 0
+    assert (sheet.height > one.height) == (rows > 1)
+
+
+@pytest.mark.parametrize("category", sorted(CATEGORY_COLOURS))
+def test_each_category_has_its_colour(category: str) -> None:
+    others = set(CATEGORY_COLOURS) - {category}
+    sheet = contact_sheet([card(category=category)], heading="", note="").crop((0, 100, 450, 700))
+    assert CATEGORY_COLOURS[category] in colours(sheet)
+    assert not {CATEGORY_COLOURS[other] for other in others} & colours(sheet)
+
+
+def test_a_longer_bar_for_a_higher_probability() -> None:
+    red = [
+        int(
+            (np.asarray(contact_sheet([card(findings=(("Mass", p),))], heading="", note="")) == (255, 84, 76))
+            .all(2)
+            .sum()
+        )
+        for p in (0.2, 0.9)
+    ]
+    assert red[1] > red[0] + 300
+
+
+def test_a_study_without_scores_or_picture_still_has_a_card() -> None:
+    sheet = contact_sheet([card(urgency=None, findings=(), thumbnail=None, flag="not scored")], heading="", note="")
+    assert sheet.getbbox() is not None
+
+
+@pytest.mark.parametrize("shape", [(2000, 500), (300, 900), (1, 1)])
+def test_films_of_any_shape_are_shown_whole(shape: tuple[int, int]) -> None:
+    sheet = contact_sheet([card(thumbnail=np.full(shape, 200, np.uint8), category="D")], heading="", note="")
+    assert (200, 200, 200) in colours(sheet)
+
+
+def test_it_is_saved_as_png(tmp_path: Path) -> None:
+    path = save_contact_sheet(tmp_path / "list.png", [card()], heading="Morning", note="a note")
+    assert Image.open(path).format == "PNG"
+
+
+def test_an_empty_list_makes_an_empty_sheet() -> None:
+    assert contact_sheet([], heading="Nothing waits", note="").height > 0

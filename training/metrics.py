@@ -37,12 +37,15 @@ class Evaluation:
 
     binary_accuracy  share of film-finding pairs decided right
     exact_match      share of films with every finding decided right
+    all_zero_...     the same two for a network that never says anything: both reward silence, so they stand beside
     per_finding      a row per finding: positives, prevalence, false_negatives and RATES, all but the counts in [0, 1]
     """
 
     films: int
     binary_accuracy: float
     exact_match: float
+    all_zero_binary_accuracy: float
+    all_zero_exact_match: float
     per_finding: pd.DataFrame
 
     def macro(self, *, without: Sequence[str] = ()) -> pd.Series:
@@ -51,9 +54,15 @@ class Evaluation:
 
     def table(self) -> pd.DataFrame:
         """finding, metric, value: every figure there is; finding is also "all", "macro" and "macro_without_hernia"."""
-        overall = [self.binary_accuracy, self.exact_match, self.per_finding["false_negatives"].sum()]
+        overall = {
+            "binary_accuracy": self.binary_accuracy,
+            "exact_match": self.exact_match,
+            "all_zero_binary_accuracy": self.all_zero_binary_accuracy,
+            "all_zero_exact_match": self.all_zero_exact_match,
+            "false_negatives": self.per_finding["false_negatives"].sum(),
+        }
         figures = pd.concat([
-            pd.DataFrame([overall], columns=[*_OVERALL, "false_negatives"], index=["all"]),
+            pd.DataFrame(overall, index=["all"]),
             pd.DataFrame({"macro": self.macro(), "macro_without_hernia": self.macro(without=(RAREST,))}).T,
             self.per_finding.astype(float),
         ])
@@ -95,7 +104,14 @@ def evaluate(
         index=pd.Index(findings, name="finding"),
     )
     right = decided == truth
-    return Evaluation(len(truth), float(right.mean()), float(right.all(axis=1).mean()), per_finding)
+    return Evaluation(
+        films=len(truth),
+        binary_accuracy=float(right.mean()),
+        exact_match=float(right.all(axis=1).mean()),
+        all_zero_binary_accuracy=float((truth == 0).mean()),
+        all_zero_exact_match=float((truth == 0).all(axis=1).mean()),
+        per_finding=per_finding,
+    )
 
 
 def _ranking(metric: Callable[..., float], truth: npt.NDArray[np.int_], scores: Array) -> float:
@@ -212,7 +228,7 @@ def _weighted_calibration_error(truth: Array, scores: Array, weights: Array) -> 
     bins = np.searchsorted(np.linspace(0, 1, ECE_BINS + 1), scores, side="right") - 1
     gaps = np.zeros((len(scores), ECE_BINS + 1), dtype=np.float32)
     gaps[np.arange(len(scores)), bins] = scores - truth
-    return np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1)
+    return np.asarray(np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1))
 
 
 def baselines(train: pd.DataFrame, films: pd.DataFrame) -> dict[str, Array]:

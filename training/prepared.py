@@ -24,21 +24,22 @@ from typing import IO, Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pydicom
 from PIL import Image
-from pydicom.errors import InvalidDicomError
 
+from training.dicom import ConstantImage, dataset_in
 from training.manifest import OLDEST_YEARS, checked, findings_in
+from training.pixels import UnusablePixels, read_film, read_png
 from training.preprocessing import Preprocessing
 from training.sources import Encoded, encoded_films
 
 READY: Final = "ready"
 CONVERTED: Final = "converted_to_gray"
-UNREADABLE: Final = "unreadable"
-BLANK: Final = "constant_image"
+BLANK: Final = ConstantImage.reason
 MISSING: Final = "missing"
 DAMAGED_ARCHIVE: Final = "damaged_archive"
 TOO_OLD: Final = f"age_over_{OLDEST_YEARS}_ignored"
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_GRAY: Final = ("1", "L", "I", "I;16")
 _KEPT: Final = (READY, CONVERTED)
 _FILMS_PER_SYNC: Final = 256
 _NPY_HEADER_BYTES: Final = 128
@@ -135,28 +136,22 @@ def prepare(
 
 
 def decode(film: Encoded, *, preprocessings: Sequence[Preprocessing]) -> Decoded:
-    """One encoded film (PNG, JPEG or DICOM) as uint8 squares, or the reason why not."""
-    from training.pixels import UnusablePixels
-
+    """One encoded film (PNG or DICOM) as uint8 squares, or the reason why not."""
     try:
         pixels, outcome = _pixels(film.data)
     except UnusablePixels as unusable:
         return Decoded(film.row, unusable.reason, ())
-    except (InvalidDicomError, OSError, ValueError, SyntaxError):  # Pillow's and pydicom's words for no image
-        return Decoded(film.row, UNREADABLE, ())
     if pixels.min() == pixels.max():
         return Decoded(film.row, BLANK, ())
     return Decoded(film.row, outcome, tuple(preprocessing.image(pixels) for preprocessing in preprocessings))
 
 
 def _pixels(data: bytes) -> tuple[npt.NDArray[np.float32], str]:
-    from training.pixels import read_film, read_png
-
-    if data[128:132] == b"DICM":
-        return read_film(pydicom.dcmread(BytesIO(data))).image, READY
-    with Image.open(BytesIO(data)) as opened:
-        gray = opened.mode == "L" or opened.mode.startswith("I")
-    return read_png(BytesIO(data)), READY if gray else CONVERTED
+    if not data.startswith(_PNG):
+        return read_film(dataset_in(data)).image, READY
+    pixels = read_png(BytesIO(data))
+    with Image.open(BytesIO(data)) as png:
+        return pixels, READY if png.mode in _GRAY else CONVERTED
 
 
 def _side_by_side(

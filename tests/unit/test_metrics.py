@@ -67,6 +67,8 @@ def test_the_papers_two_accuracies() -> None:
     assert silence.binary_accuracy == pytest.approx(21 / 22)
     assert silence.exact_match == pytest.approx(0.5)
     assert silence.flat()["false_negatives/all"] == 1
+    loud = metrics.evaluate(labels, np.ones((2, 11)))
+    assert (loud.all_zero_binary_accuracy, loud.all_zero_exact_match) == (silence.binary_accuracy, silence.exact_match)
 
 
 def test_a_probability_that_is_always_right_on_average_has_no_calibration_error() -> None:

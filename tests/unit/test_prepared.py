@@ -1,0 +1,200 @@
+"""Films come out of folders and archives unharmed, at their places, and a killed preparation goes on where it was."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import textwrap
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from training import prepared
+from training.findings import FINDINGS
+
+FILMS = 40
+
+
+def film(number: int) -> NDArray[np.uint8]:
+    """A 64 x 80 film that carries its number as the brightness of its right half."""
+    pixels = np.zeros((64, 80), dtype=np.uint8)
+    pixels[:, 40:] = 50 + number
+    return pixels
+
+
+def png(pixels: NDArray[np.uint8], mode: str = "L") -> bytes:
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def names() -> list[str]:
+    return [f"{number:08}_000.png" for number in range(FILMS)]
+
+
+@pytest.fixture
+def manifest() -> pd.DataFrame:
+    labels = pd.DataFrame(np.eye(FILMS, len(FINDINGS), dtype=np.uint8), columns=list(FINDINGS))
+    described = {
+        "image": names(), "patient_id": [str(k // 2) for k in range(FILMS)], "age_years": 50.0, "sex": "F",
+        "view_position": "PA", "split": "",
+    }  # fmt: skip
+    return labels.assign(**described)
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """A zip in Kaggle's layout, its films in another order than the table's."""
+    path = tmp_path / "archive.zip"
+    with zipfile.ZipFile(path, "w") as opened:
+        opened.writestr("Data_Entry_2017.csv", "not a film")
+        for number in np.random.default_rng(2).permutation(FILMS):
+            opened.writestr(f"images_{number % 12 + 1:03}/images/{names()[number]}", png(film(number)))
+    return path
+
+
+def brightness(opened: prepared.Prepared) -> list[int]:
+    return [int(opened.images[row][16, 28]) - 50 for row in opened.manifest.index]
+
+
+def test_films_out_of_a_zip_lie_at_their_places_with_their_labels(
+    manifest: pd.DataFrame, archive: Path, tmp_path: Path
+) -> None:
+    counts = prepared.prepare(manifest, [archive], tmp_path / "out", sizes=(32, 48))
+    assert counts == {"ready": FILMS}
+    opened = prepared.open_prepared(tmp_path / "out")
+    assert opened.images.shape == (FILMS, 32, 32)
+    assert opened.preprocessing.size == 32
+    assert brightness(opened) == list(range(FILMS))
+    assert opened.manifest[list(FINDINGS)].to_numpy().tolist() == manifest[list(FINDINGS)].to_numpy().tolist()
+    assert prepared.open_prepared(tmp_path / "out", size=48).images.shape == (FILMS, 48, 48)
+
+
+def test_folders_tars_and_zips_give_the_same_bytes(manifest: pd.DataFrame, archive: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "films"
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(folder)  # noqa: S202  # our own archive
+    tar = tmp_path / "images_01.tar.gz"
+    with tarfile.open(tar, "w:gz") as written:
+        written.add(folder, arcname="images")
+    caches = []
+    for number, source in enumerate((archive, folder, tar)):
+        prepared.prepare(manifest, [source], tmp_path / str(number), sizes=(32,))
+        caches.append((tmp_path / str(number) / "images-32.npy").read_bytes())
+    assert caches[0] == caches[1] == caches[2]
+
+
+def test_processes_give_the_same_bytes_as_one(manifest: pd.DataFrame, archive: Path, tmp_path: Path) -> None:
+    caches = []
+    for processes in (0, 1):
+        out = tmp_path / str(processes)
+        prepared.prepare(manifest, [archive], out, sizes=(32,), processes=processes)
+        caches.append((out / "images-32.npy").read_bytes())
+    assert caches[0] == caches[1]
+
+
+def test_a_killed_preparation_goes_on_and_ends_byte_for_byte_the_same(
+    manifest: pd.DataFrame, archive: Path, tmp_path: Path
+) -> None:
+    manifest.to_pickle(tmp_path / "manifest.pickle")
+    killed = textwrap.dedent("""
+        import os, signal, sys
+        from pathlib import Path
+        import pandas as pd
+        from training import prepared
+        prepared._FILMS_PER_SYNC = 8
+        here, done = Path(sys.argv[1]), 0
+        def progress(films):
+            global done
+            done += films
+            if done >= int(sys.argv[2]):
+                os.kill(os.getpid(), signal.SIGKILL)
+        table = pd.read_pickle(here / "manifest.pickle")
+        prepared.prepare(table, [here / "archive.zip"], here / "killed", sizes=(32,), progress=progress)
+    """)
+    for films in (11, 30):
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        ended = subprocess.run([sys.executable, "-c", killed, tmp_path, str(films)], env=environment, check=False)
+        assert ended.returncode == -9
+        with pytest.raises(prepared.NotPrepared, match="to its end"):
+            prepared.open_prepared(tmp_path / "killed")
+    with (tmp_path / "killed" / "progress.csv").open("a") as torn:
+        torn.write("3")
+    done: list[int] = []
+    prepared.prepare(manifest, [archive], tmp_path / "killed", sizes=(32,), progress=done.append)
+    assert done[0] == 24  # three whole records of 8 films survived the two kills
+    prepared.prepare(manifest, [archive], tmp_path / "undisturbed", sizes=(32,))
+    for name in ("images-32.npy", "manifest.csv", "bad_files.csv"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+def test_bad_films_are_reported_and_leave_gaps(manifest: pd.DataFrame, tmp_path: Path) -> None:
+    films = {name: png(film(number)) for number, name in enumerate(names())}
+    films[names()[3]] = png(np.full((64, 80), 7, dtype=np.uint8))
+    films[names()[5]] = png(film(5), "RGBA")
+    films[names()[7]] = films[names()[7]][:60]
+    films[names()[9]] = b"no image"
+    del films[names()[11]]
+    (tmp_path / "films").mkdir()
+    for name, encoded in films.items():
+        (tmp_path / "films" / name).write_bytes(encoded)
+    old = manifest.assign(age_years=[414.0 if number == 2 else 50.0 for number in range(FILMS)])
+
+    prepared.prepare(old, [tmp_path / "films"], tmp_path / "out", sizes=(32,))
+
+    bad = pd.read_csv(tmp_path / "out" / "bad_files.csv").set_index("image")
+    assert bad["reason"].to_dict() == {
+        names()[2]: "age_over_120_ignored",
+        names()[3]: "constant_image",
+        names()[5]: "converted_to_gray",
+        names()[7]: "undecodable",
+        names()[9]: "not_dicom",
+        names()[11]: "missing",
+    }
+    assert bad.index[bad["kept"] == 1].tolist() == [names()[5], names()[2]]
+    opened = prepared.open_prepared(tmp_path / "out")
+    assert opened.manifest.index.tolist() == [k for k in range(FILMS) if k not in (3, 7, 9, 11)]
+    assert brightness(opened) == opened.manifest.index.tolist()
+    assert np.isnan(opened.manifest.loc[2, "age_years"])
+
+
+def test_missing_films_are_taken_up_when_their_archive_arrives(
+    manifest: pd.DataFrame, archive: Path, tmp_path: Path
+) -> None:
+    half = tmp_path / "half.zip"
+    with zipfile.ZipFile(archive) as opened, zipfile.ZipFile(half, "w") as written:
+        for name in opened.namelist()[:20]:
+            written.writestr(name, opened.read(name))
+    assert prepared.prepare(manifest, [half], tmp_path / "out", sizes=(32,)) == {"ready": 19, "missing": 21}
+    assert prepared.prepare(manifest, [archive], tmp_path / "out", sizes=(32,)) == {"ready": 40}
+    assert brightness(prepared.open_prepared(tmp_path / "out")) == list(range(FILMS))
+
+
+def test_an_archive_that_breaks_off_gives_what_lies_before_the_break(manifest: pd.DataFrame, tmp_path: Path) -> None:
+    tar = tmp_path / "images_01.tar.gz"
+    with tarfile.open(tar, "w:gz") as written:
+        for number, name in enumerate(names()):
+            noise = np.random.default_rng(number).integers(0, 255, (64, 80), dtype=np.uint8)
+            member = tarfile.TarInfo(f"images/{name}")
+            member.size = len(png(noise))
+            written.addfile(member, io.BytesIO(png(noise)))
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    counts = prepared.prepare(manifest, [tar], tmp_path / "out", sizes=(32,))
+    assert 10 < counts["ready"] < 30
+    assert counts["missing"] == FILMS - counts["ready"]
+    assert counts["damaged_archive"] == 1
+    assert "images_01.tar.gz,damaged_archive,0" in (tmp_path / "out" / "bad_files.csv").read_text()
+
+
+def test_another_table_in_the_same_folder_is_refused(manifest: pd.DataFrame, archive: Path, tmp_path: Path) -> None:
+    prepared.prepare(manifest, [archive], tmp_path / "out", sizes=(32,))
+    with pytest.raises(prepared.NotPrepared, match="other films or sizes"):
+        prepared.prepare(manifest.iloc[::-1], [archive], tmp_path / "out", sizes=(32,))
+    with pytest.raises(prepared.NotPrepared, match="not 64"):
+        prepared.open_prepared(tmp_path / "out", size=64)

@@ -1,0 +1,188 @@
+"""The pictures of a training: what was learned from, how it went, and how far the probabilities can be believed.
+
+Every function returns a matplotlib Figure of its own and touches no global state; `save` writes it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from training.findings import FINDINGS
+from training.manifest import findings_in
+from training.metrics import evaluate
+
+# Okabe and Ito's colours, which colour-blind readers tell apart: https://jfly.uni-koeln.de/color/
+BLUE: Final = "#0072B2"
+ORANGE: Final = "#E69F00"
+GREEN: Final = "#009E73"
+RED: Final = "#D55E00"
+GRAY: Final = "#8A8F98"
+_FAINT: Final = "#D9DCE1"
+_BINS: Final = 10
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure as PNG (150 dots per inch), making the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def label_distribution(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
+    """Films per finding, and without any, in two manifests: before and after undersampling."""
+    findings = list(findings_in(before))
+    counts = [_counts(films, findings) for films in (before, after)]
+    figure, axes = _figure(9, 6)
+    rows = np.arange(len(counts[0]))
+    names = (f"before: {len(before):,} films", f"after: {len(after):,} films")
+    for offset, count, name, colour in zip((-0.2, 0.2), counts, names, (_FAINT, BLUE), strict=True):
+        bars = axes.barh(rows + offset, count.to_numpy(), height=0.38, color=colour, label=name)
+        axes.bar_label(bars, labels=[f"{number:,}" for number in count], padding=3, fontsize=8, color="#333333")
+    axes.set_yticks(rows, [_words(name) for name in counts[0].index])
+    axes.invert_yaxis()
+    axes.set_xlabel("films")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.margins(x=0.1)
+    axes.set_title("Labels before and after undersampling")
+    axes.legend(loc="center right", frameon=False)
+    return figure
+
+
+def training_curves(epochs: pd.DataFrame) -> Figure:
+    """Loss, the paper's two accuracies beside those of a network that says nothing, and macro AUROC, over the epochs.
+
+    `epochs` is a run's metrics.csv: epoch, train_loss, and "validation/..." with `Evaluation.flat` of those films.
+    """
+    figure = Figure(figsize=(12, 4.3), layout="constrained")
+    loss, accuracy, ranking = figure.subplots(1, 3)
+    _lines(loss, epochs, {"train_loss": ("training", GRAY), "validation/loss": ("validation", BLUE)})
+    loss.set(title="Loss", ylabel="loss", ylim=(0, None))
+    for name, colour in (("binary_accuracy", BLUE), ("exact_match", ORANGE)):
+        _lines(accuracy, epochs, {f"validation/{name}/all": (name.replace("_", " "), colour)})
+        _level(accuracy, epochs, f"validation/all_zero_{name}/all", name="... of all zero", colour=colour)
+    accuracy.set(title="Accuracies on validation", ylabel="share right", ylim=(0, 1))
+    macros = {"auroc/macro": ("macro AUROC", GREEN), "auroc/macro_without_hernia": ("without Hernia", GRAY)}
+    _lines(ranking, epochs, {f"validation/{name}": drawn for name, drawn in macros.items()})
+    ranking.axhline(0.5, color=_FAINT, linewidth=1)
+    ranking.set(title="Ranking on validation", ylabel="AUROC")
+    for axes in (loss, accuracy, ranking):
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def false_negatives(epochs: pd.DataFrame) -> Figure:
+    """Overlooked findings over the epochs: their number together, and the share overlooked of each finding."""
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    together, each = figure.subplots(1, 2, width_ratios=(1, 1.4))
+    _lines(together, epochs, {"validation/false_negatives/all": ("all findings", RED)})
+    together.set(title="False negatives on validation", ylabel="film-finding pairs overlooked", ylim=(0, None))
+    for finding, colour in zip(FINDINGS, colormaps["tab20"](range(len(FINDINGS))), strict=True):
+        _lines(each, epochs, {f"validation/false_negative_rate/{finding}": (_words(finding), colour)})
+    each.set(title="False-negative rate of each finding", ylabel="share overlooked", ylim=(-0.02, 1.02))
+    each.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    return figure
+
+
+def learning_rates(runs: Mapping[float, pd.DataFrame]) -> Figure:
+    """Training loss over the epochs, a line per learning rate. `runs`: rate -> rows of epoch, train_loss."""
+    figure, axes = _figure(8, 4.8)
+    shades = colormaps["viridis"](np.linspace(0, 0.85, len(runs)))
+    for shade, (rate, epochs) in zip(shades, sorted(runs.items(), reverse=True), strict=True):
+        _lines(axes, epochs, {"train_loss": (f"{rate:.0e}".replace("e-0", "e-"), shade)})
+    axes.set(title="Learning rate and loss", ylabel="training loss")
+    axes.legend(title="learning rate", frameon=False)
+    return figure
+
+
+def reliability(
+    labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, findings: Sequence[str] = FINDINGS
+) -> Figure:
+    """Per finding: the share of films that had it against the probability they were given, in bins of equal numbers.
+
+    Labels 0/1 (N, F), probabilities (N, F). The bars are 95 % Wilson intervals; the tick marks below are the bins.
+    """
+    truth, said = np.asarray(labels), np.asarray(probabilities)
+    table = evaluate(truth, said, findings=findings).per_finding
+    columns = min(4, len(findings))
+    rows = -(-len(findings) // columns)
+    figure = Figure(figsize=(3 * columns, 3 * rows + 0.6), layout="constrained")
+    figure.suptitle(f"Reliability on {len(truth):,} films: seen against said")
+    grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axes, finding, column, seen in zip(grid, findings, said.T, truth.T, strict=False):
+        _reliability_of(axes, seen, column)
+        row = table.loc[finding]
+        axes.set_title(f"{_words(finding)}   ECE {row['ece']:.3f}, n+ {row['positives']:.0f}", fontsize=9)
+    for axes in grid[len(findings):]:
+        axes.set_axis_off()
+    figure.supxlabel("probability said")
+    figure.supylabel("share of films that had it")
+    return figure
+
+
+def _reliability_of(axes: Axes, truth: npt.NDArray[Any], said: npt.NDArray[Any]) -> None:
+    order = np.array_split(np.argsort(said, kind="stable"), _BINS)
+    bins = [members for members in order if len(members)]
+    means = np.array([said[members].mean() for members in bins])
+    low, share, high = np.array([_wilson(truth[members]) for members in bins]).T
+    top = max(float(high.max()), float(means.max())) * 1.05
+    axes.plot([0, top], [0, top], color=_FAINT, linewidth=1, zorder=0)
+    axes.errorbar(means, share, yerr=(share - low, high - share), fmt="o-", color=BLUE, ecolor=GRAY, markersize=3.5,
+                  linewidth=1.2, elinewidth=1)
+    axes.set(xlim=(0, top), ylim=(0, top), box_aspect=1)
+    axes.locator_params(nbins=4)
+    _plain(axes)
+
+
+def _wilson(truth: npt.NDArray[Any]) -> tuple[float, float, float]:
+    """Low end, share, high end of the 95 % Wilson score interval (Wilson, JASA 1927)."""
+    films, share, z = len(truth), float(truth.mean()), 1.96
+    middle = (share + z**2 / (2 * films)) / (1 + z**2 / films)
+    half = z / (1 + z**2 / films) * np.sqrt(share * (1 - share) / films + z**2 / (4 * films**2))
+    return min(middle - half, share), share, max(middle + half, share)
+
+
+def _counts(films: pd.DataFrame, findings: list[str]) -> pd.Series:
+    counts = films[findings].sum().astype(int).sort_values(ascending=False)
+    return pd.concat([counts, pd.Series({"No_finding": int((~films[findings].any(axis=1)).sum())})])
+
+
+def _lines(axes: Axes, epochs: pd.DataFrame, columns: Mapping[str, tuple[str, Any]]) -> None:
+    """One line per column that is there, over the epochs counted from 1; epochs without the figure are passed over."""
+    for column, (name, colour) in columns.items():
+        if column in epochs:
+            drawn = epochs[["epoch", column]].dropna()
+            axes.plot(drawn["epoch"] + 1, drawn[column], "o-", markersize=2.5, linewidth=1.5, color=colour, label=name)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _plain(axes)
+
+
+def _level(axes: Axes, epochs: pd.DataFrame, column: str, *, name: str, colour: str) -> None:
+    """A dotted line at a figure that does not change."""
+    if column in epochs:
+        axes.axhline(epochs[column].iloc[-1], color=colour, linewidth=1, linestyle=":", label=name)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GRAY)
+    axes.tick_params(color=GRAY, labelsize=8)
+
+
+def _words(finding: str) -> str:
+    return finding.replace("_", " ").capitalize()

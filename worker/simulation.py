@@ -1,15 +1,14 @@
 """What a reading order buys: minutes to the report under several disciplines, side by side.
 
 `simulate` plays a department (arrivals and reading speed by hour, one or more readers) over many days and seeds. Every
-discipline reads the same studies with the same reading work, so that differences are not luck. `replay` hands a site's
-own past reading moments to other disciplines. `docs/simulation.md` says how this was checked and what it leaves out.
+discipline reads the same studies with the same reading work, so that differences are not luck. `worker/replay.py` asks
+a site's own past instead. `docs/simulation.md` says how this was checked and what it leaves out.
 """
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.findings import FINDINGS
-from worker.priority import CATEGORIES, DEFAULT_POLICY, Policy, Standing, categories, threshold_for_share, urgencies
+from worker.priority import CATEGORIES, DEFAULT_POLICY, Policy, categories, threshold_for_share, urgencies
 from worker.reading_room import (
     DAY_MINUTES,
     Booleans,
@@ -30,7 +29,6 @@ from worker.reading_room import (
     ReadingRoom,
     SimulationError,
     Studies,
-    Worklist,
 )
 
 _Kind = TypeVar("_Kind")
@@ -218,15 +216,43 @@ def simulate(
     disciplines = default_disciplines(policy) if disciplines is None else disciplines
     if thresholds is None:
         thresholds = reference_thresholds(cases, share=policy.category_a_share, rng=np.random.default_rng(first_seed))
-    measures: _Measures = {}
+    measures: Measures = {}
     for seed in range(seeds):
         rng = np.random.default_rng([first_seed, seed])
         studies, work = _draw(department, cases, policy, thresholds, days=warmup_days + days, rng=rng)
         counted = studies.arrived >= warmup_days * DAY_MINUTES
         for discipline in disciplines:
             outcome = ReadingRoom(studies, work, discipline, department).run()
-            _measure(measures, discipline.name, studies, outcome, counted)
-    return _rows(measures)
+            measure(measures, discipline.name, studies, outcome, counted)
+    return report(measures)
+
+
+def simulate_files(
+    *,
+    policy: Policy,
+    department_file: Path | None = None,
+    cases_file: Path | None = None,
+    aucs: Mapping[str, float] | None = None,
+    preemptive: bool = False,
+    days: int = 300,
+    seeds: int = 4,
+    first_seed: int = 0,
+) -> list[Row]:
+    """What `nightread simulate` asks: the default disciplines on a department and operating points from files.
+
+    Without `cases_file` the operating points are `aucs`, a checkpoint's area per finding, at NIH's prevalences.
+    """
+    if cases_file is None and not aucs:
+        raise SimulationError("how well the model sees is not known: give the operating points in a file")
+    return simulate(
+        DEFAULT_DEPARTMENT if department_file is None else read_department(department_file),
+        cases=cases_from_aucs(aucs or {}) if cases_file is None else read_cases(cases_file),
+        policy=policy,
+        disciplines=[replace(one, preemptive=preemptive) for one in default_disciplines(policy)],
+        days=days,
+        seeds=seeds,
+        first_seed=first_seed,
+    )
 
 
 def reference_thresholds(cases: Cases, *, share: float, rng: np.random.Generator) -> dict[str, float]:
@@ -261,76 +287,17 @@ def _draw(
     if load >= 1:
         raise SimulationError(f"the readers cannot keep up: {load:.0%} of the time they have would be needed")
     category = categories(probabilities, policy, thresholds)
-    groups = _groups(stat, category, normal=normal, present=present)
+    groups = groups_of(stat, category, normal=normal, present=present)
     return Studies(arrived, stat, category, urgencies(probabilities, policy), groups), work
 
 
-def _groups(
+def groups_of(
     stat: Booleans, category: npt.NDArray[np.str_], *, normal: Booleans, present: Booleans
 ) -> dict[str, Booleans]:
     """Who is reported together: everyone, STAT, and of all others each category, finding (N, 11) and normal films."""
     groups = {"all": np.ones(len(stat), dtype=bool), "STAT": stat, "normal": normal & ~stat}
     groups |= {f"category {letter}": (category == letter) & ~stat for letter in CATEGORIES}
     return groups | {finding: column & ~stat for finding, column in zip(FINDINGS, present.T, strict=True)}
-
-
-class HistoryRow(NamedTuple):
-    """One study that was read; `findings` are those a radiologist confirmed (None: not reviewed)."""
-
-    received_at: datetime
-    read_at: datetime
-    place: Standing
-    stat: bool = False
-    findings: frozenset[str] | None = None
-
-
-AS_READ = "as read"
-
-
-def replay(history: Iterable[HistoryRow], *, disciplines: Sequence[Discipline]) -> list[Row]:
-    """What other disciplines would have made of the moments at which a site really finished a reading.
-
-    At each of those moments the discipline gives out one study that had arrived, so no reading speed is assumed; only
-    that any study could have been the one read. The first discipline of the answer is the history itself.
-    """
-    rows = sorted(history, key=lambda row: row.received_at)
-    if not rows:
-        raise SimulationError("the history is empty")
-    if any(row.read_at < row.received_at for row in rows):
-        raise SimulationError("a study in the history was read before it was received")
-    start = rows[0].received_at
-    arrived = np.array([(row.received_at - start).total_seconds() / 60 for row in rows])
-    read = np.array([(row.read_at - start).total_seconds() / 60 for row in rows])
-    studies = _history_studies(rows, arrived)
-    everyone = np.ones(len(rows), dtype=bool)
-    measures: _Measures = {}
-    _measure(measures, AS_READ, studies, Outcome(read, np.zeros(len(rows))), everyone)
-    for discipline in disciplines:
-        outcome = Outcome(_reassigned(studies, np.sort(read), discipline), np.zeros(len(rows)))
-        _measure(measures, discipline.name, studies, outcome, everyone)
-    return _rows(measures)
-
-
-def _history_studies(rows: Sequence[HistoryRow], arrived: Floats) -> Studies:
-    stat = np.array([row.stat for row in rows])
-    category = np.array([row.place.category for row in rows])
-    normal = np.array([row.findings is not None and not row.findings for row in rows])
-    present = np.array([[finding in (row.findings or ()) for finding in FINDINGS] for row in rows])
-    groups = _groups(stat, category, normal=normal, present=present)
-    return Studies(arrived, stat, category, np.array([row.place.urgency for row in rows]), groups)
-
-
-def _reassigned(studies: Studies, moments: Floats, discipline: Discipline) -> Floats:
-    """When each study is reported if the reading that ended at each of `moments` (ascending) is given out anew."""
-    worklist = Worklist(studies, discipline)
-    reported = np.full(len(moments), np.nan)
-    come = 0
-    for moment in moments.tolist():
-        while come < len(reported) and studies.arrived[come] <= moment:
-            worklist.add(come)
-            come += 1
-        reported[worklist.take(moment)] = moment
-    return reported
 
 
 def as_records(rows: Iterable[Row]) -> list[dict[str, object]]:
@@ -351,10 +318,11 @@ class _Measure(NamedTuple):
     wait: float
 
 
-_Measures: TypeAlias = dict[str, dict[str, list[_Measure]]]  # discipline -> group -> one measure per seed
+Measures: TypeAlias = dict[str, dict[str, list[_Measure]]]  # discipline -> group -> one measure per seed
 
 
-def _measure(measures: _Measures, name: str, studies: Studies, outcome: Outcome, counted: Booleans) -> None:
+def measure(measures: Measures, name: str, studies: Studies, outcome: Outcome, counted: Booleans) -> None:
+    """Add what `outcome` means for the `counted` (N,) studies of each group to `measures`, as one more seed."""
     to_report = outcome.reported - studies.arrived
     for group, members in studies.groups.items():
         minutes = to_report[members & counted]
@@ -366,7 +334,8 @@ def _measure(measures: _Measures, name: str, studies: Studies, outcome: Outcome,
             measures.setdefault(name, {}).setdefault(group, []).append(measure)
 
 
-def _rows(measures: _Measures) -> list[Row]:
+def report(measures: Measures) -> list[Row]:
+    """The measures of all seeds as rows, compared with the first discipline measured."""
     first = next(iter(measures.values()))
     rows = []
     for discipline, groups in measures.items():

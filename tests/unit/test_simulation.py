@@ -1,8 +1,7 @@
-"""The simulator against queueing theory, published figures and histories worked out by hand."""
+"""The simulator against queueing theory and published figures."""
 
 import json
 import math
-from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -10,15 +9,13 @@ from rich.console import Console
 
 from training.findings import FINDINGS
 from worker import simulation_plot
-from worker.priority import DEFAULT_POLICY, Standing
+from worker.priority import DEFAULT_POLICY
 from worker.reading_room import Department, Discipline, SimulationError
 from worker.simulation import (
-    AS_READ,
     DEFAULT_DEPARTMENT,
     BinormalCases,
     Estimate,
     EvaluatedCases,
-    HistoryRow,
     OperatingPoint,
     Row,
     as_records,
@@ -27,8 +24,8 @@ from worker.simulation import (
     read_cases,
     read_department,
     reference_thresholds,
-    replay,
     simulate,
+    simulate_files,
 )
 
 FIFO = Discipline("FIFO")
@@ -63,7 +60,7 @@ def agrees(estimate: Estimate, truth: float, *, within: float = 0.1) -> None:
     [(0.8, 10.0, 0.10, 0.90, 0.10), (0.6, 4.0, 0.25, 0.70, 0.05)],
 )
 def test_one_reader_who_finishes_what_he_began_waits_as_cobham_says(load, minutes, prevalence, tpf, fpf):
-    days = round(15_000 / (1440 * load / minutes))
+    days = round(12_000 / (1440 * load / minutes))
     rows = simulate(
         steady(load=load, minutes=minutes),
         cases=pneumothorax(prevalence, tpf=tpf, fpf=fpf),
@@ -156,19 +153,19 @@ def test_the_example_of_fdas_qucad_manual():
         ),
         cases=pneumothorax(0.1, tpf=0.9, fpf=0.1),
         disciplines=[Discipline("without", preemptive=True), Discipline("with", ahead="A", preemptive=True)],
-        days=100,
+        days=60,
         seeds=8,
         warmup_days=2,
     )
-    agrees(row(rows, "with", "Pneumothorax").saved, 15.72)
+    agrees(row(rows, "with", "Pneumothorax").saved, 15.72, within=0.15)
     later = row(rows, "with", "normal").saved
-    agrees(Estimate(-later.value, later.half_width), 1.7)
+    agrees(Estimate(-later.value, later.half_width), 1.7, within=0.15)
 
 
 def test_the_default_department_gives_the_published_mean_and_maximum_of_fifo():
     # Baltruschat et al. 2021: pneumothorax 80.1 min on average, 890 min at most. Our rates were chosen to come near
     # them, so this holds the default steady and proves nothing about the paper.
-    rows = simulate(cases=cases_from_aucs({"Pneumothorax": 0.87}), disciplines=[FIFO], days=300, seeds=2)
+    rows = simulate(cases=cases_from_aucs({"Pneumothorax": 0.87}), disciplines=[FIFO], days=150, seeds=2)
     assert 70 < row(rows, "FIFO", "Pneumothorax").mean.value < 100
     assert 700 < row(rows, "FIFO", "Pneumothorax").maximum.value < 1200
 
@@ -282,56 +279,15 @@ def test_a_file_that_cannot_be_used_is_told_why(tmp_path, text, sentence):
         read_cases(path)
 
 
-# Replay
-
-MIDNIGHT = datetime(2026, 11, 20, tzinfo=UTC)
-
-
-def read(received: float, read_at: float, category: str = "D", urgency: float = 0.0, **fields: object) -> HistoryRow:
-    minutes = (MIDNIGHT + timedelta(minutes=m) for m in (received, read_at))
-    return HistoryRow(*minutes, Standing(category, urgency), **fields)
-
-
-def test_a_replay_gives_each_reading_moment_to_the_study_the_discipline_names():
-    history = [
-        read(0, 30, findings=frozenset()),
-        read(5, 40, "D", 0.3, findings=frozenset({"Mass"})),
-        read(10, 50, "A", 0.9, findings=frozenset({"Pneumothorax"})),
-    ]
-    rows = replay(history, disciplines=[FIFO, A_FIRST, Discipline("urgency", by_urgency=True)])
-    assert row(rows, AS_READ, "Pneumothorax").mean == (40.0, None)
-    assert row(rows, "FIFO", "Pneumothorax").mean.value == 40
-    assert row(rows, "A first", "Pneumothorax").mean.value == 20
-    assert row(rows, "A first", "Pneumothorax").saved.value == 20
-    assert row(rows, "A first", "normal").mean.value == 40
-    assert row(rows, "urgency", "Mass").mean.value == 35
-    assert {row(rows, name, "all").mean.value for name in (AS_READ, "FIFO", "A first", "urgency")} == {35}
-
-
-def test_a_replay_never_reads_a_study_before_it_came():
-    rng = np.random.default_rng(7)
-    received = np.sort(rng.uniform(0, 1000, 200))
-    history = [
-        read(r, r + wait, "ABCD"[i % 4], rng.random())
-        for i, (r, wait) in enumerate(zip(received, rng.exponential(90, 200), strict=True))
-    ]
-    for found in replay(history, disciplines=default_disciplines(DEFAULT_POLICY)):
-        if found.group == "all":
-            assert found.studies == 200
-            assert found.mean.value == pytest.approx(row(replay(history, disciplines=[]), AS_READ, "all").mean.value)
-
-
-def test_studies_that_nobody_reviewed_count_as_neither_normal_nor_abnormal():
-    rows = replay([read(0, 10), read(1, 20, findings=frozenset())], disciplines=[FIFO])
-    assert row(rows, "FIFO", "normal").studies == 1
-    assert row(rows, "FIFO", "all").studies == 2
-
-
-def test_an_impossible_history_is_refused():
-    with pytest.raises(SimulationError, match="empty"):
-        replay([], disciplines=[FIFO])
-    with pytest.raises(SimulationError, match="before it was received"):
-        replay([read(10, 5)], disciplines=[FIFO])
+def test_the_command_asks_files_or_a_checkpoints_areas(tmp_path):
+    department = tmp_path / "department.json"
+    department.write_text(json.dumps({"readers": 2}))
+    rows = simulate_files(
+        policy=DEFAULT_POLICY, department_file=department, aucs={"Pneumothorax": 0.9}, preemptive=True, days=3, seeds=2
+    )
+    assert {r.discipline for r in rows} == {d.name for d in default_disciplines(DEFAULT_POLICY)}
+    with pytest.raises(SimulationError, match="not known"):
+        simulate_files(policy=DEFAULT_POLICY)
 
 
 # The answer for people

@@ -181,7 +181,10 @@ def urgencies(probabilities: npt.ArrayLike, policy: Policy) -> npt.NDArray[np.fl
     Added finding by finding in FINDINGS order: a matrix product may round a study differently alone and in a batch,
     and a study must have one urgency.
     """
-    table = _table(probabilities)
+    return _urgencies(_table(probabilities), policy)
+
+
+def _urgencies(table: npt.NDArray[np.float64], policy: Policy) -> npt.NDArray[np.float64]:
     weights = {row.finding: row.weight for row in policy.findings}
     total = np.zeros(len(table))  # (N,)
     for index, finding in enumerate(FINDINGS):
@@ -191,7 +194,7 @@ def urgencies(probabilities: npt.ArrayLike, policy: Policy) -> npt.NDArray[np.fl
 
 def urgency(probabilities: Probabilities, policy: Policy) -> float:
     """The weighted sum of one study's probabilities (mapping by finding, or (11,) in FINDINGS order)."""
-    return float(urgencies(_single(probabilities), policy)[0])
+    return float(_urgencies(_single(probabilities), policy)[0])
 
 
 def contributions(probabilities: Probabilities, policy: Policy) -> list[Contribution]:
@@ -213,15 +216,18 @@ def thresholds_in_force(policy: Policy, thresholds: Mapping[str, float]) -> dict
         if threshold is not None:
             in_force[row.finding] = threshold
         elif row.category != "D":
-            raise PolicyError(
-                f"{row.finding} in category {row.category} has no threshold in policy or checkpoint"
-            )
+            raise PolicyError(f"{row.finding} in category {row.category} has no threshold in policy or checkpoint")
     return in_force
 
 
 def categories(probabilities: npt.ArrayLike, policy: Policy, thresholds: Mapping[str, float]) -> npt.NDArray[np.str_]:
     """The category of each study, (N, 11) -> (N,): the best among its findings that reach their threshold, else D."""
-    table = _table(probabilities)
+    return _categories(_table(probabilities), policy, thresholds)
+
+
+def _categories(
+    table: npt.NDArray[np.float64], policy: Policy, thresholds: Mapping[str, float]
+) -> npt.NDArray[np.str_]:
     in_force = thresholds_in_force(policy, thresholds)
     found = np.full(len(table), "D", dtype="<U1")
     for row in sorted(policy.findings, key=lambda row: row.category, reverse=True):  # A has the last word
@@ -232,14 +238,15 @@ def categories(probabilities: npt.ArrayLike, policy: Policy, thresholds: Mapping
 
 def category(probabilities: Probabilities, policy: Policy, thresholds: Mapping[str, float]) -> str:
     """The category of one study (mapping by finding, or (11,) in FINDINGS order)."""
-    return str(categories(_single(probabilities), policy, thresholds)[0])
+    return str(_categories(_single(probabilities), policy, thresholds)[0])
 
 
 def deciding_findings(probabilities: Probabilities, policy: Policy, thresholds: Mapping[str, float]) -> list[str]:
     """The findings that put a study into its category, in FINDINGS order; empty when none reaches its threshold."""
     row = _single(probabilities)[0]
     in_force = thresholds_in_force(policy, thresholds)
-    in_category = {rule.finding for rule in policy.findings if rule.category == category(row, policy, thresholds)}
+    found = category(row, policy, thresholds)
+    in_category = {rule.finding for rule in policy.findings if rule.category == found}
     return [f for f, p in zip(FINDINGS, row, strict=True) if f in in_category and p >= in_force.get(f, math.inf)]
 
 
@@ -254,7 +261,8 @@ def standing(
     unscored = Standing("B", policy.unscored_urgency, NOT_SCORED)
     if probabilities is None:
         return unscored
-    seen = Standing(category(probabilities, policy, thresholds), urgency(probabilities, policy))
+    table = _single(probabilities)
+    seen = Standing(str(_categories(table, policy, thresholds)[0]), float(_urgencies(table, policy)[0]))
     if complete:
         return seen
     return Standing(min(seen.category, unscored.category), max(seen.urgency, unscored.urgency), PARTLY_SCORED)

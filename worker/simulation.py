@@ -283,9 +283,10 @@ def _draw(
     normal = np.logical_not(present.any(axis=1))
     work = rng.exponential(size=len(arrived)) * np.where(normal, 1.0, department.abnormal_reading_factor)
     work[stat] *= department.stat_reading_factor
-    load = work.sum() / (ReadingClock(department).per_day * department.readers * days)
-    if load >= 1:
-        raise SimulationError(f"the readers cannot keep up: {load:.0%} of the time they have would be needed")
+    capacity = ReadingClock(department).per_day * department.readers * days
+    if work.sum() > capacity:
+        needed = work.sum() / capacity
+        raise SimulationError(f"the readers cannot keep up: {needed:.0%} of the time they have would be needed")
     category = categories(probabilities, policy, thresholds)
     groups = groups_of(stat, category, normal=normal, present=present)
     return Studies(arrived, stat, category, urgencies(probabilities, policy), groups), work
@@ -335,7 +336,9 @@ def measure(measures: Measures, name: str, studies: Studies, outcome: Outcome, c
 
 
 def report(measures: Measures) -> list[Row]:
-    """The measures of all seeds as rows, compared with the first discipline measured."""
+    """The measures of all seeds as rows, compared with the first discipline; SimulationError when there are none."""
+    if not measures:
+        raise SimulationError("no study was measured: there were no arrivals, no days or no seeds")
     first = next(iter(measures.values()))
     rows = []
     for discipline, groups in measures.items():

@@ -239,6 +239,13 @@ def test_readers_who_cannot_keep_up_are_an_error():
         simulate(steady(load=1.2, minutes=10), cases=pneumothorax(0.1, auc=0.9), days=20, seeds=1)
 
 
+@pytest.mark.parametrize("nothing", [{"seeds": 0}, {"days": 0, "warmup_days": 0}, {"department": "empty"}])
+def test_nothing_to_measure_is_an_error(nothing):
+    department = Department((0.0,) * 24, (10.0,) * 24) if nothing.pop("department", None) else DEFAULT_DEPARTMENT
+    with pytest.raises(SimulationError, match="no study was measured"):
+        simulate(department, cases=pneumothorax(0.1, auc=0.9), **({"days": 2, "seeds": 1} | nothing))
+
+
 def test_the_same_seed_gives_the_same_figures():
     ask = {"cases": pneumothorax(0.1, auc=0.9), "days": 5, "seeds": 2}
     assert simulate(**ask) == simulate(**ask)

@@ -103,7 +103,7 @@ def thresholds(
 
 
 def reference(probabilities: Array, *, findings: Sequence[str]) -> dict[str, Any]:
-    """The checkpoint's `reference`, against which drift is seen: 101 quantiles of each finding of probabilities (N, F)."""
+    """The checkpoint's `reference`, to see drift by: 101 quantiles of each finding of probabilities (N, F)."""
     quantiles = np.quantile(probabilities, REFERENCE_LEVELS, axis=0).T  # (F, 101)
     columns = {finding: values.astype(float).tolist() for finding, values in zip(findings, quantiles, strict=True)}
     return {"films": len(probabilities), "levels": list(REFERENCE_LEVELS), "probabilities": columns}

@@ -1,0 +1,359 @@
+"""The training loop, top to bottom: a prepared data set with a split goes in, a run folder with a checkpoint comes out.
+
+    run.json                 what was asked, and for which films
+    train.txt ...            the split, as lists of images
+    metrics.csv              a row per epoch
+    checkpoint.safetensors   the best epoch by macro AUROC on validation, calibrated there; without validation the last
+    resume.ckpt              all that is needed to go on from the end of an epoch
+    events.out.tfevents...   the same figures for TensorBoard
+
+Lightning Fabric brings devices, strategies, nodes and precision; the loop is ours. All chance comes from (seed, epoch)
+and (seed, place in the stream of films), so a run that was killed and started again ends like one that was not.
+"""
+
+import hashlib
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from training.augmentation import Augmentation
+from training.calibration import fit_calibration, reference, thresholds
+from training.checkpoint import Calibration, Header, save_checkpoint
+from training.losses import make_loss, shift_of
+from training.metrics import evaluate
+from training.networks import input_of, make_network
+from training.prepared import Prepared
+from training.preprocessing import Preprocessing
+from training.sampling import SPLITS, save_lists
+from training.settings import Settings
+
+CHECKPOINT: Final = "checkpoint.safetensors"
+_RESUME: Final = "resume.ckpt"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class OtherRun(ValueError):
+    """The run folder was begun with other settings or films."""
+
+
+class Diverged(ArithmeticError):
+    """The loss is no number any more; the learning rate was too high."""
+
+
+class Films(NamedTuple):
+    """Part of a prepared set: uint8 images (places, size, size), the places in use (N,), uint8 labels (N, F)."""
+
+    images: NDArray[np.uint8]
+    places: NDArray[np.int64]
+    labels: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, prepared: Prepared, split: str) -> "Films":
+        """The films of one part of the split."""
+        part = prepared.manifest[prepared.manifest["split"] == split]
+        return cls(prepared.images, part.index.to_numpy(), part[list(prepared.findings)].to_numpy())
+
+    def read(self, which: NDArray[np.int64]) -> Tensor:
+        """uint8 (N, size, size) of the films at these ranks among those in use."""
+        return torch.from_numpy(np.asarray(self.images[self.places[which]]))
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What learns, set up on its devices: the network's logits (N, F) meet the labels in the loss."""
+
+    fabric: Fabric
+    settings: Settings
+    preprocessing: Preprocessing
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: nn.Module
+    steps_per_epoch: int
+
+
+def fit(prepared: Prepared, settings: Settings, folder: Path, *, code_commit: str = "", progress: bool = True) -> Path:
+    """Train on the films whose split is "train"; the path of the checkpoint.
+
+    Started again on its own folder, after a kill at any moment, it goes on from the last whole epoch; on a CPU with as
+    many threads the figures and the checkpoint's digest are those of an undisturbed run. Raises OtherRun when the
+    folder was begun with other settings or films, Diverged, and ValueError for settings that cannot be followed.
+    """
+    fabric = launch(settings, folder)
+    _begin(fabric, folder, prepared, settings)
+    train, validation = Films.of(prepared, "train"), Films.of(prepared, "validation")
+    learner = make_learner(
+        fabric, settings, train, preprocessing=input_of(settings.network, size=prepared.preprocessing.size)
+    )
+    header = _header(prepared, learner, code_commit=code_commit)
+    state: dict[str, Any] = {
+        "network": learner.network,
+        "optimizer": learner.optimizer,
+        "best": math.nan,
+        "epochs_without_better": 0,
+        "history": [],
+    }
+    if (folder / _RESUME).exists():
+        fabric.load(folder / _RESUME, state, weights_only=True)
+
+    for epoch in range(len(state["history"]), settings.epochs):
+        if settings.patience_epochs and state["epochs_without_better"] >= settings.patience_epochs:
+            break
+        said = f"epoch {epoch + 1}/{settings.epochs}, macro AUROC {state['best']:.3f}"
+        train_loss = train_epoch(learner, train, epoch=epoch, progress=said if progress else "")
+        logits = predict(learner.network, validation, learner.preprocessing, learner.settings, fabric=fabric)
+        figures = _figures(logits, validation, learner.loss, findings=header.findings)
+        rate = rate_at((epoch + 1) * learner.steps_per_epoch - 1, learner)
+        state["history"].append({"epoch": epoch + 1, "learning_rate": rate, "train_loss": train_loss, **figures})
+
+        auroc = figures.get("validation/auroc/macro", math.nan)
+        if not auroc <= state["best"]:  # so that without an AUROC to compare the last epoch counts
+            state |= {"best": auroc, "epochs_without_better": 0}
+            if fabric.is_global_zero:
+                best = _calibrated(header, logits, validation.labels, loss=learner.loss, epoch=epoch)
+                state_dict = learner.network.state_dict()
+                save_checkpoint(folder / CHECKPOINT, best, state=state_dict, half=settings.half_checkpoint)
+        else:
+            state["epochs_without_better"] += 1
+        # Last, so that a kill before it repeats the epoch, which writes the same checkpoint once more.
+        _save_resumable(fabric, folder, state)
+        fabric.log_dict(state["history"][-1], step=epoch + 1)
+    return folder / CHECKPOINT
+
+
+def train_epoch(learner: Learner, films: Films, *, epoch: int, progress: str = "") -> float:
+    """One epoch (counted from 0); the mean loss of its steps. progress: what the bar says; none when empty."""
+    fabric, network, optimizer = learner.fabric, learner.network, learner.optimizer
+    torch.manual_seed(_seed(learner.settings.seed, epoch, fabric.global_rank))  # dropout's only source
+    _set_training(network)
+    batches = track(
+        training_batches(learner, films, epoch=epoch),
+        description=progress,
+        total=learner.steps_per_epoch,
+        disable=not (progress and fabric.is_global_zero),
+        console=Console(stderr=True),
+    )
+    summed = torch.zeros((), device=fabric.device)
+    for step, (images, labels) in enumerate(batches, start=epoch * learner.steps_per_epoch):
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(step, learner)
+        loss = learner.loss(network(learner.preprocessing.tensor(images)).float(), labels)
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        optimizer.step()
+        summed += loss.detach()
+    mean = float(torch.as_tensor(fabric.all_reduce(summed, reduce_op="mean"))) / learner.steps_per_epoch
+    if not math.isfinite(mean):
+        raise Diverged(f"the loss left the numbers in epoch {epoch + 1}: take a lower learning rate")
+    return mean
+
+
+def training_batches(learner: Learner, films: Films, *, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's batches of an epoch on its device: images (N, size, size) in 0 to 255, labels float32 (N, F).
+
+    The films come in one endless stream of reshuffled passes, of which each epoch takes the next piece.
+    """
+    fabric, settings, steps = learner.fabric, learner.settings, learner.steps_per_epoch
+    per_step = settings.batch_size * fabric.world_size
+    start, end = epoch * steps * per_step, (epoch + 1) * steps * per_step
+    order = _stream(len(films.places), settings.seed, start=start, end=end)
+    own = np.arange(settings.batch_size) + settings.batch_size * fabric.global_rank
+    augmentation = Augmentation()
+
+    def read(step: int) -> tuple[list[int], Tensor, Tensor]:
+        which = order[step * per_step + own]
+        positions = (start + step * per_step + own).tolist()
+        return positions, films.read(which), torch.from_numpy(films.labels[which]).float()
+
+    for positions, images, labels in _ahead(read, range(steps)):
+        images, labels = fabric.to_device((images, labels))
+        yield augmentation(images, seed=settings.seed, positions=positions) if settings.augment else images, labels
+
+
+@torch.inference_mode()
+def predict(
+    network: nn.Module, films: Films, preprocessing: Preprocessing, settings: Settings, *, fabric: Fabric
+) -> NDArray[np.float32]:
+    """Logits (N, F) of all the films, in their order; the processes share the work and all get the whole."""
+    network.eval()
+    processes, films_each = fabric.world_size, math.ceil(len(films.places) / fabric.world_size)
+    own = (fabric.global_rank + processes * np.arange(films_each)) % max(1, len(films.places))
+    pieces = [own[start : start + settings.batch_size] for start in range(0, films_each, settings.batch_size)]
+    outputs = [network(preprocessing.tensor(fabric.to_device(images))).float() for images in _ahead(films.read, pieces)]
+    logits = torch.cat([torch.zeros(0, films.labels.shape[1], device=fabric.device), *outputs])
+    if processes > 1:
+        gathered = torch.as_tensor(fabric.all_gather(logits))  # (processes, films_each, F)
+        logits = gathered.transpose(0, 1).flatten(0, 1)[: len(films.places)]
+    whole: NDArray[np.float32] = logits.cpu().numpy()
+    return whole
+
+
+def rate_at(step: int, learner: Learner) -> float:
+    """The learning rate of a step: a straight rise, then half a cosine down to 0 at the last step, or no change."""
+    settings = learner.settings
+    rise = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    done = step / (settings.epochs * learner.steps_per_epoch)
+    return settings.learning_rate * rise * ((1 + math.cos(math.pi * done)) / 2 if settings.schedule == "cosine" else 1)
+
+
+def launch(settings: Settings, folder: Path) -> Fabric:
+    """Start the processes, or join them; figures go to TensorBoard files in the folder."""
+    precision: Any = settings.precision  # Fabric checks the word itself
+    fabric = Fabric(
+        accelerator=settings.accelerator,
+        strategy=settings.strategy,
+        devices=settings.devices,
+        num_nodes=settings.nodes,
+        precision=precision,
+        loggers=TensorBoardLogger(folder, name="", version=""),
+    )
+    fabric.launch()
+    return fabric
+
+
+def make_learner(fabric: Fabric, settings: Settings, train: Films, *, preprocessing: Preprocessing) -> Learner:
+    """The network at its start, its optimizer and its loss, the same for the same seed."""
+    torch.manual_seed(settings.seed)
+    pretrained = {"imagenet": True, "chance": False}.get(settings.start, Path(settings.start))
+    network = make_network(settings.network, findings=train.labels.shape[1], pretrained=pretrained)
+    if settings.frozen_blocks:
+        freeze(network, blocks=settings.frozen_blocks)
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learning, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    loss = make_loss(settings.loss, frequency=torch.from_numpy(train.labels.mean(axis=0)).float())
+    once = round(len(train.places) / settings.batch_size / fabric.world_size)
+    steps = settings.steps_per_epoch or max(1, once)
+    network, optimizer = fabric.setup(network, optimizer)
+    return Learner(fabric, settings, preprocessing, network, optimizer, fabric.to_device(loss), steps)
+
+
+def freeze(network: nn.Module, *, blocks: int) -> None:
+    """Keep the first blocks of ``network.features`` as they are. Raises ValueError when it has no such blocks."""
+    features = getattr(network, "features", None)
+    if not isinstance(features, nn.Sequential) or blocks > len(features):
+        raise ValueError(f"this network has no {blocks} feature blocks to freeze")
+    features[:blocks].requires_grad_(False)
+
+
+def _set_training(network: nn.Module) -> None:
+    """Training mode, but for frozen parts: their batch norms must not drift away from weights that stand still."""
+    network.train()
+    for module in network.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def _begin(fabric: Fabric, folder: Path, prepared: Prepared, settings: Settings) -> None:
+    """Write down what is asked, or make sure that the folder was begun with the same."""
+    films = prepared.manifest.loc[prepared.manifest["split"].isin(SPLITS), ["image", "split", *prepared.findings]]
+    films_digest = hashlib.sha256(films.to_csv().encode()).hexdigest()
+    asked = asdict(settings) | {"size": prepared.preprocessing.size, "films_digest": films_digest}
+    written = folder / "run.json"
+    if written.exists() and json.loads(written.read_text()) != asked:
+        raise OtherRun(f"{folder} was begun with other settings or films: take another folder or remove it")
+    fabric.barrier()
+    if fabric.is_global_zero:
+        save_lists(prepared.manifest, folder)
+        written.write_text(json.dumps(asked, indent=2) + "\n")
+
+
+def _header(prepared: Prepared, learner: Learner, *, code_commit: str) -> Header:
+    """What is known before training; the same for the same settings and films, wherever they lie."""
+    parts = {split: prepared.manifest[prepared.manifest["split"] == split] for split in SPLITS}
+    training = {
+        "settings": asdict(learner.settings) | {"start": Path(learner.settings.start).name},
+        "films": {split: len(part) for split, part in parts.items()},
+        "patients": {split: part["patient_id"].nunique() for split, part in parts.items()},
+        "positives": {
+            split: {finding: int(part[finding].sum()) for finding in prepared.findings} for split, part in parts.items()
+        },
+    }
+    return Header(
+        network=learner.settings.network,
+        findings=prepared.findings,
+        preprocessing=learner.preprocessing,
+        training=training,
+        code_commit=code_commit,
+    )
+
+
+def _figures(
+    logits: NDArray[np.float32], films: Films, loss: nn.Module, *, findings: Sequence[str]
+) -> dict[str, float]:
+    """The epoch's figures on validation, none without films. Outputs are raw and decided at .5, as in the paper."""
+    if not len(films.places):
+        return {}
+    outputs = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    figures = evaluate(films.labels, outputs, findings=findings).flat()
+    device = next((buffer.device for buffer in loss.buffers()), torch.device("cpu"))
+    validation_loss = loss(torch.from_numpy(logits).to(device), torch.from_numpy(films.labels).float().to(device))
+    return {"validation_loss": float(validation_loss)} | {f"validation/{name}": float(x) for name, x in figures.items()}
+
+
+def _calibrated(
+    header: Header, logits: NDArray[np.float32], labels: NDArray[np.uint8], *, loss: nn.Module, epoch: int
+) -> Header:
+    """The header with what validation says; without validation films only the loss's shift is taken back."""
+    header = replace(header, training={**header.training, "epoch": epoch + 1})
+    shift = shift_of(loss, findings=len(header.findings))
+    if not len(labels):
+        return replace(header, calibration=Calibration(shift, (1.0,) * len(shift), (0.0,) * len(shift)))
+    calibration = fit_calibration(logits, labels, shift=shift)
+    probabilities = calibration.probabilities(logits)
+    return replace(
+        header,
+        calibration=calibration,
+        thresholds=thresholds(probabilities, labels, findings=header.findings),
+        reference=reference(probabilities, findings=header.findings),
+    )
+
+
+def _save_resumable(fabric: Fabric, folder: Path, state: dict[str, Any]) -> None:
+    """resume.ckpt and metrics.csv, each whole or not at all."""
+    resume, metrics = folder / f"{_RESUME}.part", folder / "metrics.csv.part"
+    fabric.save(resume, state)
+    if fabric.is_global_zero:
+        resume.replace(folder / _RESUME)
+        pd.DataFrame(state["history"]).to_csv(metrics, index=False)
+        metrics.replace(folder / "metrics.csv")
+    fabric.barrier()
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _stream(films: int, seed: int, *, start: int, end: int) -> NDArray[np.int64]:
+    """Which film stands at the places start to end of the endless stream of reshuffled passes over all the films."""
+    passes = range(start // films, (end - 1) // films + 1)
+    shuffled = np.concatenate([np.random.default_rng((seed, number)).permutation(films) for number in passes])
+    return shuffled[start - passes[0] * films : end - passes[0] * films]
+
+
+def _ahead(read: Callable[[Item], Result], items: Iterable[Item], *, depth: int = 2) -> Iterator[Result]:
+    """``map``, while a thread reads the next results: the network must not wait for the disk."""
+    with ThreadPoolExecutor(1) as reader:
+        coming: deque[Future[Result]] = deque()
+        for item in items:
+            coming.append(reader.submit(read, item))
+            if len(coming) > depth:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()

@@ -1,0 +1,38 @@
+"""From a prepared set to the films of one run: findings chosen, split drawn, training films thinned or repeated."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from training import sampling
+from training.prepared import Prepared
+from training.settings import Selection
+
+
+def select(prepared: Prepared, selection: Selection, *, seed: int) -> Prepared:
+    """The same images under a manifest with a split; the same films for the same seed. Raises ValueError."""
+    rng = np.random.default_rng(seed)
+    manifest = prepared.manifest
+    if selection.findings:
+        manifest = sampling.choose(manifest, selection.findings)
+    manifest = _split(manifest, selection, rng=rng)
+    if selection.undersample:
+        manifest = sampling.undersample(
+            manifest, rng=rng, common_share=selection.common_share, no_finding_share=selection.no_finding_share
+        )
+    if selection.oversample_below:
+        manifest = sampling.oversample(manifest, rng=rng, at_least=selection.oversample_below)
+    return replace(prepared, manifest=manifest)
+
+
+def _split(manifest: pd.DataFrame, selection: Selection, *, rng: np.random.Generator) -> pd.DataFrame:
+    if selection.lists is not None:
+        return sampling.split_by_lists(manifest, {name: selection.lists / f"{name}.txt" for name in sampling.SPLITS})
+    if selection.split == "patient":
+        return sampling.split_by_patient(manifest, rng=rng, shares=selection.shares)
+    if selection.split == "official":
+        return sampling.split_official(manifest, rng=rng)
+    if selection.split == "image":
+        return sampling.split_by_image(manifest, rng=rng, shares=selection.shares)
+    raise ValueError(f"split is patient, official or image, not {selection.split!r}")

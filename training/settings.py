@@ -1,0 +1,84 @@
+"""What can be asked of a training run. The commands make their options of these fields, so each is described once."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; the defaults suit a fine-tune from ImageNet. Fabric reads ``accelerator`` and what follows it.
+
+    Raises ValueError for a schedule that does not exist.
+    """
+
+    network: str = field(
+        default="mobilenet",
+        metadata=_help("alexnet, mobilenet, mobilenet_1000, or a torchvision classifier by its name"),
+    )
+    start: str = field(
+        default="imagenet",
+        metadata=_help("File of ImageNet weights; imagenet lets torchvision fetch them; chance uses none"),
+    )
+    frozen_blocks: int = field(
+        default=0, metadata=_help("How many of the network's first feature blocks stay as they started")
+    )
+    loss: str = field(
+        default="wbce_normalised", metadata=_help("bce, wbce (the paper's), wbce_normalised or asymmetric")
+    )
+    learning_rate: float = field(default=3e-4, metadata=_help("Adam's, at its highest; the paper's is .01"))
+    schedule: str = field(default="cosine", metadata=_help("cosine (down to 0) or constant"))
+    warmup_steps: int = field(default=20, metadata=_help("The rate rises in a straight line over so many steps first"))
+    weight_decay: float = field(default=0.01, metadata=_help("Decoupled from the rate (AdamW); at 0 it is plain Adam"))
+    epochs: int = field(default=20, metadata=_help("How many"))
+    steps_per_epoch: int = field(
+        default=0, metadata=_help("Batches per epoch; 0 is as many as show each film about once")
+    )
+    patience_epochs: int = field(
+        default=0, metadata=_help("Stop after so many epochs without a better macro AUROC on validation; 0 never")
+    )
+    batch_size: int = field(default=64, metadata=_help("Films per step and device"))
+    augment: bool = field(default=True, metadata=_help("Turn, move, scale and relight the films a little (never flip)"))
+    seed: int = field(default=2026, metadata=_help("Of everything that is drawn"))
+    half_checkpoint: bool = field(
+        default=True, metadata=_help("Store the checkpoint's matrices and kernels in float16")
+    )
+    precision: str = field(default="32-true", metadata=_help("32-true, 16-mixed or bf16-mixed"))
+    accelerator: str = field(default="auto", metadata=_help("auto, cpu, gpu or mps"))
+    strategy: str = field(default="auto", metadata=_help("auto, ddp, ..."))
+    devices: int = field(default=1, metadata=_help("Devices per node"))
+    nodes: int = field(default=1, metadata=_help("Machines"))
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule is cosine or constant, not {self.schedule!r}")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which films to train, validate and test on."""
+
+    split: str = field(
+        default="patient", metadata=_help("patient, official (NIH's) or image (as the paper did; leaks)")
+    )
+    lists: Path | None = field(
+        default=None,
+        metadata=_help("Folder of train.txt, validation.txt and test.txt, as a run folder has; instead of --split"),
+    )
+    shares: tuple[float, float, float] = field(
+        default=(0.6, 0.2, 0.2), metadata=_help("Shares of train, validation and test; they sum to 1")
+    )
+    findings: list[str] | None = field(
+        default=None, metadata=_help("Learn this finding; may be given again; all when not given")
+    )
+    undersample: bool = field(default=False, metadata=_help("Drop most of the common training films, as the paper did"))
+    common_share: float = field(
+        default=0.105, metadata=_help("What undersampling keeps of films with common findings only")
+    )
+    no_finding_share: float = field(default=0.0, metadata=_help("What undersampling keeps of films without findings"))
+    oversample_below: float = field(
+        default=0.0, metadata=_help("Repeat training films of findings rarer than this share; 0 repeats none")
+    )

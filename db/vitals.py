@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from db import ledger
@@ -32,3 +32,27 @@ def vitals(session: Session) -> Vitals:
         oldest_waiting_seconds=(now - oldest).total_seconds() if oldest else 0.0,
         seconds_since_settled=(now - settled).total_seconds() if settled else None,
     )
+
+
+@dataclass(frozen=True)
+class Head:
+    """The study that should be claimed next: how long it could have been, and how long ago its bell rang."""
+
+    waits_seconds: float
+    unrung_seconds: float
+
+
+def head_of_queue(session: Session) -> Head | None:
+    """The most pressing study that may be tried now, or None."""
+    now = database_now(session)
+    row = session.execute(
+        select(Study.received_at, Study.not_before, Study.rung_at)
+        .where(Study.state == "waiting", or_(Study.not_before.is_(None), Study.not_before <= now))
+        .order_by(Study.stat.desc(), Study.received_at, Study.id)
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        return None
+    ready = max(moment for moment in (row.received_at, row.not_before) if moment is not None)
+    rung = max(moment for moment in (ready, row.rung_at) if moment is not None)
+    return Head((now - ready).total_seconds(), (now - rung).total_seconds())

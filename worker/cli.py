@@ -60,11 +60,11 @@ def _fail(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-def _house() -> Any:
+def _house(*, log_level: str | None = None) -> Any:
     from worker.house import House
 
     settings = Settings()
-    logs.configure(level=settings.log_level, style=settings.log_format)
+    logs.configure(level=log_level or settings.log_level, style=settings.log_format)
     return House(settings)
 
 
@@ -108,7 +108,7 @@ def score(paths: Paths) -> None:
     from db.session import read_scope
     from worker.scoring import open_scorer, score_waiting
 
-    house = _house()
+    house = _house(log_level="warning")  # a person watches the bar; a line per study would tear it apart
     received = _receive(house, paths)
     with read_scope(house.engine) as session:
         waiting = ledger.books(session).waiting
@@ -229,6 +229,92 @@ def worklist(
 
 def _print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
     print(json.dumps(value, indent=2, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v)))
+
+
+@app.command()
+def explain(
+    what: Annotated[str, typer.Argument(help="A file, a Study Instance UID or a SOP Instance UID.")],
+    as_json: AsJson = False,
+) -> None:
+    """Why a file is scored or not, or why a study stands where it stands."""
+    from worker.explanation import NothingToExplain, explain_file, explain_uid
+    from worker.tables import explained_tables
+
+    house = _house()
+    try:
+        found = explain_file(house, Path(what)) if Path(what).exists() else explain_uid(house, what)
+    except NothingToExplain as error:
+        raise typer.BadParameter(str(error)) from error
+    if as_json:
+        _print_json({"heading": found.heading, "facts": found.facts, "tables": found.tables})
+    else:
+        out.print(*explained_tables(found))
+
+
+@app.command()
+def simulate(
+    department: Annotated[Path | None, typer.Option(help="JSON: arrivals and reading rates by hour, readers.")] = None,
+    cases: Annotated[Path | None, typer.Option(help="JSON: prevalences and operating points per finding.")] = None,
+    days: Annotated[int, typer.Option(min=1, help="Simulated days per seed.")] = 60,
+    seeds: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 4,
+    preemptive: Annotated[bool, typer.Option(help="A more urgent film interrupts a reading.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it (.png, .svg or .pdf).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a reading order buys: minutes to the report, by finding, under several policies side by side."""
+    from worker import simulation, simulation_plot
+
+    live = _house().live()
+    try:
+        rows = simulation.simulate_files(
+            policy=live.policy.policy,
+            department_file=department,
+            cases_file=cases,
+            aucs=live.header.training.get("auroc", {}),
+            preemptive=preemptive,
+            days=days,
+            seeds=seeds,
+        )
+    except simulation.SimulationError as error:
+        raise typer.BadParameter(str(error)) from error
+    if plot is not None:
+        simulation_plot.plot(rows, plot)
+    if as_json:
+        _print_json(simulation.as_records(rows))
+    else:
+        out.print(simulation_plot.table(rows))
+
+
+@app.command()
+def doctor(
+    role: Annotated[str | None, typer.Option(help="worker or beat: only whether its work gets on.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check database, schema, checkpoint, device, broker, clock and disk; exit code 3 when something is wrong."""
+    from worker.doctor import examine, examine_role
+    from worker.tables import doctor_table
+
+    if role not in (None, "worker", "beat"):
+        raise typer.BadParameter("the role is worker or beat")
+    house = _house()
+    findings = list(examine(house) if role is None else examine_role(house, role))
+    if as_json:
+        _print_json([vars(finding) for finding in findings])
+    else:
+        out.print(doctor_table(findings))
+    raise typer.Exit(DONE if all(finding.ok for finding in findings) else UNAVAILABLE)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the films, the database and the picture go.")] = Path("morning"),
+) -> None:
+    """Draw thirty phantom studies, score them, and show the morning they make."""
+    from worker.demo import run_demo
+
+    settings = Settings()
+    logs.configure(level="warning", style=settings.log_format)
+    run_demo(folder, settings=settings, console=out)
 
 
 # ------------------------------------------------------------------------------------------------------ the database

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydicom.dataset import Dataset
 from sqlalchemy import RowMapping, select
 from sqlalchemy.orm import Session
 
 from db import worklist
 from db.models import FINDING_COLUMNS, Checkpoint, FilmScore, Instance, PolicyRow, Study, StudyPriority
 from db.session import read_scope
-from training.dicom import PixelHeader, UnusablePixels, read_header
+from training.dicom import PixelHeader, UnusablePixels, open_dataset, read_header
 from worker import policy, priority
 from worker.house import House
 from worker.intake import INTAKE_TAGS
@@ -44,15 +43,15 @@ def explain_file(house: House, path: Path) -> Explained:
     else:
         facts = [("decision", "scored"), ("view", found.view), ("evidence", found.evidence)]
         facts += [("flag", flag) for flag in found.flags]
-        facts += _pixel_objection(header, house)
+        facts += _pixel_objection(path, house)
     lines = [(line,) for line in evidence_lines(header, rules=house.view_rules)]
     return Explained("The view filter", facts, [("What it consulted", ("attribute",), lines)])
 
 
-def _pixel_objection(header: Dataset, house: House) -> list[tuple[str, str]]:
-    """What the header alone says against decoding, if anything."""
+def _pixel_objection(path: Path, house: House) -> list[tuple[str, str]]:
+    """What the file says against decoding, if anything."""
     try:
-        PixelHeader.of(header, limits=house.pixel_limits)
+        PixelHeader.of(open_dataset(path, limits=house.pixel_limits), limits=house.pixel_limits)
     except UnusablePixels as error:
         return [("but", f"{error.reason}: {error}")]
     return []

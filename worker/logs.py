@@ -6,6 +6,8 @@ from typing import Literal
 
 import structlog
 
+from training.dicom import quieten_pydicom
+
 
 def configure(*, level: str, style: Literal["console", "json"]) -> None:
     """Send structlog's events and the libraries' warnings through one formatter."""
@@ -35,6 +37,4 @@ def configure(*, level: str, style: Literal["console", "json"]) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)  # libraries speak up when something is wrong
     logging.getLogger("worker").setLevel(level.upper())
-    # pydicom warns by quoting values; what a header holds does not belong in a log.
-    for library in ("pydicom", "pylibjpeg", "PIL"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
+    quieten_pydicom()

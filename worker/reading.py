@@ -19,7 +19,7 @@ import structlog
 from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessPool
 
-from training.dicom import PixelLimits, UnusablePixels, open_dataset
+from training.dicom import PixelLimits, UnusablePixels, open_dataset, quieten_pydicom
 from training.pixels import read_film
 from training.preprocessing import Preprocessing
 
@@ -71,8 +71,9 @@ def read_square(path: str, sop_instance_uid: str, rules: ReadingRules) -> Square
         return Failure("file_unavailable", f"the file cannot be read: {error.strerror}", transient=True)
 
 
-def _limit_memory(memory_mb: int) -> None:
+def _prepare_child(memory_mb: int) -> None:
     """In a new child: bound its address space, so that a bomb ends in MemoryError and not in swap."""
+    quieten_pydicom()
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, memory_mb * 2**20))
 
 
@@ -85,7 +86,7 @@ class Reader:
         self._pool = ProcessPool(
             max_workers=decoders,
             max_tasks=FILMS_PER_PROCESS,
-            initializer=_limit_memory,
+            initializer=_prepare_child,
             initargs=(rules.memory_mb,),
             context=multiprocessing.get_context("spawn"),
         )

@@ -7,6 +7,8 @@ from typing import Any
 from rich.table import Table
 
 from db.ledger import Books
+from worker.doctor import Finding
+from worker.explanation import Explained
 
 CATEGORY_STYLES = {"A": "bold white on red", "B": "bold yellow", "C": "cyan", "D": "dim"}
 
@@ -14,10 +16,8 @@ CATEGORY_STYLES = {"A": "bold white on red", "B": "bold yellow", "C": "cyan", "D
 def worklist_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The reading order as a table; `rows` are of the view worklist."""
     table = Table(title="Worklist: read from the top", title_justify="left")
-    for heading, side in (("#", "right"), ("Cat", "center"), ("Urgency", "right"), ("Top finding", "left"),
-                          ("p", "right"), ("Accession", "left"), ("Study Instance UID", "left"), ("Waits", "right"),
-                          ("Notes", "left")):  # fmt: skip
-        table.add_column(heading, justify=side, overflow="fold" if heading == "Study Instance UID" else "ellipsis")  # type: ignore[arg-type]
+    for heading in ("#", "Cat", "Urgency", "Top finding", "p", "Accession", "Study UID", "Waits", "Notes"):
+        table.add_column(heading, justify="right" if heading in ("#", "Urgency", "p", "Waits") else "left")
     now = datetime.now(UTC)
     for row in rows:
         style = CATEGORY_STYLES[row["category"]]
@@ -28,11 +28,16 @@ def worklist_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             row["top_finding"] or "-",
             "-" if row["top_probability"] is None else f"{row['top_probability']:.2f}",
             row["accession_number"] or "-",
-            row["study_instance_uid"],
+            shortened(row["study_instance_uid"]),
             waited(now - row["received_at"]),
             notes(row),
         )
     return table
+
+
+def shortened(uid: str) -> str:
+    """The end of a UID, in which two studies differ; `--json` and `--csv` print it whole."""
+    return uid if len(uid) <= 14 else f"…{uid[-12:]}"
 
 
 def waited(duration: Any) -> str:
@@ -65,4 +70,27 @@ def books_table(books: Books) -> Table:
             table.add_section()
         for reason, count in sorted(reasons.items(), key=lambda pair: (-pair[1], str(pair[0]))):
             table.add_row(f"{kind}: {str(reason).replace('_', ' ')}", str(count), style="dim")
+    return table
+
+
+def explained_tables(found: Explained) -> list[Table]:
+    """An explanation as tables: its facts first."""
+    facts = Table(title=found.heading, title_justify="left", show_header=False)
+    for name, value in found.facts:
+        facts.add_row(name, value)
+    return [facts, *(_plain_table(*table) for table in found.tables)]
+
+
+def _plain_table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(*columns, title=heading, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def doctor_table(findings: Sequence[Finding]) -> Table:
+    """What the doctor found."""
+    table = Table(title="Doctor", title_justify="left", show_header=False)
+    for finding in findings:
+        table.add_row(finding.name, "[green]ok[/]" if finding.ok else "[bold red]ailing[/]", finding.text)
     return table

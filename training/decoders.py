@@ -8,6 +8,7 @@ shown to be complete and of the promised size, then decoded by the fastest libra
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import imagecodecs
@@ -31,6 +32,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     JPEGLSNearLossless,
     JPEGLSTransferSyntaxes,
+    RLELossless,
 )
 
 from training.dicom import (
@@ -43,30 +45,6 @@ from training.dicom import (
 )
 
 Pixels = NDArray[np.integer[Any]]
-Decode = Callable[[bytes], Pixels]
-
-# Retired processes that libjpeg-turbo reads and pydicom does not know (PS3.5 2006, table A.4-1).
-JPEG_SPECTRAL_SELECTION = UID("1.2.840.10008.1.2.4.53")
-JPEG_FULL_PROGRESSION = UID("1.2.840.10008.1.2.4.55")
-
-# For one sample per pixel; measured in docs/performance.md against pydicom's plugins.
-FAST: dict[str, Decode] = {
-    **dict.fromkeys(
-        (
-            JPEGBaseline8Bit,
-            JPEGExtended12Bit,
-            JPEG_SPECTRAL_SELECTION,
-            JPEG_FULL_PROGRESSION,
-            JPEGLossless,
-            JPEGLosslessSV1,
-        ),
-        imagecodecs.jpeg8_decode,
-    ),
-    **dict.fromkeys((JPEGLSLossless, JPEGLSNearLossless), imagecodecs.jpegls_decode),
-    **dict.fromkeys((JPEG2000Lossless, JPEG2000), imagecodecs.jpeg2k_decode),
-    **dict.fromkeys((HTJ2KLossless, HTJ2KLosslessRPCL, HTJ2K), imagecodecs.htj2k_decode),
-}
-
 END_MARKER = b"\xff\xd9"  # EOI of JPEG (T.81 B.1.1.3) and JPEG-LS, EOC of JPEG 2000 (T.800 A.4.4)
 PROBE = b"\x00" + b"\x55" * 64  # entropy-coded bytes that mean something, and no marker whatever stands before them
 
@@ -82,6 +60,9 @@ class Stream:
     signed: bool = False
 
 
+Decode = Callable[[bytes, Stream], Pixels]
+
+
 def decode(dataset: Dataset, header: PixelHeader) -> tuple[Pixels, str]:
     """The stored values and their photometric interpretation.
 
@@ -90,13 +71,17 @@ def decode(dataset: Dataset, header: PixelHeader) -> tuple[Pixels, str]:
     Raises Truncated, Undecodable, UnsupportedTransferSyntax or BadPixelHeader.
     """
     syntax = header.transfer_syntax
-    if syntax in FAST:
+    if syntax in DECODERS:
         codestream = _codestream(dataset)
         stream = _described(codestream, syntax)
         if (stream.rows, stream.columns, stream.samples) != (header.rows, header.columns, header.samples):
             raise Undecodable("The compressed image is not of the size that the header says.")
+        if not 1 <= stream.bits <= header.bits_allocated:
+            raise BadPixelHeader("The compressed samples have more bits than the header allocates.")
         if header.samples == 1:
-            return _stored(_monochrome(codestream, dataset, header), stream, header), header.photometric
+            return _stored(_monochrome(codestream, stream, syntax), stream, header), header.photometric
+    elif syntax == RLELossless and header.samples == 1:
+        return _stored(_run_length(_frame(dataset), header), None, header), header.photometric
     elif not syntax.is_encapsulated:
         _require_native(dataset, header)
     stored, photometric = _by_pydicom(dataset, syntax)
@@ -110,45 +95,118 @@ def _require_native(dataset: Dataset, header: PixelHeader) -> None:
         raise Truncated(f"The pixel data has {len(dataset.PixelData)} bytes of the {header.native_bytes} it needs.")
 
 
-def _monochrome(codestream: bytes, dataset: Dataset, header: PixelHeader) -> Pixels:
-    """The codestream's samples by the fast decoder, else by pydicom's plugins."""
-    syntax = header.transfer_syntax
-    try:
-        pixels = FAST[syntax](codestream)
-    except (RuntimeError, ValueError) as error:  # imagecodecs' own errors are RuntimeErrors
-        if syntax in JPEGLSTransferSyntaxes:  # what CharLS finds damaged, pydicom's libjpeg would paint over
-            raise Undecodable from error
-        pixels, _ = _by_pydicom(dataset, syntax)
-    if FAST[syntax] is imagecodecs.jpeg8_decode:
-        _require_whole(pixels, codestream)
+def _monochrome(codestream: bytes, stream: Stream, syntax: UID) -> Pixels:
+    for decoder in DECODERS[syntax]:
+        try:
+            return decoder(codestream, stream)
+        except RuntimeError:  # what imagecodecs' errors are; its last decoder may read what the first cannot
+            continue
+    raise Undecodable
+
+
+def _jpeg_turbo(codestream: bytes, _stream: Stream) -> Pixels:
+    """libjpeg-turbo, which invents what a stream that ends too early lacks. Raises Truncated if it did.
+
+    It fills in zero differences, so that the last rows repeat. So do the rows of a black border; what tells them apart
+    is that further data would change the former.
+    """
+    pixels: Pixels = imagecodecs.jpeg8_decode(codestream)
+    if len(pixels) == 1 or np.array_equal(pixels[-1], pixels[-2]):
+        longer = codestream.removesuffix(END_MARKER) + PROBE + END_MARKER
+        if not np.array_equal(imagecodecs.jpeg8_decode(longer), pixels):
+            raise Truncated
     return pixels
 
 
-def _require_whole(pixels: Pixels, codestream: bytes) -> None:
-    """Raise Truncated if libjpeg-turbo invented the last rows of a stream that ends too early.
+def _jpeg_sof3(codestream: bytes, _stream: Stream) -> Pixels:
+    pixels: Pixels = imagecodecs.jpegsof3_decode(codestream)
+    return pixels
 
-    It fills what is missing with zero differences, so that rows repeat. So do the rows of a black border; what tells
-    them apart is that further data changes the former.
+
+def _charls(codestream: bytes, _stream: Stream) -> Pixels:
+    pixels: Pixels = imagecodecs.jpegls_decode(codestream)
+    return pixels
+
+
+def _openjpeg(codestream: bytes, _stream: Stream) -> Pixels:
+    pixels: Pixels = imagecodecs.jpeg2k_decode(codestream)
+    return pixels
+
+
+def _openjph(codestream: bytes, stream: Stream) -> Pixels:
+    """OpenJPH by imagecodecs, which loses an error in mid-image and returns the rows until then.
+
+    So the image starts out as a pattern; if the last row still is one, OpenJPEG, which raises, has the last word.
     """
-    if len(pixels) > 1 and not np.array_equal(pixels[-1], pixels[-2]):
-        return
-    longer = codestream.removesuffix(END_MARKER) + PROBE + END_MARKER
-    if not np.array_equal(imagecodecs.jpeg8_decode(longer), pixels):
-        raise Truncated
+    dtype = np.dtype(f"{'i' if stream.signed else 'u'}{1 if stream.bits <= 8 else 2}")
+    pixels = np.full((stream.rows, stream.columns), 0x55, dtype=dtype)
+    imagecodecs.htj2k_decode(codestream, out=pixels)
+    return _openjpeg(codestream, stream) if (pixels[-1] == 0x55).all() else pixels
+
+
+# Retired processes that libjpeg-turbo reads and pydicom does not know (PS3.5-2006, table A.4-1).
+JPEG_SPECTRAL_SELECTION = UID("1.2.840.10008.1.2.4.53")
+JPEG_FULL_PROGRESSION = UID("1.2.840.10008.1.2.4.55")
+
+# For one sample per pixel, the fastest first. Behind it stand only decoders that raise on damage, so never
+# pylibjpeg's libjpeg, which paints over it.
+DECODERS: dict[UID, tuple[Decode, ...]] = {
+    JPEGBaseline8Bit: (_jpeg_turbo,),
+    JPEGExtended12Bit: (_jpeg_turbo,),
+    JPEG_SPECTRAL_SELECTION: (_jpeg_turbo,),
+    JPEG_FULL_PROGRESSION: (_jpeg_turbo,),
+    JPEGLossless: (_jpeg_turbo, _jpeg_sof3),
+    JPEGLosslessSV1: (_jpeg_turbo, _jpeg_sof3),
+    JPEGLSLossless: (_charls,),
+    JPEGLSNearLossless: (_charls,),
+    JPEG2000Lossless: (_openjpeg,),
+    JPEG2000: (_openjpeg,),
+    HTJ2KLossless: (_openjph, _openjpeg),
+    HTJ2KLosslessRPCL: (_openjph, _openjpeg),
+    HTJ2K: (_openjph, _openjpeg),
+}
+
+
+def _frame(dataset: Dataset) -> bytes:
+    """The one frame's bytes, from all its fragments (PS3.5 A.4)."""
+    try:
+        return get_frame(dataset.PixelData, 0, number_of_frames=1)
+    except DAMAGE as error:
+        raise Undecodable("The pixel data's fragments cannot be read.") from error
 
 
 def _codestream(dataset: Dataset) -> bytes:
-    """The image's codestream, from all its fragments, ending with its end marker (PS3.5 A.4)."""
-    try:
-        frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-    except DAMAGE as error:
-        raise Undecodable("The pixel data's fragments cannot be read.") from error
+    """The image's codestream, ending with its end marker."""
     # Padded to an even length with a zero, with 0xFF or a space by some writers, with many zeros by others.
-    codestream = frame.rstrip(b"\x00")
-    end = codestream.rfind(END_MARKER, max(0, len(codestream) - 3))
+    padded = _frame(dataset).rstrip(b"\x00")
+    end = padded.rfind(END_MARKER, max(0, len(padded) - 3))
     if end < 0:
         raise Truncated
-    return codestream[: end + 2]
+    return padded[: end + 2]
+
+
+def _run_length(frame: bytes, header: PixelHeader) -> Pixels:
+    """RLE Lossless of one sample per pixel: one PackBits segment per byte, the high byte first (PS3.5 annex G).
+
+    Not by pylibjpeg-rle: on a damaged segment it panics, and a Rust panic passes `except Exception` by.
+    """
+    itemsize = header.bits_allocated // 8
+    if len(frame) < 64:
+        raise Truncated
+    count, *offsets = struct.unpack_from("<16I", frame)
+    if count != itemsize:
+        raise Undecodable("The RLE data does not have one segment for each byte of a pixel.")
+    size = header.rows * header.columns
+    planes = np.empty((size, itemsize), dtype=np.uint8)  # little endian: the high byte is the last
+    for segment, (start, end) in enumerate(pairwise((*offsets[:count], len(frame)))):
+        try:
+            plane = np.frombuffer(imagecodecs.packbits_decode(frame[start:end]), dtype=np.uint8)
+        except (RuntimeError, ValueError) as error:
+            raise Undecodable from error
+        if len(plane) < size:
+            raise Truncated
+        planes[:, itemsize - 1 - segment] = plane[:size]
+    return planes.view(f"<u{itemsize}").reshape(header.rows, header.columns)
 
 
 def _described(codestream: bytes, syntax: UID) -> Stream:
@@ -203,6 +261,8 @@ def _require_tile_parts(codestream: bytes, at: int) -> None:
 def _by_pydicom(dataset: Dataset, syntax: UID) -> tuple[Pixels, str]:
     try:
         options: dict[str, Any] = {"view_only": True, "correct_unused_bits": False, "allow_excess_frames": False}
+        if syntax == RLELossless:
+            options["decoding_plugin"] = "pydicom"  # see _run_length
         pixels, properties = get_decoder(syntax).as_array(dataset, index=0, **options)
     except NotImplementedError as error:
         raise UnsupportedTransferSyntax(f"No decoder is known for the transfer syntax {syntax.name}.") from error
@@ -214,8 +274,8 @@ def _by_pydicom(dataset: Dataset, syntax: UID) -> tuple[Pixels, str]:
 def _stored(pixels: Pixels, stream: Stream | None, header: PixelHeader) -> Pixels:
     """Decoded samples as the header's type, with only the bits that hold the value."""
     itemsize = header.bits_allocated // 8
-    if pixels.dtype.itemsize > itemsize:
-        raise BadPixelHeader("The compressed samples have more bits than the header allocates.")
+    if pixels.shape != (header.rows, header.columns):
+        raise Undecodable
     pixels = pixels.astype(f"{pixels.dtype.kind}{itemsize}", copy=False).view(f"u{itemsize}")
     # JPEG 2000 and JPEG-LS state how many bits they code, and are right where the header is not.
     trusted = stream is not None and header.transfer_syntax in (*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.errors import BytesLengthException
 from pydicom.filereader import read_dataset, read_partial, read_preamble
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
@@ -34,8 +35,17 @@ HEADER_BYTES = (2**17, 2**23)  # what most headers need; what nearly all need
 
 # pydicom has no one error for damaged bytes; this is what its parser and its value converters let through.
 DAMAGE = (
-    ArithmeticError, AttributeError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError, struct.error,
-)  # fmt: skip
+    ArithmeticError,
+    AttributeError,
+    BytesLengthException,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 
 
 class UnusablePixels(ValueError):
@@ -308,7 +318,7 @@ def _parse(
         raise
     except DAMAGE as error:
         raise UnreadableDicom from error
-    if meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+    if element_value(meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         raise DirectoryFile
     if not dataset and not reached:
         raise UnreadableDicom
@@ -343,8 +353,8 @@ def _require_one_frame(dataset: Dataset) -> None:
 
 def _transfer_syntax(dataset: Dataset) -> UID:
     """As the file says; where it says nothing (no file meta), as the data set was in fact encoded."""
-    meta = getattr(dataset, "file_meta", {})
-    if stated := meta.get("TransferSyntaxUID"):
+    meta = getattr(dataset, "file_meta", Dataset())
+    if stated := element_value(meta, "TransferSyntaxUID"):
         syntax = UID(str(stated))
         if not syntax.is_transfer_syntax:
             raise UnsupportedTransferSyntax

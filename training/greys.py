@@ -104,10 +104,12 @@ def _range(header: PixelHeader, values: Pixels, stored: Pixels, padding: Mask) -
     """
     if header.bits_stored <= 8:
         low = -(2 ** (header.bits_stored - 1)) if header.signed else 0
-        return np.logical_and(values >= low, values < low + 2**header.bits_stored)
-    occurring = np.zeros(values.shape, dtype=bool)
+        allowed: Mask = (values >= low) & (values < low + 2**header.bits_stored)
+        return allowed
+    occurring: Mask = np.zeros(values.shape, dtype=bool)
     occurring[stored.view(f"u{stored.dtype.itemsize}")] = True
-    return occurring & ~padding
+    occurring[padding] = False
+    return occurring
 
 
 def _stretched(levels: Numbers, spanning: Mask) -> Numbers:
@@ -120,7 +122,7 @@ def _stretched(levels: Numbers, spanning: Mask) -> Numbers:
 
 def _looked_up(levels: Numbers, first: int, entries: Numbers) -> Numbers:
     """Values before the LUT's first are given its first entry, values past its end its last (C.11.1.1)."""
-    return entries[np.clip(np.rint(levels) - first, 0, len(entries) - 1).astype(np.int64)]
+    return np.take(entries, np.rint(levels - first).astype(np.int64), mode="clip")
 
 
 def _lut(item: Dataset, dataset: Dataset) -> tuple[int, Numbers] | None:

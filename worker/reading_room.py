@@ -102,7 +102,7 @@ class Worklist:
         self._max_wait = discipline.max_wait_minutes
         self._waiting: tuple[set[int], set[int]] = (set(), set())  # others, STAT
         self._by_place: tuple[list[int], list[int]] = ([], [])
-        self._by_arrival: tuple[list[int], list[int]] = ([], [])
+        self._by_arrival: tuple[list[tuple[float, int]], list[tuple[float, int]]] = ([], [])  # arrival, place
 
     def __len__(self) -> int:
         return len(self._waiting[0]) + len(self._waiting[1])
@@ -117,16 +117,16 @@ class Worklist:
         self._waiting[lane].add(study)
         heapq.heappush(self._by_place[lane], self._place[study])
         if self._max_wait < math.inf:
-            heapq.heappush(self._by_arrival[lane], study)
+            heapq.heappush(self._by_arrival[lane], (self._arrived[study], self._place[study]))
 
     def take(self, now: float) -> int:
         """Remove and return the study to read next at `now`; the list must not be empty."""
         lane = bool(self._waiting[True])
         waiting, by_place, by_arrival = self._waiting[lane], self._by_place[lane], self._by_arrival[lane]
-        while by_arrival and by_arrival[0] not in waiting:  # taken earlier by its place
+        while by_arrival and self._study_at[by_arrival[0][1]] not in waiting:  # taken earlier by its place
             heapq.heappop(by_arrival)
-        if by_arrival and self.overdue(by_arrival[0], now):
-            study = heapq.heappop(by_arrival)
+        if by_arrival and now - by_arrival[0][0] >= self._max_wait:
+            study = self._study_at[heapq.heappop(by_arrival)[1]]
         else:
             while (study := self._study_at[heapq.heappop(by_place)]) not in waiting:  # taken earlier as overdue
                 pass

@@ -263,6 +263,7 @@ def simulate(
 ) -> None:
     """What a reading order buys: minutes to the report, by finding, under several policies side by side."""
     from worker import simulation, simulation_plot
+    from worker.reading_room import SimulationError
 
     live = _house().live()
     try:
@@ -275,7 +276,7 @@ def simulate(
             days=days,
             seeds=seeds,
         )
-    except simulation.SimulationError as error:
+    except SimulationError as error:
         raise typer.BadParameter(str(error)) from error
     if plot is not None:
         simulation_plot.plot(rows, plot)

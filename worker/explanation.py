@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import RowMapping, select
 from sqlalchemy.orm import Session
@@ -17,6 +17,8 @@ from worker.house import House
 from worker.intake import INTAKE_TAGS
 from worker.views import Skipped, evidence_lines, frontal
 
+TableOf: TypeAlias = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # heading, columns, rows
+
 
 class NothingToExplain(LookupError):
     """Neither a file nor a UID that the database knows."""
@@ -28,7 +30,7 @@ class Explained:
 
     heading: str
     facts: list[tuple[str, str]]
-    tables: list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]]
+    tables: list[TableOf]
 
 
 def explain_file(house: House, path: Path) -> Explained:
@@ -139,15 +141,13 @@ def _category_rule(probabilities: list[float], rules: priority.Policy, threshold
     return f"{', '.join(deciding)} at or above threshold" if deciding else "no finding reaches its threshold"
 
 
-def _films_table(session: Session, study: Study) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
+def _films_table(session: Session, study: Study) -> TableOf:
     instances = session.scalars(select(Instance).where(Instance.study_id == study.id).order_by(Instance.id))
     rows = [(i.view or "-", i.state, i.reason or "-", i.evidence or "-", i.flags or "-") for i in instances]
     return ("Its instances", ("view", "state", "reason", "evidence", "flags"), rows)
 
 
-def _contributions_table(
-    probabilities: list[float], rules: priority.Policy, thresholds: dict[str, float]
-) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:
+def _contributions_table(probabilities: list[float], rules: priority.Policy, thresholds: dict[str, float]) -> TableOf:
     in_force = priority.thresholds_in_force(rules, thresholds)
     rows = [
         (c.finding, f"{c.probability:.3f}", f"{c.weight:.2f}", f"{c.value:.4f}", f"{in_force.get(c.finding, 1):.3f}")

@@ -31,8 +31,8 @@ from worker.tables import CATEGORY_STYLES, books_table, notes
 
 ON_SHEET = 12  # studies on the contact sheet
 
-WELCOME = """A night of [b]phantoms[/]: drawings that look like chest films and belong to nobody. The checkpoint was trained
-on real films, so its scores on drawings mean little; how they become a worklist is the real thing."""
+WELCOME = """A night of [b]phantoms[/]: drawings that look like chest films and belong to nobody. The checkpoint was
+trained on real films, so its scores on drawings mean little; how they become a worklist is the real thing."""
 STUDY_FINDINGS = text("SELECT * FROM study_findings")
 INSTANCES = text("SELECT sop_instance_uid, state, reason FROM instance")
 STATES: dict[Outcome, str] = {"kept": "scored", "skipped": "skipped", "quarantined": "quarantined"}

@@ -77,9 +77,9 @@ class Study:
 def picture(film: Film, *, rng: np.random.Generator) -> Map:
     """The film as displayed: float32 (rows, columns) in [0, 1], white = dense."""
     if film.view == "HAND":
-        return expose(hand(Sheet(height=760, width=620, scale=465), rng), rows=ROWS, rng=rng)
+        return expose(hand(Sheet(height=690, width=564, scale=423), rng), rows=ROWS, rng=rng)
     if film.view == "LL":
-        drawing = letter(lateral(Sheet(height=880, width=720, scale=565), rng), "L", at=(0.07, 0.07), size=0.05)
+        drawing = letter(lateral(Sheet(height=800, width=656, scale=514), rng), "L", at=(0.07, 0.07), size=0.05)
         return expose(drawing, rows=ROWS, rng=rng)
     return expose(_frontal(film, rng), rows=ROWS, rng=rng)
 
@@ -96,7 +96,7 @@ def _frontal(film: Film, rng: np.random.Generator) -> Map:
         breasts=rng.choice([0.0, 0.0, 0.7, 1.1]),
         girth=rng.uniform(0.7, 1.8),
     )
-    height, width, zoom = (760, 800, 0.68) if bedside else (880, 720, 0.78)
+    height, width, zoom = (690, 726, 0.68) if bedside else (800, 656, 0.78)
     sheet = Sheet(
         height=height,
         width=width,

@@ -85,7 +85,7 @@ class Sheet:
         if sigma < 1:
             page = page.filter(ImageFilter.Kernel((3, 3), (1, 2, 1, 2, 4, 2, 1, 2, 1)))
             return np.asarray(page, np.float32) / 255
-        shrink = 1 if sigma < 2.5 else 2 if sigma < 6 else 4 if sigma < 20 else 8
+        shrink = 1 if sigma < 1.5 else 2 if sigma < 6 else 4 if sigma < 20 else 8
         blurred = page.reduce(shrink).filter(ImageFilter.GaussianBlur(sigma / shrink))
         return np.asarray(blurred.resize(page.size, Image.Resampling.BICUBIC), np.float32) / 255
 
@@ -153,7 +153,8 @@ def tone(beam: Map, sheet: Sheet, rng: np.random.Generator) -> Map:
     haze = sheet.blur(lit, 0.035)
     wide = sheet.blur(lit, 0.12)
     crisp = lit + 0.45 * (lit - haze) - 0.18 * (wide - 0.5)
-    crisp += 0.006 * (sheet.clouds(rng, grain=0.012) - 0.5) + 0.01 * (sheet.clouds(rng, grain=0.05) - 0.5)
+    crisp += 0.006 * (sheet.clouds(rng, grain=0.012) - 0.5) + 0.012 * (sheet.clouds(rng, grain=0.05) - 0.5)
+    crisp += 0.02 * (sheet.clouds(rng, grain=0.15) - 0.5)
     return np.clip(1.04 / (1 + np.exp(-(crisp - 0.34) * 6.4)) - 0.06, 0, 1).astype(np.float32)
 
 
@@ -167,12 +168,21 @@ def expose(film: Map, *, rows: int, rng: np.random.Generator, grain: float = 0.0
 
 
 def letter(film: Map, text: str, *, at: Point, size: float) -> Map:
-    """A lead marker: text at a place given as fractions of the film, `size` of its height."""
+    """A lead marker with a shade around it: its middle as fractions of the film, `size` of the film's height."""
     height, width = film.shape
-    page = Image.new("L", (width, height))
     font = ImageFont.load_default(size=size * height)
-    ImageDraw.Draw(page).text((at[0] * width, at[1] * height), text, fill=255, font=font, anchor="mm")
-    return np.maximum(film, np.asarray(page.filter(ImageFilter.GaussianBlur(0.6)), np.float32) / 255 * 0.97)
+    wide, tall = (round(reach) + 16 for reach in font.getbbox(text)[2:])
+    lead, shade = (Image.new("L", (wide, tall)) for _ in range(2))
+    ImageDraw.Draw(lead).text((wide / 2, tall / 2), text, fill=247, font=font, anchor="mm")
+    ImageDraw.Draw(shade).text((wide / 2, tall / 2), text, fill=200, font=font, anchor="mm", stroke_width=3)
+    left, top = round(at[0] * width - wide / 2), round(at[1] * height - tall / 2)
+    marked, spot = film.copy(), np.s_[max(top, 0) : top + tall, max(left, 0) : left + wide]
+    rows, columns = marked[spot].shape
+    shaded = (
+        marked[spot] * (1 - np.asarray(shade.filter(ImageFilter.GaussianBlur(2)), np.float32) / 255)[:rows, :columns]
+    )
+    marked[spot] = np.maximum(shaded, np.asarray(lead, np.float32)[:rows, :columns] / 255)
+    return marked
 
 
 def collimate(film: Map, *, margins: tuple[float, float, float, float]) -> Map:

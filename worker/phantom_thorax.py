@@ -37,6 +37,8 @@ VERTEBRA = places("-1,-.036 0,-.032 1,-.036 .88,0 1,.036 0,.032 -1,.036 -.88,0")
 SPINOUS_PROCESS = places("-.007,.02 .007,.02 .01,.065 0,.078 -.01,.065")
 PEDICLE = places(".03,-.025 .038,-.012 .03,.001 .022,-.012")
 GUT = places("-.04,0 0,-.03 .04,0 0,.025")
+ARTERY_RIGHT = places("-.05,.4 -.11,.44 -.145,.51 -.155,.6 -.16,.68")
+ARTERY_LEFT = places(".05,.4 .11,.385 .155,.43 .175,.51 .18,.6")
 TURN = np.linspace(0, 2 * np.pi, 25)
 
 
@@ -68,6 +70,7 @@ class Thorax:
     sheet: Sheet
     build: Build
     rng: np.random.Generator
+    film_rng: np.random.Generator = field(init=False)  # the film's own unevenness, whatever is drawn
     soft: Map = field(init=False)  # soft tissue in the beam, about 0..1.3
     air: Map = field(init=False)  # share of it that is lung, 0..1
     lungs: dict[str, Map] = field(init=False)  # "left", "right" -> mask
@@ -78,6 +81,7 @@ class Thorax:
     extra: Map = field(init=False)  # what lies in front: breasts, tubes, and what findings add
 
     def __post_init__(self) -> None:
+        (self.film_rng,) = self.rng.spawn(1)
         self.lungs = {side: self.sheet.fill(self.lung_outline(side), soft=0.004) for side in ("left", "right")}
         self.soft = _soft_tissue(self)
         self.heart = _mediastinum(self)
@@ -116,7 +120,7 @@ class Thorax:
     def render(self) -> Map:
         """Sum the layers along the beam and give the grey a film would show, in [0, 1], white = dense."""
         beam = self.soft * (1 - 0.68 * self.air - self.gas) + 0.17 * self.vessels * self.air + self.bones + self.extra
-        return tone(beam, self.sheet, self.rng)
+        return tone(beam, self.sheet, self.film_rng)
 
 
 def sign_of(side: str) -> float:
@@ -207,12 +211,14 @@ def _vessels(thorax: Thorax) -> Map:
         heading = angle if sign > 0 else np.pi - angle
         strokes += branches(rng, roots, heading, widths, length=0.1, forks=6)
     tree = sheet.lines(strokes, soft=0.0014)
+    arteries = [_tapered(curve(ARTERY_RIGHT), 0.04, 0.012), _tapered(curve(ARTERY_LEFT), 0.044, 0.012)]
+    tree = np.maximum(tree, 0.75 * sheet.fill(*arteries, soft=0.005))
     x, y = sheet.grid
     # Vessels thin out towards the wall, and in an upright person the lower half carries more blood.
     reach = np.clip((thorax.wall - np.abs(x)) / 0.12, 0, 1) * (0.55 + 0.45 * np.clip(y / 0.6, 0, 1))
     mesh = 1 - 2.5 * np.abs(sheet.clouds(rng, grain=0.013) - 0.5) + 0.8 * (sheet.clouds(rng, grain=0.03) - 0.5)
     hila = np.exp(-(((np.abs(x) - 0.13) / 0.05) ** 2 + ((y - 0.47) / 0.1) ** 2))
-    markings = tree * reach + 0.16 * mesh * (0.4 + 0.6 * reach) + 0.45 * hila
+    markings = tree * reach + 0.16 * mesh * (0.4 + 0.6 * reach) + 0.4 * hila
     return np.asarray(build.vessels * markings, np.float32)
 
 
@@ -236,7 +242,7 @@ def _bones(thorax: Thorax) -> Map:
         for number in range(1, 11):
             behind, before = rib_paths(build, number, sign)
             shift = (0.0, thorax.rng.normal(0, 0.004))
-            back.append(ribbon(behind + shift, _taper(behind, [(0, 0.022), (0.3, 0.034), (1, 0.03)])))
+            back.append(ribbon(behind + shift, _taper(behind, [(0, 0.022), (0.3, 0.034), (0.9, 0.031), (1, 0.016)])))
             if number <= 7:
                 front.append(ribbon(before + shift, np.linspace(0.03, 0.04, len(before))))
     x, y = sheet.grid
@@ -254,10 +260,14 @@ def _taper(path: Points, widths: Sequence[Point]) -> Points:
     return np.asarray(np.interp(np.linspace(0, 1, len(path)), shares, values))
 
 
+def _tapered(path: Points, start: float, end: float) -> Points:
+    return ribbon(path, np.linspace(start, end, len(path)))
+
+
 def _girdle(sheet: Sheet) -> Map:
     """Clavicles, shoulder blades and arm bones."""
     clavicle, humerus = curve(CLAVICLE), curve(HUMERUS)
-    collar = ribbon(clavicle, _taper(clavicle, [(0, 0.056), (0.12, 0.044), (0.6, 0.034), (1, 0.026)]))
+    collar = ribbon(clavicle, _taper(clavicle, [(0, 0.024), (0.03, 0.05), (0.15, 0.044), (0.6, 0.034), (1, 0.026)]))
     arm = ribbon(humerus, _taper(humerus, [(0, 0.1), (0.1, 0.12), (0.3, 0.07), (1, 0.06)]))
     blade = curve(BLADE, closed=True)
     long = [mirrored(each, sign) for each in (collar, arm) for sign in (-1.0, 1.0)]

@@ -33,7 +33,6 @@ from pydicom.uid import (
 
 from worker.phantom_film import Film, Outcome, Study, phantom_dataset, save
 
-
 ARTISTS = min(4, os.cpu_count() or 1)  # films drawn side by side; each takes some 50 MB
 
 

@@ -27,6 +27,7 @@ class Settings(BaseSettings):
         env_prefix="NIGHTREAD_",
         frozen=True,
         extra="ignore",
+        use_attribute_docstrings=True,
         secrets_dir=SECRETS if SECRETS.is_dir() else None,
     )
 
@@ -78,7 +79,9 @@ class Settings(BaseSettings):
     """A night's run ends when nothing waits and nothing came for this long."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much the service says."""
     log_format: Literal["console", "json"] = "console"
+    """console for people, json for machines; one line per event, on standard error."""
     metrics_port: int = Field(0, ge=0, le=65535)
     """Port of the Prometheus page of worker and beat; 0: none."""
     metrics_address: str = "127.0.0.1"

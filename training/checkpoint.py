@@ -114,6 +114,11 @@ class Checkpoint(Header):
     state: Mapping[str, "Tensor"] = field(default_factory=dict, repr=False)
     digest: str = ""
 
+    @property
+    def header(self) -> Header:
+        """What it says about itself, without the weights."""
+        return Header(**{name: getattr(self, name) for name in Header.__dataclass_fields__})
+
 
 def save_checkpoint(path: Path, header: Header, *, state: "Mapping[str, Tensor]", half: bool = False) -> str:
     """Write the file whole or not at all; the SHA-256 of its bytes in hex. The same input gives the same bytes.
@@ -212,9 +217,8 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 
 def _to_json(header: Header) -> dict[str, Any]:
-    plain = {name: getattr(header, name) for name in Header.__dataclass_fields__}
     return {
-        **plain,
+        **vars(header),
         "preprocessing": header.preprocessing.to_header(),
         "calibration": header.calibration.to_header(),
     }

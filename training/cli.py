@@ -1,15 +1,59 @@
 """`nightread train ...`: from a download to a checkpoint. A command imports its libraries when it runs."""
 
+import functools
+import inspect
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from training.settings import Selection, Settings
+
+if TYPE_CHECKING:
+    from training.prepared import Prepared
 
 app = typer.Typer(no_args_is_help=True, help="Prepare films, fit networks, and see what they learned.")
 
 Folder = Annotated[Path, typer.Argument(help="The prepared folder (made, or gone on with).", file_okay=False)]
+Run = Annotated[Path, typer.Argument(help="The run's folder (made, or gone on with).", file_okay=False)]
+Size = Annotated[int | None, typer.Option(help="Which of the prepared sizes, in pixels; the smallest when not given.")]
+
+
+def _options_of(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for every field of these dataclasses, and the command the dataclasses, made of them."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def called(**values: Any) -> None:
+            try:
+                made = {
+                    name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+                    for name, kind in groups.items()
+                }
+            except ValueError as wrong:
+                raise typer.BadParameter(str(wrong)) from wrong
+            command(**values, **made)
+
+        own = [each for each in inspect.signature(command).parameters.values() if each.name not in groups]
+        asked = [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=Annotated[field.type, typer.Option(help=field.metadata["help"])],
+            )
+            for kind in groups.values()
+            for field in fields(kind)
+        ]
+        called.__signature__ = inspect.Signature([*own, *asked])  # type: ignore[attr-defined]
+        called.__annotations__ = {each.name: each.annotation for each in (*own, *asked)}
+        return called
+
+    return decorate
 
 
 @app.command()
@@ -56,6 +100,145 @@ def prepare(
     typer.echo(f"{len(manifest):,} frontal films: " + ", ".join(f"{n:,} {what}" for what, n in outcomes.items()))
     if set(outcomes) - {prepared.READY}:
         typer.echo(f"the others, one by one: {folder / 'bad_files.csv'}")
+
+
+@app.command()
+@_options_of(settings=Settings, selection=Selection)
+def fit(folder: Folder, run: Run, *, size: Size = None, settings: Settings, selection: Selection) -> None:
+    """Train one network. Interrupted, the same command goes on from the last whole epoch."""
+    from training.fit import fit as train
+
+    with _told_plainly():
+        films = _select(folder, size, selection, seed=settings.seed)
+        checkpoint = train(films, settings, run, code_commit=_code_commit())
+        _draw(run)
+    _tell(checkpoint)
+
+
+@app.command()
+@_options_of(settings=Settings)
+def crossfit(
+    folder: Folder,
+    run: Run,
+    *,
+    folds: Annotated[int, typer.Option(help="Networks that judge the recipe on patients they never saw.", min=2)] = 5,
+    size: Size = None,
+    settings: Settings,
+) -> None:
+    """For few films: judge the recipe by cross-validation over patients, then train on all films, calibrated by it."""
+    from training.crossfit import cross_fit
+    from training.evaluation import judge_crossfit
+
+    with _told_plainly():
+        films = _open(folder, size)
+        checkpoint = cross_fit(films, settings, run, folds=folds, code_commit=_code_commit())
+        _tell_macro(judge_crossfit(films, run, run))
+    _tell(checkpoint)
+
+
+@app.command()
+@_options_of(settings=Settings, selection=Selection)
+def sweep(
+    folder: Folder,
+    run: Run,
+    *,
+    rate: Annotated[list[float] | None, typer.Option(help="A learning rate; may be given again.")] = None,
+    size: Size = None,
+    settings: Settings,
+    selection: Selection,
+) -> None:
+    """Compare learning rates (1e-2, 1e-3, 1e-4 and 1e-5 when none is given), each in a run of its own under RUN."""
+    from training.sweep import PAPER_RATES
+    from training.sweep import sweep as compare
+
+    with _told_plainly():
+        films = _select(folder, size, selection, seed=settings.seed)
+        table = compare(films, settings, run, rates=rate or PAPER_RATES, code_commit=_code_commit())
+    typer.echo(table.to_string(index=False))
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint to judge.", dir_okay=False)],
+    folder: Folder,
+    out: Annotated[Path, typer.Argument(help="Where the tables and the diagram go.", file_okay=False)],
+    *,
+    lists: Annotated[Path, typer.Option(help="Folder of the run's train.txt, validation.txt and test.txt.")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    adjudicated: Annotated[
+        Path | None, typer.Option(help="The radiologists' labels of NIH films, as a slice of their own.")
+    ] = None,
+) -> None:
+    """Every figure of a checkpoint on films with labels: intervals over patients, baselines, slices, reliability."""
+    from training.checkpoint import read_header
+    from training.evaluation import judge_checkpoint
+    from training.nih import read_adjudicated
+
+    with _told_plainly():
+        size = read_header(checkpoint).preprocessing.size
+        films = _select(folder, size, Selection(lists=lists), seed=0)
+        second = None if adjudicated is None else read_adjudicated(adjudicated)
+        _tell_macro(judge_checkpoint(checkpoint, films, out, split=split, adjudicated=second))
+
+
+def _open(folder: Path, size: int | None) -> "Prepared":
+    from training.prepared import open_prepared
+
+    return open_prepared(folder, size=size)
+
+
+def _select(folder: Path, size: int | None, selection: Selection, *, seed: int) -> "Prepared":
+    from training.selection import select
+
+    return select(_open(folder, size), selection, seed=seed)
+
+
+def _draw(run: Path) -> None:
+    """The paper's pictures of a run, beside its figures."""
+    import pandas as pd
+
+    from training import plots
+
+    epochs = pd.read_csv(run / "metrics.csv")
+    if "validation/auroc/macro" in epochs:
+        plots.save(plots.training_curves(epochs), run / "training_curves.png")
+        plots.save(plots.false_negatives(epochs), run / "false_negatives.png")
+
+
+def _tell(checkpoint: Path) -> None:
+    from training.checkpoint import load_checkpoint
+
+    typer.echo(f"{checkpoint}  sha256 {load_checkpoint(checkpoint, findings=None).digest}")
+
+
+def _tell_macro(table: Any) -> None:
+    """The macro AUROCs of the network and its baselines on all films, with their intervals."""
+    whole = table[(table["slice"] == "all") & (table["metric"] == "auroc")]
+    macro = whole[whole["finding"].str.startswith("macro")]
+    typer.echo(macro[["model", "finding", "films", "value", "low", "high"]].to_string(index=False))
+
+
+def _code_commit() -> str:
+    """The commit of the code that trains, with a + when it was changed since; empty outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], check=False).returncode == 1  # noqa: S603
+    return head.stdout.strip() + ("+" if changed else "")
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    """What the user can put right is told in a sentence, with exit code 2; a fault of ours keeps its trace."""
+    from training.checkpoint import CheckpointError
+    from training.fit import Diverged, OtherRun
+    from training.networks import UnknownNetwork, WrongWeights
+    from training.prepared import NotPrepared
+    from training.settings import UnusableSettings
+
+    try:
+        yield
+    except (CheckpointError, Diverged, OtherRun, UnknownNetwork, WrongWeights, NotPrepared, UnusableSettings) as wrong:
+        raise typer.BadParameter(str(wrong)) from wrong
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from training.networks import input_of, make_network
 from training.prepared import Prepared
 from training.preprocessing import Preprocessing
 from training.sampling import SPLITS, save_lists
-from training.settings import Settings
+from training.settings import Settings, UnusableSettings
 
 CHECKPOINT: Final = "checkpoint.safetensors"
 _RESUME: Final = "resume.ckpt"
@@ -93,7 +93,7 @@ def fit(prepared: Prepared, settings: Settings, folder: Path, *, code_commit: st
 
     Started again on its own folder, after a kill at any moment, it goes on from the last whole epoch; on a CPU with as
     many threads the figures and the checkpoint's digest are those of an undisturbed run. Raises OtherRun when the
-    folder was begun with other settings or films, Diverged, and ValueError for settings that cannot be followed.
+    folder was begun with other settings or films, Diverged, and UnusableSettings.
     """
     fabric = launch(settings, folder)
     _begin(fabric, folder, prepared, settings)
@@ -115,9 +115,12 @@ def fit(prepared: Prepared, settings: Settings, folder: Path, *, code_commit: st
     for epoch in range(len(state["history"]), settings.epochs):
         if settings.patience_epochs and state["epochs_without_better"] >= settings.patience_epochs:
             break
-        said = f"epoch {epoch + 1}/{settings.epochs}, macro AUROC {state['best']:.3f}"
+        said = f"epoch {epoch + 1}/{settings.epochs}"
+        said += "" if math.isnan(state["best"]) else f", best macro AUROC {state['best']:.3f}"
         train_loss = train_epoch(learner, train, epoch=epoch, progress=said if progress else "")
-        logits = predict(learner.network, validation, learner.preprocessing, learner.settings, fabric=fabric)
+        logits = predict(
+            learner.network, validation, learner.preprocessing, batch_size=settings.batch_size, fabric=fabric
+        )
         figures = _figures(logits, validation, learner.loss, findings=header.findings)
         rate = rate_at((epoch + 1) * learner.steps_per_epoch - 1, learner)
         state["history"].append({"epoch": epoch + 1, "learning_rate": rate, "train_loss": train_loss, **figures})
@@ -126,7 +129,8 @@ def fit(prepared: Prepared, settings: Settings, folder: Path, *, code_commit: st
         if not auroc <= state["best"]:  # so that without an AUROC to compare the last epoch counts
             state |= {"best": auroc, "epochs_without_better": 0}
             if fabric.is_global_zero:
-                best = _calibrated(header, logits, validation.labels, loss=learner.loss, epoch=epoch)
+                training = {**header.training, "epoch": epoch + 1}
+                best = _calibrated(replace(header, training=training), logits, validation.labels, loss=learner.loss)
                 state_dict = learner.network.state_dict()
                 save_checkpoint(folder / CHECKPOINT, best, state=state_dict, half=settings.half_checkpoint)
         else:
@@ -188,13 +192,13 @@ def training_batches(learner: Learner, films: Films, *, epoch: int) -> Iterator[
 
 @torch.inference_mode()
 def predict(
-    network: nn.Module, films: Films, preprocessing: Preprocessing, settings: Settings, *, fabric: Fabric
+    network: nn.Module, films: Films, preprocessing: Preprocessing, *, batch_size: int, fabric: Fabric
 ) -> NDArray[np.float32]:
     """Logits (N, F) of all the films, in their order; the processes share the work and all get the whole."""
     network.eval()
     processes, films_each = fabric.world_size, math.ceil(len(films.places) / fabric.world_size)
     own = (fabric.global_rank + processes * np.arange(films_each)) % max(1, len(films.places))
-    pieces = [own[start : start + settings.batch_size] for start in range(0, films_each, settings.batch_size)]
+    pieces = [own[start : start + batch_size] for start in range(0, films_each, batch_size)]
     outputs = [network(preprocessing.tensor(fabric.to_device(images))).float() for images in _ahead(films.read, pieces)]
     logits = torch.cat([torch.zeros(0, films.labels.shape[1], device=fabric.device), *outputs])
     if processes > 1:
@@ -244,10 +248,10 @@ def make_learner(fabric: Fabric, settings: Settings, train: Films, *, preprocess
 
 
 def freeze(network: nn.Module, *, blocks: int) -> None:
-    """Keep the first blocks of ``network.features`` as they are. Raises ValueError when it has no such blocks."""
+    """Keep the first blocks of ``network.features`` as they are. Raises UnusableSettings when it has no such blocks."""
     features = getattr(network, "features", None)
     if not isinstance(features, nn.Sequential) or blocks > len(features):
-        raise ValueError(f"this network has no {blocks} feature blocks to freeze")
+        raise UnusableSettings(f"this network has no {blocks} feature blocks to freeze")
     features[:blocks].requires_grad_(False)
 
 
@@ -304,24 +308,29 @@ def _figures(
     figures = evaluate(films.labels, outputs, findings=findings).flat()
     device = next((buffer.device for buffer in loss.buffers()), torch.device("cpu"))
     validation_loss = loss(torch.from_numpy(logits).to(device), torch.from_numpy(films.labels).float().to(device))
-    return {"validation_loss": float(validation_loss)} | {f"validation/{name}": float(x) for name, x in figures.items()}
+    return {"validation/loss": float(validation_loss)} | {f"validation/{name}": float(x) for name, x in figures.items()}
 
 
-def _calibrated(
-    header: Header, logits: NDArray[np.float32], labels: NDArray[np.uint8], *, loss: nn.Module, epoch: int
-) -> Header:
+def _calibrated(header: Header, logits: NDArray[np.float32], labels: NDArray[np.uint8], *, loss: nn.Module) -> Header:
     """The header with what validation says; without validation films only the loss's shift is taken back."""
-    header = replace(header, training={**header.training, "epoch": epoch + 1})
     shift = shift_of(loss, findings=len(header.findings))
     if not len(labels):
         return replace(header, calibration=Calibration(shift, (1.0,) * len(shift), (0.0,) * len(shift)))
-    calibration = fit_calibration(logits, labels, shift=shift)
+    return with_evidence(header, fit_calibration(logits, labels, shift=shift), logits, labels)
+
+
+def with_evidence(
+    header: Header, calibration: Calibration, logits: NDArray[np.float32], labels: NDArray[np.uint8]
+) -> Header:
+    """The header with a calibration, and the thresholds, reference and AUROCs that logits and labels (N, F) give it."""
     probabilities = calibration.probabilities(logits)
+    aurocs = evaluate(labels, probabilities, findings=header.findings).per_finding["auroc"].dropna().round(4)
     return replace(
         header,
         calibration=calibration,
         thresholds=thresholds(probabilities, labels, findings=header.findings),
         reference=reference(probabilities, findings=header.findings),
+        training={**header.training, "auroc": {str(finding): float(value) for finding, value in aurocs.items()}},
     )
 
 

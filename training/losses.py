@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
+from training.settings import UnusableSettings
+
 LOSSES: Final = ("bce", "wbce", "wbce_normalised", "asymmetric")
 
 
@@ -72,16 +74,16 @@ def make_loss(name: str, *, frequency: Tensor) -> nn.Module:
     wbce_normalised  the same divided by 2f(1 - f), so that a rare finding counts as much as a common one; by wbce's
                      own weights Hernia counts 84 times less than Consolidation on NIH
 
-    Raises ValueError for another name, or when a weighted loss meets a finding that all films have or none.
+    Raises UnusableSettings for another name, or when a weighted loss meets a finding that all films have or none.
     """
     if name == "bce":
         return Bce()
     if name == "asymmetric":
         return AsymmetricLoss()
     if name not in LOSSES:
-        raise ValueError(f"no loss is called {name!r}; there are {', '.join(LOSSES)}")
+        raise UnusableSettings(f"no loss is called {name!r}; there are {', '.join(LOSSES)}")
     if not ((frequency > 0) & (frequency < 1)).all():
-        raise ValueError(f"{name} needs films with and without each finding in training")
+        raise UnusableSettings(f"{name} needs films with and without each finding in training")
     mass = 2 * frequency * (1 - frequency) if name == "wbce_normalised" else torch.ones_like(frequency)
     return WeightedBce((1 - frequency) / mass, frequency / mass)
 

@@ -7,14 +7,16 @@ import pandas as pd
 
 from training import sampling
 from training.prepared import Prepared
-from training.settings import Selection
+from training.settings import Selection, UnusableSettings
 
 
 def select(prepared: Prepared, selection: Selection, *, seed: int) -> Prepared:
-    """The same images under a manifest with a split; the same films for the same seed. Raises ValueError."""
+    """The same images under a manifest with a split; the same films for the same seed. Raises UnusableSettings."""
     rng = np.random.default_rng(seed)
     manifest = prepared.manifest
     if selection.findings:
+        if unknown := set(selection.findings) - set(prepared.findings):
+            raise UnusableSettings(f"the prepared set has no labels for {', '.join(sorted(unknown))}")
         manifest = sampling.choose(manifest, selection.findings)
     manifest = _split(manifest, selection, rng=rng)
     if selection.undersample:
@@ -35,4 +37,4 @@ def _split(manifest: pd.DataFrame, selection: Selection, *, rng: np.random.Gener
         return sampling.split_official(manifest, rng=rng)
     if selection.split == "image":
         return sampling.split_by_image(manifest, rng=rng, shares=selection.shares)
-    raise ValueError(f"split is patient, official or image, not {selection.split!r}")
+    raise UnusableSettings(f"split is patient, official or image, not {selection.split!r}")

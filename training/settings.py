@@ -4,6 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
+class UnusableSettings(ValueError):
+    """Settings that exist, but not for these films or this network; the message says which."""
+
+
 def _help(text: str) -> dict[str, str]:
     return {"help": text}
 
@@ -12,7 +16,7 @@ def _help(text: str) -> dict[str, str]:
 class Settings:
     """How to train; the defaults suit a fine-tune from ImageNet. Fabric reads ``accelerator`` and what follows it.
 
-    Raises ValueError for a schedule that does not exist.
+    Raises UnusableSettings for a schedule that does not exist.
     """
 
     network: str = field(
@@ -54,7 +58,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule is cosine or constant, not {self.schedule!r}")
+            raise UnusableSettings(f"schedule is cosine or constant, not {self.schedule!r}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,136 @@
+"""A network's probabilities judged: beside the baselines, with intervals, in slices, and against what needs no film.
+
+evaluate.csv      slice, films, model, finding, metric, value, low, high
+added.csv         per finding, what the network adds to view, age and sex
+reliability.png   seen against said
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from training import metrics, plots
+from training.checkpoint import load_checkpoint
+from training.crossfit import OUT_OF_FOLD, ask, deal
+from training.manifest import findings_in
+from training.prepared import Prepared
+
+Array = NDArray[np.floating]
+
+_FOLDS: Final = 5
+
+
+def judge_checkpoint(
+    path: Path, prepared: Prepared, folder: Path, *, split: str = "test", adjudicated: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """The figures of a checkpoint on one part of the split; the baselines are fitted on "train".
+
+    Raises the CheckpointError that fits, also when its findings are not the prepared set's.
+    """
+    checkpoint = load_checkpoint(path, findings=prepared.findings)
+    films = prepared.manifest[prepared.manifest["split"] == split]
+    train = prepared.manifest[prepared.manifest["split"] == "train"]
+    probabilities = checkpoint.calibration.probabilities(ask(checkpoint, prepared, split=split))
+    cuts = [checkpoint.thresholds.get(finding, {}).get("sensitivity_90", 0.5) for finding in prepared.findings]
+    models = {"network": probabilities, **metrics.baselines(train, films)}
+    return judge(films, models, folder, thresholds=cuts, adjudicated=adjudicated)
+
+
+def judge_crossfit(prepared: Prepared, crossfit: Path, folder: Path) -> pd.DataFrame:
+    """A recipe's figures by its out-of-fold probabilities; the baselines never saw the fold they speak of either."""
+    judged = pd.read_csv(crossfit / OUT_OF_FOLD, dtype={"image": str}).set_index("image")
+    films = prepared.manifest
+    fold = judged.loc[films["image"], "fold"].to_numpy()
+    probabilities = judged.loc[films["image"], list(prepared.findings)].to_numpy()
+    pooled = {name: np.zeros(probabilities.shape) for name in ("all_zero", "prevalence", "view_age_sex")}
+    for number in np.unique(fold):
+        here = fold == number
+        for name, said in metrics.baselines(films[~here], films[here]).items():
+            pooled[name][here] = said
+    return judge(films, {"network": probabilities, **pooled}, folder)
+
+
+def judge(
+    films: pd.DataFrame,
+    models: dict[str, Array],
+    folder: Path,
+    *,
+    thresholds: float | Sequence[float] = 0.5,
+    adjudicated: pd.DataFrame | None = None,
+    seed: int = 2026,
+) -> pd.DataFrame:
+    """Write and return the figures of "network" and its baselines, probabilities (N, F) each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    findings = findings_in(films)
+    rng = np.random.default_rng(seed)
+    table = metrics.report(films, models, rng=rng, thresholds=thresholds, adjudicated=adjudicated)
+    table.to_csv(folder / "evaluate.csv", index=False)
+    added(films, models["network"], baseline=models["view_age_sex"], rng=rng).to_csv(folder / "added.csv", index=False)
+    plots.save(
+        plots.reliability(films[list(findings)], models["network"], findings=findings), folder / "reliability.png"
+    )
+    return table
+
+
+def added(
+    films: pd.DataFrame, network: Array, *, baseline: Array, rng: np.random.Generator, replicates: int = 1000
+) -> pd.DataFrame:
+    """finding, without, both, gain, low, high: AUROCs of view, age and sex without the network's word and with it.
+
+    network, baseline: probabilities (N, F). "Both" is a logistic regression on the two log odds, fitted on four fifths
+    of these patients and asked about the fifth. The 95 % interval of the gain is a bootstrap over patients. A last row,
+    "macro", is the mean over findings.
+    """
+    findings = list(findings_in(films))
+    truth = films[findings].to_numpy()
+    fold = deal(films, folds=_FOLDS, seed=int(rng.integers(2**31)))
+    both = np.stack([_combined(truth[:, k], baseline[:, k], network[:, k], fold) for k in range(len(findings))], axis=1)
+    names, patient = np.unique(films["patient_id"].to_numpy(dtype=str), return_inverse=True)
+    drawn = np.array(
+        [
+            _gains(truth, baseline, both, rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[patient])
+            for _ in range(replicates)
+        ]
+    )  # (replicates, F)
+    everyone = np.ones(len(films), dtype=np.int64)
+    without, together = (_aurocs(truth, said, everyone) for said in (baseline, both))
+    table = pd.DataFrame({"finding": findings, "without": without, "both": together, "gain": together - without})
+    table[["low", "high"]] = np.nanquantile(drawn, (0.025, 0.975), axis=0).T
+    low, high = np.nanquantile(np.nanmean(drawn, axis=1), (0.025, 0.975))
+    macro = [float(column) for column in table[["without", "both", "gain"]].mean()]
+    table.loc[len(table)] = ["macro", *macro, low, high]
+    return table
+
+
+def _combined(truth: NDArray[np.uint8], one: Array, other: Array, fold: NDArray[np.int64]) -> Array:
+    """What a logistic regression on two log odds says (N,) of each fold after it was fitted on the others."""
+    odds = np.stack([_log_odds(one), _log_odds(other)], axis=1)  # (N, 2)
+    said = one.astype(float).copy()
+    for number in np.unique(fold):
+        here = fold == number
+        if 0 < truth[~here].sum() < (~here).sum():
+            said[here] = LogisticRegression().fit(odds[~here], truth[~here]).predict_proba(odds[here])[:, 1]
+    return said
+
+
+def _gains(truth: NDArray[np.uint8], without: Array, both: Array, weights: NDArray[np.int64]) -> Array:
+    return _aurocs(truth, both, weights) - _aurocs(truth, without, weights)
+
+
+def _aurocs(truth: NDArray[np.uint8], said: Array, weights: NDArray[np.int64]) -> Array:
+    """AUROC (F,) of films that count `weights` (N,) times; NaN without both kinds of films."""
+    drawn = np.repeat(np.arange(len(weights)), weights)
+    columns = zip(truth[drawn].T, said[drawn].T, strict=True)
+    return np.array([roc_auc_score(y, p) if 0 < y.sum() < len(y) else np.nan for y, p in columns])
+
+
+def _log_odds(probabilities: Array) -> Array:
+    clipped = np.clip(probabilities.astype(float), 1e-6, 1 - 1e-6)
+    odds: Array = np.log(clipped) - np.log1p(-clipped)
+    return odds

@@ -68,6 +68,12 @@ TIME = {
     },
 }
 
+# For study_place: minutes since an arrival, and the function that joins words.
+PLACE = {
+    "postgresql": {"waited": TIME["postgresql"]["minutes"].format("p.received_at", "now()"), "listed": "string_agg"},
+    "sqlite": {"waited": TIME["sqlite"]["minutes"].format("p.received_at", "'now'"), "listed": "group_concat"},
+}
+
 # The threshold that a checkpoint brings for a finding, where the policy has none of its own.
 CHECKPOINT_THRESHOLD = {
     "postgresql": "CAST(c.header -> 'thresholds' -> w.finding ->> 'flag_10' AS double precision)",
@@ -79,6 +85,10 @@ STUDY_PROBABILITY = """(
     SELECT max(f.probability) FROM instance i
     JOIN finding_score f ON f.instance_id = i.id AND f.checkpoint_id = p.checkpoint_id
     WHERE i.study_id = p.study_id AND i.state = 'scored' AND f.finding = w.finding)"""
+
+# The rows of study_priority before and behind `p` in these two orders; each is an index, within STAT or not STAT.
+OLDEST = ("received_at", "category_a DESC", "urgency DESC", "study_id")
+URGENT = ("category_a DESC", "urgency DESC", "received_at", "study_id")
 
 # The reading order: STAT, overdue (oldest first), category A, urgency, arrival; `study_id` makes it total.
 ORDER = """p.stat DESC, p.overdue DESC, CASE WHEN p.overdue THEN p.received_at END,
@@ -116,6 +126,7 @@ def views(dialect: str) -> dict[str, str]:
         "study_log": _study_log(**TIME[dialect]),
         "film_log": _film_log(night=TIME[dialect]["night"], hour=TIME[dialect]["hour"]),
         "study_contribution": _study_contribution(CHECKPOINT_THRESHOLD[dialect]),
+        "study_place": _study_place(OVERDUE_BEFORE[dialect], **PLACE[dialect]),
         "review_log": """
             SELECT r.study_id, s.study_instance_uid, s.accession_number, r.finding, r.verdict, r.reader, r.reviewed_at,
                    w.probability, w.threshold, w.counts AS flagged
@@ -187,7 +198,7 @@ def _next_to_read(overdue_before: str) -> str:
     skipped when overdue studies alone fill the head, else it would step over all of them.
     """
     overdue, timely = f"received_at <= {overdue_before}", f"received_at > {overdue_before}"
-    oldest, urgent = "received_at, study_id", "category_a DESC, urgency DESC, received_at, study_id"
+    oldest, urgent = ", ".join(OLDEST), ", ".join(URGENT)
     columns = """study_id, category, category_a, urgency, top_finding, top_probability, received_at, stat, flag,
         checkpoint_id, policy_id"""
     full = f"""(SELECT count(*) FROM (SELECT 1 FROM study_priority
@@ -204,6 +215,73 @@ def _next_to_read(overdue_before: str) -> str:
         for number, (where, is_overdue, order) in enumerate(parts)
     )
     return RANKED.format(order=ORDER, rows=f"({rows})") + f" ORDER BY priority_rank LIMIT {NEXT}"
+
+
+def _study_place(overdue_before: str, *, waited: str, listed: str) -> str:
+    """One unread study's place: its rank, the study behind it and why, what put it into its category.
+
+    Nothing here looks at the whole list: the rank is counted along index ranges, the next study is the first of one. So
+    ask it for a study or a few; all ranks at once are cheaper in worklist.
+    """
+    overdue, timely = f"q.received_at <= {overdue_before}", f"q.received_at > {overdue_before}"
+    same = "q.stat = p.stat"
+    ahead_overdue = " + ".join(_count(same, step) for step in _steps(OLDEST, behind=False))
+    ahead_timely = " + ".join(_count(same, timely, step) for step in _steps(URGENT, behind=False))
+    behind_overdue = ", ".join(_first(OLDEST, same, overdue, step) for step in _steps(OLDEST, behind=True)[::-1])
+    behind_timely = ", ".join(_first(URGENT, same, timely, step) for step in _steps(URGENT, behind=True)[::-1])
+    return f"""
+        SELECT s.study_instance_uid, s.accession_number,
+               1 + CASE WHEN p.stat THEN 0 ELSE {_count("q.stat")} END
+                 + CASE WHEN p.overdue THEN {ahead_overdue}
+                        ELSE {_count(same, overdue)} + {ahead_timely} END AS priority_rank,
+               p.stat, p.overdue, p.category, p.urgency, p.top_finding, p.top_probability, p.flag,
+               (SELECT {listed}(finding, ', ') FROM (
+                    SELECT w.finding FROM study_contribution w
+                    WHERE w.study_id = p.study_id AND w.counts AND w.category = p.category ORDER BY w.finding
+                ) deciding) AS category_because,
+               p.received_at, {waited} AS waited_minutes, c.digest AS checkpoint_digest, y.version AS policy_version,
+               (SELECT CASE WHEN p.stat AND NOT n.stat THEN 'stat'
+                            WHEN p.overdue AND n.received_at > {overdue_before} THEN 'overdue'
+                            WHEN p.overdue AND p.received_at < n.received_at THEN 'waited_longer'
+                            WHEN p.category_a AND NOT n.category_a THEN 'category_a'
+                            WHEN p.urgency > n.urgency THEN 'urgency'
+                            WHEN p.received_at < n.received_at THEN 'arrival'
+                            ELSE 'number' END
+                FROM study_priority n WHERE n.study_id = p.next_study_id) AS above_next_because,
+               p.next_study_id, p.study_id
+        FROM (
+            SELECT p.*, coalesce(
+                CASE WHEN p.overdue THEN coalesce({behind_overdue}, {_first(URGENT, same, timely)})
+                     ELSE coalesce({behind_timely}) END,
+                CASE WHEN p.stat THEN coalesce({_first(OLDEST, "NOT q.stat", overdue)},
+                                               {_first(URGENT, "NOT q.stat", timely)}) END) AS next_study_id
+            FROM (SELECT sp.*, sp.received_at <= {overdue_before} AS overdue FROM study_priority sp) p
+            WHERE p.read_at IS NULL
+        ) p
+        JOIN study s ON s.id = p.study_id
+        LEFT JOIN checkpoint c ON c.id = p.checkpoint_id
+        LEFT JOIN policy y ON y.id = p.policy_id"""  # noqa: S608
+
+
+def _steps(order: tuple[str, ...], *, behind: bool) -> list[str]:
+    """Conditions on `q`, each one range of the index with this order, that together hold the rows before `p`."""
+    steps, equal = [], ""
+    for column in order:
+        name, _, descending = column.partition(" ")
+        sign = ">" if bool(descending) != behind else "<"
+        steps.append(f"{equal}q.{name} {sign} p.{name}")
+        equal += f"q.{name} = p.{name} AND "
+    return steps
+
+
+def _count(*conditions: str) -> str:
+    return f"(SELECT count(*) FROM study_priority q WHERE q.read_at IS NULL AND {' AND '.join(conditions)})"  # noqa: S608
+
+
+def _first(order: tuple[str, ...], *conditions: str) -> str:
+    where, columns = " AND ".join(conditions), ", ".join(f"q.{column}" for column in order)
+    return f"""(SELECT q.study_id FROM study_priority q WHERE q.read_at IS NULL AND {where}
+        ORDER BY {columns} LIMIT 1)"""  # noqa: S608
 
 
 def upgrade() -> None:
@@ -518,7 +596,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_study_priority_oldest",
         "study_priority",
-        [sa.text("stat DESC"), "received_at", "study_id"],
+        [sa.text("stat DESC"), "received_at", sa.text("category_a DESC"), sa.text("urgency DESC"), "study_id"],
         postgresql_where=sa.text("read_at IS NULL"),
         sqlite_where=sa.text("read_at IS NULL"),
     )

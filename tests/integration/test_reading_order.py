@@ -18,6 +18,7 @@ LISTS = {  # studies, share overdue, share STAT
     "nothing overdue": (250, 0.0, 0.1),
     "more STAT studies than the head holds": (260, 0.4, 0.8),
     "all alike": (30, 0.0, 0.0),
+    "one import, overdue": (250, 1.0, 0.1),
 }
 
 
@@ -29,6 +30,8 @@ def studies(kind: str) -> list[dict]:
     for number in range(1, count + 1):
         late = dice.random() < overdue
         waited = dice.randint(MAX_WAIT_MINUTES + 2, 3000) if late else dice.choice([0, 5, 30, 30, 700])
+        if kind == "one import, overdue":
+            waited = dice.choice([800, 1000])
         category = dice.choice("ABCD")
         rows.append(
             {

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from sqlalchemy import RowMapping, select
+from sqlalchemy import RowMapping
 from sqlalchemy.orm import Session
 
-from db import worklist
-from db.models import FINDING_COLUMNS, Checkpoint, FilmScore, Instance, PolicyRow, Study, StudyPriority
+from db import lookup, worklist
+from db.models import Instance, Study
 from db.session import read_scope
 from training.dicom import PixelHeader, UnusablePixels, open_dataset, read_header
 from worker import policy, priority
@@ -62,9 +62,7 @@ def _pixel_objection(path: Path, house: House) -> list[tuple[str, str]]:
 def explain_uid(house: House, uid: str) -> Explained:
     """A study's rank and what made it, by its Study Instance UID or by the SOP Instance UID of one of its films."""
     with read_scope(house.engine) as session:
-        study = session.scalar(select(Study).where(Study.study_instance_uid == uid))
-        if study is None:
-            study = session.scalar(select(Study).join(Instance).where(Instance.sop_instance_uid == uid))
+        study = lookup.study_by_uid(session, uid)
         if study is None:
             raise NothingToExplain("no such file, and the database knows no study or film with this UID")
         return _explain_study(session, study)
@@ -73,35 +71,24 @@ def explain_uid(house: House, uid: str) -> Explained:
 def _explain_study(session: Session, study: Study) -> Explained:
     facts = [("study", study.study_instance_uid), ("state", study.state)]
     facts += [("reason", f"{study.reason}: {study.detail or ''}")] if study.reason else []
-    tables = [_films_table(session, study)]
-    place = session.get(StudyPriority, study.id)
-    if place is None:
+    tables = [_instances_table(lookup.instances_of(session, study))]
+    found = lookup.place_of(session, study)
+    if found is None:
         return Explained("Not on the worklist", [*facts, ("why", "nothing in it can be a chest film")], tables)
-    rows = worklist.neighbours(session, study.id)
-    facts += _rank_facts(rows, study.id) + [("flag", str(place.flag))] * bool(place.flag)
-    stored = session.get(PolicyRow, place.policy_id) if place.policy_id else None
-    checkpoint = session.get(Checkpoint, place.checkpoint_id) if place.checkpoint_id else None
+    place, stored, checkpoint = found
+    facts += _rank_facts(worklist.neighbours(session, study.id), study.id)
+    facts += [("flag", place.flag)] if place.flag else []
     facts += [("policy", f"version {stored.version}")] if stored else []
     if stored is None or checkpoint is None:
         return Explained("Not scored", facts, tables)
     facts.append(("checkpoint", f"{checkpoint.network}, digest {checkpoint.digest[:12]}"))
     rules = policy.from_rows(session, stored)
-    probabilities = study_probabilities(session, study.id, checkpoint.id)
+    films = lookup.film_probabilities(session, study, checkpoint)
+    probabilities = [float(p) for p in priority.study_probabilities(films)]
     thresholds = {f: cuts[policy.THRESHOLD] for f, cuts in checkpoint.header.get("thresholds", {}).items()}
     facts.append(("category", f"{place.category}: {_category_rule(probabilities, rules, thresholds)}"))
     tables.append(_contributions_table(probabilities, rules, thresholds))
     return Explained("Why it stands where it stands", facts, tables)
-
-
-def study_probabilities(session: Session, study_id: int, checkpoint_id: int) -> list[float]:
-    """A study's (11,) probabilities: the maximum over its films under one checkpoint."""
-    columns = [getattr(FilmScore, name) for name in FINDING_COLUMNS]
-    films = session.execute(
-        select(*columns)
-        .join(Instance, Instance.id == FilmScore.instance_id)
-        .where(Instance.study_id == study_id, FilmScore.checkpoint_id == checkpoint_id, Instance.state == "scored")
-    ).all()
-    return [float(p) for p in priority.study_probabilities([tuple(film) for film in films])]
 
 
 def _rank_facts(rows: Sequence[RowMapping], study_id: int) -> list[tuple[str, str]]:
@@ -141,8 +128,7 @@ def _category_rule(probabilities: list[float], rules: priority.Policy, threshold
     return f"{', '.join(deciding)} at or above threshold" if deciding else "no finding reaches its threshold"
 
 
-def _films_table(session: Session, study: Study) -> TableOf:
-    instances = session.scalars(select(Instance).where(Instance.study_id == study.id).order_by(Instance.id))
+def _instances_table(instances: Sequence[Instance]) -> TableOf:
     rows = [(i.view or "-", i.state, i.reason or "-", i.evidence or "-", i.flags or "-") for i in instances]
     return ("Its instances", ("view", "state", "reason", "evidence", "flags"), rows)
 

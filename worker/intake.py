@@ -12,15 +12,13 @@ from pathlib import Path
 
 import structlog
 from pydicom.dataset import Dataset
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from db import ledger
+from db import ledger, lookup
 from db.ledger import Arrival, Placement, Registered
-from db.models import Site
 from db.session import read_scope, session_scope
 from training.dicom import UnusablePixels, read_header
-from worker.errors import Unavailable, UnusableStudy
+from worker.errors import UnusableStudy
 from worker.house import House, file_digest
 from worker.view_evidence import text_of
 from worker.views import HEADER_TAGS, Skipped, ViewRules, frontal
@@ -97,7 +95,8 @@ def receive(house: House, paths: Iterable[Path], *, on_file: Callable[[], None] 
     Each file is committed with a few neighbours, and what fails costs only itself.
     """
     received, unscored = Received(), house.live().unscored
-    secret = _patient_key_secret(house)
+    with read_scope(house.engine) as session:
+        secret = lookup.patient_key_secret(session)
     found = find_files(paths)
     while files := list(islice(found, FILES_PER_TRANSACTION)):
         read = [(file, _read(house, file, secret)) for file in files]
@@ -277,7 +276,7 @@ def _age_years(header: Dataset) -> int | None:
 
 def _date(header: Dataset, keyword: str) -> date | None:
     try:
-        return datetime.strptime(_text(header, keyword, 8) or "", "%Y%m%d").date()  # noqa: DTZ007 - a date, no time
+        return datetime.strptime(_text(header, keyword, 8) or "", "%Y%m%d").date()
     except ValueError:
         return None
 
@@ -293,7 +292,7 @@ def _acquired_at(header: Dataset) -> datetime | None:
     for text in texts:
         if found := re.match(r"(\d{8})(\d{2})(\d{2})(\d{2})?", text):
             try:
-                moment = datetime.strptime("".join(part or "00" for part in found.groups()), "%Y%m%d%H%M%S")  # noqa: DTZ007
+                moment = datetime.strptime("".join(part or "00" for part in found.groups()), "%Y%m%d%H%M%S")
                 return _in_utc(moment, _text(header, "TimezoneOffsetFromUTC", 5))
             except (ValueError, OverflowError, OSError):  # 20259999, or a year no clock has
                 continue
@@ -307,14 +306,6 @@ def _in_utc(moment: datetime, offset: str | None) -> datetime:
 
 
 # ------------------------------------------------------------------------------------------------------- patients
-
-
-def _patient_key_secret(house: House) -> str:
-    with read_scope(house.engine) as session:
-        secret: str | None = session.scalar(select(Site.patient_key_secret))
-    if secret is None:
-        raise Unavailable("the database has no site row: its schema was not made by `nightread db upgrade`")
-    return secret
 
 
 def _patient_key(header: Dataset, secret: str) -> str | None:

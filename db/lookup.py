@@ -1,0 +1,45 @@
+"""Single rows by what people know of them: a UID. Reads only."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from db.models import FINDING_COLUMNS, Checkpoint, FilmScore, Instance, PolicyRow, Site, Study, StudyPriority
+
+
+def patient_key_secret(session: Session) -> str:
+    """The secret that makes this site's patient keys, hex."""
+    return session.scalars(select(Site.patient_key_secret)).one()
+
+
+def study_by_uid(session: Session, uid: str) -> Study | None:
+    """The study with this Study Instance UID, or with an instance of this SOP Instance UID."""
+    study = session.scalar(select(Study).where(Study.study_instance_uid == uid))
+    return study or session.scalar(select(Study).join(Instance).where(Instance.sop_instance_uid == uid))
+
+
+def instances_of(session: Session, study: Study) -> Sequence[Instance]:
+    """A study's instances, in the order in which they came."""
+    return session.scalars(select(Instance).where(Instance.study_id == study.id).order_by(Instance.id)).all()
+
+
+def place_of(session: Session, study: Study) -> tuple[StudyPriority, PolicyRow | None, Checkpoint | None] | None:
+    """Where a study stands, by which policy and which checkpoint; None when it is not on the worklist."""
+    place = session.get(StudyPriority, study.id)
+    if place is None:
+        return None
+    policy = session.get(PolicyRow, place.policy_id) if place.policy_id else None
+    checkpoint = session.get(Checkpoint, place.checkpoint_id) if place.checkpoint_id else None
+    return place, policy, checkpoint
+
+
+def film_probabilities(session: Session, study: Study, checkpoint: Checkpoint) -> list[tuple[float, ...]]:
+    """The (11,) probabilities of each scored film of a study under one checkpoint."""
+    columns = [getattr(FilmScore, name) for name in FINDING_COLUMNS]
+    films = (
+        select(*columns)
+        .join(Instance, Instance.id == FilmScore.instance_id)
+        .where(Instance.study_id == study.id, FilmScore.checkpoint_id == checkpoint.id, Instance.state == "scored")
+    )
+    return [tuple(row) for row in session.execute(films)]

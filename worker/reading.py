@@ -7,7 +7,6 @@ every core decodes, and no decoder's hold on the interpreter slows another.
 
 import multiprocessing
 import resource
-import signal
 from collections.abc import Callable
 from concurrent.futures import Future, TimeoutError
 from dataclasses import dataclass
@@ -73,12 +72,8 @@ def read_square(path: str, sop_instance_uid: str, rules: ReadingRules) -> Square
 
 
 def _prepare_child(memory_mb: int) -> None:
-    """In a new child: bound its address space, so that a bomb ends in MemoryError and not in swap.
-
-    A terminal's Ctrl-C reaches the whole group; the parent decides what it means.
-    """
+    """In a new child: bound its address space, so that a bomb ends in MemoryError and not in swap."""
     quieten_pydicom()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, memory_mb * 2**20))
 
 

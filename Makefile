@@ -44,13 +44,14 @@ lock: $(VENV)/installed-for-tests  ## Write the newest versions that fit togethe
 help:  ## List these commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-# An environment stands as long as what it was made from.
+# An environment stands as long as what it was made from. Python compiles what is imported; torch alone holds a minute's
+# worth of modules that nobody will import, hence --no-compile.
 $(VENV)/installed: EXTRAS :=
 $(VENV)/installed-for-tests: EXTRAS := [train,test]
 $(VENV)/installed $(VENV)/installed-for-tests: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), in a few minutes: torch with CUDA is 5.5 GB (without it: see the top of the Makefile)"
-	$(if $(TORCH_INDEX),$(PIP) install --constraint constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
-	$(PIP) install --constraint constraints.txt --editable '.$(EXTRAS)'
+	$(if $(TORCH_INDEX),$(PIP) install --no-compile --constraint constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
+	$(PIP) install --no-compile --constraint constraints.txt --editable '.$(EXTRAS)'
 	@touch $@
 
 $(BIN)/python:

@@ -1,0 +1,157 @@
+"""What a network looks at on one film: Grad-CAM per finding, and the activations of every filter, layer by layer.
+
+A heat map shows where the network's evidence lies, not where the disease is, and it is scaled to its own highest value:
+it says nothing of how sure the network is. The probability beside it does.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import Tensor, nn
+
+from training.preprocessing import Preprocessing
+
+Square = npt.NDArray[np.uint8]
+Maps = npt.NDArray[np.float32]
+
+_HEAT: Final = "inferno"
+_COLOURS: Final = np.rint(colormaps[_HEAT](np.arange(256))[:, :3] * 255).astype(np.uint8)  # (256, 3)
+_STRENGTH: Final = 0.65
+"""How much of the colour covers the film where a map is highest."""
+_SHEET_PIXELS: Final = 1800
+
+
+class NoFeatureMaps(ValueError):
+    """The network has no convolution whose output is a picture: Grad-CAM does not apply to it."""
+
+
+def heatmaps(network: nn.Module, image: Square, *, preprocessing: Preprocessing, outputs: Sequence[int]) -> Maps:
+    """Grad-CAM of the network's `outputs`: float32 (outputs, size, size) in [0, 1], each scaled to its own maximum.
+
+    `network` is built and gives logits; `image` is the uint8 (size, size) square that `preprocessing.image` made. A map
+    of zeros means that nothing on the film speaks for that finding. The network is left in eval mode, its gradients
+    cleared. Selvaraju et al., Grad-CAM, ICCV 2017, at the block of the last convolution. Raises NoFeatureMaps.
+    """
+    _, block = _blocks(network)[-1]
+    # The film once per output: one forward and one backward pass explain them all.
+    films = _input(network, image, preprocessing).expand(len(outputs), -1, -1, -1)
+    with torch.enable_grad(), GradCAM(network, [block]) as cam:
+        maps = cam(films, [ClassifierOutputTarget(output) for output in outputs])
+    network.zero_grad()
+    return np.asarray(maps, dtype=np.float32)
+
+
+def activations(
+    network: nn.Module, image: Square, *, preprocessing: Preprocessing, layers: Sequence[str] = ()
+) -> Iterator[tuple[str, Maps]]:
+    """Name and output, float32 (filters, height, width), of every convolution block, or of `layers`, in their order.
+
+    Raises NoFeatureMaps for a network without any, ValueError for a layer that is none of them.
+    """
+    blocks = dict(_blocks(network))
+    if unknown := set(layers) - set(blocks):
+        raise ValueError(f"no layer {', '.join(sorted(unknown))}; there are {', '.join(blocks)}")
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _module, _inputs, output: outputs.__setitem__(name, output.detach())
+
+    hooks = [blocks[name].register_forward_hook(keep(name)) for name in layers or blocks]
+    try:
+        with torch.inference_mode():
+            network.eval()(_input(network, image, preprocessing))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, output in outputs.items():
+        yield name, output[0].float().cpu().numpy()
+
+
+def overlay(image: Square, heat: Maps) -> Square:
+    """Heat maps (..., size, size) in [0, 1] over the film (size, size): uint8 (..., size, size, 3).
+
+    Where a map is zero the film shows through whole.
+    """
+    colour = _COLOURS[np.rint(heat * 255).astype(np.uint8)]
+    strength = _STRENGTH * heat[..., None]
+    return np.asarray(np.rint(image[..., None] * (1 - strength) + colour * strength), dtype=np.uint8)
+
+
+def write_overlay(path: Path, image: Square, heat: Maps) -> Path:
+    """One heat map over its film, as PNG of the film's size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(overlay(image, heat)).save(path)
+    return path
+
+
+def findings_sheet(
+    image: Square, heats: Maps, *, findings: Sequence[str], probabilities: npt.ArrayLike | None = None
+) -> Figure:
+    """The film, and beside it the heat map of each finding under its name and probability (N, if known)."""
+    said = [""] * len(findings) if probabilities is None else [f"  {p:.1%}" for p in np.asarray(probabilities)]
+    columns = 4
+    rows = math.ceil((len(findings) + 1) / columns)
+    figure = Figure(figsize=(3 * columns, 3.25 * rows), layout="constrained")
+    panels = [("the film", image), *((f"{finding.replace('_', ' ')}{probability}", overlay(image, heat))
+              for finding, probability, heat in zip(findings, said, heats, strict=True))]
+    axes = figure.subplots(rows, columns).ravel()
+    for one in axes:
+        one.set_axis_off()
+    for one, (title, picture) in zip(axes, panels, strict=False):
+        one.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        one.set_title(title, fontsize=11)
+    figure.suptitle("Grad-CAM: where the evidence for each finding lies, if anywhere")
+    scale = figure.colorbar(ScalarMappable(cmap=_HEAT), ax=list(axes), shrink=0.35, aspect=30, pad=0.01)
+    scale.set_label("share of the map's own maximum")
+    return figure
+
+
+def filters_sheet(image: Square, maps: Maps, *, title: str) -> Image.Image:
+    """Every filter of one layer, maps (filters, height, width), as a heat map over the film, in a grid with a title."""
+    columns = math.ceil(math.sqrt(len(maps)))
+    side = max(32, min(240, _SHEET_PIXELS // columns))
+    rows, gap, head = math.ceil(len(maps) / columns), 2, 44
+    film = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+    grown = nn.functional.interpolate(torch.from_numpy(_unit(maps))[:, None], size=(side, side), mode="bilinear")
+    tiles = np.full((rows * columns, side + gap, side + gap, 3), 255, dtype=np.uint8)
+    tiles[: len(maps), :side, :side] = overlay(film, grown[:, 0].numpy())
+    grid = tiles.reshape(rows, columns, side + gap, side + gap, 3).swapaxes(1, 2)
+    sheet = Image.new("RGB", (columns * (side + gap), head + rows * (side + gap)), "white")
+    sheet.paste(Image.fromarray(grid.reshape(rows * (side + gap), columns * (side + gap), 3)), (0, head))
+    shown = f"{title}: {len(maps)} filters of {maps.shape[1]} x {maps.shape[2]}, each scaled to its own range"
+    ImageDraw.Draw(sheet).text((8, 10), shown, fill="black", font=ImageFont.load_default(size=20))
+    return sheet
+
+
+def _unit(maps: Maps) -> Maps:
+    """Each filter scaled to [0, 1]; one that says the same everywhere is 0."""
+    low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
+    return np.asarray((maps - low) / np.where(high > low, high - low, 1), dtype=np.float32)
+
+
+def _blocks(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Each convolution with its normalisation and activation: the modules that hold a Conv2d directly, in order.
+
+    The block and not the bare convolution, whose output is neither normalised nor rectified.
+    """
+    names = dict(network.named_modules())
+    parents = [name.rpartition(".")[0] for name, module in names.items() if isinstance(module, nn.Conv2d)]
+    blocks = [(name, names[name]) for name in dict.fromkeys(parents) if name]
+    if not blocks:
+        raise NoFeatureMaps("this network has no convolution blocks")
+    return blocks
+
+
+def _input(network: nn.Module, image: Square, preprocessing: Preprocessing) -> Tensor:
+    return preprocessing.tensor(image[None]).to(next(network.parameters()).device)  # (1, channels, size, size)

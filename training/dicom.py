@@ -283,7 +283,9 @@ def _require_dicom(head: bytes) -> None:
         raise EmptyFile
     if head[128:132] == b"DICM":
         return
-    group, element, vr, length = struct.unpack("<HH2sH", head[:8].ljust(8, b"\0"))
+    if len(head) < 8:
+        raise NotDicom
+    group, element, vr, length = struct.unpack_from("<HH2sH", head)
     little = group in (0x0002, 0x0008) and element <= 0x0018
     big = head[:2] == b"\0\x08" and head[2] == 0
     explicit = vr.isalpha() and vr.isupper()

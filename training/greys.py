@@ -106,6 +106,9 @@ def _range(header: PixelHeader, values: Pixels, stored: Pixels, padding: Mask) -
         low = -(2 ** (header.bits_stored - 1)) if header.signed else 0
         allowed: Mask = (values >= low) & (values < low + 2**header.bits_stored)
         return allowed
+    if not padding.any():
+        between: Mask = (values >= stored.min()) & (values <= stored.max())
+        return between
     occurring: Mask = np.zeros(values.shape, dtype=bool)
     occurring[stored.view(f"u{stored.dtype.itemsize}")] = True
     occurring[padding] = False

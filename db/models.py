@@ -329,6 +329,8 @@ _partial_index(
     "ix_study_priority_oldest",
     StudyPriority.stat.desc(),
     StudyPriority.received_at,
+    StudyPriority.category_a.desc(),
+    StudyPriority.urgency.desc(),
     StudyPriority.study_id,
     where="read_at IS NULL",
 )

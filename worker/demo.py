@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -30,9 +31,12 @@ from worker.settings import Settings
 from worker.tables import CATEGORY_STYLES, books_table, notes
 
 ON_SHEET = 12  # studies on the contact sheet
+WIDE = 120  # a terminal with so many columns has room for three findings of a study
 
-WELCOME = """A night of [b]phantoms[/]: drawings that look like chest films and belong to nobody. The checkpoint was
-trained on real films, so its scores on drawings mean little; how they become a worklist is the real thing."""
+WELCOME = (
+    "A night of [b]phantoms[/]: drawings that look like chest films and belong to nobody. The checkpoint was trained "
+    "on real films, so its scores on drawings mean little; how they become a worklist is the real thing."
+)
 STUDY_FINDINGS = text("SELECT * FROM study_findings")
 INSTANCES = text("SELECT sop_instance_uid, state, reason FROM instance")
 STATES: dict[Outcome, str] = {"kept": "scored", "skipped": "skipped", "quarantined": "quarantined"}
@@ -82,7 +86,8 @@ def run_demo(folder: Path, *, settings: Settings, console: Console, seed: int = 
     cards = cards_of(rows[:ON_SHEET], findings, films=films_by_study(written), limits=house.pixel_limits)
     save_contact_sheet(sheet, cards, heading="Nightread: the top of this morning's list", note=NOTE)
     morning = Morning(films, database, sheet, written, tally, surprises(written, ends))
-    console.print(morning_table(rows, findings, written), books_table(books), sep="\n\n")
+    best = 3 if console.width >= WIDE else 1
+    console.print(morning_table(rows, findings, written, best=best), books_table(books), sep="\n\n")
     _say_where(morning, console)
     return morning
 
@@ -149,27 +154,29 @@ def ranked_findings(row: Mapping[str, Any], scores: Mapping[str, Any] | None) ->
 
 
 def morning_table(
-    rows: Sequence[Mapping[str, Any]], findings: Mapping[str, Mapping[str, Any]], written: Sequence[Written]
+    rows: Sequence[Mapping[str, Any]],
+    findings: Mapping[str, Mapping[str, Any]],
+    written: Sequence[Written],
+    *,
+    best: int,
 ) -> Table:
-    """The worklist beside what was drawn: a phantom is the one patient whose diagnosis is certain."""
+    """The worklist, each study's `best` findings beside what was drawn: a phantom's diagnosis is certain."""
     titles = {each.study_instance_uid: each.title for each in written}
-    table = Table(
-        title="The worklist: read from the top", title_justify="left", title_style="bold", row_styles=("", "on grey7")
-    )
-    table.add_column("#", justify="right")
-    table.add_column("Cat", justify="center")
-    table.add_column("Urgency", justify="right")
-    for heading in ("Study", "The model's top findings", "Drawn", "Notes"):
-        table.add_column(heading)
+    table = Table(title="The worklist: read from the top", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.padding = (0, 1 if best > 1 else 0, 0, 0)
+    for heading, side in (("#", "right"), ("Cat", "center"), ("Urg.", "right"), ("Study", "left"), ("Model", "left")):
+        table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("Drawn")
+    table.add_column("Notes", no_wrap=True)
     for row in rows:
         style = CATEGORY_STYLES[row["category"]]
-        best = ranked_findings(row, findings.get(row["study_instance_uid"]))[:3]
+        scores = ranked_findings(row, findings.get(row["study_instance_uid"]))[:best]
         table.add_row(
             str(row["priority_rank"]),
             f"[{style}] {row['category']} [/]",
-            f"{row['urgency']:.3f}" if best else "-",
+            f"{row['urgency']:.2f}" if scores else "-",
             row["accession_number"],
-            ", ".join(f"{finding.replace('_', ' ')} {probability:.2f}" for finding, probability in best) or "-",
+            ", ".join(f"{finding.replace('_', ' ')} {probability:.2f}" for finding, probability in scores) or "-",
             titles[row["study_instance_uid"]],
             notes(row),
         )

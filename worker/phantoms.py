@@ -88,23 +88,23 @@ def plan() -> tuple[Study, ...]:
         "normal, but STAT": (_bedside(),),
         "hydropneumothorax, left": (_bedside("Pneumothorax", "Effusion", side="left", syntax=JPEGLSNearLossless),),
         "normal, 8 bits": (Film(syntax=JPEGBaseline8Bit, bits=8),),
-        "normal, MONOCHROME1 and INVERSE": (Film(photometric="MONOCHROME1", tags={"PresentationLUTShape": "INVERSE"}),),
+        "normal, INVERSE": (Film(photometric="MONOCHROME1", tags={"PresentationLUTShape": "INVERSE"}),),
         "lateral alone": (LATERAL,),
         "lateral by its code": (replace(LATERAL, tags=LATERAL_BY_CODE),),
-        "consolidation, PA by its code": (
+        "consolidation, by code": (
             Film(("Consolidation",), "left", syntax=JPEG2000Lossless, tags=PA_BY_CODE),
         ),
-        "effusion, AP by its series": (_bedside("Effusion", modality="CR", tags=AP_BY_SERIES),),
+        "effusion, by series": (_bedside("Effusion", modality="CR", tags=AP_BY_SERIES),),
         "mass, view unknown": (
             Film(("Mass",), tags={"ViewPosition": ""}, outcome="skipped", reason="view_unknown"),
         ),
         "hand": (Film(view="HAND", tags=HAND, outcome="skipped", reason="body_part_not_chest"),),
         "raw detector values": (Film(tags=RAW, outcome="skipped", reason="for_processing"),),
-        "effusion, cut short": (CUT,),
+        "effusion, cut": (CUT,),
         "no pixels": (Film(damage="no pixel data", outcome="quarantined", reason="no_pixel_data"),),
         "nodule, right": (Film(("Mass",), "right", syntax=JPEGExtended12Bit),),
         "no preamble": (Film(("Atelectasis", "Cardiomegaly"), syntax=ImplicitVRLittleEndian, damage="no preamble"),),
-        "effusion, second film cut short": (Film(("Effusion", "Cardiomegaly"), "left"), CUT),
+        "effusion, one film cut": (Film(("Effusion", "Cardiomegaly"), "left"), CUT),
         "edema, two films": (_bedside("Edema", syntax=HTJ2K, bits=16), _bedside("Edema", "Effusion")),
         "emphysema and mass": (Film(("Emphysema", "Mass"), syntax=RLELossless, photometric="MONOCHROME1"),),
     }  # fmt: skip

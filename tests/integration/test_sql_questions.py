@@ -190,6 +190,8 @@ def next_ten(rows: Rows) -> None:
 def place_of_one(rows: Rows) -> None:
     (row,) = rows
     assert (row["priority_rank"], row["category"], row["top_finding"]) == (5, "B", "Effusion")
+    assert row["category_because"] == "Effusion"
+    assert 0 <= row["waited_minutes"] < 5
 
 
 def parts_of_one(rows: Rows) -> None:

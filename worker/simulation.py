@@ -126,6 +126,8 @@ class EvaluatedCases:
 
 def cases_from_aucs(aucs: Mapping[str, float], prevalence: Mapping[str, float] = NIH_PREVALENCE) -> BinormalCases:
     """Studies as a checkpoint with these areas under the ROC curve would score them."""
+    if unknown := sorted(set(aucs) - set(FINDINGS)):
+        raise SimulationError(f"{unknown[0]} is not a finding")
     return BinormalCases({finding: OperatingPoint(prevalence[finding], auc) for finding, auc in aucs.items()})
 
 

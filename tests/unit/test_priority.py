@@ -1,7 +1,9 @@
 """The laws of the reading order, and the arithmetic under it."""
 
 import itertools
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +58,18 @@ def test_default_policy_repeats_no_code_and_guesses_none():
         assert len(codes) == len(set(codes))
     unknown = {row.finding for row in DEFAULT_POLICY.findings if row.snomed_ct is None}
     assert unknown == {"Pleural_Thickening"}
+
+
+def test_the_page_on_the_reading_order_prints_the_default_policy():
+    page = (Path(__file__).parents[2] / "docs" / "reading-order.md").read_text(encoding="utf-8")
+    printed = {
+        cells[0]: cells[1:]
+        for cells in re.findall(r"^\| (\w+) \| ([A-D]) \| ([\d.]+) \| .* \| (.+) \| (.+) \|$", page, re.M)
+    }
+    for row in DEFAULT_POLICY.findings:
+        category, weight, snomed_ct, radlex = printed[row.finding]
+        assert (category, float(weight)) == (row.category, row.weight)
+        assert (snomed_ct, radlex) == (row.snomed_ct or "-", row.radlex or "-")
 
 
 def test_default_order_of_weights_is_the_published_one():

@@ -1,5 +1,7 @@
 """The view study_place, which counts one study's rank, agrees with the worklist, which ranks them all."""
 
+from itertools import pairwise
+
 import pytest
 from sqlalchemy import Engine, text
 from test_reading_order import LISTS, fill, studies
@@ -29,9 +31,7 @@ def test_every_study_finds_its_rank_the_next_study_and_the_reason_that_priority_
     assert [place and place["next_study_id"] for place in places] == [row["study_id"] for row in rows[1:]] + [None]
     reasons = [place["above_next_because"] for place in places if place]
     assert reasons.pop() is None
-    assert [WORDS[reason] for reason in reasons] == [
-        why_before(row, below) for row, below in zip(rows, rows[1:], strict=False)
-    ]
+    assert [WORDS[reason] for reason in reasons] == [why_before(row, below) for row, below in pairwise(rows)]
 
 
 def test_neighbours_are_the_study_and_the_one_below_it(engine: Engine):

@@ -181,6 +181,55 @@ def evaluate(
         _tell_macro(judge_checkpoint(checkpoint, films, out, split=split, adjudicated=second))
 
 
+@app.command()
+def plot(
+    run: Annotated[Path, typer.Argument(help="The folder of a run or of a sweep.", exists=True, file_okay=False)],
+    *,
+    films: Annotated[
+        Path | None, typer.Option(help="The prepared folder: also draw its labels before and after sampling.")
+    ] = None,
+) -> None:
+    """Draw the pictures of a run that is over or still under way, beside its figures."""
+    from training import plots
+    from training.sampling import split_by_lists
+
+    drawn = _draw(run)
+    if (run / "sweep.csv").is_file():
+        drawn.append(plots.save(plots.learning_rates(plots.read_sweep(run)), run / "learning_rates.png"))
+    if films is not None:
+        with _told_plainly():
+            manifest = _open(films, None).manifest
+        learned = split_by_lists(manifest, {"train": run / "train.txt"})
+        figure = plots.label_distribution(manifest, learned[learned["split"] == "train"], names=("all", "trained on"))
+        drawn.append(plots.save(figure, run / "labels.png"))
+    typer.echo("\n".join(map(str, drawn)) or f"nothing to draw in {run} yet")
+
+
+@app.command()
+def explain(
+    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint that looks.", dir_okay=False)],
+    film: Annotated[Path, typer.Argument(help="A film, PNG or DICOM.", exists=True, dir_okay=False)],
+    out: Annotated[Path, typer.Argument(help="Where the pictures go.", file_okay=False)],
+    *,
+    filters: Annotated[bool, typer.Option(help="Also every filter of every layer, a picture per layer.")] = False,
+    layer: Annotated[list[str] | None, typer.Option(help="Only the filters of this layer; may be given again.")] = None,
+) -> None:
+    """Where on one film the evidence for each finding lies, and what each filter answers to."""
+    from training import explain
+    from training.checkpoint import load_checkpoint
+    from training.pixels import UnusablePixels
+    from training.prepared import pixels_of
+
+    with _told_plainly():
+        loaded = load_checkpoint(checkpoint, findings=None)
+        try:
+            square = loaded.preprocessing.image(pixels_of(film.read_bytes()))
+            written = explain.write_pictures(loaded, square, out, layers=layer or (None if filters else ()))
+        except (UnusablePixels, explain.NoFeatureMaps, explain.UnknownLayer) as wrong:
+            raise typer.BadParameter(str(wrong)) from wrong
+    typer.echo("\n".join(map(str, written)))
+
+
 def _open(folder: Path, size: int | None) -> "Prepared":
     from training.prepared import open_prepared
 
@@ -193,16 +242,20 @@ def _select(folder: Path, size: int | None, selection: Selection, *, seed: int) 
     return select(_open(folder, size), selection, seed=seed)
 
 
-def _draw(run: Path) -> None:
-    """The paper's pictures of a run, beside its figures."""
+def _draw(run: Path) -> list[Path]:
+    """The paper's pictures of a run, beside its figures, if it has any on validation films."""
     import pandas as pd
 
     from training import plots
 
-    epochs = pd.read_csv(run / "metrics.csv")
-    if "validation/auroc/macro" in epochs:
-        plots.save(plots.training_curves(epochs), run / "training_curves.png")
-        plots.save(plots.false_negatives(epochs), run / "false_negatives.png")
+    written = run / "metrics.csv"
+    epochs = pd.read_csv(written) if written.is_file() else pd.DataFrame()
+    if "validation/auroc/macro" not in epochs:
+        return []
+    return [
+        plots.save(plots.training_curves(epochs), run / "training_curves.png"),
+        plots.save(plots.false_negatives(epochs), run / "false_negatives.png"),
+    ]
 
 
 def _tell(checkpoint: Path) -> None:

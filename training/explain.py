@@ -20,6 +20,8 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
+from training.checkpoint import Checkpoint, build
+from training.plots import save
 from training.preprocessing import Preprocessing
 
 Square = npt.NDArray[np.uint8]
@@ -30,6 +32,10 @@ _COLOURS: Final = np.rint(colormaps[_HEAT](np.arange(256))[:, :3] * 255).astype(
 _STRENGTH: Final = 0.65
 """How much of the colour covers the film where a map is highest."""
 _SHEET_PIXELS: Final = 1800
+
+
+class UnknownLayer(ValueError):
+    """The network has no convolution block of that name."""
 
 
 class NoFeatureMaps(ValueError):
@@ -53,21 +59,22 @@ def heatmaps(network: nn.Module, image: Square, *, preprocessing: Preprocessing,
 
 
 def activations(
-    network: nn.Module, image: Square, *, preprocessing: Preprocessing, layers: Sequence[str] = ()
+    network: nn.Module, image: Square, *, preprocessing: Preprocessing, layers: Sequence[str] | None = None
 ) -> Iterator[tuple[str, Maps]]:
     """Name and output, float32 (filters, height, width), of every convolution block, or of `layers`, in their order.
 
-    Raises NoFeatureMaps for a network without any, ValueError for a layer that is none of them.
+    Raises NoFeatureMaps for a network without any, UnknownLayer for a layer that is none of them.
     """
     blocks = dict(_blocks(network))
+    layers = list(blocks) if layers is None else layers
     if unknown := set(layers) - set(blocks):
-        raise ValueError(f"no layer {', '.join(sorted(unknown))}; there are {', '.join(blocks)}")
+        raise UnknownLayer(f"no layer {', '.join(sorted(unknown))}; there are {', '.join(blocks)}")
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
         return lambda _module, _inputs, output: outputs.__setitem__(name, output.detach())
 
-    hooks = [blocks[name].register_forward_hook(keep(name)) for name in layers or blocks]
+    hooks = [blocks[name].register_forward_hook(keep(name)) for name in layers]
     try:
         with torch.inference_mode():
             network.eval()(_input(network, image, preprocessing))
@@ -95,6 +102,24 @@ def write_overlay(path: Path, image: Square, heat: Maps) -> Path:
     return path
 
 
+def write_pictures(
+    checkpoint: Checkpoint, image: Square, folder: Path, *, layers: Sequence[str] | None = ()
+) -> list[Path]:
+    """grad_cam.png for one uint8 (size, size) film, and layers/NAME.png for these layers (None: all of them)."""
+    network, preprocessing = build(checkpoint), checkpoint.preprocessing
+    heats = heatmaps(network, image, preprocessing=preprocessing, outputs=range(len(checkpoint.findings)))
+    with torch.inference_mode():
+        logits = network(_input(network, image, preprocessing)).numpy()
+    probabilities = checkpoint.calibration.probabilities(logits)[0]
+    sheet = findings_sheet(image, heats, findings=checkpoint.findings, probabilities=probabilities)
+    written = [save(sheet, folder / "grad_cam.png")]
+    (folder / "layers").mkdir(exist_ok=True)
+    for name, maps in activations(network, image, preprocessing=preprocessing, layers=layers):
+        written.append(folder / "layers" / f"{name}.png")
+        filters_sheet(image, maps, title=name).save(written[-1])
+    return written
+
+
 def findings_sheet(
     image: Square, heats: Maps, *, findings: Sequence[str], probabilities: npt.ArrayLike | None = None
 ) -> Figure:
@@ -103,13 +128,16 @@ def findings_sheet(
     columns = 4
     rows = math.ceil((len(findings) + 1) / columns)
     figure = Figure(figsize=(3 * columns, 3.25 * rows), layout="constrained")
-    panels = [("the film", image), *((f"{finding.replace('_', ' ')}{probability}", overlay(image, heat))
-              for finding, probability, heat in zip(findings, said, heats, strict=True))]
+    names = [
+        f"{finding.replace('_', ' ')}{probability}{'' if heat.any() else '  (nothing)'}"
+        for finding, probability, heat in zip(findings, said, heats, strict=True)
+    ]
+    panels = [("the film", image), *zip(names, overlay(image, heats), strict=True)]
     axes = figure.subplots(rows, columns).ravel()
     for one in axes:
         one.set_axis_off()
     for one, (title, picture) in zip(axes, panels, strict=False):
-        one.imshow(picture, cmap="gray", vmin=0, vmax=255)
+        one.imshow(picture, cmap="gray", vmin=0, vmax=255)  # the colour map counts for the bare film alone
         one.set_title(title, fontsize=11)
     figure.suptitle("Grad-CAM: where the evidence for each finding lies, if anywhere")
     scale = figure.colorbar(ScalarMappable(cmap=_HEAT), ax=list(axes), shrink=0.35, aspect=30, pad=0.01)

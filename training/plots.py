@@ -27,6 +27,7 @@ RED: Final = "#D55E00"
 GRAY: Final = "#8A8F98"
 _FAINT: Final = "#D9DCE1"
 _BINS: Final = 10
+_NONE: Final = "No_finding"
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -36,22 +37,25 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def label_distribution(before: pd.DataFrame, after: pd.DataFrame) -> Figure:
+def label_distribution(
+    before: pd.DataFrame, after: pd.DataFrame, *, names: tuple[str, str] = ("before", "after")
+) -> Figure:
     """Films per finding, and without any, in two manifests: before and after undersampling."""
     findings = list(findings_in(before))
-    counts = [_counts(films, findings) for films in (before, after)]
+    rarest_last = [*before[findings].sum().sort_values(ascending=False).index, _NONE]
+    counts = [_counts(films, findings)[rarest_last] for films in (before, after)]
     figure, axes = _figure(9, 6)
-    rows = np.arange(len(counts[0]))
-    names = (f"before: {len(before):,} films", f"after: {len(after):,} films")
-    for offset, count, name, colour in zip((-0.2, 0.2), counts, names, (_FAINT, BLUE), strict=True):
+    rows = np.arange(len(rarest_last))
+    legend = (f"{names[0]}: {len(before):,} films", f"{names[1]}: {len(after):,} films")
+    for offset, count, name, colour in zip((-0.2, 0.2), counts, legend, (_FAINT, BLUE), strict=True):
         bars = axes.barh(rows + offset, count.to_numpy(), height=0.38, color=colour, label=name)
         axes.bar_label(bars, labels=[f"{number:,}" for number in count], padding=3, fontsize=8, color="#333333")
-    axes.set_yticks(rows, [_words(name) for name in counts[0].index])
+    axes.set_yticks(rows, [_words(name) for name in rarest_last])
     axes.invert_yaxis()
     axes.set_xlabel("films")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.margins(x=0.1)
-    axes.set_title("Labels before and after undersampling")
+    axes.set_title("Labels before and after sampling")
     axes.legend(loc="center right", frameon=False)
     return figure
 
@@ -89,6 +93,12 @@ def false_negatives(epochs: pd.DataFrame) -> Figure:
     each.set(title="False-negative rate of each finding", ylabel="share overlooked", ylim=(-0.02, 1.02))
     each.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
     return figure
+
+
+def read_sweep(folder: Path) -> dict[float, pd.DataFrame]:
+    """The figures of the runs under a sweep's folder, by learning rate, as `learning_rates` takes them."""
+    runs = {float(run.parent.name.removeprefix("rate-")): pd.read_csv(run) for run in folder.glob("rate-*/metrics.csv")}
+    return dict(sorted(runs.items(), reverse=True))
 
 
 def learning_rates(runs: Mapping[float, pd.DataFrame]) -> Figure:
@@ -150,16 +160,16 @@ def _wilson(truth: npt.NDArray[Any]) -> tuple[float, float, float]:
 
 
 def _counts(films: pd.DataFrame, findings: list[str]) -> pd.Series:
-    counts = films[findings].sum().astype(int).sort_values(ascending=False)
-    return pd.concat([counts, pd.Series({"No_finding": int((~films[findings].any(axis=1)).sum())})])
+    empty = ~films[findings].any(axis=1)
+    return pd.concat([films[findings].sum().astype(int), pd.Series({_NONE: int(empty.sum())})])
 
 
 def _lines(axes: Axes, epochs: pd.DataFrame, columns: Mapping[str, tuple[str, Any]]) -> None:
-    """One line per column that is there, over the epochs counted from 1; epochs without the figure are passed over."""
+    """One line per column that is there, over the epochs; those without the figure are passed over."""
     for column, (name, colour) in columns.items():
         if column in epochs:
             drawn = epochs[["epoch", column]].dropna()
-            axes.plot(drawn["epoch"] + 1, drawn[column], "o-", markersize=2.5, linewidth=1.5, color=colour, label=name)
+            axes.plot(drawn["epoch"], drawn[column], "o-", markersize=2.5, linewidth=1.5, color=colour, label=name)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _plain(axes)

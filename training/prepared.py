@@ -34,7 +34,6 @@ from training.sources import Encoded, encoded_films
 
 READY: Final = "ready"
 CONVERTED: Final = "converted_to_gray"
-BLANK: Final = ConstantImage.reason
 MISSING: Final = "missing"
 DAMAGED_ARCHIVE: Final = "damaged_archive"
 TOO_OLD: Final = f"age_over_{OLDEST_YEARS}_ignored"
@@ -138,20 +137,26 @@ def prepare(
 def decode(film: Encoded, *, preprocessings: Sequence[Preprocessing]) -> Decoded:
     """One encoded film (PNG or DICOM) as uint8 squares, or the reason why not."""
     try:
-        pixels, outcome = _pixels(film.data)
+        pixels = pixels_of(film.data)
     except UnusablePixels as unusable:
         return Decoded(film.row, unusable.reason, ())
+    squares = tuple(preprocessing.image(pixels) for preprocessing in preprocessings)
+    return Decoded(film.row, CONVERTED if _is_coloured_png(film.data) else READY, squares)
+
+
+def pixels_of(data: bytes) -> npt.NDArray[np.float32]:
+    """A file's bytes, PNG or DICOM, as float32 (rows, columns) in [0, 1]. Raises UnusablePixels, also if blank."""
+    pixels = read_png(BytesIO(data)) if data.startswith(_PNG) else read_film(dataset_in(data)).image
     if pixels.min() == pixels.max():
-        return Decoded(film.row, BLANK, ())
-    return Decoded(film.row, outcome, tuple(preprocessing.image(pixels) for preprocessing in preprocessings))
+        raise ConstantImage
+    return pixels
 
 
-def _pixels(data: bytes) -> tuple[npt.NDArray[np.float32], str]:
+def _is_coloured_png(data: bytes) -> bool:
     if not data.startswith(_PNG):
-        return read_film(dataset_in(data)).image, READY
-    pixels = read_png(BytesIO(data))
+        return False
     with Image.open(BytesIO(data)) as png:
-        return pixels, READY if png.mode in _GRAY else CONVERTED
+        return png.mode not in _GRAY
 
 
 def _side_by_side(

@@ -104,14 +104,22 @@ def _monochrome(codestream: bytes, stream: Stream, syntax: UID) -> Pixels:
     raise Undecodable
 
 
-def _jpeg_turbo(codestream: bytes, _stream: Stream) -> Pixels:
-    """libjpeg-turbo, which invents what a stream that ends too early lacks. Raises Truncated if it did.
+def _jpeg_dct(codestream: bytes, _stream: Stream) -> Pixels:
+    return _jpeg_turbo(codestream, columns=8)  # what libjpeg-turbo makes up comes in blocks
 
-    It fills in zero differences, so that the last rows repeat. So do the rows of a black border; what tells them apart
-    is that further data would change the former.
+
+def _jpeg_lossless(codestream: bytes, stream: Stream) -> Pixels:
+    return _jpeg_turbo(codestream, columns=stream.columns)  # here in rows
+
+
+def _jpeg_turbo(codestream: bytes, *, columns: int) -> Pixels:
+    """libjpeg-turbo, which makes up what a stream that ends too early lacks. Raises Truncated if it did.
+
+    It fills in zero differences, so that the last `columns` of the last rows repeat. So do those of a black border;
+    what tells them apart is that further data would change the former.
     """
     pixels: Pixels = imagecodecs.jpeg8_decode(codestream)
-    if len(pixels) == 1 or np.array_equal(pixels[-1], pixels[-2]):
+    if np.array_equal(pixels[-1, -columns:], pixels[-2:, -columns:][0]):
         longer = codestream.removesuffix(END_MARKER) + PROBE + END_MARKER
         if not np.array_equal(imagecodecs.jpeg8_decode(longer), pixels):
             raise Truncated
@@ -151,12 +159,12 @@ JPEG_FULL_PROGRESSION = UID("1.2.840.10008.1.2.4.55")
 # For one sample per pixel, the fastest first. Behind it stand only decoders that raise on damage, so never
 # pylibjpeg's libjpeg, which paints over it.
 DECODERS: dict[UID, tuple[Decode, ...]] = {
-    JPEGBaseline8Bit: (_jpeg_turbo,),
-    JPEGExtended12Bit: (_jpeg_turbo,),
-    JPEG_SPECTRAL_SELECTION: (_jpeg_turbo,),
-    JPEG_FULL_PROGRESSION: (_jpeg_turbo,),
-    JPEGLossless: (_jpeg_turbo, _jpeg_sof3),
-    JPEGLosslessSV1: (_jpeg_turbo, _jpeg_sof3),
+    JPEGBaseline8Bit: (_jpeg_dct,),
+    JPEGExtended12Bit: (_jpeg_dct,),
+    JPEG_SPECTRAL_SELECTION: (_jpeg_dct,),
+    JPEG_FULL_PROGRESSION: (_jpeg_dct,),
+    JPEGLossless: (_jpeg_lossless, _jpeg_sof3),
+    JPEGLosslessSV1: (_jpeg_lossless, _jpeg_sof3),
     JPEGLSLossless: (_charls,),
     JPEGLSNearLossless: (_charls,),
     JPEG2000Lossless: (_openjpeg,),

@@ -5,6 +5,7 @@ import struct
 import time
 import tracemalloc
 import zlib
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 

@@ -1,0 +1,261 @@
+"""Every transfer syntax gives the stored values bit for bit, or an error; never half an image."""
+
+from pathlib import Path
+
+import data_store
+import imagecodecs
+import numpy as np
+import pytest
+from dicom_files import ENCODERS, LOSSLESS_SYNTAXES, LOSSY_SYNTAXES, make_film, texture
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.uid import (
+    UID,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    JPEG2000Lossless,
+    JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSTransferSyntaxes,
+    RLELossless,
+)
+
+from training.decoders import DECODERS, decode
+from training.dicom import DEFAULT_LIMITS, PixelHeader, UnusablePixels, open_dataset
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+PYDICOM_FILES = Path(data_store.__file__).parent / "data"  # the pydicom-data wheel: no network
+ENCAPSULATED = [syntax for syntax in (*LOSSLESS_SYNTAXES, *LOSSY_SYNTAXES) if syntax.is_encapsulated]
+
+
+def name(syntax: UID) -> str:
+    return str(syntax.keyword)
+
+
+def stored(film: Dataset) -> NDArray[np.integer]:
+    return decode(film, PixelHeader.of(film, limits=DEFAULT_LIMITS))[0]
+
+
+def film_in(syntax: UID, *, rows: int = 200, columns: int = 150) -> Dataset:
+    bits = 8 if syntax == JPEGBaseline8Bit else 12
+    return make_film(pixels=texture(rows, columns, bits=bits), bits=bits, transfer_syntax=syntax)
+
+
+def codestream_of(film: Dataset) -> bytes:
+    return get_frame(film.PixelData, 0, number_of_frames=1).rstrip(b"\0")
+
+
+def refusal(film: Dataset) -> str:
+    with pytest.raises(UnusablePixels) as refused:
+        stored(film)
+    return refused.value.reason
+
+
+@pytest.mark.parametrize(("bits", "signed"), [(8, 0), (10, 0), (12, 0), (16, 0), (12, 1), (16, 1)])
+@pytest.mark.parametrize("syntax", LOSSLESS_SYNTAXES, ids=name)
+def test_lossless_syntaxes_give_back_what_was_stored(syntax: UID, bits: int, signed: int) -> None:
+    pixels = texture(61, 47, bits=bits, signed=bool(signed))  # odd sides: odd lengths, padding
+    decoded = stored(make_film(pixels=pixels, bits=bits, transfer_syntax=syntax))
+    assert decoded.dtype.newbyteorder("=") == pixels.dtype
+    np.testing.assert_array_equal(decoded, pixels)
+
+
+@pytest.mark.parametrize("syntax", LOSSY_SYNTAXES, ids=name)
+def test_lossy_syntaxes_come_close(syntax: UID) -> None:
+    film = film_in(syntax)
+    pixels = texture(200, 150, bits=int(film.BitsStored))
+    assert np.abs(stored(film).astype(int) - pixels).max() < 2**film.BitsStored / 16
+
+
+@pytest.mark.parametrize("predictor", range(1, 8))
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_all_predictors_of_jpeg_lossless_are_decoded(predictor: int, bits: int) -> None:
+    pixels = texture(50, 40, bits=bits)
+    film = make_film(pixels=pixels, bits=bits, transfer_syntax=JPEGLossless)
+    stream = imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=predictor, bitspersample=bits)
+    film.PixelData = encapsulate([stream])
+    np.testing.assert_array_equal(stored(film), pixels)
+
+
+@pytest.mark.parametrize("syntax", ENCAPSULATED, ids=name)
+def test_a_frame_in_many_fragments_is_put_together(syntax: UID) -> None:
+    film = film_in(syntax)
+    whole = stored(film)
+    film.PixelData = encapsulate([codestream_of(film) + b"\0" * 3], fragments_per_frame=5)
+    np.testing.assert_array_equal(stored(film), whole)
+
+
+@pytest.mark.parametrize("padding", [b"", b"\0", b"\xff", b" ", bytes(512)])
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEG2000Lossless, JPEGLSLossless, HTJ2KLossless], ids=name)
+def test_padding_behind_the_end_marker_does_no_harm(syntax: UID, padding: bytes) -> None:
+    film = film_in(syntax)
+    whole = stored(film)
+    film.PixelData = encapsulate([codestream_of(film) + padding])
+    np.testing.assert_array_equal(stored(film), whole)
+
+
+@pytest.mark.parametrize("syntax", ENCAPSULATED, ids=name)
+def test_a_truncated_stream_is_never_half_an_image(syntax: UID) -> None:
+    film = film_in(syntax)
+    codestream = codestream_of(film)
+    ends = [*range(1, len(codestream), len(codestream) // 40), *range(len(codestream) - 9, len(codestream))]
+    for end in ends:
+        film.PixelData = encapsulate([codestream[:end]])
+        assert refusal(film) in ("truncated", "undecodable"), f"cut at {end} of {len(codestream)}"
+
+
+@pytest.mark.parametrize("syntax", [s for s in ENCAPSULATED if s != RLELossless], ids=name)
+def test_a_truncated_stream_with_an_end_marker_put_behind_it_is_never_half_an_image(syntax: UID) -> None:
+    film = film_in(syntax)
+    codestream = codestream_of(film)
+    for share in np.linspace(0.05, 0.97, 24):
+        film.PixelData = encapsulate([codestream[: int(share * len(codestream))] + b"\xff\xd9"])
+        assert refusal(film) in ("truncated", "undecodable"), f"cut at {share:.0%}"
+
+
+@pytest.mark.parametrize("syntax", [s for s in ENCAPSULATED if s != RLELossless], ids=name)
+def test_a_stream_whose_rest_is_zeros_is_refused(syntax: UID) -> None:
+    film = film_in(syntax)
+    codestream = codestream_of(film)
+    for share in (0.1, 0.5, 0.9):
+        kept = codestream[: int(share * len(codestream))]
+        film.PixelData = encapsulate([kept.ljust(len(codestream), b"\0")])
+        assert refusal(film) in ("truncated", "undecodable")
+
+
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEGLossless, JPEGBaseline8Bit, JPEGExtended12Bit], ids=name)
+def test_a_black_border_below_is_no_sign_of_truncation(syntax: UID) -> None:
+    bits = 8 if syntax == JPEGBaseline8Bit else 12
+    pixels = texture(128, 96, bits=bits)
+    pixels[96:] = 0
+    film = make_film(pixels=pixels, bits=bits, transfer_syntax=syntax)
+    assert (stored(film)[100:] == 0).all()
+
+
+@pytest.mark.parametrize("syntax", ENCAPSULATED, ids=name)
+def test_bit_errors_end_in_an_image_of_the_right_size_or_an_error(syntax: UID) -> None:
+    film = film_in(syntax, rows=64, columns=48)
+    codestream = codestream_of(film)
+    rng = np.random.default_rng(3)
+    for _ in range(60):
+        damaged = bytearray(codestream)
+        damaged[rng.integers(len(damaged))] ^= int(rng.integers(1, 256))
+        film.PixelData = encapsulate([bytes(damaged)])
+        try:
+            decoded = stored(film)
+        except UnusablePixels:
+            continue
+        assert decoded.shape == (64, 48)
+
+
+def test_htj2k_damage_in_mid_image_does_not_pass_as_the_rows_before_it() -> None:
+    film = film_in(HTJ2KLossless)
+    codestream = bytearray(codestream_of(film))
+    whole = stored(film)
+    middle = len(codestream) // 2
+    codestream[middle : middle + 4000] = b"\xff" * 4000
+    film.PixelData = encapsulate([bytes(codestream)])
+    try:
+        decoded = stored(film)
+    except UnusablePixels:
+        return
+    assert not (decoded[-1] == 0x55).all()
+    assert decoded.shape == whole.shape
+
+
+@pytest.mark.parametrize("syntax", [s for s in ENCAPSULATED if s != RLELossless], ids=name)
+def test_a_codestream_larger_than_its_header_says_is_not_decoded(syntax: UID) -> None:
+    film = film_in(syntax)
+    film.Rows, film.Columns = 20, 20
+    assert refusal(film) == "undecodable"
+
+
+def test_a_codestream_with_more_bits_than_are_allocated_is_refused() -> None:
+    film = make_film(pixels=texture(20, 20, bits=8), transfer_syntax=JPEGLosslessSV1)
+    film.PixelData = encapsulate([ENCODERS[JPEGLosslessSV1](texture(20, 20, bits=12), 12)])
+    assert refusal(film) == "bad_pixel_header"
+
+
+def test_native_pixels_that_are_too_few_are_truncated_and_too_many_are_not_read() -> None:
+    film = make_film(pixels=texture(20, 20, bits=12), bits=12)
+    whole = film.PixelData
+    film.PixelData = whole + bytes(100)
+    np.testing.assert_array_equal(stored(film), texture(20, 20, bits=12))
+    film.PixelData = whole[:-2]
+    assert refusal(film) == "truncated"
+
+
+def test_compressed_pixels_under_a_native_syntax_are_refused() -> None:
+    film = film_in(JPEGLosslessSV1)
+    film["PixelData"].is_undefined_length = True
+    film.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    assert refusal(film) == "bad_pixel_header"
+
+
+def test_native_pixels_under_a_compressed_syntax_are_refused() -> None:
+    film = make_film(pixels=texture(64, 48, bits=12), bits=12)
+    for syntax in ENCAPSULATED:
+        film.file_meta.TransferSyntaxUID = syntax
+        assert refusal(film) in ("undecodable", "truncated")
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless], ids=name)
+def test_overlay_bits_above_the_stored_ones_are_removed(syntax: UID) -> None:
+    pixels = texture(30, 20, bits=12)
+    overlaid = pixels | (np.arange(600, dtype=np.uint16).reshape(30, 20) % 16 << 12)
+    film = make_film(pixels=overlaid, bits=16, transfer_syntax=syntax, BitsStored=12, HighBit=11)
+    np.testing.assert_array_equal(stored(film), pixels)
+
+
+def test_signed_values_that_were_written_without_their_high_bits_get_their_sign_back() -> None:
+    pixels = texture(30, 20, bits=12, signed=True)
+    film = make_film(pixels=(pixels.view(np.uint16) & 0xFFF), bits=12, PixelRepresentation=1)
+    np.testing.assert_array_equal(stored(film), pixels)
+
+
+@pytest.mark.parametrize("syntax", DECODERS, ids=name)
+def test_every_fast_decoder_meets_an_empty_frame_with_an_error(syntax: UID) -> None:
+    film = make_film(pixels=texture(20, 20, bits=8))
+    film.file_meta.TransferSyntaxUID = syntax
+    for frame in (b"\0\0", b"\xff\xd9", b"\xff\xd8\xff\xd9", b"\xff\x4f\xff\x51\xff\xd9", b"\xff\xd8" + b"\xff" * 50):
+        film.PixelData = encapsulate([frame])
+        assert refusal(film) in ("undecodable", "truncated", "bad_pixel_header")
+
+
+def same_as_pydicom(path: Path) -> bool:
+    """Whether a file's stored values are what pydicom's default plugins make of it; skips what is no single film."""
+    try:
+        film = open_dataset(path)
+        header = PixelHeader.of(film, limits=DEFAULT_LIMITS)
+        ours, _ = decode(film, header)
+    except UnusablePixels:
+        return False
+    film.file_meta.TransferSyntaxUID = header.transfer_syntax
+    lossy_dct = (JPEGBaseline8Bit, JPEGExtended12Bit)
+    if header.transfer_syntax in lossy_dct or header.transfer_syntax not in known_to_pydicom():
+        return False  # two inverse cosine transforms may differ by one
+    theirs = film.pixel_array
+    assert ours.dtype.kind == theirs.dtype.kind
+    np.testing.assert_array_equal(ours, theirs, err_msg=path.name)
+    return True
+
+
+def known_to_pydicom() -> set[UID]:
+    return {*LOSSLESS_SYNTAXES, *LOSSY_SYNTAXES, *JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes}
+
+
+def test_the_files_of_the_pydicom_data_wheel_are_bit_exact() -> None:
+    paths = sorted(PYDICOM_FILES.glob("*.dcm"))
+    assert sum(same_as_pydicom(path) for path in paths if path.stat().st_size < 600_000) > 25
+
+
+def test_the_collected_files_are_bit_exact(shared: Path) -> None:
+    paths = sorted(path for path in (shared / "data" / "dicom").glob("*/*") if path.is_file())
+    small = [path for path in paths if path.stat().st_size < 500_000]  # all of them take pydicom 20 seconds
+    assert sum(same_as_pydicom(path) for path in small) > 90

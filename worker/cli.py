@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,11 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from sqlalchemy.exc import OperationalError
 
 from training.checkpoint import CheckpointError
+from training.cli import app as training
 from worker import logs
 from worker.errors import Unavailable
 from worker.settings import Settings
 
 DONE, SOME_QUARANTINED, WRONG_USAGE, UNAVAILABLE = 0, 1, 2, 3
+
+MAIN_GROUPS = ("all", "normal", "category A", "Pneumothorax", "Effusion", "Consolidation")  # that simulate shows
 
 app = typer.Typer(
     name="nightread",
@@ -30,6 +33,7 @@ app = typer.Typer(
 )
 database = typer.Typer(no_args_is_help=True, help="The database's schema and roles.")
 app.add_typer(database, name="db")
+app.add_typer(training, name="train")
 
 out, err = Console(), Console(stderr=True)
 
@@ -44,6 +48,8 @@ def main() -> None:
     except ValidationError as error:
         problems = "; ".join(f"NIGHTREAD_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
         _fail(f"a setting is wrong: {problems}", WRONG_USAGE)
+    except ModuleNotFoundError as error:
+        _fail(f"this command needs the package {error.name}: pip install 'nightread[train]'", WRONG_USAGE)
     except CheckpointError as error:
         _fail(f"checkpoint: {error}", WRONG_USAGE)
     except Unavailable as error:
@@ -255,35 +261,57 @@ def explain(
 def simulate(
     department: Annotated[Path | None, typer.Option(help="JSON: arrivals and reading rates by hour, readers.")] = None,
     cases: Annotated[Path | None, typer.Option(help="JSON: prevalences and operating points per finding.")] = None,
+    history: Annotated[
+        int | None, typer.Option(min=1, help="Replay this site's own last so many days instead.")
+    ] = None,
     days: Annotated[int, typer.Option(min=1, help="Simulated days per seed.")] = 60,
     seeds: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 4,
     preemptive: Annotated[bool, typer.Option(help="A more urgent film interrupts a reading.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Also draw it (.png, .svg or .pdf).")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every finding and category, not only the main groups.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """What a reading order buys: minutes to the report, by finding, under several policies side by side."""
     from worker import simulation, simulation_plot
     from worker.reading_room import SimulationError
 
-    live = _house().live()
+    house = _house()
+    live = house.live()
     try:
-        rows = simulation.simulate_files(
-            policy=live.policy.policy,
-            department_file=department,
-            cases_file=cases,
-            aucs=live.header.training.get("auroc", {}),
-            preemptive=preemptive,
-            days=days,
-            seeds=seeds,
-        )
-    except SimulationError as error:
+        if history is not None:
+            rows = _replayed(house, days=history)
+        else:
+            rows = simulation.simulate_files(
+                policy=live.policy.policy,
+                department_file=department,
+                cases_file=cases,
+                aucs=live.header.training.get("auroc", {}),
+                preemptive=preemptive,
+                days=days,
+                seeds=seeds,
+            )
+        if plot is not None:
+            simulation_plot.plot(rows, plot)
+    except (SimulationError, simulation_plot.PlotUnavailable) as error:
         raise typer.BadParameter(str(error)) from error
-    if plot is not None:
-        simulation_plot.plot(rows, plot)
     if as_json:
         _print_json(simulation.as_records(rows))
     else:
-        out.print(simulation_plot.table(rows))
+        out.print(simulation_plot.table(rows, groups=None if everything else MAIN_GROUPS))
+
+
+def _replayed(house: Any, *, days: int) -> Any:
+    from db.base import database_now
+    from db.session import read_scope
+    from worker.replay import read_history, replay
+    from worker.simulation import default_disciplines
+
+    policy = house.live().policy.policy
+    with read_scope(house.engine) as session:
+        since = database_now(session) - timedelta(days=days)
+        return replay(read_history(session, since=since), disciplines=default_disciplines(policy))
 
 
 @app.command()
@@ -315,7 +343,8 @@ def demo(
 
     settings = Settings()
     logs.configure(level="warning", style=settings.log_format)
-    run_demo(folder, settings=settings, console=out)
+    morning = run_demo(folder, settings=settings, console=out)
+    raise typer.Exit(SOME_QUARANTINED if morning.surprises else DONE)
 
 
 # ------------------------------------------------------------------------------------------------------ the database
@@ -341,8 +370,14 @@ def db_roles(
     from db import roles
     from db.session import make_engine
 
-    passwords = {role: (password_dir / role).read_text().strip() for role in roles.ROLES}
-    roles.create_roles(make_engine(Settings().database_url), passwords)
+    engine = make_engine(Settings().database_url)
+    if engine.dialect.name != "postgresql":
+        raise typer.BadParameter("roles are PostgreSQL's; for SQLite the file's permissions decide")
+    try:
+        passwords = {role: (password_dir / role).read_text().strip() for role in roles.ROLES}
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read a password file: {error.strerror}") from error
+    roles.create_roles(engine, passwords)
     out.print(f"roles: {', '.join(roles.ROLES)}")
 
 

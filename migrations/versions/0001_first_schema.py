@@ -95,11 +95,10 @@ ORDER = """p.stat DESC, p.overdue DESC, CASE WHEN p.overdue THEN p.received_at E
     p.category_a DESC, p.urgency DESC, p.received_at, p.study_id"""
 
 RANKED = """
-    SELECT row_number() OVER (ORDER BY {order}) AS priority_rank,
-           s.study_instance_uid, s.accession_number, p.category, p.urgency, p.top_finding, p.top_probability,
-           s.acquired_at, p.received_at, p.overdue, p.stat, p.flag, c.digest AS checkpoint_digest,
+    SELECT {rank} AS priority_rank, s.study_instance_uid, s.accession_number, p.category, p.urgency, p.top_finding,
+           p.top_probability, s.acquired_at, p.received_at, p.overdue, p.stat, p.flag, c.digest AS checkpoint_digest,
            y.version AS policy_version, p.study_id
-    FROM {rows} p
+    FROM ({rows}) p
     JOIN study s ON s.id = p.study_id
     LEFT JOIN checkpoint c ON c.id = p.checkpoint_id
     LEFT JOIN policy y ON y.id = p.policy_id"""
@@ -185,10 +184,8 @@ def _study_contribution(checkpoint_threshold: str) -> str:
 
 def _worklist(overdue_before: str) -> str:
     """Every unread study with its rank, computed when it is read."""
-    rows = (
-        f"(SELECT sp.*, sp.received_at <= {overdue_before} AS overdue FROM study_priority sp WHERE sp.read_at IS NULL)"  # noqa: S608
-    )
-    return RANKED.format(order=ORDER, rows=rows)
+    rows = f"SELECT sp.*, sp.received_at <= {overdue_before} AS overdue FROM study_priority sp WHERE sp.read_at IS NULL"  # noqa: S608
+    return RANKED.format(rank=f"row_number() OVER (ORDER BY {ORDER})", rows=rows)
 
 
 def _next_to_read(overdue_before: str) -> str:
@@ -199,8 +196,6 @@ def _next_to_read(overdue_before: str) -> str:
     """
     overdue, timely = f"received_at <= {overdue_before}", f"received_at > {overdue_before}"
     oldest, urgent = ", ".join(OLDEST), ", ".join(URGENT)
-    columns = """study_id, category, category_a, urgency, top_finding, top_probability, received_at, stat, flag,
-        checkpoint_id, policy_id"""
     full = f"""(SELECT count(*) FROM (SELECT 1 FROM study_priority
         WHERE read_at IS NULL AND NOT stat AND {overdue} LIMIT {NEXT}) o) >= {NEXT}"""  # noqa: S608
     parts = (
@@ -209,14 +204,18 @@ def _next_to_read(overdue_before: str) -> str:
         (f"NOT stat AND {overdue}", "true", oldest),
         (f"NOT stat AND {timely} AND NOT {full}", "false", urgent),
     )
-    rows = " UNION ALL ".join(
-        f"SELECT * FROM (SELECT {columns}, {is_overdue} AS overdue FROM study_priority "  # noqa: S608
-        f"WHERE read_at IS NULL AND {where} ORDER BY {order} LIMIT {NEXT}) part_{number}"
+    # Only what the indexes hold until the head is cut: a row that does not make it costs no look-up in a table.
+    parts_of_head = " UNION ALL ".join(
+        f"""SELECT * FROM (
+            SELECT study_id, stat, category_a, urgency, received_at, {is_overdue} AS overdue
+            FROM study_priority WHERE read_at IS NULL AND {where} ORDER BY {order} LIMIT {NEXT}) part_{number}"""  # noqa: S608
         for number, (where, is_overdue, order) in enumerate(parts)
     )
-    # Cut before the joins: what each part brought beyond the head costs no look-ups in other tables.
-    head = f"(SELECT * FROM ({rows}) p ORDER BY {ORDER} LIMIT {NEXT})"  # noqa: S608
-    return RANKED.format(order=ORDER, rows=head) + " ORDER BY priority_rank"
+    head = f"""SELECT p.study_id, p.overdue, row_number() OVER (ORDER BY {ORDER}) AS priority_rank
+        FROM ({parts_of_head}) p ORDER BY {ORDER} LIMIT {NEXT}"""  # noqa: S608
+    rows = f"""SELECT sp.*, head.overdue, head.priority_rank
+        FROM ({head}) head JOIN study_priority sp ON sp.study_id = head.study_id"""  # noqa: S608
+    return RANKED.format(rank="p.priority_rank", rows=rows) + " ORDER BY p.priority_rank"
 
 
 def _study_place(overdue_before: str, *, waited: str, listed: str) -> str:

@@ -99,7 +99,9 @@ def _monochrome(codestream: bytes, stream: Stream, syntax: UID) -> Pixels:
     for decoder in DECODERS[syntax]:
         try:
             return decoder(codestream, stream)
-        except RuntimeError:  # what imagecodecs' errors are; its last decoder may read what the first cannot
+        except Truncated:
+            raise
+        except (RuntimeError, ValueError):  # imagecodecs' own errors are RuntimeErrors
             continue
     raise Undecodable
 

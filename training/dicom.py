@@ -183,7 +183,7 @@ class PixelHeader:
             bits_allocated=_whole(dataset, "BitsAllocated"),
             bits_stored=_whole(dataset, "BitsStored", default=_whole(dataset, "BitsAllocated")),
             signed=_whole(dataset, "PixelRepresentation", default=0) == 1,
-            photometric=str(dataset.get("PhotometricInterpretation") or "").strip().upper(),
+            photometric=str(element_value(dataset, "PhotometricInterpretation") or "").strip().upper(),
             transfer_syntax=_transfer_syntax(dataset),
         )
         header._check(limits)
@@ -347,8 +347,11 @@ def _require_one_frame(dataset: Dataset) -> None:
         raise NoPixelData
     if present != ["PixelData"]:
         raise UnsupportedPixels
-    if not dataset.PixelData:
+    pixel_data = element_value(dataset, "PixelData")
+    if not pixel_data:
         raise NoPixelData("The object's pixel data is empty.")
+    if not isinstance(pixel_data, bytes):
+        raise BadPixelHeader("The header says that the pixel data is something else than bytes.")
     if _whole(dataset, "NumberOfFrames", default=1) > 1:
         raise MultiFrame
 

@@ -1,0 +1,240 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from training.checkpoint import load_checkpoint
+from training.fit import (
+    Diverged,
+    Films,
+    OtherRun,
+    fit,
+    freeze,
+    launch,
+    make_learner,
+    predict,
+    rate_at,
+    train_epoch,
+    training_batches,
+)
+from training.networks import input_of, make_network
+from training.prepared import Prepared
+from training.preprocessing import Preprocessing
+from training.settings import Settings, UnusableSettings
+
+SETTINGS = Settings(start="chance", epochs=3, batch_size=6, accelerator="cpu", warmup_steps=2)
+
+
+def films_of(*, size: int = 32, films: int = 36) -> Prepared:
+    """Squares of noise, brighter where there is Mass; the same at every call."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random((films, 2)) < 0.4).astype(np.uint8)
+    images = rng.integers(0, 128, (films, size, size), dtype=np.uint8) + labels[:, :1, None] * np.uint8(90)
+    manifest = pd.DataFrame(
+        {"image": [f"{k}.png" for k in range(films)], "patient_id": [str(k // 2) for k in range(films)]}
+    )
+    manifest["split"] = np.repeat(["train", "validation"], [films * 2 // 3, films - films * 2 // 3])
+    return Prepared(manifest.assign(Mass=labels[:, 0], Edema=labels[:, 1]), images, Preprocessing(size=size))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    fit(films_of(), SETTINGS, folder, progress=False)
+    return folder
+
+
+def test_a_run_leaves_its_settings_lists_figures_and_checkpoint(undisturbed: Path) -> None:
+    names = {path.name.split(".")[0] for path in undisturbed.iterdir()}
+    assert names == {"run", "train", "validation", "test", "metrics", "checkpoint", "resume", "events"}
+    assert len((undisturbed / "train.txt").read_text().split()) == 24
+    figures = pd.read_csv(undisturbed / "metrics.csv")
+    assert figures["epoch"].tolist() == [1, 2, 3]
+    assert {"train_loss", "validation/loss", "validation/auroc/macro", "validation/exact_match/all"} <= set(figures)
+    checkpoint = load_checkpoint(undisturbed / "checkpoint.safetensors", findings=("Mass", "Edema"))
+    best = figures["validation/auroc/macro"].idxmax() + 1
+    assert checkpoint.training["epoch"] == best
+    assert checkpoint.training["films"] == {"train": 24, "validation": 12, "test": 0}
+    assert checkpoint.calibration.shift != (0.0, 0.0)
+
+
+def test_the_same_run_twice_gives_the_same_digest(undisturbed: Path, tmp_path: Path) -> None:
+    again = fit(films_of(), SETTINGS, tmp_path, progress=False)
+    assert again.read_bytes() == (undisturbed / "checkpoint.safetensors").read_bytes()
+
+
+def test_another_seed_gives_another_network(undisturbed: Path, tmp_path: Path) -> None:
+    again = fit(films_of(), replace(SETTINGS, seed=1, epochs=1), tmp_path, progress=False)
+    assert again.read_bytes() != (undisturbed / "checkpoint.safetensors").read_bytes()
+
+
+KILLED_IN_EPOCH_2 = """
+import os, signal, sys
+from pathlib import Path
+import torch
+import training.fit
+from tests.unit.test_fit import SETTINGS, films_of
+torch.set_num_threads(int(sys.argv[2]))
+rate_at = training.fit.rate_at
+def killing(step, learner):
+    if step == learner.steps_per_epoch + 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rate_at(step, learner)
+training.fit.rate_at = killing
+training.fit.fit(films_of(), SETTINGS, Path(sys.argv[1]), progress=False)
+"""
+
+
+def test_a_run_killed_in_its_second_epoch_ends_like_one_that_was_not(undisturbed: Path, tmp_path: Path) -> None:
+    root, threads = Path(__file__).parents[2], str(torch.get_num_threads())
+    child = [sys.executable, "-c", KILLED_IN_EPOCH_2, str(tmp_path), threads]
+    assert subprocess.run(child, cwd=root, check=False).returncode == -signal.SIGKILL
+    assert len(pd.read_csv(tmp_path / "metrics.csv")) == 1
+    fit(films_of(), SETTINGS, tmp_path, progress=False)
+    for name in ("metrics.csv", "checkpoint.safetensors"):
+        assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_a_finished_run_has_nothing_left_to_do(undisturbed: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.glob("*.*") if "events" not in path.name}
+    fit(films_of(), SETTINGS, undisturbed, progress=False)
+    changed = {path.name for path, then in before.items() if path.stat().st_mtime_ns != then}
+    assert changed <= {"run.json", "train.txt", "validation.txt", "test.txt"}
+
+
+def test_a_folder_of_another_run_is_refused(undisturbed: Path) -> None:
+    with pytest.raises(OtherRun):
+        fit(films_of(), replace(SETTINGS, learning_rate=1.0), undisturbed, progress=False)
+    with pytest.raises(OtherRun):
+        fit(films_of(films=30), SETTINGS, undisturbed, progress=False)
+    assert json.loads((undisturbed / "run.json").read_text())["learning_rate"] == SETTINGS.learning_rate
+
+
+def test_it_learns_what_can_be_learned(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, network="shufflenet_v2_x0_5", loss="bce", augment=False, epochs=5, learning_rate=5e-3)
+    fit(films_of(), settings, tmp_path, progress=False)
+    assert pd.read_csv(tmp_path / "metrics.csv")["validation/auroc/Mass"].max() > 0.9
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, learning_rate=0.0, weight_decay=0.0, epochs=9, patience_epochs=1, frozen_blocks=19)
+    fit(films_of(), settings, tmp_path, progress=False)
+    assert len(pd.read_csv(tmp_path / "metrics.csv")) == 2
+
+
+def test_without_validation_the_last_epoch_counts_and_only_the_shift_is_known(tmp_path: Path) -> None:
+    prepared = films_of()
+    prepared = replace(prepared, manifest=prepared.manifest.assign(split="train"))
+    path = fit(prepared, replace(SETTINGS, epochs=2), tmp_path, progress=False)
+    checkpoint = load_checkpoint(path, findings=None)
+    assert checkpoint.training["epoch"] == 2
+    assert checkpoint.calibration.slope == (1.0, 1.0)
+    assert checkpoint.thresholds == {}
+
+
+def test_a_loss_that_leaves_the_numbers_is_told(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="lower learning rate"):
+        fit(films_of(), replace(SETTINGS, learning_rate=1e30, warmup_steps=0), tmp_path, progress=False)
+
+
+def learner_of(settings: Settings, folder: Path, prepared: Prepared):  # type: ignore[no-untyped-def]
+    preprocessing = input_of(settings.network, size=prepared.preprocessing.size)
+    return make_learner(launch(settings, folder), settings, Films.of(prepared, "train"), preprocessing=preprocessing)
+
+
+def test_every_film_comes_once_before_any_comes_twice(tmp_path: Path) -> None:
+    prepared = films_of()
+    learner = learner_of(replace(SETTINGS, augment=False, steps_per_epoch=3), tmp_path, prepared)
+    films = Films.of(prepared, "train")
+    seen = [
+        image.numpy()
+        for epoch in (0, 1, 2, 3)
+        for batch, _ in training_batches(learner, films, epoch=epoch)
+        for image in batch
+    ]
+    assert len(seen) == 72
+    for one_pass in (seen[:24], seen[24:48], seen[48:]):
+        assert sorted(image.tobytes() for image in one_pass) == sorted(image.tobytes() for image in films.images[:24])
+    assert [image.tobytes() for image in seen[:24]] != [image.tobytes() for image in seen[24:48]]
+
+
+def test_labels_stay_with_their_films(tmp_path: Path) -> None:
+    prepared = films_of()
+    learner = learner_of(replace(SETTINGS, augment=False), tmp_path, prepared)
+    for images, labels in training_batches(learner, Films.of(prepared, "train"), epoch=0):
+        assert ((images.float().mean(dim=(1, 2)) > 100).float() == labels[:, 0]).all()
+
+
+def test_places_with_gaps_are_followed(tmp_path: Path) -> None:
+    prepared = films_of()
+    prepared = replace(prepared, manifest=prepared.manifest.drop(index=[0, 7, 8]))
+    films = Films.of(prepared, "train")
+    assert torch.equal(films.read(np.array([0, 6])), torch.from_numpy(prepared.images[[1, 9]]))
+    assert films.labels[6].tolist() == prepared.manifest.loc[9, ["Mass", "Edema"]].tolist()
+
+
+def test_the_rate_rises_then_falls_to_nothing(tmp_path: Path) -> None:
+    learner = learner_of(
+        replace(SETTINGS, learning_rate=1.0, epochs=10, steps_per_epoch=10, warmup_steps=5), tmp_path, films_of()
+    )
+    rates = [rate_at(step, learner) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == pytest.approx(1, abs=0.01)
+    assert rates[50] == pytest.approx(0.5)
+    assert rates[99] < 0.001
+    constant = replace(learner, settings=replace(learner.settings, schedule="constant"))
+    assert rate_at(99, constant) == 1.0
+
+
+def test_frozen_blocks_and_their_batch_norms_stand_still(tmp_path: Path) -> None:
+    prepared = films_of()
+    learner = learner_of(replace(SETTINGS, frozen_blocks=4), tmp_path, prepared)
+    before = {name: tensor.clone() for name, tensor in learner.network.state_dict().items()}
+    train_epoch(learner, Films.of(prepared, "train"), epoch=0)
+    after = learner.network.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any(name.startswith(tuple(f"features.{block}." for block in range(4))) for name in changed)
+    assert "features.4.conv.0.1.running_mean" in changed
+    assert "classifier.1.weight" in changed
+
+
+def test_a_network_without_such_blocks_cannot_be_frozen() -> None:
+    with pytest.raises(UnusableSettings):
+        freeze(make_network("resnet18"), blocks=3)
+
+
+def test_predictions_come_in_the_films_order_whatever_the_batch(tmp_path: Path) -> None:
+    prepared = films_of()
+    learner = learner_of(SETTINGS, tmp_path, prepared)
+    films = Films.of(prepared, "validation")
+    whole, pieces = (
+        predict(learner.network, films, learner.preprocessing, batch_size=size, fabric=learner.fabric)
+        for size in (64, 5)
+    )
+    assert whole.shape == (12, 2)
+    assert np.allclose(whole, pieces, atol=1e-5)
+
+
+def test_reading_ahead_hides_a_slow_disk(tmp_path: Path) -> None:
+    """A batch that takes 20 ms to read costs a step of 30 ms nothing."""
+    prepared = films_of()
+    learner = learner_of(replace(SETTINGS, augment=False, steps_per_epoch=10), tmp_path, prepared)
+
+    class Slow(np.ndarray):
+        def __getitem__(self, which):  # type: ignore[no-untyped-def]
+            time.sleep(0.02)
+            return np.asarray(self).__getitem__(which)
+
+    films = Films.of(prepared, "train")._replace(images=prepared.images.view(Slow))
+    start = time.perf_counter()
+    for _ in training_batches(learner, films, epoch=0):
+        time.sleep(0.03)
+    assert time.perf_counter() - start < 10 * 0.03 + 0.15

@@ -113,8 +113,8 @@ def write_pictures(
     probabilities = checkpoint.calibration.probabilities(logits)[0]
     sheet = findings_sheet(image, heats, findings=checkpoint.findings, probabilities=probabilities)
     written = [save(sheet, folder / "grad_cam.png")]
-    (folder / "layers").mkdir(exist_ok=True)
     for name, maps in activations(network, image, preprocessing=preprocessing, layers=layers):
+        (folder / "layers").mkdir(exist_ok=True)
         written.append(folder / "layers" / f"{name}.png")
         filters_sheet(image, maps, title=name).save(written[-1])
     return written

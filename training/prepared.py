@@ -12,6 +12,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -167,7 +168,8 @@ def _side_by_side(
         yield from map(work, films)
         return
     # Spawned, not forked: the caller may have started threads, and a forked child would inherit their locks.
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_leave_with_the_parent) as pool:
         under_way: deque[Future[Decoded]] = deque()
         for film in films:
             under_way.append(pool.submit(work, film))
@@ -175,6 +177,18 @@ def _side_by_side(
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
+
+
+def _leave_with_the_parent() -> None:
+    """A killed parent closes nothing behind it, and the pool's processes would wait for its next film for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # noqa: S101  # this runs in the pool's processes alone
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 class _Cache:

@@ -99,8 +99,9 @@ def test_processes_give_the_same_bytes_as_one(manifest: pd.DataFrame, archive: P
     assert caches[0] == caches[1]
 
 
+@pytest.mark.parametrize("processes", [0, 1])
 def test_a_killed_preparation_goes_on_and_ends_byte_for_byte_the_same(
-    manifest: pd.DataFrame, archive: Path, tmp_path: Path
+    manifest: pd.DataFrame, archive: Path, tmp_path: Path, processes: int
 ) -> None:
     manifest.to_pickle(tmp_path / "manifest.pickle")
     killed = textwrap.dedent("""
@@ -116,11 +117,14 @@ def test_a_killed_preparation_goes_on_and_ends_byte_for_byte_the_same(
             if done >= int(sys.argv[2]):
                 os.kill(os.getpid(), signal.SIGKILL)
         table = pd.read_pickle(here / "manifest.pickle")
-        prepared.prepare(table, [here / "archive.zip"], here / "killed", sizes=(32,), progress=progress)
+        prepared.prepare(table, [here / "archive.zip"], here / "killed", sizes=(32,), processes=int(sys.argv[3]),
+                         progress=progress)
     """)
     for films in (11, 30):
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        ended = subprocess.run([sys.executable, "-c", killed, tmp_path, str(films)], env=environment, check=False)
+        command = [sys.executable, "-c", killed, tmp_path, str(films), str(processes)]
+        # Its output ends when the last process that holds it is gone: the pool's too.
+        ended = subprocess.run(command, env=environment, check=False, capture_output=True, timeout=60)
         assert ended.returncode == -9
         with pytest.raises(prepared.NotPrepared, match="to its end"):
             prepared.open_prepared(tmp_path / "killed")

@@ -1,5 +1,6 @@
 """The checkpoints the house knows and which of them is live."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -57,3 +58,14 @@ def set_state(session: Session, checkpoint: Checkpoint, state: str, *, by: str, 
 def _move(checkpoint: Checkpoint, state: str, now: Any, by: str, reason: str | None) -> None:
     checkpoint.state, checkpoint.state_changed_at = state, now
     checkpoint.state_changed_by, checkpoint.state_reason = by, reason
+
+
+def everything(session: Session) -> Sequence[Checkpoint]:
+    """All registered checkpoints, newest first."""
+    return session.scalars(select(Checkpoint).order_by(Checkpoint.id.desc())).all()
+
+
+def last_retired(session: Session) -> Checkpoint | None:
+    """The champion before this one, or None."""
+    retired = select(Checkpoint).where(Checkpoint.state == "retired")
+    return session.scalars(retired.order_by(Checkpoint.state_changed_at.desc(), Checkpoint.id.desc()).limit(1)).first()

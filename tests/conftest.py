@@ -20,29 +20,18 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small checkpoint with random weights: quick, and every probability is different."""
-    import torch
+    from untrained import save_untrained  # torch, which most tests do without
 
-    from training.checkpoint import Header, save_checkpoint
-    from training.findings import FINDINGS
-    from training.networks import make_network
-    from training.preprocessing import Preprocessing
-
-    torch.manual_seed(0)
-    header = Header(
-        network="mobilenet",
-        preprocessing=Preprocessing(size=64),
-        thresholds={finding: {"flag_10": 0.5, "sensitivity_90": 0.4} for finding in FINDINGS},
-    )
-    path = tmp_path_factory.mktemp("checkpoint") / "untrained.safetensors"
-    save_checkpoint(path, header, state=make_network("mobilenet").state_dict(), half=True)
-    return path
+    return save_untrained(tmp_path_factory.mktemp("checkpoint") / "untrained.safetensors")
 
 
 @pytest.fixture
 def settings(tmp_path_factory: pytest.TempPathFactory, untrained_checkpoint: Path) -> Settings:
     """Settings of an embedded house in a folder of its own."""
+    folder = tmp_path_factory.mktemp("house")
     return Settings(
-        database_url=f"sqlite:///{tmp_path_factory.mktemp('house') / 'nightread.db'}",
+        database_url=f"sqlite:///{folder / 'nightread.db'}",
+        state_folder=folder,
         checkpoint=untrained_checkpoint,
         decoders=1,
         batch_size=4,

@@ -19,6 +19,7 @@ from training.checkpoint import CheckpointError
 from training.cli import app as training
 from worker import logs
 from worker.errors import Unavailable
+from worker.models_cli import app as models
 from worker.settings import Settings
 
 DONE, SOME_QUARANTINED, WRONG_USAGE, UNAVAILABLE = 0, 1, 2, 3
@@ -34,6 +35,7 @@ app = typer.Typer(
 database = typer.Typer(no_args_is_help=True, help="The database's schema and roles.")
 app.add_typer(database, name="db")
 app.add_typer(training, name="train")
+app.add_typer(models, name="models")
 
 out, err = Console(), Console(stderr=True)
 

@@ -98,7 +98,12 @@ def own_settings(settings: Settings, database: Path) -> Settings:
         name: Settings.model_fields[name].default for name in ("modalities", "allow_secondary_capture", "roots")
     }
     return settings.model_copy(
-        update=defaults | {"database_url": f"sqlite:///{database.resolve()}", "broker_url": None}
+        update=defaults
+        | {
+            "database_url": f"sqlite:///{database.resolve()}",
+            "broker_url": None,
+            "state_folder": database.resolve().parent,
+        }
     )
 
 

@@ -2,6 +2,8 @@
 
 import getpass
 import hashlib
+import os
+import shutil
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,26 +75,48 @@ class House:
         """The checkpoint and policy that rank now; the first call in a new database registers them."""
         with session_scope(self.engine) as session:
             row = self._checkpoint(session)
-            header = read_header(Path(row.path))
+            path = self.file_of(row)
+            header = read_header(path)
             active = policy.active(session, thresholds=thresholds_of(header))
-            return Live(row.id, row.digest, Path(row.path), header, active)
+            return Live(row.id, row.digest, path, header, active)
 
     def _checkpoint(self, session: Session) -> CheckpointRow:
         champion = registry.champion(session)
         if self.settings.checkpoint is None and champion is not None:
-            return champion if Path(champion.path).exists() else self._moved(session, champion)
-        row = register_file(session, self.settings.checkpoint or SHIPPED, by=actor())
+            return champion
+        row = self.register(session, self.settings.checkpoint or SHIPPED)
         if champion is None or champion.id != row.id:
             registry.set_state(session, row, "champion", by=actor(), reason="named by the settings, or the first")
         return row
 
-    def _moved(self, session: Session, champion: CheckpointRow) -> CheckpointRow:
-        """The champion's file is not where it was; the shipped one moves with every installation of the package."""
-        if SHIPPED.exists() and file_digest(SHIPPED) == champion.digest:
-            champion.path = str(SHIPPED)
-            return champion
+    def register(self, session: Session, path: Path) -> CheckpointRow:
+        """Record a checkpoint file in the registry and keep a copy under its digest: an upgrade of the package, or a
+        tidy hand, must not take the champion's file away. Raises CheckpointError when it cannot serve."""
+        header = read_header(path)
+        digest = file_digest(path)
+        kept = self._kept(digest)
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            copy = kept.with_suffix(f".{os.getpid()}")
+            shutil.copyfile(path, copy)
+            copy.replace(kept)
+        summary = _summary(header)
+        return registry.register(
+            session, digest=digest, path=str(kept), network=header.network, header=summary, by=actor()
+        )
+
+    def _kept(self, digest: str) -> Path:
+        return self.settings.state_folder.expanduser().resolve() / "checkpoints" / f"{digest}.safetensors"
+
+    def file_of(self, row: CheckpointRow) -> Path:
+        """A registered checkpoint's file on this machine. Raises MissingCheckpoint when it is nowhere here."""
+        for path in (Path(row.path), self._kept(row.digest)):
+            if path.exists():
+                return path
+        if SHIPPED.exists() and file_digest(SHIPPED) == row.digest:
+            return SHIPPED
         raise MissingCheckpoint(
-            f"the champion's file {Path(champion.path).name} is gone: restore it, or promote another"
+            f"the file of checkpoint {row.digest[:12]} is not in the state folder: copy it there, or promote another"
         )
 
     @cached_property
@@ -108,19 +132,6 @@ class House:
         return PixelLimits(
             max_bytes=self.settings.max_file_mb * 2**20, max_pixels=self.settings.max_megapixels * 1_000_000
         )
-
-
-def register_file(session: Session, path: Path, *, by: str) -> CheckpointRow:
-    """Record a checkpoint file in the registry. Raises CheckpointError when it cannot serve."""
-    header = read_header(path)
-    return registry.register(
-        session,
-        digest=file_digest(path),
-        path=str(path.resolve()),
-        network=header.network,
-        header=_summary(header),
-        by=by,
-    )
 
 
 def _summary(header: Header) -> dict[str, Any]:

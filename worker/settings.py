@@ -40,6 +40,8 @@ class Settings(BaseSettings):
 
     checkpoint: Path | None = None
     """A checkpoint file; unset: the registry's champion, else the one that ships."""
+    state_folder: Path = Field(default_factory=lambda: user_data_path("nightread"))
+    """Where registered checkpoints are kept, each under its digest; workers on several machines share it or copy it."""
     device: str = "auto"
     """auto (cuda, else mps, else cpu), or a torch device such as cuda:1."""
     batch_size: int = Field(16, ge=1, le=4096)

@@ -1,0 +1,52 @@
+"""Checkpoints by hand: which are known, which one ranks, and the way back."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from db import policies, registry
+from db.models import Checkpoint
+from training.checkpoint import load_checkpoint, read_header
+from worker import policy
+from worker.house import House, actor, thresholds_of
+
+
+class NotPromoted(ValueError):
+    """The checkpoint cannot go live; the text says why."""
+
+
+def promote(house: House, session: Session, row: Checkpoint, *, reason: str) -> None:
+    """Make a registered checkpoint the champion. Workers take it up between two batches, without a restart.
+
+    Its file is loaded and checked first, so that a damaged one changes nothing. Category A is a capacity, so the
+    policy goes live in a new version with the threshold at which the new champion flags that share.
+    """
+    if row.state == "refused":
+        raise NotPromoted(f"checkpoint {row.digest[:12]} was refused: {row.state_reason}")
+    path = house.file_of(row)
+    load_checkpoint(path, expected_digest=row.digest)
+    registry.set_state(session, row, "champion", by=actor(), reason=reason)
+    renew_policy(session, path, note=f"thresholds of checkpoint {row.digest[:12]}")
+
+
+def renew_policy(session: Session, checkpoint: Path, *, note: str) -> None:
+    """Activate the policy again with category A's threshold taken from `checkpoint`."""
+    thresholds = thresholds_of(read_header(checkpoint))
+    current = policy.active(session, thresholds=thresholds).policy
+    open_threshold = tuple(
+        replace(row, threshold=None) if row.finding == policy.CAPACITY_FINDING else row for row in current.findings
+    )
+    stored = policy.store(
+        session, replace(current, findings=open_threshold), capacity=thresholds, by=actor(), note=note
+    )
+    policies.activate(session, stored, by=actor())
+
+
+def rollback(house: House, session: Session, *, reason: str) -> Checkpoint:
+    """Make the last retired champion the champion again. Raises NotPromoted where there is none."""
+    previous = registry.last_retired(session)
+    if previous is None:
+        raise NotPromoted("no checkpoint was champion before this one")
+    promote(house, session, previous, reason=reason)
+    return previous

@@ -27,11 +27,12 @@ lint: $(VENV)/installed-for-tests  ## Check style, types and imports only
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/installed-for-tests  ## Measure throughput beside the plain ways of doing it (ten minutes)
-	$(BIN)/python -m tests.benchmarks
+bench: $(VENV)/installed-for-tests  ## Measure: the worklist at a million studies, the simulator beside theory (minutes)
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/worklist_at_size.py --studies 1000000 --unread 100000
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/simulation_checks.py
 
-chaos: $(VENV)/installed-for-tests  ## Score a load under random faults: make chaos SEED=7 STUDIES=500
-	$(BIN)/python -m tests.chaos --seed $(SEED) --studies $(STUDIES)
+chaos: $(VENV)/installed-for-tests  ## Score a load while everything breaks: make chaos SEED=7 STUDIES=500
+	$(BIN)/python tests/chaos.py --seed $(SEED) --studies $(STUDIES)
 
 lock: $(VENV)/installed-for-tests  ## Write the newest versions that fit together to constraints.txt (downloads no wheels)
 	mkdir -p build

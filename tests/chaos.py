@@ -1,0 +1,335 @@
+"""Score a load of generated studies while everything around it breaks: make chaos SEED=7 STUDIES=500.
+
+Two workers and two beats, as processes, on a PostgreSQL and a Redis of their own. Studies arrive in portions; after
+each, at a random moment, something breaks and is mended. It ends with the books and a verdict: nothing lost, nothing
+twice, nobody blamed for a neighbour, and work going on within two minutes of every fault. The seed draws the studies,
+the order of the faults and their moments; how the processes interleave is the machine's.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from dicom_files import make_film, texture
+from servers import PostgresServer, RedisServer
+from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
+from untrained import save_untrained
+
+from db import ledger, schema
+from db.models import FilmScore, Study
+from db.session import make_engine, read_scope, session_scope
+from worker import logs
+from worker.app import make_app, ring
+from worker.house import House
+from worker.intake import receive
+from worker.settings import Settings
+
+RECOVERY_SECONDS = 120
+LEASE_MINUTES = 0.2
+
+
+class Crew:
+    """The worker and beat processes, started again when they end, as a container engine would."""
+
+    def __init__(self, house: House, log: Path) -> None:
+        values = house.settings.model_dump(include={"database_url", "broker_url", "checkpoint", "decoders", "device"})
+        values |= house.settings.model_dump(include={"lease_minutes", "sweep_seconds", "ring_again_minutes"})
+        values |= {"batch_size": 8, "log_format": "json"}
+        self._environment = {f"NIGHTREAD_{name.upper()}": str(value) for name, value in values.items()}
+        self._environment["OMP_NUM_THREADS"] = "1"
+        self._log = log
+        self._processes: dict[str, psutil.Popen] = {}
+
+    def tend(self) -> None:
+        """Start whoever does not run."""
+        for name in ("worker 1", "worker 2", "beat 1", "beat 2"):
+            if name not in self._processes or self._processes[name].poll() is not None:
+                with self._log.open("ab") as output:
+                    self._processes[name] = psutil.Popen(
+                        [sys.executable, "-m", "worker.cli", name.split()[0]],
+                        env=os.environ | self._environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                    )
+
+    def send(self, name: str, what: signal.Signals) -> None:
+        if self._processes[name].poll() is None:
+            self._processes[name].send_signal(what)
+
+    def end(self) -> None:
+        for name, process in self._processes.items():
+            self.send(name, signal.SIGTERM)
+            try:
+                process.wait(timeout=30)
+            except psutil.TimeoutExpired:
+                process.kill()
+
+
+@dataclass
+class Expected:
+    """What the books must say in the end, from how the studies were made."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    films: int = 0
+    broken: set[str] = field(default_factory=set)  # Study Instance UIDs
+
+
+@dataclass
+class Site:
+    house: House
+    postgres: PostgresServer
+    redis: RedisServer
+    crew: Crew
+    films: Path
+    dice: random.Random
+    expected: Expected = field(default_factory=Expected)
+
+    def books(self) -> ledger.Books | None:
+        """The books, or None while the database is away."""
+        try:
+            with read_scope(self.house.engine) as session:
+                return ledger.books(session)
+        except OperationalError:
+            return None
+
+    def receive(self, folder: Path) -> None:
+        """Register a folder's studies and ring for them, as `nightread enqueue` does."""
+        receive(self.house, [folder])
+        with session_scope(self.house.engine) as session:
+            studies = ledger.studies_to_ring(session, ring_again_minutes=1, limit=10_000)
+        ring(make_app(self.house.settings), studies)
+
+    def make_studies(self, number: int, *, name: str) -> Path:
+        """A folder of new studies: of twenty, one lateral, one with a broken film and two with two films."""
+        folder = self.films / name
+        folder.mkdir(parents=True)
+        for i in range(number):
+            kind = self.dice.choices(("one film", "two films", "lateral", "broken"), weights=(16, 2, 1, 1))[0]
+            self._make_study(folder / f"{i:03d}", kind)
+        return folder
+
+    def _make_study(self, stem: Path, kind: str) -> None:
+        seed = self.dice.getrandbits(32)
+        changes = {"lateral": {"view_position": "LL"}, "broken": {"PixelData": b"\0\0"}}.get(kind, {})
+        first = make_film(stem.with_suffix(".1.dcm"), pixels=texture(seed=seed), bits=12, **changes)
+        if kind == "two films":
+            uid = first.StudyInstanceUID
+            make_film(stem.with_suffix(".2.dcm"), pixels=texture(seed=seed + 1), bits=12, StudyInstanceUID=uid)
+        if kind == "broken":
+            self.expected.broken.add(first.StudyInstanceUID)
+        self.expected.outcomes[{"lateral": "skipped", "broken": "quarantined"}.get(kind, "scored")] += 1
+        self.expected.films += {"one film": 1, "two films": 2}.get(kind, 0)
+
+
+# --------------------------------------------------------------------------------------------------------- the faults
+
+
+def a_worker_is_killed(site: Site) -> None:
+    site.crew.send(site.dice.choice(("worker 1", "worker 2")), signal.SIGKILL)
+
+
+def both_workers_are_killed(site: Site) -> None:
+    site.crew.send("worker 1", signal.SIGKILL)
+    site.crew.send("worker 2", signal.SIGKILL)
+
+
+def a_worker_is_asked_to_stop(site: Site) -> None:
+    site.crew.send(site.dice.choice(("worker 1", "worker 2")), signal.SIGTERM)
+
+
+def a_worker_sleeps_past_its_lease(site: Site) -> None:
+    site.crew.send("worker 1", signal.SIGSTOP)
+    time.sleep(LEASE_MINUTES * 60 * 1.5)
+    site.crew.send("worker 1", signal.SIGCONT)
+
+
+def both_beats_are_killed(site: Site) -> None:
+    site.crew.send("beat 1", signal.SIGKILL)
+    site.crew.send("beat 2", signal.SIGKILL)
+
+
+def redis_is_emptied(site: Site) -> None:
+    site.redis.empty()
+
+
+def redis_is_killed(site: Site) -> None:
+    site.redis.kill()
+    time.sleep(site.dice.uniform(0, 4))
+    site.redis.start()
+
+
+def redis_is_silent(site: Site) -> None:
+    site.redis.pause()
+    time.sleep(site.dice.uniform(1, 6))
+    site.redis.resume()
+
+
+def postgres_is_restarted(site: Site) -> None:
+    site.postgres.restart()
+
+
+def postgres_is_killed(site: Site) -> None:
+    site.postgres.kill()
+    time.sleep(site.dice.uniform(0, 4))
+    site.postgres.start()
+
+
+def postgres_is_silent(site: Site) -> None:
+    site.postgres.pause()
+    time.sleep(site.dice.uniform(1, 6))
+    site.postgres.resume()
+
+
+def the_share_disappears(site: Site) -> None:
+    away = site.films.with_name("away")
+    site.films.rename(away)
+    time.sleep(site.dice.uniform(2, 6))
+    away.rename(site.films)
+
+
+def everything_is_sent_again_by_two_senders(site: Site) -> None:
+    senders = [threading.Thread(target=site.receive, args=[site.films]) for _ in range(2)]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+
+
+FAULTS: tuple[Callable[[Site], None], ...] = (
+    a_worker_is_killed,
+    both_workers_are_killed,
+    a_worker_is_asked_to_stop,
+    a_worker_sleeps_past_its_lease,
+    both_beats_are_killed,
+    redis_is_emptied,
+    redis_is_killed,
+    redis_is_silent,
+    postgres_is_restarted,
+    postgres_is_killed,
+    postgres_is_silent,
+    the_share_disappears,
+    everything_is_sent_again_by_two_senders,
+)
+
+
+# ---------------------------------------------------------------------------------------------------------- the night
+
+
+@contextmanager
+def open_site(seed: int) -> Iterator[Site]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nightread-chaos-")))
+        postgres, redis = stack.enter_context(PostgresServer()), stack.enter_context(RedisServer())
+        settings = Settings(
+            database_url=postgres.url,
+            broker_url=redis.url,
+            checkpoint=save_untrained(folder / "untrained.safetensors"),
+            decoders=1,
+            device="cpu",
+            lease_minutes=LEASE_MINUTES,
+            sweep_seconds=1,
+            ring_again_minutes=0.1,
+        )
+        schema.upgrade(make_engine(postgres.url))
+        house = House(settings)
+        crew = Crew(house, Path("chaos.log"))
+        stack.callback(crew.end)
+        yield Site(house, postgres, redis, crew, folder / "films", random.Random(seed))
+
+
+def night(site: Site, *, studies: int) -> bool:
+    """All portions and faults, then the rest of the work; False when a fault was not recovered from in time."""
+    faults = site.dice.sample(FAULTS, len(FAULTS))
+    share, extra = divmod(studies, len(faults))
+    in_time = True
+    for number, fault in enumerate(faults):
+        portion = site.make_studies(share + (number < extra), name=f"portion-{number:02d}")
+        site.crew.tend()
+        site.receive(portion)
+        time.sleep(site.dice.uniform(0.2, 3))
+        before = site.books()
+        fault(site)
+        seconds = recovery_seconds(site, before)
+        in_time &= seconds < RECOVERY_SECONDS
+        say(f"{fault.__name__.replace('_', ' ')}: work goes on after {seconds:.1f} s", site.books())
+    deadline = time.monotonic() + RECOVERY_SECONDS
+    while time.monotonic() < deadline and ((books := site.books()) is None or books.waiting):
+        site.crew.tend()
+        time.sleep(0.2)
+    return in_time
+
+
+def recovery_seconds(site: Site, before: ledger.Books | None) -> float:
+    """How long until another study is settled, or nothing waits."""
+    began = time.monotonic()
+    settled = before.received - before.waiting if before else 0
+    while (seconds := time.monotonic() - began) < RECOVERY_SECONDS:
+        site.crew.tend()
+        books = site.books()
+        if books is not None and (books.waiting == 0 or books.received - books.waiting > settled):
+            break
+        time.sleep(0.1)
+    return seconds
+
+
+def faults_found(site: Site, *, studies: int, in_time: bool) -> list[str]:
+    """What is wrong with the books in the end."""
+    with read_scope(site.house.engine) as session:
+        books = ledger.books(session)
+        rows = session.scalar(select(func.count()).select_from(FilmScore))
+        blamed = set(session.scalars(select(Study.study_instance_uid).where(Study.state == "quarantined")))
+    expected = site.expected
+    outcomes = {"scored": books.scored, "skipped": books.skipped, "quarantined": books.quarantined}
+    checks = {
+        "a fault was not recovered from within two minutes": in_time,
+        "the books do not balance": books.balance,
+        f"{books.received} studies received of {studies}": books.received == studies,
+        f"{books.waiting} studies still wait": books.waiting == 0,
+        f"{outcomes} instead of {dict(expected.outcomes)}": outcomes
+        == {**dict.fromkeys(outcomes, 0), **expected.outcomes},
+        f"{rows} rows of scores for {expected.films} films": rows == expected.films,
+        f"{len(blamed - expected.broken)} sound studies are quarantined": blamed <= expected.broken,
+    }
+    return [text for text, holds in checks.items() if not holds]
+
+
+def say(text: str, books: ledger.Books | None) -> None:
+    state = "database away" if books is None else f"{books.scored} scored, {books.skipped} skipped, " + (
+        f"{books.quarantined} quarantined, {books.waiting} waiting of {books.received}"
+    )  # fmt: skip
+    print(f"{text:75} {state}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--studies", type=int, default=500)
+    arguments = parser.parse_args()
+    logs.configure(level="warning", style="console")
+    print(f"seed {arguments.seed}; the processes write to chaos.log", flush=True)
+    with open_site(arguments.seed) as site:
+        in_time = night(site, studies=arguments.studies)
+        wrong = faults_found(site, studies=arguments.studies, in_time=in_time)
+        say("the books", site.books())
+    print(
+        "\n".join(f"WRONG: {text}" for text in wrong) or "nothing lost, nothing twice, nobody blamed: the night holds"
+    )
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

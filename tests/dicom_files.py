@@ -108,9 +108,21 @@ def make_film(
     if pixels is None:
         bits = bits or 12
         pixels = texture(bits=bits)
-    allocated = pixels.dtype.itemsize * 8
-    bits = bits or allocated
+    bits = bits or 8 * pixels.dtype.itemsize
+    film = _described(pixels, bits=bits, photometric=photometric, transfer_syntax=transfer_syntax)
+    _put_pixels(film, pixels, bits)
+    for keyword, value in ({"ViewPosition": view_position} | attributes).items():
+        if value is None:
+            film.pop(keyword, None)
+        else:
+            setattr(film, keyword, value)
+    if path is not None:
+        save(film, path)
+    return film
 
+
+def _described(pixels: np.ndarray, *, bits: int, photometric: str, transfer_syntax: str) -> Dataset:
+    """Everything but the pixels themselves."""
     film = Dataset()
     film.file_meta = FileMetaDataset()
     film.file_meta.TransferSyntaxUID = UID(transfer_syntax)
@@ -125,24 +137,13 @@ def make_film(
     film.Modality, film.BodyPartExamined = "DX", "CHEST"
     film.ImageType = ["ORIGINAL", "PRIMARY"]
     film.PresentationIntentType = "FOR PRESENTATION"
-    film.ViewPosition = view_position
     film.Rows, film.Columns = pixels.shape[:2]
     film.SamplesPerPixel = 1 if pixels.ndim == 2 else pixels.shape[2]
     if film.SamplesPerPixel > 1:
         film.PlanarConfiguration = 0
     film.PhotometricInterpretation = photometric
-    film.BitsAllocated, film.BitsStored, film.HighBit = allocated, bits, bits - 1
+    film.BitsAllocated, film.BitsStored, film.HighBit = 8 * pixels.dtype.itemsize, bits, bits - 1
     film.PixelRepresentation = int(pixels.dtype.kind == "i")
-    _put_pixels(film, pixels, bits)
-    for keyword, value in attributes.items():
-        if value is None:
-            delattr(film, keyword)
-        else:
-            setattr(film, keyword, value)
-    if view_position is None:
-        del film.ViewPosition
-    if path is not None:
-        save(film, path)
     return film
 
 

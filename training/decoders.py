@@ -2,7 +2,8 @@
 
 pydicom tries its plugins in turn and takes the first that does not raise, and most JPEG decoders do not: libjpeg,
 libjpeg-turbo and OpenJPH fill what a cut-off stream lacks, and CharLS can hang on one. So every codestream is first
-shown to be complete and of the promised size, then decoded by the fastest library, with pydicom's plugins behind it.
+shown to be complete and of the promised size before the fastest library decodes it. pydicom's plugins decode colour,
+which films do not have, and native pixel data.
 """
 
 import struct
@@ -45,6 +46,9 @@ from training.dicom import (
 )
 
 Pixels = NDArray[np.integer[Any]]
+# Where pydicom would else turn to a plugin that crashes on damage (see _run_length) or paints over it.
+SAFE_PLUGINS = {RLELossless: "pydicom", JPEGLSLossless: "pyjpegls", JPEGLSNearLossless: "pyjpegls"}
+
 END_MARKER = b"\xff\xd9"  # EOI of JPEG (T.81 B.1.1.3) and JPEG-LS, EOC of JPEG 2000 (T.800 A.4.4)
 PROBE = b"\x00" + b"\x55" * 64  # entropy-coded bytes that mean something, and no marker whatever stands before them
 
@@ -96,14 +100,12 @@ def _require_native(dataset: Dataset, header: PixelHeader) -> None:
 
 
 def _monochrome(codestream: bytes, stream: Stream, syntax: UID) -> Pixels:
-    for decoder in DECODERS[syntax]:
-        try:
-            return decoder(codestream, stream)
-        except Truncated:
-            raise
-        except (RuntimeError, ValueError):  # imagecodecs' own errors are RuntimeErrors
-            continue
-    raise Undecodable
+    try:
+        return DECODERS[syntax](codestream, stream)
+    except Truncated:
+        raise
+    except (RuntimeError, ValueError) as error:  # imagecodecs' own errors are RuntimeErrors
+        raise Undecodable from error
 
 
 def _jpeg_dct(codestream: bytes, _stream: Stream) -> Pixels:
@@ -125,11 +127,6 @@ def _jpeg_turbo(codestream: bytes, *, columns: int) -> Pixels:
         longer = codestream.removesuffix(END_MARKER) + PROBE + END_MARKER
         if not np.array_equal(imagecodecs.jpeg8_decode(longer), pixels):
             raise Truncated
-    return pixels
-
-
-def _jpeg_sof3(codestream: bytes, _stream: Stream) -> Pixels:
-    pixels: Pixels = imagecodecs.jpegsof3_decode(codestream)
     return pixels
 
 
@@ -158,22 +155,22 @@ def _openjph(codestream: bytes, stream: Stream) -> Pixels:
 JPEG_SPECTRAL_SELECTION = UID("1.2.840.10008.1.2.4.53")
 JPEG_FULL_PROGRESSION = UID("1.2.840.10008.1.2.4.55")
 
-# For one sample per pixel, the fastest first. Behind it stand only decoders that raise on damage, so never
-# pylibjpeg's libjpeg, which paints over it.
-DECODERS: dict[UID, tuple[Decode, ...]] = {
-    JPEGBaseline8Bit: (_jpeg_dct,),
-    JPEGExtended12Bit: (_jpeg_dct,),
-    JPEG_SPECTRAL_SELECTION: (_jpeg_dct,),
-    JPEG_FULL_PROGRESSION: (_jpeg_dct,),
-    JPEGLossless: (_jpeg_lossless, _jpeg_sof3),
-    JPEGLosslessSV1: (_jpeg_lossless, _jpeg_sof3),
-    JPEGLSLossless: (_charls,),
-    JPEGLSNearLossless: (_charls,),
-    JPEG2000Lossless: (_openjpeg,),
-    JPEG2000: (_openjpeg,),
-    HTJ2KLossless: (_openjph, _openjpeg),
-    HTJ2KLosslessRPCL: (_openjph, _openjpeg),
-    HTJ2K: (_openjph, _openjpeg),
+# The fastest decoder that raises, for one sample per pixel. No other stands behind it: what one finds damaged, the next
+# might paint over, as pylibjpeg's libjpeg does.
+DECODERS: dict[UID, Decode] = {
+    JPEGBaseline8Bit: _jpeg_dct,
+    JPEGExtended12Bit: _jpeg_dct,
+    JPEG_SPECTRAL_SELECTION: _jpeg_dct,
+    JPEG_FULL_PROGRESSION: _jpeg_dct,
+    JPEGLossless: _jpeg_lossless,
+    JPEGLosslessSV1: _jpeg_lossless,
+    JPEGLSLossless: _charls,
+    JPEGLSNearLossless: _charls,
+    JPEG2000Lossless: _openjpeg,
+    JPEG2000: _openjpeg,
+    HTJ2KLossless: _openjph,
+    HTJ2KLosslessRPCL: _openjph,
+    HTJ2K: _openjph,
 }
 
 
@@ -271,9 +268,9 @@ def _require_tile_parts(codestream: bytes, at: int) -> None:
 def _by_pydicom(dataset: Dataset, syntax: UID) -> tuple[Pixels, str]:
     try:
         options: dict[str, Any] = {"view_only": True, "correct_unused_bits": False, "allow_excess_frames": False}
-        if syntax == RLELossless:
-            options["decoding_plugin"] = "pydicom"  # see _run_length
-        pixels, properties = get_decoder(syntax).as_array(dataset, index=0, **options)
+        pixels, properties = get_decoder(syntax).as_array(
+            dataset, index=0, decoding_plugin=SAFE_PLUGINS.get(syntax, ""), **options
+        )
     except NotImplementedError as error:
         raise UnsupportedTransferSyntax(f"No decoder is known for the transfer syntax {syntax.name}.") from error
     except DAMAGE as error:

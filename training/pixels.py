@@ -24,8 +24,6 @@ from training.dicom import (
     Undecodable,
     UnusablePixels,
     open_dataset,
-    quieten_pydicom,
-    read_header,
 )
 from training.greys import grey_table
 
@@ -34,9 +32,7 @@ __all__ = [
     "PixelLimits",
     "UnusablePixels",
     "open_dataset",
-    "quieten_pydicom",
     "read_film",
-    "read_header",
     "read_png",
 ]
 
@@ -93,11 +89,11 @@ def read_png(source: Path | BinaryIO, *, limits: PixelLimits = DEFAULT_LIMITS) -
             if png.mode.startswith("I"):
                 return np.asarray(png, dtype=np.float32) / np.float32(65535)
             return np.asarray(png.convert("L"), dtype=np.float32) / np.float32(255)
+    except UnusablePixels:
+        raise
     except UnidentifiedImageError as error:
         raise Undecodable("The file is not a PNG.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, UnusablePixels):
-            raise
         raise Undecodable("The PNG is damaged.") from error
 
 

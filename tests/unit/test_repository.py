@@ -1,0 +1,59 @@
+"""What the repository itself promises: no patient data in it, and commands that exist."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+HOOKS = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+REFUSALS = [hook for hook in HOOKS if hook["language"] == "fail"]
+MAKEFILE = (REPOSITORY / "Makefile").read_text()
+
+
+def refused(path: str) -> list[str]:
+    """The hooks that refuse a commit of this path."""
+    return [
+        hook["id"]
+        for hook in REFUSALS
+        if re.search(hook["files"], path) and not re.search(hook.get("exclude", "^$"), path)
+    ]
+
+
+def test_no_film_table_or_foreign_weights_are_committed() -> None:
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("this is not a checkout")
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert [path for path in listed.stdout.splitlines() if refused(path)] == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["a.dcm", "data/B.DCM", "x/DICOMDIR", "resnet.pth", "night.db", "runs/last.ckpt", "elsewhere/model.safetensors"],
+)
+def test_commit_hook_refuses_films_and_weights(path: str) -> None:
+    assert refused(path)
+
+
+@pytest.mark.parametrize("path", ["db/ledger.py", "training/checkpoints/ours.safetensors", "docs/dicom.md"])
+def test_commit_hook_lets_the_project_s_own_files_pass(path: str) -> None:
+    assert refused(path) == []
+
+
+def test_every_hook_runs_a_program_of_the_environment() -> None:
+    programs = {hook["entry"].split()[0] for hook in HOOKS if hook["language"] == "system"}
+    assert programs == {".venv/bin/ruff", ".venv/bin/mypy", ".venv/bin/lint-imports"}
+
+
+def test_makefile_names_only_scripts_that_exist() -> None:
+    scripts = re.findall(r"\btests/[\w/]+\.py\b", MAKEFILE)
+    assert scripts
+    assert [script for script in scripts if not (REPOSITORY / script).exists()] == []
+
+
+def test_help_describes_every_command() -> None:
+    targets = set(re.search(r"^\.PHONY: (.+)$", MAKEFILE, flags=re.MULTILINE)[1].split())
+    described = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"^  make (\w+) +\S", described, flags=re.MULTILINE)) == targets

@@ -4,7 +4,7 @@ Labels are 0/1 (N, F), probabilities in [0, 1] (N, F), columns in the order of `
 (an AUROC without positives) it is NaN, and the macro mean leaves it out.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -138,28 +138,33 @@ def intervals(
     thresholds: npt.ArrayLike = 0.5,
     replicates: int = 1000,
 ) -> pd.DataFrame:
-    """finding, metric, low, high: the 95 % percentile bootstrap over patients of every rate in `Evaluation.table`.
-
-    Patients (N,), not films, are drawn with replacement, because films of one patient are no independent witnesses. A
-    draw is a weight per film, so that a thousand of them cost a few sorts and running sums.
-    """
+    """finding, metric, low, high: the 95 % percentile bootstrap over patients (N,) of every rate in the table."""
     truth, scores = np.asarray(labels, dtype=np.float32), np.asarray(probabilities, dtype=np.float64)
     decided = (scores >= np.asarray(thresholds, dtype=float)).astype(np.float32)
-    names, patient = np.unique(np.asarray(patients).astype(str), return_inverse=True)
     drawn: list[Array] = []
-    for start in range(0, replicates, _REPLICATES_AT_ONCE):
-        size = min(_REPLICATES_AT_ONCE, replicates - start)
-        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=size)  # (R, patients)
-        weights = times.astype(np.float32)[:, patient]  # (R, N)
+    for weights in patient_draws(patients, rng=rng, replicates=replicates):
         rates = _weighted_rates(truth, scores, decided, weights)  # (R, RATES, F)
         macros = _mean(rates), _mean(rates[:, :, [finding != RAREST for finding in findings]])
         rates = np.concatenate([rates, np.stack(macros, axis=2)], axis=2)
-        drawn.append(np.concatenate([rates.reshape(size, -1), _weighted_overall(truth, decided, weights)], axis=1))
+        drawn.append(np.concatenate([rates.reshape(len(weights), -1), _weighted_overall(truth, decided, weights)], axis=1))
     figures = [(metric, finding) for metric in RATES for finding in (*findings, "macro", "macro_without_hernia")]
     figures += [(metric, "all") for metric in _OVERALL]
     columns = pd.MultiIndex.from_tuples(figures, names=["metric", "finding"])
     bounds = pd.DataFrame(np.concatenate(drawn), columns=columns).quantile([0.025, 0.975]).T.dropna()
     return bounds.set_axis(["low", "high"], axis=1).reset_index()
+
+
+def patient_draws(patients: npt.ArrayLike, *, rng: np.random.Generator, replicates: int) -> Iterator[Array]:
+    """The bootstrap: how often each film counts in each draw, float32 (R, N), in portions of the `replicates`.
+
+    Patients (N,), not films, are drawn with replacement, because films of one patient are no independent witnesses. As
+    weights and not as films, a thousand draws of 22,000 films cost a few sorts and running sums.
+    """
+    names, patient = np.unique(np.asarray(patients).astype(str), return_inverse=True)
+    for start in range(0, replicates, _REPLICATES_AT_ONCE):
+        size = min(_REPLICATES_AT_ONCE, replicates - start)
+        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=size)  # (R, patients)
+        yield times.astype(np.float32)[:, patient]
 
 
 def _weighted_overall(truth: Array, decided: Array, weights: Array) -> Array:
@@ -181,7 +186,7 @@ def _weighted_rates(truth: Array, scores: Array, decided: Array, weights: Array)
     fn, fp = positives - tp, flagged - tp
     tn = films - positives - fp
     columns = list(zip(truth.T, scores.T, strict=True))
-    ranked = [_weighted_ranking(*column, weights) for column in columns]
+    ranked = [weighted_ranking(*column, weights) for column in columns]
     rates = {
         "false_negative_rate": _ratio(fn, positives),
         "auroc": np.stack([auroc for auroc, _ in ranked], axis=1),
@@ -196,10 +201,10 @@ def _weighted_rates(truth: Array, scores: Array, decided: Array, weights: Array)
     return np.stack([rates[name] for name in RATES], axis=1)
 
 
-def _weighted_ranking(truth: Array, scores: Array, weights: Array) -> tuple[Array, Array]:
-    """AUROC and average precision (R,) of one finding, ties as scikit-learn counts them.
+def weighted_ranking(truth: Array, scores: Array, weights: Array) -> tuple[Array, Array]:
+    """AUROC and average precision (R,) of one finding, labels and scores (N,), in draws that count films (R, N) times.
 
-    Only the positives are visited: each wins against the negatives below it and half of those beside it.
+    Ties count as in scikit-learn; a draw without both kinds of films gives NaN. Only the positives are visited: each wins against the negatives below it and half of those beside it.
     """
     order = np.argsort(-scores, kind="stable")
     positive = order[truth[order] == 1]
@@ -281,9 +286,8 @@ def readjudicated(films: pd.DataFrame, adjudicated: pd.DataFrame) -> pd.DataFram
 
 def report(
     films: pd.DataFrame,
-    probabilities: npt.ArrayLike,
+    models: Mapping[str, npt.ArrayLike],
     *,
-    train: pd.DataFrame,
     rng: np.random.Generator,
     thresholds: npt.ArrayLike = 0.5,
     adjudicated: pd.DataFrame | None = None,
@@ -291,25 +295,22 @@ def report(
 ) -> pd.DataFrame:
     """slice, films, model, finding, metric, value, low, high: the network beside its baselines, whole and in slices.
 
-    `films` is the part of the manifest that probabilities (N, F) were made for, `train` the part that was learned from.
+    `models` are probabilities (N, F) for `films`: "network" and, by name, whatever stands beside it (see `baselines`).
     `adjudicated` adds a slice of the films that radiologists read again, measured against their labels. The thresholds
     (one, or one per finding) are the network's; the baselines decide at .5.
     """
     findings = list(findings_in(films))
-    models = {
-        name: pd.DataFrame(scores, index=films.index, columns=findings)
-        for name, scores in {"network": np.asarray(probabilities), **baselines(train, films)}.items()
-    }
+    said = {name: pd.DataFrame(np.asarray(asked), films.index, findings) for name, asked in models.items()}
     groups = [("all", films), *slices(films)]
     if adjudicated is not None:
         groups.append(("adjudicated", readjudicated(films, adjudicated)))
     half = pd.Series(0.5, index=findings)
-    cuts = dict.fromkeys(models, half) | {"network": half * 0 + np.asarray(thresholds)}
+    cuts = dict.fromkeys(said, half) | {"network": half * 0 + np.asarray(thresholds)}
     table = pd.concat([
         _figures(group, scores, thresholds=cuts[model], rng=rng, replicates=replicates)
         .assign(slice=name, films=len(group), model=model)
         for name, group in groups if len(group) > 0
-        for model, scores in models.items()
+        for model, scores in said.items()
     ])  # fmt: skip
     return table[["slice", "films", "model", "finding", "metric", "value", "low", "high"]].reset_index(drop=True)
 

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
 from training import metrics, plots
 from training.checkpoint import load_checkpoint
@@ -91,15 +90,10 @@ def added(
     truth = films[findings].to_numpy()
     fold = deal(films, folds=_FOLDS, seed=int(rng.integers(2**31)))
     both = np.stack([_combined(truth[:, k], baseline[:, k], network[:, k], fold) for k in range(len(findings))], axis=1)
-    names, patient = np.unique(films["patient_id"].to_numpy(dtype=str), return_inverse=True)
-    drawn = np.array(
-        [
-            _gains(truth, baseline, both, rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[patient])
-            for _ in range(replicates)
-        ]
-    )  # (replicates, F)
-    everyone = np.ones(len(films), dtype=np.int64)
-    without, together = (_aurocs(truth, said, everyone) for said in (baseline, both))
+    draws = metrics.patient_draws(films["patient_id"], rng=rng, replicates=replicates)
+    drawn = np.concatenate([_aurocs(truth, both, each) - _aurocs(truth, baseline, each) for each in draws])  # (R, F)
+    everyone = np.ones((1, len(films)), dtype=np.float32)
+    without, together = (_aurocs(truth, said, everyone)[0] for said in (baseline, both))
     table = pd.DataFrame({"finding": findings, "without": without, "both": together, "gain": together - without})
     table[["low", "high"]] = np.nanquantile(drawn, (0.025, 0.975), axis=0).T
     low, high = np.nanquantile(np.nanmean(drawn, axis=1), (0.025, 0.975))
@@ -119,15 +113,10 @@ def _combined(truth: NDArray[np.uint8], one: Array, other: Array, fold: NDArray[
     return said
 
 
-def _gains(truth: NDArray[np.uint8], without: Array, both: Array, weights: NDArray[np.int64]) -> Array:
-    return _aurocs(truth, both, weights) - _aurocs(truth, without, weights)
-
-
-def _aurocs(truth: NDArray[np.uint8], said: Array, weights: NDArray[np.int64]) -> Array:
-    """AUROC (F,) of films that count `weights` (N,) times; NaN without both kinds of films."""
-    drawn = np.repeat(np.arange(len(weights)), weights)
-    columns = zip(truth[drawn].T, said[drawn].T, strict=True)
-    return np.array([roc_auc_score(y, p) if 0 < y.sum() < len(y) else np.nan for y, p in columns])
+def _aurocs(truth: NDArray[np.uint8], said: Array, weights: Array) -> Array:
+    """AUROC (R, F) in draws that count the films (R, N) times; NaN without both kinds of films."""
+    columns = zip(truth.T, said.T, strict=True)
+    return np.stack([metrics.weighted_ranking(seen, asked, weights)[0] for seen, asked in columns], axis=1)
 
 
 def _log_odds(probabilities: Array) -> Array:

@@ -146,7 +146,8 @@ def intervals(
         rates = _weighted_rates(truth, scores, decided, weights)  # (R, RATES, F)
         macros = _mean(rates), _mean(rates[:, :, [finding != RAREST for finding in findings]])
         rates = np.concatenate([rates, np.stack(macros, axis=2)], axis=2)
-        drawn.append(np.concatenate([rates.reshape(len(weights), -1), _weighted_overall(truth, decided, weights)], axis=1))
+        overall = _weighted_overall(truth, decided, weights)
+        drawn.append(np.concatenate([rates.reshape(len(weights), -1), overall], axis=1))
     figures = [(metric, finding) for metric in RATES for finding in (*findings, "macro", "macro_without_hernia")]
     figures += [(metric, "all") for metric in _OVERALL]
     columns = pd.MultiIndex.from_tuples(figures, names=["metric", "finding"])
@@ -204,7 +205,8 @@ def _weighted_rates(truth: Array, scores: Array, decided: Array, weights: Array)
 def weighted_ranking(truth: Array, scores: Array, weights: Array) -> tuple[Array, Array]:
     """AUROC and average precision (R,) of one finding, labels and scores (N,), in draws that count films (R, N) times.
 
-    Ties count as in scikit-learn; a draw without both kinds of films gives NaN. Only the positives are visited: each wins against the negatives below it and half of those beside it.
+    Ties count as in scikit-learn; a draw without both kinds of films gives NaN. Only the positives are visited: each
+    wins against the negatives below it and half of those beside it.
     """
     order = np.argsort(-scores, kind="stable")
     positive = order[truth[order] == 1]

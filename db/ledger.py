@@ -7,12 +7,13 @@ broker only rings a bell; what is true stands here: a lost message, a killed wor
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import CursorResult, Select, delete, func, or_, select, update
+from sqlalchemy import Select, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from db.base import database_now
+from db.bulk import update_many
 from db.models import Instance, RejectedFile, Study, StudyPriority
 from db.upsert import insert
 
@@ -334,25 +335,25 @@ def settle(session: Session, outcomes: Sequence[Outcome], *, worker: str, run_id
     settled = [outcome for outcome in outcomes if outcome.study.study_id in unchanged]
     if not settled:
         return []
-    session.execute(
-        update(Study),
-        [
-            {
-                "id": outcome.study.study_id,
-                "state": outcome.state if unchanged[outcome.study.study_id] else "waiting",
-                "reason": outcome.reason,
-                "detail": outcome.detail,
-                "suspect": False,
-                "claimed_by": None,
-                "lease_expires_at": None,
-                "not_before": None,
-                "unavailable_since": None,
-                "settled_at": now,
-                "run_id": run_id,
-            }
-            for outcome in settled
-        ],
-    )
+    rows = [
+        {
+            "id": outcome.study.study_id,
+            "state": outcome.state if unchanged[outcome.study.study_id] else "waiting",
+            "reason": outcome.reason,
+            "detail": outcome.detail,
+        }
+        for outcome in settled
+    ]
+    same = {
+        "suspect": False,
+        "claimed_by": None,
+        "lease_expires_at": None,
+        "not_before": None,
+        "unavailable_since": None,
+        "settled_at": now,
+        "run_id": run_id,
+    }
+    update_many(session, Study, rows, key="id", same=same)
     return settled
 
 
@@ -409,24 +410,24 @@ def renew(session: Session, studies: Sequence[ClaimedStudy], *, worker: str, lea
 def release_expired(session: Session, *, max_attempts: int) -> tuple[int, int]:
     """End the leases that ran out: their worker died or hangs. Returns (waiting again, quarantined).
 
-    They become suspects; one that has used up its attempts is quarantined, since it may be what kills the workers.
+    They become suspects; one that has used up its attempts is quarantined, since it may be what kills the workers. A
+    study whose row is locked is left alone: someone is recording it, renewing it or ending its lease at this moment.
     """
     now = database_now(session)
-    expired = (Study.state == "claimed", Study.lease_expires_at < now)
+    expired = select(Study.id, Study.attempts).where(Study.state == "claimed", Study.lease_expires_at < now)
+    attempts = {row.id: row.attempts for row in session.execute(expired.with_for_update(skip_locked=True))}
+    lost = [study_id for study_id, count in attempts.items() if count >= max_attempts]
+    again = list(attempts.keys() - lost)
     let_go = {"claimed_by": None, "lease_expires_at": None, "rung_at": None}
-    lost = update(Study).where(*expired, Study.attempts >= max_attempts)
-    again = update(Study).where(*expired, Study.attempts < max_attempts)
-    quarantined = session.execute(
-        lost.values(
-            state="quarantined",
-            reason="worker_lost",
-            detail=f"its worker died {max_attempts} times while it held this study",
-            settled_at=now,
-            **let_go,
-        )
-    )
-    waiting = session.execute(again.values(state="waiting", suspect=True, **let_go))
-    return cast(CursorResult[Any], waiting).rowcount, cast(CursorResult[Any], quarantined).rowcount
+    given_up = {
+        "state": "quarantined",
+        "reason": "worker_lost",
+        "detail": f"its worker died {max_attempts} times while it held this study",
+        "settled_at": now,
+    }
+    session.execute(update(Study).where(Study.id.in_(lost)).values(**given_up, **let_go))
+    session.execute(update(Study).where(Study.id.in_(again)).values(state="waiting", suspect=True, **let_go))
+    return len(again), len(lost)
 
 
 def requeue(session: Session, *, study_instance_uid: str | None = None, reason: str | None = None) -> list[int]:

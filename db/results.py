@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from db.base import database_now
+from db.bulk import update_many, upsert_many
 from db.models import FINDING_COLUMNS, FilmScore, Instance, StudyPriority
-from db.upsert import insert
 
 
 @dataclass(frozen=True)
@@ -38,60 +38,38 @@ class PriorityResult:
 
 def record_films(session: Session, films: Sequence[FilmResult], *, checkpoint_id: int, run_id: int | None) -> None:
     """Write film states and scores; unique on (instance, checkpoint), so a second writing replaces the first."""
-    now = database_now(session)
-    states = [
-        {
-            "id": film.instance_id,
-            "state": film.state,
-            "reason": film.reason,
-            "pixel_digest": film.pixel_digest,
-            # A film's evidence is the view's; only a film that failed has another story to tell.
-            **({"evidence": film.evidence} if film.evidence is not None else {}),
-        }
-        for film in films
-    ]
-    for with_evidence in (True, False):  # one statement per shape of row
-        chosen = [row for row in states if ("evidence" in row) is with_evidence]
-        if chosen:
-            session.execute(update(Instance), chosen)
+    # A film's evidence is the view's; only a film that failed has another story to tell.
+    told, untold = _split(films)
+    update_many(session, Instance, [_state(film) | {"evidence": film.evidence} for film in told], key="id", same={})
+    update_many(session, Instance, [_state(film) for film in untold], key="id", same={})
     scores = [
-        {
-            "instance_id": film.instance_id,
-            "checkpoint_id": checkpoint_id,
-            "run_id": run_id,
-            "scored_at": now,
-            **dict(zip(FINDING_COLUMNS, film.probabilities, strict=True)),
-        }
+        {"instance_id": film.instance_id, **dict(zip(FINDING_COLUMNS, film.probabilities, strict=True))}
         for film in films
         if film.state == "scored"
     ]
-    if scores:
-        statement = insert(session, FilmScore)
-        replaced = {name: statement.excluded[name] for name in ("run_id", "scored_at", *FINDING_COLUMNS)}
-        key = ["instance_id", "checkpoint_id"]
-        session.execute(statement.on_conflict_do_update(index_elements=key, set_=replaced), scores)
+    same = {"checkpoint_id": checkpoint_id, "run_id": run_id, "scored_at": database_now(session)}
+    upsert_many(session, FilmScore, scores, unique=["instance_id", "checkpoint_id"], same=same)
+
+
+def _split(films: Sequence[FilmResult]) -> tuple[list[FilmResult], list[FilmResult]]:
+    told = [film for film in films if film.evidence is not None]
+    return told, [film for film in films if film.evidence is None]
+
+
+def _state(film: FilmResult) -> dict[str, Any]:
+    return {
+        "id": film.instance_id,
+        "state": film.state,
+        "reason": film.reason,
+        "pixel_digest": film.pixel_digest,
+    }
 
 
 def record_priorities(session: Session, priorities: Sequence[PriorityResult], *, policy_id: int) -> None:
     """Write where studies stand. Arrival, STAT and reading stay as intake and people set them."""
-    if not priorities:
-        return
-    now = database_now(session)
-    session.execute(
-        update(StudyPriority),
-        [
-            {
-                "study_id": priority.study_id,
-                "category": priority.category,
-                "category_a": priority.category == "A",
-                "urgency": priority.urgency,
-                "flag": priority.flag,
-                "top_finding": priority.top_finding,
-                "top_probability": priority.top_probability,
-                "checkpoint_id": priority.checkpoint_id,
-                "policy_id": policy_id,
-                "ranked_at": now,
-            }
-            for priority in priorities
-        ],
-    )
+    rows = [
+        vars(priority) | {"category_a": priority.category == "A"}
+        for priority in sorted(priorities, key=lambda priority: priority.study_id)  # one order for all: no deadlock
+    ]
+    same = {"policy_id": policy_id, "ranked_at": database_now(session)}
+    update_many(session, StudyPriority, rows, key="study_id", same=same)

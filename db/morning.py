@@ -1,0 +1,183 @@
+"""What the morning page asks: one run, the reading order as it stood at its end, and the scores to compare it with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Boolean, RowMapping, Select, Subquery, and_, case, column, func, select, table
+from sqlalchemy.orm import Session
+
+from db import runs
+from db.models import FINDING_COLUMNS, FilmScore, Instance, Run, RunRank, Study, StudyPriority
+
+_PLACE = ("study_id", "priority_rank", "category", "urgency", "overdue")
+_PROBABILITIES = [getattr(FilmScore, name) for name in FINDING_COLUMNS]
+
+
+class NoSuchRun(LookupError):
+    """There is no run with this number, or none at all yet; `nightread score` or a worker makes one."""
+
+
+@dataclass(frozen=True)
+class CategoryCount:
+    """How many studies of one category were on the list, and what of them stands out."""
+
+    category: str
+    studies: int
+    stat: int
+    overdue: int
+    flagged: int  # not, or only partly, scored
+    read: int  # since the run ended
+    oldest: datetime  # received
+
+
+@dataclass(frozen=True)
+class Film:
+    """One instance of a listed study; `probabilities` in vocabulary order, None when it was not scored."""
+
+    study_id: int
+    instance_id: int
+    sop_instance_uid: str
+    path: str
+    view: str | None
+    modality: str | None
+    rows: int | None
+    columns: int | None
+    reason: str | None
+    pixel_digest: str | None
+    probabilities: tuple[float, ...] | None
+
+
+def run_named(session: Session, name: str) -> Run:
+    """The run with this number, or for "latest" the one started last. Raises NoSuchRun."""
+    run = runs.latest(session) if name == "latest" else session.get(Run, int(name)) if name.isdecimal() else None
+    if run is None:
+        raise NoSuchRun(NoSuchRun.__doc__)
+    return run
+
+
+def previous_end(session: Session, run: Run) -> datetime | None:
+    """When the run before this one ended; what was received since is this morning's."""
+    return session.scalar(select(func.max(Run.finished_at)).where(Run.id < run.id))
+
+
+def _order(run: Run) -> Subquery:
+    """The ranks that a run left, or the worklist as it stands while the run goes on."""
+    if run.finished_at is None:
+        typed = [column(name, Boolean) if name == "overdue" else column(name) for name in _PLACE]
+        return select(*typed).select_from(table("worklist", *typed)).subquery("place")
+    ranks = [getattr(RunRank, name) for name in _PLACE]
+    return select(*ranks).where(RunRank.run_id == run.id).subquery("place")
+
+
+def counts(session: Session, run: Run) -> list[CategoryCount]:
+    """The whole list by category, A first."""
+    place = _order(run).c
+    rows = session.execute(
+        select(
+            place.category,
+            func.count(),
+            func.sum(case((StudyPriority.stat, 1), else_=0)),
+            func.sum(case((place.overdue, 1), else_=0)),
+            func.count(StudyPriority.flag),
+            func.count(StudyPriority.read_at),
+            func.min(StudyPriority.received_at),
+        )
+        .join(StudyPriority, StudyPriority.study_id == place.study_id)
+        .group_by(place.category)
+        .order_by(place.category)
+    )
+    return [CategoryCount(*row) for row in rows]
+
+
+def ranked(session: Session, run: Run, *, top: int) -> Sequence[RowMapping]:
+    """The first `top` studies of the list, in reading order."""
+    place = _order(run).c
+    return (
+        session.execute(
+            select(
+                *place,
+                Study.study_instance_uid,
+                Study.accession_number,
+                Study.received_at,
+                Study.reason,
+                StudyPriority.stat,
+                StudyPriority.flag,
+                StudyPriority.read_at,
+                StudyPriority.checkpoint_id,
+            )
+            .join(Study, Study.id == place.study_id)
+            .join(StudyPriority, StudyPriority.study_id == place.study_id)
+            .order_by(place.priority_rank)
+            .limit(top)
+        )
+        .mappings()
+        .all()
+    )
+
+
+def films_of(session: Session, study_ids: Sequence[int]) -> dict[int, list[Film]]:
+    """The instances of these studies, with scores by the checkpoint that ranks their study."""
+    ranks_it = and_(
+        FilmScore.instance_id == Instance.id,
+        FilmScore.checkpoint_id == StudyPriority.checkpoint_id,
+        Instance.state == "scored",
+    )
+    names = [name for name in Film.__dataclass_fields__ if name not in ("instance_id", "probabilities")]
+    rows = session.execute(
+        select(Instance.id, *(getattr(Instance, name) for name in names), *_PROBABILITIES)
+        .join(StudyPriority, StudyPriority.study_id == Instance.study_id)
+        .outerjoin(FilmScore, ranks_it)
+        .where(Instance.study_id.in_(study_ids))
+        .order_by(Instance.id)
+    )
+    films: dict[int, list[Film]] = {study_id: [] for study_id in study_ids}
+    for instance_id, *rest in rows:
+        values, scores = rest[: len(names)], rest[len(names) :]
+        probabilities = None if scores[0] is None else tuple(scores)
+        film = Film(instance_id=instance_id, probabilities=probabilities, **dict(zip(names, values, strict=True)))
+        films[film.study_id].append(film)
+    return films
+
+
+def quarantined(session: Session, *, limit: int) -> Sequence[RowMapping]:
+    """The studies that are quarantined now, last first: someone has to look at them."""
+    return (
+        session.execute(
+            select(Study.accession_number, Study.study_instance_uid, Study.reason, Study.attempts, Study.settled_at)
+            .where(Study.state == "quarantined")
+            .order_by(Study.settled_at.desc(), Study.id)
+            .limit(limit)
+        )
+        .mappings()
+        .all()
+    )
+
+
+def scores_in(session: Session, run: Run) -> list[tuple[float, ...]]:
+    """Probabilities of the run's films by its own checkpoint, each (11,) in vocabulary order."""
+    return _tuples(session, _film_scores(run).where(Study.run_id == run.id))
+
+
+def scores_before(session: Session, run: Run, *, days: int) -> list[tuple[float, ...]]:
+    """The same checkpoint's probabilities of the films received in the `days` before this run, scored by other runs."""
+    earlier = (
+        Study.received_at >= run.started_at - timedelta(days=days),
+        Study.run_id.is_distinct_from(run.id),
+        FilmScore.scored_at < run.started_at,
+    )
+    return _tuples(session, _film_scores(run).where(*earlier))
+
+
+def _film_scores(run: Run) -> Select[Any]:
+    return (
+        select(*_PROBABILITIES)
+        .join(Instance, Instance.id == FilmScore.instance_id)
+        .join(Study, Study.id == Instance.study_id)
+        .where(FilmScore.checkpoint_id == run.checkpoint_id, Instance.state == "scored")
+    )
+
+
+def _tuples(session: Session, statement: Select[Any]) -> list[tuple[float, ...]]:
+    return [tuple(row) for row in session.execute(statement)]

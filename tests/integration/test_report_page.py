@@ -1,0 +1,149 @@
+"""The morning page about a night that was really scored: with its films, on both databases, and in a real browser."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from dicom_files import make_film, texture
+from night_rows import add_house, add_studies, add_unscored, open_run
+from page_reading import Page
+from sqlalchemy import Engine
+
+from db import morning, runs
+from db.session import read_scope, session_scope
+from training.findings import FINDINGS
+from worker.house import House
+from worker.intake import receive
+from worker.report import write_report
+from worker.scoring import open_scorer, score_waiting
+from worker.settings import Settings
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+QUIET = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--v=0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory, untrained_checkpoint: Path) -> tuple[House, Path]:
+    """A small night, scored: two films, one lateral, one cut short; and where the films lie."""
+    folder = tmp_path_factory.mktemp("night")
+    films = folder / "films"
+    films.mkdir()
+    for number in range(2):
+        make_film(films / f"{number}.dcm", pixels=texture(120, 100, seed=number), AccessionNumber=f"A{number}")
+    make_film(films / "lateral.dcm", view_position="LL", AccessionNumber="A2")
+    make_film(films / "short.dcm", AccessionNumber="A3")
+    whole = (films / "short.dcm").read_bytes()
+    (films / "short.dcm").write_bytes(whole[: len(whole) // 2])
+    house = House(
+        Settings(
+            database_url=f"sqlite:///{folder / 'night.db'}",
+            checkpoint=untrained_checkpoint,
+            decoders=1,
+            batch_size=4,
+            device="cpu",
+        )
+    )
+    receive(house, [films])
+    with open_scorer(house) as scorer:
+        score_waiting(scorer, kind="score")
+    return house, films
+
+
+@pytest.fixture(scope="module")
+def written(scored: tuple[House, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    house, _ = scored
+    return write_report(house, run="latest", output=tmp_path_factory.mktemp("page") / "morning.html")
+
+
+def test_scored_films_are_shown_and_the_others_say_why_not(written: Path) -> None:
+    page = Page(written.read_text(encoding="utf-8"))
+    films = [attrs for attrs in page.of("img") if (attrs["alt"] or "").startswith("Chest film")]
+    assert len(films) == 2
+    assert all((attrs["src"] or "").startswith("data:image/jpeg;base64,") for attrs in page.of("img"))
+    assert {(attrs["width"], attrs["height"]) for attrs in films} == {("266", "320")}  # 100 x 120, not a square
+    assert len(page.of("p", class_="no-film")) == 2
+    assert "The film is a lateral view." in page.words
+
+
+def test_heat_maps_stand_beside_the_films_where_they_can_be_made(written: Path) -> None:
+    pytest.importorskip("pytorch_grad_cam", reason="heat maps come with the `train` extra")
+    page = Page(written.read_text(encoding="utf-8"))
+    assert sum((attrs["alt"] or "").startswith("The same film") for attrs in page.of("img")) == 2
+
+
+def test_nothing_of_the_patient_is_on_the_page(written: Path, scored: tuple[House, Path]) -> None:
+    html = written.read_text(encoding="utf-8")
+    assert "Phantom" not in html
+    assert "PHANTOM" not in html
+    assert str(scored[1]) not in html
+
+
+def test_a_film_that_is_gone_or_changed_is_not_shown(scored: tuple[House, Path], tmp_path: Path) -> None:
+    house, films = scored
+    away = tmp_path / "away.dcm"
+    (films / "0.dcm").rename(away)
+    whole = (films / "1.dcm").read_bytes()
+    (films / "1.dcm").write_bytes(whole[:-2] + b"\1\1")  # the same instance with another pixel
+    try:
+        page = Page(write_report(house, run="latest", output=tmp_path / "page.html").read_text(encoding="utf-8"))
+    finally:
+        away.rename(films / "0.dcm")
+        (films / "1.dcm").write_bytes(whole)
+    assert not page.of("img")
+    assert page.words.count("The film could not be read for this page.") == 2
+
+
+def test_both_databases_answer_alike(engine: Engine) -> None:
+    with session_scope(engine) as session:
+        add_house(session)
+        earlier = open_run(session)
+        add_studies(session, earlier, [{"Effusion": 0.8}] * 2, first=50)
+        runs.close(session, earlier.id)
+        run = open_run(session)
+        add_studies(session, run, [{"Pneumothorax": 0.9}, {}], first=60)
+        add_unscored(session, 70, state="quarantined", reason="truncated")
+        session.flush()
+        while_it_goes_on = [row["study_id"] for row in morning.ranked(session, run, top=10)]
+        runs.close(session, run.id)
+        number = run.id
+    with read_scope(engine) as session:
+        run = morning.run_named(session, "latest")
+        rows = morning.ranked(session, run, top=10)
+        assert run.id == number
+        assert [row["study_id"] for row in rows] == [60, 70, 50, 51, 61] == while_it_goes_on
+        assert [(c.category, c.studies, c.flagged) for c in morning.counts(session, run)] == [
+            ("A", 1, 0),
+            ("B", 3, 1),
+            ("D", 1, 0),
+        ]
+        films = morning.films_of(session, [row["study_id"] for row in rows])
+        assert films[60][0].probabilities is not None
+        assert films[60][0].probabilities[FINDINGS.index("Pneumothorax")] == pytest.approx(0.9)
+        assert films[70][0].probabilities is None
+        assert len(morning.scores_in(session, run)) == 2
+        assert len(morning.scores_before(session, run, days=7)) == 2
+        assert [row["reason"] for row in morning.quarantined(session, limit=5)] == ["truncated"]
+        assert morning.previous_end(session, run) is not None
+
+
+def test_a_real_browser_opens_it_without_an_error(written: Path, tmp_path: Path) -> None:
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip(f"no browser is installed ({', '.join(BROWSERS)})")
+    picture, paper = tmp_path / "page.png", tmp_path / "page.pdf"
+    command = (browser, *QUIET, f"--user-data-dir={tmp_path / 'profile'}")
+    shown = subprocess.run(
+        (*command, "--window-size=1280,3000", f"--screenshot={picture}", written.as_uri()),
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "CONSOLE" not in shown.stderr  # what a page may complain of: a blocked resource, a broken style, an error
+    assert picture.stat().st_size > 50_000
+    subprocess.run(
+        (*command, "--no-pdf-header-footer", f"--print-to-pdf={paper}", written.as_uri()),
+        capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert paper.read_bytes().startswith(b"%PDF")

@@ -1,0 +1,363 @@
+"""The morning page: one self-contained HTML file about one run, to open, to print and to show.
+
+Ranks are those that stood when the run ended; while a run goes on, those of the moment. Nothing on the page comes from
+the network, no script runs in it, and neither a patient's name, key, sex nor age is on it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from sqlalchemy import RowMapping
+from sqlalchemy.orm import Session
+
+from db import ledger, morning
+from db.base import database_now
+from db.models import Checkpoint, PolicyRow, Run
+from db.morning import CategoryCount, Film
+from db.session import read_scope
+from training.checkpoint import Checkpoint as LoadedCheckpoint
+from training.checkpoint import CheckpointError, load_checkpoint
+from training.findings import FINDINGS
+from training.pixels import UnusablePixels
+from worker import policy, priority
+from worker.house import House
+from worker.report_charts import (
+    HEIGHT,
+    TICKS,
+    WIDTH,
+    Compared,
+    charts_of,
+    flagged_of,
+    reference_of,
+    shares_of,
+    table_of,
+    x_of,
+)
+from worker.report_pictures import Picture, pictures_of
+from worker.tables import waited
+from worker.views import REASONS
+
+CARDS = 12  # studies at the head of the list that get a card with pictures
+BARS = 3  # findings shown per study
+COMPARED_DAYS = 7
+COMPARED_FILMS = 50  # fewer earlier films than this say little about a distribution
+QUARANTINED_SHOWN = 20
+
+# What a state is called, and the names that ledger.Books has for its reasons, by study and by instance.
+SET_ASIDE = (
+    ("Skipped", "skipped studies", "skipped instances"),
+    ("Quarantined", "quarantined studies", "quarantined films"),
+    ("Waiting", "waiting studies", ""),
+    ("Rejected at intake: files that became no instance", "", "rejected files"),
+)
+
+SENTENCES = {
+    **REASONS,
+    **{kind.reason: (kind.__doc__ or "").partition("\n")[0] for kind in UnusablePixels.__subclasses__()},
+    "decoder_crashed": "Decoding the film ended the decoder’s process, twice.",
+    "decoder_timeout": "Decoding the film took longer than the time limit, twice.",
+    "duplicate_pixels": "Another film of the study has the same pixels; it counts once.",
+    "file_replaced": "The file now holds another film than the one that was registered.",
+    "file_unavailable": "The file could not be reached.",
+    "films_quarantined": "All films of the study were quarantined before.",
+    "no_film": "No film of the study was left to read.",
+    "outside_roots": "The file lies outside the folders that this site receives from.",
+    "prediction_failed": "The network failed on the film.",
+    "sop_uid_illegal": "The file’s SOP Instance UID is not one that the Standard allows.",
+    "sop_uid_missing": "The file has no SOP Instance UID.",
+    "study_uid_illegal": "The file’s Study Instance UID is not one that the Standard allows.",
+    "study_uid_missing": "The file has no Study Instance UID.",
+    "uid_taken": "Another file with different content has the same SOP Instance UID; the first was kept.",
+    "worker_lost": "The worker died while it held the study, as often as it may.",
+}
+"""Every reason that the database can hold -> a sentence for people."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One finding of a study; `threshold` None where none applies."""
+
+    finding: str
+    category: str
+    probability: float
+    threshold: float | None
+
+    @property
+    def reaches(self) -> bool:
+        return self.threshold is not None and self.probability >= self.threshold
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One study of the ranked list, as the page shows it."""
+
+    row: RowMapping
+    waited: str
+    films: str  # "PA and AP, DX"
+    bars: tuple[Bar, ...]
+    remark: str | None  # why it is not, or only partly, scored (its flag says which)
+    film: Film | None  # the one to show: the most suspicious of the top finding
+    picture: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the database says about one run."""
+
+    run: Run
+    as_of: datetime
+    written_at: datetime
+    since: datetime | None
+    checkpoint: Checkpoint | None
+    rules: priority.Policy
+    thresholds: dict[str, float]
+    counts: list[CategoryCount]
+    rows: Sequence[RowMapping]
+    films: dict[int, list[Film]]
+    night: ledger.Books
+    books: ledger.Books
+    quarantined: Sequence[RowMapping]
+    scores: list[tuple[float, ...]]
+    earlier: list[tuple[float, ...]]
+
+
+def write_report(house: House, *, run: str, output: Path, top: int = 50) -> Path:
+    """Write the page about a run ("latest" or its number) with its first `top` studies; returns `output`.
+
+    Raises NoSuchRun. The file is replaced whole: who has it open or fetches it never sees half a page.
+    """
+    facts = _ask(house, run, top)
+    checkpoint = _checkpoint_file(facts)
+    pictures = _pictures(house, facts, checkpoint)
+    page = _environment().get_template("morning.html.j2").render(_page(facts, pictures, checkpoint))
+    unfinished = output.with_name(f".{output.name}.part")
+    unfinished.write_text(page, encoding="utf-8")
+    return unfinished.replace(output)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("worker"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        percent=percent, number=number, day=day, moment=moment, clock=clock, finding=in_words, x=x_of
+    )
+    return environment
+
+
+# ----------------------------------------------------------------------------------------------------- what is asked
+
+
+def _ask(house: House, name: str, top: int) -> Facts:
+    with read_scope(house.engine) as session:
+        run = morning.run_named(session, name)
+        now = database_now(session)
+        as_of, since = run.finished_at or now, morning.previous_end(session, run)
+        checkpoint = session.get(Checkpoint, run.checkpoint_id) if run.checkpoint_id else None
+        rules = _rules(session, run)
+        rows = morning.ranked(session, run, top=top)
+        return Facts(
+            run=run,
+            as_of=as_of,
+            written_at=now,
+            since=since,
+            checkpoint=checkpoint,
+            rules=rules,
+            thresholds=_thresholds(rules, checkpoint),
+            counts=morning.counts(session, run),
+            rows=rows,
+            films=morning.films_of(session, [row["study_id"] for row in rows]),
+            night=ledger.books(session, since=since, until=as_of),
+            books=ledger.books(session),
+            quarantined=morning.quarantined(session, limit=QUARANTINED_SHOWN),
+            scores=morning.scores_in(session, run),
+            earlier=morning.scores_before(session, run, days=COMPARED_DAYS),
+        )
+
+
+def _rules(session: Session, run: Run) -> priority.Policy:
+    stored = session.get(PolicyRow, run.policy_id) if run.policy_id else None
+    return priority.DEFAULT_POLICY if stored is None else policy.from_rows(session, stored)
+
+
+def _thresholds(rules: priority.Policy, checkpoint: Checkpoint | None) -> dict[str, float]:
+    """The probability from which each finding counted, for those that had one."""
+    cuts = {} if checkpoint is None else checkpoint.header.get("thresholds", {})
+    brought = {finding: values[policy.THRESHOLD] for finding, values in cuts.items() if policy.THRESHOLD in values}
+    own = {row.finding: row.threshold for row in rules.findings if row.threshold is not None}
+    return brought | own
+
+
+def _checkpoint_file(facts: Facts) -> LoadedCheckpoint | None:
+    """The run's checkpoint; the page does without where its file is gone or is another now."""
+    if facts.checkpoint is None:
+        return None
+    try:
+        return load_checkpoint(Path(facts.checkpoint.path), expected_digest=facts.checkpoint.digest)
+    except CheckpointError:
+        return None
+
+
+def _pictures(house: House, facts: Facts, checkpoint: LoadedCheckpoint | None) -> dict[int, Picture]:
+    shown = [(entry.film, entry.bars[0].finding) for entry in _entries(facts, {})[:CARDS] if entry.film]
+    return pictures_of(house, dict(shown), checkpoint=checkpoint) if shown else {}
+
+
+# ---------------------------------------------------------------------------------------------------- what is shown
+
+
+def _page(facts: Facts, pictures: Mapping[int, Picture], checkpoint: LoadedCheckpoint | None) -> dict[str, Any]:
+    """What the template may name."""
+    entries = _entries(facts, pictures)
+    compared = _compared(facts, {} if checkpoint is None else checkpoint.reference)
+    charts = charts_of(table_of(facts.scores), compared, facts.thresholds) if facts.scores else []
+    weights = {rule.finding: rule.weight for rule in facts.rules.findings}
+    total = sum(count.studies for count in facts.counts)
+    return {
+        "facts": facts,
+        "total": total,
+        "more": total - len(entries),
+        "longest_wait": waited(facts.as_of - min((count.oldest for count in facts.counts), default=facts.as_of)),
+        "cards": entries[:CARDS],
+        "rest": entries[CARDS:],
+        "with_heat": any(entry.picture and entry.picture.heat for entry in entries),
+        "duration": duration(facts.as_of - facts.run.started_at),
+        "set_aside": _set_aside(facts.night, facts.books),
+        "sentence": sentence,
+        "charts": sorted(charts, key=lambda chart: -weights[chart.finding]),
+        "compared": compared,
+        "chart_box": (WIDTH, HEIGHT),
+        "ticks": TICKS,
+        "categories": {row.finding: row.category for row in facts.rules.findings},
+        "training": _training(facts.checkpoint),
+        "version": version("nightread"),
+    }
+
+
+def _entries(facts: Facts, pictures: Mapping[int, Picture]) -> list[Entry]:
+    return [_entry(row, facts.films[row["study_id"]], facts, pictures) for row in facts.rows]
+
+
+def _entry(row: RowMapping, films: Sequence[Film], facts: Facts, pictures: Mapping[int, Picture]) -> Entry:
+    scored = [film for film in films if film.probabilities is not None]
+    bars = _bars(row, scored, facts)
+    film = max(scored, key=lambda film: _probability(film, bars[0].finding), default=None)
+    return Entry(
+        row=row,
+        waited=waited(facts.as_of - row["received_at"]),
+        films=_kinds(scored or films),
+        bars=bars,
+        remark=_remark(row, films),
+        film=film,
+        picture=pictures.get(film.instance_id) if film else None,
+    )
+
+
+def _bars(row: RowMapping, scored: Sequence[Film], facts: Facts) -> tuple[Bar, ...]:
+    """The findings to show: those that count for the category first, A before B, then what adds most to the urgency."""
+    if not scored:
+        return ()
+    probabilities = priority.study_probabilities([film.probabilities or () for film in scored])
+    # Another checkpoint's probabilities have other thresholds, and category D is where nothing counts.
+    thresholds = facts.thresholds if row["checkpoint_id"] == facts.run.checkpoint_id else {}
+    categories = {rule.finding: rule.category for rule in facts.rules.findings}
+    counting = {finding: cut for finding, cut in thresholds.items() if categories[finding] != "D"}
+    parts = priority.contributions(probabilities, facts.rules)
+    bars = [Bar(p.finding, categories[p.finding], p.probability, counting.get(p.finding)) for p in parts]
+    return tuple(sorted(bars, key=lambda bar: bar.category if bar.reaches else "D")[:BARS])
+
+
+def _probability(film: Film, finding: str) -> float:
+    return (film.probabilities or ())[FINDINGS.index(finding)]
+
+
+def _kinds(films: Iterable[Film]) -> str:
+    """Views and modalities, each once, as they came: "PA and AP, DX"."""
+    views = list(dict.fromkeys(film.view for film in films if film.view))
+    modalities = list(dict.fromkeys(film.modality for film in films if film.modality))
+    return ", ".join(" and ".join(words) for words in (views, modalities) if words)
+
+
+def _remark(row: RowMapping, films: Sequence[Film]) -> str | None:
+    if not row["flag"]:
+        return None
+    reason = row["reason"] or next((film.reason for film in films if film.reason), None)
+    return sentence(reason) if reason else "It still waits for the model."
+
+
+def _compared(facts: Facts, reference: Mapping[str, Any]) -> Compared | None:
+    """Last week's scores; where there are too few, the films on which the checkpoint was validated."""
+    if len(facts.earlier) < COMPARED_FILMS:
+        return reference_of(reference, facts.thresholds)
+    earlier = table_of(facts.earlier)
+    name = f"the {COMPARED_DAYS} days before"
+    return Compared(name, len(earlier), shares_of(earlier), flagged_of(earlier, facts.thresholds))
+
+
+def _set_aside(night: ledger.Books, books: ledger.Books) -> list[tuple[str, list[tuple[str, list[int]]]]]:
+    """What was not scored: for each state, reasons with counts of (studies, instances this run; the same in all)."""
+    groups = []
+    for state, studies, instances in SET_ASIDE:
+        kept = [period.reasons.get(kind, {}) for period in (night, books) for kind in (studies, instances)]
+        rows = [(sentence(reason), [counts.get(reason, 0) for counts in kept]) for reason in kept[2] | kept[3]]
+        if rows:
+            groups.append((state, sorted(rows, key=lambda row: ([-count for count in row[1]], row[0]))))
+    return groups
+
+
+def _training(checkpoint: Checkpoint | None) -> str | None:
+    """On how much the checkpoint was trained, where its header says so."""
+    summary = {} if checkpoint is None else checkpoint.header.get("training", {})
+    films, patients = (summary.get(what, {}).get("train") for what in ("films", "patients"))
+    return f"{number(films)} films of {number(patients)} patients" if films and patients else None
+
+
+# ---------------------------------------------------------------------------------------------------------- in words
+
+
+def sentence(reason: str | None) -> str:
+    """A stored reason as a sentence; an unknown one (an older version's) is at least readable."""
+    return SENTENCES.get(reason or "") or f"{in_words(reason or 'no reason was kept')}."
+
+
+def in_words(code: str) -> str:
+    """Pleural_Thickening -> Pleural thickening."""
+    return code.replace("_", " ").capitalize()
+
+
+def percent(share: float | None) -> str:
+    """A probability or a share as people say it; small ones are not rounded to nothing."""
+    if share is None:
+        return "–"
+    return "< 1\u00a0%" if 0 < share < 0.01 else f"{100 * share:.0f}\u00a0%"
+
+
+def number(count: int) -> str:
+    """12345 -> 12,345."""
+    return f"{count:,}"
+
+
+def day(time: datetime) -> str:
+    """Monday, 23 November 2026, in local time."""
+    return f"{time.astimezone():%A, %-d %B %Y}"
+
+
+def moment(time: datetime) -> str:
+    """Local day and time, with the zone."""
+    return f"{time.astimezone():%-d %B, %H:%M %Z}"
+
+
+def clock(time: datetime) -> str:
+    """Local time of day."""
+    return f"{time.astimezone():%H:%M}"
+
+
+def duration(span: timedelta) -> str:
+    """A span in seconds below two minutes, else as waiting times are told."""
+    seconds = max(0, round(span.total_seconds()))
+    return f"{seconds} s" if seconds < 120 else waited(span)

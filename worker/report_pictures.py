@@ -1,0 +1,96 @@
+"""Films for the morning page: read again, small, as data URIs, with a heat map where the `train` extra can make one."""
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import wait
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from db.morning import Film
+from training.checkpoint import Checkpoint, build
+from training.preprocessing import Preprocessing
+from worker.house import House
+from worker.reading import Failure, Reader, Reading, ReadingRules, Square
+
+PICTURE_PIXELS = 320  # the longer side of a picture on the page
+JPEG_QUALITY = 78
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A film on the page; `heat` is the same film under the heat map of one finding, or None. Both are data URIs."""
+
+    film: str
+    heat: str | None
+    width: int
+    height: int
+
+
+def pictures_of(house: House, findings: Mapping[Film, str], *, checkpoint: Checkpoint | None) -> dict[int, Picture]:
+    """Scored films, each with the finding to explain -> pictures by instance id; a film that is gone has none.
+
+    A picture is the square that the network saw, as wide and high again as the film was. `checkpoint` None: no heat
+    maps. Raises CheckpointError when its network cannot be built.
+    """
+    preprocessing = Preprocessing() if checkpoint is None else checkpoint.preprocessing
+    squares = _squares(house, list(findings), preprocessing)
+    there = {film: finding for film, finding in findings.items() if film.instance_id in squares}
+    heat = {} if checkpoint is None else _heat(checkpoint, there, squares)
+    return {film.instance_id: _picture(film, squares[film.instance_id], heat.get(film.instance_id)) for film in there}
+
+
+def _squares(house: House, films: Sequence[Film], preprocessing: Preprocessing) -> dict[int, NDArray[np.uint8]]:
+    """Squares by instance id of the films whose pixels are still those that were scored.
+
+    They are read as the scorer reads them: in child processes, within limits of time and memory.
+    """
+    settings = house.settings
+    rules = ReadingRules(preprocessing, house.pixel_limits, settings.decode_timeout_seconds, settings.decode_memory_mb)
+    with Reader(rules, decoders=min(settings.decoders, max(1, len(films)))) as reader:
+        readings = [(film, reader.submit(film.path, film.sop_instance_uid)) for film in films]
+        return {film.instance_id: square.image for film, square in _finished(readings)
+                if isinstance(square, Square) and square.pixel_digest == film.pixel_digest}  # fmt: skip
+
+
+def _finished(readings: Sequence[tuple[Film, Reading]]) -> Iterator[tuple[Film, Square | Failure]]:
+    for film, reading in readings:
+        while (outcome := reading.result()) is None:
+            wait([reading.future])
+        yield film, outcome
+
+
+def _heat(
+    checkpoint: Checkpoint, findings: Mapping[Film, str], squares: Mapping[int, NDArray[np.uint8]]
+) -> dict[int, NDArray[np.uint8]]:
+    """The squares under the heat map of their film's finding, uint8 (size, size, 3); none without the `train` extra."""
+    try:
+        from training.explain import NoFeatureMaps, heatmaps, overlay
+    except ImportError:
+        return {}
+    network, warm = build(checkpoint), {}
+    for film, finding in findings.items():
+        square, output = squares[film.instance_id], checkpoint.findings.index(finding)
+        try:
+            (heat,) = heatmaps(network, square, preprocessing=checkpoint.preprocessing, outputs=[output])
+        except NoFeatureMaps:
+            return {}
+        warm[film.instance_id] = overlay(square, heat)
+    return warm
+
+
+def _picture(film: Film, square: NDArray[np.uint8], heat: NDArray[np.uint8] | None) -> Picture:
+    rows, columns = film.rows or 1, film.columns or 1
+    longer = max(rows, columns)
+    size = (max(1, PICTURE_PIXELS * columns // longer), max(1, PICTURE_PIXELS * rows // longer))
+    return Picture(_jpeg(square, size), None if heat is None else _jpeg(heat, size), *size)
+
+
+def _jpeg(square: NDArray[np.uint8], size: tuple[int, int]) -> str:
+    buffer = io.BytesIO()
+    image = Image.fromarray(square).resize(size, Image.Resampling.BICUBIC)
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,135 @@
+"""Canaries: a patient planted in headers and paths shows up in no log, message, metric or error of the service."""
+
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import redis
+from dicom_files import make_film, texture
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGLosslessSV1
+from servers import free_port
+from sqlalchemy import create_engine, inspect, text
+
+from db import schema
+from db.session import make_engine
+from worker.settings import Settings
+
+CANARY = {
+    "PatientName": "Kanarienvogel^Hansi",
+    "PatientID": "CANARY-PATIENT-4711",
+    "PatientBirthDate": "19310217",
+    "AccessionNumber": "CANARYACCN",
+    "InstitutionName": "Canary Hospital",
+    "ReferringPhysicianName": "Canary^Doctor",
+    "StudyDescription": "CANARY STUDY TEXT",
+    "OtherPatientIDs": "CANARY-OTHER",
+}
+NONSENSE = encapsulate([b"Kanarienvogel^Hansi " * 50])
+WORDS = ("kanarienvogel", "hansi", "canary", "4711", "19310217", ".dcm")
+# The worklist needs UIDs, accession numbers and paths; the database needs none of these.
+NEVER_STORED = ("kanarienvogel^hansi", "4711", "19310217", "canary hospital", "canary^doctor", "canary-other")
+
+
+def films(folder: Path) -> list[str]:
+    """One film of every fate, in a folder named after the patient; returns their UIDs."""
+    folder.mkdir()
+    made = [
+        make_film(folder / "good.dcm", pixels=texture(), bits=12, **CANARY),
+        make_film(folder / "lateral.dcm", view_position="LL", **CANARY),
+        make_film(folder / "truncated.dcm", PixelData=b"\0\0", **CANARY),
+        make_film(folder / "nonsense.dcm", **{**CANARY, "ViewPosition": "KANARIENVOGEL", "BodyPartExamined": "CANARY"}),
+        make_film(folder / "undecodable.dcm", transfer_syntax=JPEGLosslessSV1, PixelData=NONSENSE, **CANARY),
+    ]
+    (folder / "canary-not-dicom.dcm").write_bytes(b"Kanarienvogel^Hansi" * 50)
+    return [uid for film in made for uid in (film.StudyInstanceUID, film.SOPInstanceUID)]
+
+
+@pytest.fixture
+def environment(settings: Settings, postgres_url: str, redis_url: str) -> dict[str, str]:
+    schema.upgrade(make_engine(postgres_url))
+    return os.environ | {
+        "NIGHTREAD_DATABASE_URL": postgres_url,
+        "NIGHTREAD_BROKER_URL": redis_url,
+        "NIGHTREAD_CHECKPOINT": str(settings.checkpoint),
+        "NIGHTREAD_DECODERS": "1",
+        "NIGHTREAD_DEVICE": "cpu",
+        "NIGHTREAD_LOG_FORMAT": "json",
+        "NIGHTREAD_LOG_LEVEL": "debug",
+    }
+
+
+def test_a_patient_shows_up_nowhere(environment: dict[str, str], tmp_path: Path) -> None:
+    uids = films(tmp_path / "Kanarienvogel_Hansi")
+    seen: dict[str, str] = {}
+    enqueued = nightread(["enqueue", str(tmp_path / "Kanarienvogel_Hansi")], environment)
+    seen["enqueue"] = enqueued.stdout + enqueued.stderr
+    assert enqueued.returncode == 0, seen["enqueue"]
+    with redis.Redis.from_url(environment["NIGHTREAD_BROKER_URL"]) as client:
+        seen["messages"] = repr([client.dump(key) for key in client.scan_iter()] + client.lrange("scoring", 0, -1))
+    with ExitStack() as stack:
+        ports = {}
+        for command in ("worker", "beat"):
+            ports[command] = free_port()
+            log = stack.enter_context((tmp_path / f"{command}.log").open("wb"))
+            process = subprocess.Popen(
+                [sys.executable, "-m", "worker.cli", command],
+                env=environment | {"NIGHTREAD_METRICS_PORT": str(ports[command])},
+                stdout=log,
+                stderr=log,
+            )
+            stack.callback(process.wait, timeout=60)
+            stack.callback(process.terminate)
+        wait_for_the_night(environment["NIGHTREAD_DATABASE_URL"])
+        for command, port in ports.items():
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
+                seen[f"{command}'s metrics"] = page.read().decode()
+    for command in ports:
+        seen[f"{command}'s log"] = (tmp_path / f"{command}.log").read_text()
+    assert '"event": "study_scored"' in seen["worker's log"]
+    assert 'nightread_studies_settled_total{outcome="scored"' in seen["worker's metrics"]
+    assert 'nightread_skipped_instances{reason="lateral_view"} 1.0' in seen["beat's metrics"]
+    assert [word for word in NEVER_STORED if word in everything_stored(environment["NIGHTREAD_DATABASE_URL"])] == []
+    leaks = {
+        place: [word for word in (*WORDS, *uids) if word in what.lower().replace(str(tmp_path).lower(), "")]
+        for place, what in seen.items()
+    }
+    assert {place: words for place, words in leaks.items() if words} == {}
+
+
+def nightread(words: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "worker.cli", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def everything_stored(database_url: str) -> str:
+    """Every row of every table, as lower-case text."""
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        rows = [
+            str(row)
+            for table in inspect(engine).get_table_names()
+            for row in connection.execute(text(f"SELECT CAST(t AS text) FROM {table} t"))  # noqa: S608
+        ]
+    engine.dispose()
+    assert any("canaryaccn" in row.lower() for row in rows)
+    return "\n".join(rows).lower()
+
+
+def wait_for_the_night(database_url: str) -> None:
+    engine = create_engine(database_url)
+    deadline = time.monotonic() + 150
+    waiting = text("SELECT count(*) FROM study WHERE state IN ('waiting', 'claimed')")
+    while time.monotonic() < deadline:
+        with engine.connect() as connection:
+            if connection.scalar(waiting) == 0:
+                break
+        time.sleep(0.2)
+    else:
+        pytest.fail("the night did not end")
+    engine.dispose()

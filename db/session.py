@@ -10,17 +10,32 @@ from sqlalchemy.orm import Session
 
 BUSY_TIMEOUT_SECONDS = 60
 
+# libpq's words. A network that swallows packets is noticed within half a minute, not after the kernel's quarter of an
+# hour; and a process frozen inside a transaction loses its locks before the others have waited for long.
+POSTGRES_PATIENCE = {
+    "connect_timeout": "10",  # seconds
+    "keepalives_idle": "10",  # seconds
+    "keepalives_interval": "5",  # seconds
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",  # milliseconds
+    "options": "-c idle_in_transaction_session_timeout=60s",
+}
+
 
 def make_engine(url: str) -> Engine:
     """An engine for `url`; nothing is connected yet.
 
-    SQLite gets WAL (readers never block the writer), a busy timeout and foreign keys; its folder is made if missing.
+    PostgreSQL gets POSTGRES_PATIENCE, of which the URL may set any otherwise. SQLite gets WAL (readers never block the
+    writer), a busy timeout and foreign keys; its folder is made if missing.
     """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         # pre_ping: a connection that PostgreSQL's restart cut is replaced before it costs a batch.
         # hide_parameters: an error's text must not carry a UID or an accession number into a log.
-        return create_engine(parsed, pool_pre_ping=True, pool_size=4, max_overflow=4, hide_parameters=True)
+        patience = {name: value for name, value in POSTGRES_PATIENCE.items() if name not in parsed.query}
+        return create_engine(
+            parsed, connect_args=patience, pool_pre_ping=True, pool_size=4, max_overflow=4, hide_parameters=True
+        )
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}, hide_parameters=True)

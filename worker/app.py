@@ -1,5 +1,6 @@
 """The Celery app: broker, queues, schedule. What the tasks do stands in tasks.py and below it."""
 
+import socket
 import ssl
 from typing import Any
 
@@ -54,9 +55,17 @@ def make_app(settings: Settings) -> Celery:
 
 
 def transport_options() -> dict[str, Any]:
-    """Notice a dead connection within seconds rather than when the kernel does."""
+    """Notice a dead connection within seconds rather than when the kernel does (after two hours)."""
+    probes = {
+        "TCP_KEEPIDLE": 10,
+        "TCP_KEEPINTVL": 5,
+        "TCP_KEEPCNT": 3,
+    }  # seconds, seconds, times; by the system's names
     return {
         "socket_keepalive": True,
+        "socket_keepalive_options": {
+            getattr(socket, name): value for name, value in probes.items() if hasattr(socket, name)
+        },
         "socket_connect_timeout": 5,
         "socket_timeout": 30,
         "retry_on_timeout": True,

@@ -393,6 +393,9 @@ def element_value(dataset: Dataset, keyword: str) -> Any:
 
 
 def quieten_pydicom() -> None:
-    """Keep pydicom's warnings out of the logs of this process: they quote the values that they complain about."""
+    """Keep pydicom's warnings out of the logs of this process: they quote the values that they complain about.
+
+    All warnings, since Python counts a warning to the module that called pydicom, however many calls up that is.
+    """
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
+    warnings.simplefilter("ignore")

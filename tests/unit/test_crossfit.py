@@ -1,0 +1,86 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from training.checkpoint import load_checkpoint
+from training.crossfit import ask, calibrated_out_of_fold, cross_fit, deal
+from training.prepared import Prepared
+from training.preprocessing import Preprocessing
+from training.settings import Settings
+
+SETTINGS = Settings(
+    network="shufflenet_v2_x0_5", start="chance", epochs=1, steps_per_epoch=2, batch_size=8, accelerator="cpu"
+)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((40, 2)) < 0.4).astype(np.uint8)
+    manifest = pd.DataFrame({"image": [f"{k}.png" for k in range(40)], "patient_id": [str(k // 3) for k in range(40)]})
+    manifest = manifest.assign(split="", Mass=labels[:, 0], Edema=labels[:, 1])
+    return Prepared(manifest, rng.integers(0, 256, (40, 32, 32), dtype=np.uint8), Preprocessing(size=32))
+
+
+@pytest.fixture(scope="module")
+def folder(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("crossfit")
+    cross_fit(prepared, SETTINGS, folder, folds=2, progress=False)
+    return folder
+
+
+def test_a_patients_films_are_dealt_to_one_fold(prepared: Prepared) -> None:
+    fold = pd.Series(deal(prepared.manifest, folds=3, seed=1), index=prepared.manifest["patient_id"])
+    assert (fold.groupby(level=0).nunique() == 1).all()
+    assert set(fold) == {0, 1, 2}
+
+
+def test_every_film_is_judged_by_a_network_that_never_saw_its_patient(prepared: Prepared, folder: Path) -> None:
+    judged = pd.read_csv(folder / "out_of_fold.csv")
+    assert judged["image"].tolist() == prepared.manifest["image"].tolist()
+    for number in (0, 1):
+        trained = set((folder / f"fold-{number}" / "train.txt").read_text().split())
+        patients = prepared.manifest.set_index("image")["patient_id"]
+        asked = judged.loc[judged["fold"] == number, "image"]
+        assert set(patients[list(trained)]).isdisjoint(patients[asked])
+        assert len(trained) + len(asked) == 40
+
+
+def test_what_ships_learned_from_all_films_and_is_calibrated_by_the_folds(prepared: Prepared, folder: Path) -> None:
+    shipped = load_checkpoint(folder / "checkpoint.safetensors", findings=("Mass", "Edema"))
+    whole = load_checkpoint(folder / "whole" / "checkpoint.safetensors", findings=None)
+    assert shipped.training["films"]["train"] == 40
+    assert shipped.training["folds"] == 2
+    assert all(np.array_equal(shipped.state[name], whole.state[name]) for name in whole.state)
+    assert shipped.calibration.shift == whole.calibration.shift
+    assert shipped.calibration != whole.calibration
+    assert set(shipped.thresholds["Mass"]) == {"sensitivity_90", "flag_10"}
+    assert shipped.reference["films"] == 40
+
+
+def test_started_again_it_changes_nothing(prepared: Prepared, folder: Path) -> None:
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    cross_fit(prepared, SETTINGS, folder, folds=2, progress=False)
+    assert (folder / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_calibration_is_fitted_on_the_other_folds_alone() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(200, 1)).astype(np.float32)
+    labels = (rng.random((200, 1)) < 0.3).astype(np.uint8)
+    fold = np.arange(200) % 2
+    before = calibrated_out_of_fold(logits, labels, fold=fold)
+    turned = np.where(fold[:, None] == 0, 1 - labels, labels)
+    after = calibrated_out_of_fold(logits, turned, fold=fold)
+    assert np.array_equal(before[fold == 0], after[fold == 0])
+    assert not np.allclose(before[fold == 1], after[fold == 1])
+
+
+def test_a_checkpoint_is_asked_about_one_part_of_the_split(prepared: Prepared, folder: Path) -> None:
+    split = np.where(np.arange(40) < 7, "test", "train")
+    part = replace(prepared, manifest=prepared.manifest.assign(split=split))
+    checkpoint = load_checkpoint(folder / "checkpoint.safetensors", findings=None)
+    assert ask(checkpoint, part, split="test", accelerator="cpu").shape == (7, 2)

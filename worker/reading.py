@@ -22,6 +22,7 @@ from pebble import ProcessExpired, ProcessPool
 from training.dicom import PixelLimits, UnusablePixels, open_dataset, quieten_pydicom
 from training.pixels import read_film
 from training.preprocessing import Preprocessing
+from worker.allocator import keep_freed_memory
 
 log = structlog.get_logger()
 
@@ -74,6 +75,7 @@ def read_square(path: str, sop_instance_uid: str, rules: ReadingRules) -> Square
 def _prepare_child(memory_mb: int) -> None:
     """In a new child: bound its address space, so that a bomb ends in MemoryError and not in swap."""
     quieten_pydicom()
+    keep_freed_memory()
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, memory_mb * 2**20))
 
 

@@ -97,8 +97,7 @@ def false_negatives(epochs: pd.DataFrame) -> Figure:
 
 def read_sweep(folder: Path) -> dict[float, pd.DataFrame]:
     """The figures of the runs under a sweep's folder, by learning rate, as `learning_rates` takes them."""
-    runs = {float(run.parent.name.removeprefix("rate-")): pd.read_csv(run) for run in folder.glob("rate-*/metrics.csv")}
-    return dict(sorted(runs.items(), reverse=True))
+    return {float(run.parent.name.removeprefix("rate-")): pd.read_csv(run) for run in folder.glob("rate-*/metrics.csv")}
 
 
 def learning_rates(runs: Mapping[float, pd.DataFrame]) -> Figure:
@@ -106,8 +105,12 @@ def learning_rates(runs: Mapping[float, pd.DataFrame]) -> Figure:
     figure, axes = _figure(8, 4.8)
     shades = colormaps["viridis"](np.linspace(0, 0.85, len(runs)))
     for shade, (rate, epochs) in zip(shades, sorted(runs.items(), reverse=True), strict=True):
-        _lines(axes, epochs, {"train_loss": (f"{rate:.0e}".replace("e-0", "e-"), shade)})
+        name = f"{rate:.1e}".replace(".0e", "e").replace("e-0", "e-")
+        _lines(axes, epochs, {"train_loss": (name, shade)})
     axes.set(title="Learning rate and loss", ylabel="training loss")
+    losses = pd.concat([epochs["train_loss"] for epochs in runs.values()])
+    if losses.max() > 20 * losses.min() > 0:  # a rate that is too high must not press the others flat
+        axes.set_yscale("log")
     axes.legend(title="learning rate", frameon=False)
     return figure
 
@@ -117,7 +120,7 @@ def reliability(
 ) -> Figure:
     """Per finding: the share of films that had it against the probability they were given, in bins of equal numbers.
 
-    Labels 0/1 (N, F), probabilities (N, F). The bars are 95 % Wilson intervals; the tick marks below are the bins.
+    Labels 0/1 (N, F), probabilities (N, F). The bars are 95 % Wilson intervals.
     """
     truth, said = np.asarray(labels), np.asarray(probabilities)
     table = evaluate(truth, said, findings=findings).per_finding

@@ -150,8 +150,11 @@ def test_slices_part_the_films_by_view_sex_age_and_split(films: pd.DataFrame) ->
 
 def test_the_report_puts_baselines_and_intervals_beside_the_network(films: pd.DataFrame, scores: Array) -> None:
     again = pd.DataFrame({"image": ["3.png", "4.png", "7.png"], "Mass": [1, 0, 1], "Pneumothorax": [0, 1, 1]})
+    alike = films.assign(view_position="PA", sex="F", age_years=50.0)  # few slices
     models = {"network": scores, **metrics.baselines(films, films)}
-    table = metrics.report(films, models, rng=rng(), adjudicated=again, replicates=20)
+    table = metrics.report(alike, models, rng=rng(), adjudicated=again, replicates=20)
+    slices = ["all", "view=PA", "sex=F", "age_years=40-59", "split=test", "adjudicated"]
+    assert table["slice"].unique().tolist() == slices
     macro = table[(table["slice"] == "all") & (table["finding"] == "macro") & (table["metric"] == "auroc")]
     assert macro["model"].tolist() == ["network", "all_zero", "prevalence", "view_age_sex"]
     assert macro.set_index("model")["value"]["all_zero"] == 0.5

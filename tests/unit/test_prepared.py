@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from dicom_files import make_film, texture
 from numpy.typing import NDArray
 from PIL import Image
 
 from training import prepared
 from training.findings import FINDINGS
+from training.manifest import read_csv
 
 FILMS = 40
 
@@ -136,6 +138,24 @@ def test_a_killed_preparation_goes_on_and_ends_byte_for_byte_the_same(
     prepared.prepare(manifest, [archive], tmp_path / "undisturbed", sizes=(32,))
     for name in ("images-32.npy", "manifest.csv", "bad_files.csv"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+
+
+def test_dicom_films_of_any_csv_are_read_as_at_night(tmp_path: Path) -> None:
+    (tmp_path / "films" / "p1").mkdir(parents=True)
+    plain = make_film(tmp_path / "films" / "p1" / "1.dcm", bits=12, pixels=texture(seed=1))
+    inverted = 4095 - plain.pixel_array
+    make_film(tmp_path / "films" / "p1" / "2.dcm", bits=12, pixels=inverted, photometric="MONOCHROME1")
+    make_film(tmp_path / "films" / "p1" / "3.dcm", bits=12, pixels=np.zeros((64, 64), dtype=np.uint16))
+    table = tmp_path / "films.csv"
+    table.write_text("path,patient,view,Effusion\np1/1.dcm,a,PA,1\np1/2.dcm,b,AP,0\np1/3.dcm,c,AP,0\n")
+
+    counts = prepared.prepare(read_csv(table), [tmp_path / "films"], tmp_path / "out", sizes=(32,))
+
+    assert counts == {"ready": 2, "constant_image": 1}
+    opened = prepared.open_prepared(tmp_path / "out")
+    assert opened.findings == ("Effusion",)
+    np.testing.assert_allclose(opened.images[0].astype(int), opened.images[1].astype(int), atol=1)
+    assert np.ptp(opened.images[0]) > 100
 
 
 def test_bad_films_are_reported_and_leave_gaps(manifest: pd.DataFrame, tmp_path: Path) -> None:

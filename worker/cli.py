@@ -1,29 +1,25 @@
 """The nightread command. Torch, Celery and pandas are imported by the commands that need them, not by `--help`."""
 
 import csv
-import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from sqlalchemy.exc import OperationalError
 
 from training.checkpoint import CheckpointError
 from training.cli import app as training
-from worker import logs
 from worker.errors import Unavailable
 from worker.models_cli import app as models
 from worker.settings import Settings
+from worker.terminal import DONE, SOME_LEFT_OUT, UNAVAILABLE, AsJson, err, open_house, out, print_json, refuse
 
-DONE, SOME_QUARANTINED, WRONG_USAGE, UNAVAILABLE = 0, 1, 2, 3
-
+STOPPED = 130  # by Ctrl-C
 MAIN_GROUPS = ("all", "normal", "category A", "Pneumothorax", "Effusion", "Consolidation")  # that simulate shows
 
 app = typer.Typer(
@@ -37,10 +33,7 @@ app.add_typer(database, name="db")
 app.add_typer(training, name="train")
 app.add_typer(models, name="models")
 
-out, err = Console(), Console(stderr=True)
-
 Paths = Annotated[list[Path], typer.Argument(help="Files or folders (searched to the bottom) that hold DICOM.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def main() -> None:
@@ -49,31 +42,16 @@ def main() -> None:
         app()
     except ValidationError as error:
         problems = "; ".join(f"NIGHTREAD_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
-        _fail(f"a setting is wrong: {problems}", WRONG_USAGE)
+        refuse(f"a setting is wrong: {problems}")
     except ModuleNotFoundError as error:
-        _fail(f"this command needs the package {error.name}: pip install 'nightread[train]'", WRONG_USAGE)
+        _fail(f"this command needs the package {error.name}: pip install 'nightread[train]'")
     except CheckpointError as error:
-        _fail(f"checkpoint: {error}", WRONG_USAGE)
+        refuse(f"checkpoint: {error}")
     except Unavailable as error:
-        _fail(str(error), UNAVAILABLE)
+        refuse(str(error), code=UNAVAILABLE)
     except OperationalError as error:
-        _fail(
-            f"the database does not answer or refuses ({type(error.orig).__name__}); see `nightread doctor`",
-            UNAVAILABLE,
-        )
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    err.print(f"[red]nightread:[/] {message}", highlight=False)
-    raise SystemExit(code)
-
-
-def _house(*, log_level: str | None = None) -> Any:
-    from worker.house import House
-
-    settings = Settings()
-    logs.configure(level=log_level or settings.log_level, style=settings.log_format)
-    return House(settings)
+        kind = type(error.orig).__name__
+        refuse(f"the database does not answer or refuses ({kind}); see `nightread doctor`", code=UNAVAILABLE)
 
 
 @contextmanager
@@ -116,7 +94,7 @@ def score(paths: Paths) -> None:
     from db.session import read_scope
     from worker.scoring import open_scorer, score_waiting
 
-    house = _house(log_level="warning")  # a person watches the bar; a line per study would tear it apart
+    house = open_house(log_level="warning")  # a person watches the bar; a line per study would tear it apart
     received = _receive(house, paths)
     with read_scope(house.engine) as session:
         waiting = ledger.books(session).waiting
@@ -124,11 +102,11 @@ def score(paths: Paths) -> None:
         try:
             tally = score_waiting(scorer, kind="score", on_settled=advance)
         except KeyboardInterrupt:
-            _fail("stopped; what was scored is kept, and the next run goes on from here", 130)
+            refuse("stopped; what was scored is kept, and the next run goes on from here", code=STOPPED)
     out.print(f"{received.files} files: {received.new_instances} new instances, {received.known} known, "
               f"{received.rejected} rejected.")  # fmt: skip
     _print_books(house, as_json=False)
-    raise typer.Exit(SOME_QUARANTINED if tally.quarantined or tally.put_off else DONE)
+    raise typer.Exit(SOME_LEFT_OUT if tally.quarantined or tally.put_off else DONE)
 
 
 @app.command()
@@ -140,7 +118,7 @@ def enqueue(paths: Paths) -> None:
     from db.session import session_scope
     from worker.app import make_app, ring
 
-    house = _house()
+    house = open_house()
     celery = make_app(house.settings)
     received = _receive(house, paths)
     with session_scope(house.engine) as session:
@@ -152,7 +130,7 @@ def enqueue(paths: Paths) -> None:
     except BrokerAway:
         with session_scope(house.engine) as session:
             ledger.mark_rung(session, studies, None)
-        _fail("the broker does not answer. Nothing is lost: all is registered, and the sweep will ring", UNAVAILABLE)
+        refuse("the broker does not answer. Nothing is lost: all is registered, the sweep will ring", code=UNAVAILABLE)
     out.print(f"{received.files} files: {received.new_instances} new instances of {len(received.studies)} studies, "
               f"{received.known} known, {received.rejected} rejected; {len(studies)} messages sent.")  # fmt: skip
 
@@ -164,7 +142,7 @@ def worker(
     """Take messages and score, until it is told to stop (SIGTERM gives back what is in hand)."""
     from worker.service import run_worker
 
-    run_worker(_house(), queue=queue)
+    run_worker(open_house(), queue=queue)
 
 
 @app.command()
@@ -172,7 +150,7 @@ def beat() -> None:
     """Send what is due: a sweep every few seconds. Two of them do no harm."""
     from worker.service import run_beat
 
-    run_beat(_house())
+    run_beat(open_house())
 
 
 @app.command()
@@ -184,7 +162,7 @@ def requeue(
     from db import ledger
     from db.session import session_scope
 
-    house = _house()
+    house = open_house()
     with session_scope(house.engine) as session:
         ids = ledger.requeue(session, study_instance_uid=study, reason=reason)
     out.print(f"{len(ids)} studies wait again; `nightread score` or the next sweep takes them.")
@@ -196,7 +174,7 @@ def requeue(
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """The books: received = scored + skipped + quarantined + waiting, and why."""
-    _print_books(_house(), as_json=as_json)
+    _print_books(open_house(), as_json=as_json)
 
 
 def _print_books(house: Any, *, as_json: bool) -> None:
@@ -207,7 +185,7 @@ def _print_books(house: Any, *, as_json: bool) -> None:
     with read_scope(house.engine) as session:
         books = ledger.books(session)
     if as_json:
-        _print_json(vars(books) | {"balance": books.balance})
+        print_json(vars(books) | {"balance": books.balance})
     else:
         out.print(books_table(books))
 
@@ -223,130 +201,16 @@ def worklist(
     from db.worklist import worklist as read_worklist
     from worker.tables import worklist_table
 
-    with read_scope(_house().engine) as session:
+    with read_scope(open_house().engine) as session:
         rows = [dict(row) for row in read_worklist(session, limit=limit)]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     elif as_csv:
         writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]) if rows else ["priority_rank"])
         writer.writeheader()
         writer.writerows(rows)
     else:
         out.print(worklist_table(rows))
-
-
-def _print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
-    print(json.dumps(value, indent=2, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v)))
-
-
-@app.command()
-def explain(
-    what: Annotated[str, typer.Argument(help="A file, a Study Instance UID or a SOP Instance UID.")],
-    as_json: AsJson = False,
-) -> None:
-    """Why a file is scored or not, or why a study stands where it stands."""
-    from worker.explanation import NothingToExplain, explain_file, explain_uid
-    from worker.tables import explained_tables
-
-    house = _house()
-    try:
-        found = explain_file(house, Path(what)) if Path(what).exists() else explain_uid(house, what)
-    except NothingToExplain as error:
-        raise typer.BadParameter(str(error)) from error
-    if as_json:
-        _print_json({"heading": found.heading, "facts": found.facts, "tables": found.tables})
-    else:
-        out.print(*explained_tables(found))
-
-
-@app.command()
-def simulate(
-    department: Annotated[Path | None, typer.Option(help="JSON: arrivals and reading rates by hour, readers.")] = None,
-    cases: Annotated[Path | None, typer.Option(help="JSON: prevalences and operating points per finding.")] = None,
-    history: Annotated[
-        int | None, typer.Option(min=1, help="Replay this site's own last so many days instead.")
-    ] = None,
-    days: Annotated[int, typer.Option(min=1, help="Simulated days per seed.")] = 60,
-    seeds: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 4,
-    preemptive: Annotated[bool, typer.Option(help="A more urgent film interrupts a reading.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Also draw it (.png, .svg or .pdf).")] = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Every finding and category, not only the main groups.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """What a reading order buys: minutes to the report, by finding, under several policies side by side."""
-    from worker import simulation, simulation_plot
-    from worker.reading_room import SimulationError
-
-    house = _house()
-    live = house.live()
-    try:
-        if history is not None:
-            rows = _replayed(house, days=history)
-        else:
-            rows = simulation.simulate_files(
-                policy=live.policy.policy,
-                department_file=department,
-                cases_file=cases,
-                aucs=live.header.training.get("auroc", {}),
-                preemptive=preemptive,
-                days=days,
-                seeds=seeds,
-            )
-        if plot is not None:
-            simulation_plot.plot(rows, plot)
-    except (SimulationError, simulation_plot.PlotUnavailable) as error:
-        raise typer.BadParameter(str(error)) from error
-    if as_json:
-        _print_json(simulation.as_records(rows))
-    else:
-        out.print(simulation_plot.table(rows, groups=None if everything else MAIN_GROUPS))
-
-
-def _replayed(house: Any, *, days: int) -> Any:
-    from db.base import database_now
-    from db.session import read_scope
-    from worker.replay import read_history, replay
-    from worker.simulation import default_disciplines
-
-    policy = house.live().policy.policy
-    with read_scope(house.engine) as session:
-        since = database_now(session) - timedelta(days=days)
-        return replay(read_history(session, since=since), disciplines=default_disciplines(policy))
-
-
-@app.command()
-def doctor(
-    role: Annotated[str | None, typer.Option(help="worker or beat: only whether its work gets on.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Check database, schema, checkpoint, device, broker, clock and disk; exit code 3 when something is wrong."""
-    from worker.doctor import examine, examine_role
-    from worker.tables import doctor_table
-
-    if role not in (None, "worker", "beat"):
-        raise typer.BadParameter("the role is worker or beat")
-    house = _house()
-    findings = list(examine(house) if role is None else examine_role(house, role))
-    if as_json:
-        _print_json([vars(finding) for finding in findings])
-    else:
-        out.print(doctor_table(findings))
-    raise typer.Exit(DONE if all(finding.ok for finding in findings) else UNAVAILABLE)
-
-
-@app.command()
-def demo(
-    folder: Annotated[Path, typer.Option(help="Where the films, the database and the picture go.")] = Path("morning"),
-) -> None:
-    """Draw thirty phantom studies, score them, and show the morning they make."""
-    from worker.demo import run_demo
-
-    settings = Settings()
-    logs.configure(level="warning", style=settings.log_format)
-    morning = run_demo(folder, settings=settings, console=out)
-    raise typer.Exit(SOME_QUARANTINED if morning.surprises else DONE)
 
 
 # ------------------------------------------------------------------------------------------------------ the database

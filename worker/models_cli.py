@@ -4,23 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from worker import logs
-from worker.house import House
-from worker.settings import Settings
+from worker.terminal import open_house, out, refuse
 
 app = typer.Typer(no_args_is_help=True, help="The checkpoints: which are known, which one ranks, and the way back.")
-out = Console()
 
 Reason = Annotated[str, typer.Option(help="Why; it is kept with who and when.")]
-
-
-def _house() -> House:
-    settings = Settings()
-    logs.configure(level=settings.log_level, style=settings.log_format)
-    return House(settings)
 
 
 @app.command("list")
@@ -30,7 +20,7 @@ def list_() -> None:
     from db.session import read_scope
 
     table = Table("digest", "network", "state", "since", "by", "reason")
-    with read_scope(_house().engine) as session:
+    with read_scope(open_house().engine) as session:
         for row in registry.everything(session):
             since = f"{row.state_changed_at:%Y-%m-%d %H:%M}"
             table.add_row(row.digest[:12], row.network, row.state, since, row.state_changed_by, row.state_reason or "")
@@ -42,7 +32,7 @@ def add(file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="
     """Register a checkpoint as a challenger; a copy is kept in the state folder."""
     from db.session import session_scope
 
-    house = _house()
+    house = open_house()
     with session_scope(house.engine) as session:
         row = house.register(session, file)
         out.print(f"{row.digest[:12]} is registered as {row.state}")
@@ -55,12 +45,12 @@ def promote(digest: Annotated[str, typer.Argument(help="The digest's first chara
     from db.session import session_scope
     from worker import models
 
-    house = _house()
+    house = open_house()
     try:
         with session_scope(house.engine) as session:
             models.promote(house, session, registry.by_digest(session, digest), reason=reason)
     except (registry.UnknownCheckpoint, models.NotPromoted) as error:
-        raise typer.BadParameter(str(error)) from error
+        refuse(str(error))
     out.print("promoted; `nightread rescore` scores what the old one has ranked")
 
 
@@ -70,10 +60,10 @@ def rollback(reason: Reason) -> None:
     from db.session import session_scope
     from worker import models
 
-    house = _house()
+    house = open_house()
     try:
         with session_scope(house.engine) as session:
             row = models.rollback(house, session, reason=reason)
     except models.NotPromoted as error:
-        raise typer.BadParameter(str(error)) from error
+        refuse(str(error))
     out.print(f"{row.digest[:12]} ranks again")

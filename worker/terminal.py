@@ -1,0 +1,41 @@
+"""What the commands share: two consoles, the house as the settings make it, JSON for programs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from worker import logs
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.house import House
+
+DONE, SOME_LEFT_OUT, WRONG_USAGE, UNAVAILABLE = 0, 1, 2, 3
+
+out, err = Console(), Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def open_house(*, log_level: str | None = None) -> "House":
+    """The house of the settings, with its logs configured; imported late, so that `--help` is quick."""
+    from worker.house import House
+
+    settings = Settings()
+    logs.configure(level=log_level or settings.log_level, style=settings.log_format)
+    return House(settings)
+
+
+def refuse(message: str, *, code: int = WRONG_USAGE) -> NoReturn:
+    """End the command with one line on standard error; by default as wrongly used."""
+    err.print(f"[red]nightread:[/] {message}", highlight=False)
+    raise SystemExit(code)
+
+
+def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Indented JSON on standard output; moments as ISO 8601."""
+    print(json.dumps(value, indent=2, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v)))

@@ -44,7 +44,7 @@ def main() -> None:
         problems = "; ".join(f"NIGHTREAD_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
         refuse(f"a setting is wrong: {problems}")
     except ModuleNotFoundError as error:
-        _fail(f"this command needs the package {error.name}: pip install 'nightread[train]'")
+        refuse(f"this command needs the package {error.name}: pip install 'nightread[train]'")
     except CheckpointError as error:
         refuse(f"checkpoint: {error}")
     except Unavailable as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from worker import logs
 from worker.settings import Settings
@@ -32,7 +33,7 @@ def open_house(*, log_level: str | None = None) -> "House":
 
 def refuse(message: str, *, code: int = WRONG_USAGE) -> NoReturn:
     """End the command with one line on standard error; by default as wrongly used."""
-    err.print(f"[red]nightread:[/] {message}", highlight=False)
+    err.print(f"[red]nightread:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise SystemExit(code)
 
 

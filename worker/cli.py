@@ -213,6 +213,116 @@ def worklist(
         out.print(worklist_table(rows))
 
 
+@app.command()
+def explain(
+    what: Annotated[str, typer.Argument(help="A file, a Study Instance UID or a SOP Instance UID.")],
+    as_json: AsJson = False,
+) -> None:
+    """Why a file is scored or not, or why a study stands where it stands."""
+    from worker.explanation import NothingToExplain, explain_file, explain_uid
+    from worker.tables import explained_tables
+
+    house = open_house()
+    try:
+        found = explain_file(house, Path(what)) if Path(what).exists() else explain_uid(house, what)
+    except NothingToExplain as error:
+        raise typer.BadParameter(str(error)) from error
+    if as_json:
+        print_json({"heading": found.heading, "facts": found.facts, "tables": found.tables})
+    else:
+        out.print(*explained_tables(found))
+
+
+@app.command()
+def simulate(
+    department: Annotated[Path | None, typer.Option(help="JSON: arrivals and reading rates by hour, readers.")] = None,
+    cases: Annotated[Path | None, typer.Option(help="JSON: prevalences and operating points per finding.")] = None,
+    history: Annotated[
+        int | None, typer.Option(min=1, help="Replay this site's own last so many days instead.")
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, help="Simulated days per seed.")] = 60,
+    seeds: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 4,
+    preemptive: Annotated[bool, typer.Option(help="A more urgent film interrupts a reading.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it (.png, .svg or .pdf).")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every finding and category, not only the main groups.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a reading order buys: minutes to the report, by finding, under several policies side by side."""
+    from worker import simulation, simulation_plot
+    from worker.reading_room import SimulationError
+
+    house = open_house()
+    live = house.live()
+    try:
+        if history is not None:
+            rows = _replayed(house, days=history)
+        else:
+            rows = simulation.simulate_files(
+                policy=live.policy.policy,
+                department_file=department,
+                cases_file=cases,
+                aucs=live.header.training.get("auroc", {}),
+                preemptive=preemptive,
+                days=days,
+                seeds=seeds,
+            )
+        if plot is not None:
+            simulation_plot.plot(rows, plot)
+    except (SimulationError, simulation_plot.PlotUnavailable) as error:
+        raise typer.BadParameter(str(error)) from error
+    if as_json:
+        print_json(simulation.as_records(rows))
+    else:
+        out.print(simulation_plot.table(rows, groups=None if everything else MAIN_GROUPS))
+
+
+def _replayed(house: Any, *, days: int) -> Any:
+    from db.base import database_now
+    from db.session import read_scope
+    from worker.replay import read_history, replay
+    from worker.simulation import default_disciplines
+
+    policy = house.live().policy.policy
+    with read_scope(house.engine) as session:
+        since = database_now(session) - timedelta(days=days)
+        return replay(read_history(session, since=since), disciplines=default_disciplines(policy))
+
+
+@app.command()
+def doctor(
+    role: Annotated[str | None, typer.Option(help="worker or beat: only whether its work gets on.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check database, schema, checkpoint, device, broker, clock and disk; exit code 3 when something is wrong."""
+    from worker.doctor import examine, examine_role
+    from worker.tables import doctor_table
+
+    if role not in (None, "worker", "beat"):
+        raise typer.BadParameter("the role is worker or beat")
+    house = open_house()
+    findings = list(examine(house) if role is None else examine_role(house, role))
+    if as_json:
+        print_json([vars(finding) for finding in findings])
+    else:
+        out.print(doctor_table(findings))
+    raise typer.Exit(DONE if all(finding.ok for finding in findings) else UNAVAILABLE)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the films, the database and the picture go.")] = Path("morning"),
+) -> None:
+    """Draw thirty phantom studies, score them, and show the morning they make."""
+    from worker.demo import run_demo
+
+    settings = Settings()
+    logs.configure(level="warning", style=settings.log_format)
+    morning = run_demo(folder, settings=settings, console=out)
+    raise typer.Exit(SOME_LEFT_OUT if morning.surprises else DONE)
+
+
 # ------------------------------------------------------------------------------------------------------ the database
 
 

@@ -60,6 +60,7 @@ SENTENCES = {
     **REASONS,
     **{kind.reason: (kind.__doc__ or "").partition("\n")[0] for kind in UnusablePixels.__subclasses__()},
     "decoder_crashed": "Decoding the film ended the decoder’s process, twice.",
+    "decoder_raised": "Decoding the film failed with an unexpected error.",
     "decoder_timeout": "Decoding the film took longer than the time limit, twice.",
     "duplicate_pixels": "Another film of the study has the same pixels; it counts once.",
     "file_replaced": "The file now holds another film than the one that was registered.",

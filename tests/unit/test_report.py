@@ -1,5 +1,6 @@
 """The morning page: what is on it, what must not be, and that hostile values stay text."""
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +21,7 @@ from training.dicom import UnusablePixels
 from training.findings import FINDINGS
 from worker import report
 from worker.house import House
-from worker.report import percent, sentence, write_report
+from worker.report import SENTENCES, percent, sentence, write_report
 from worker.report_charts import LOG_ODDS, WIDTH, charts_of, flagged_of, reference_of, shares_of, x_of
 from worker.settings import Settings
 from worker.views import REASONS
@@ -220,6 +221,12 @@ def test_every_figure_of_the_model_and_policy_is_there(house: House, tmp_path: P
 def test_every_reason_is_a_sentence(reason: str) -> None:
     assert sentence(reason).endswith(".")
     assert "_" not in sentence(reason)
+
+
+def test_every_reason_that_the_worker_names_has_its_sentence() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in Path(report.__file__).parent.glob("*.py"))
+    named = set(re.findall(r'(?:Failure|UnusableStudy)\(\s*"(\w+)"', sources))
+    assert {"decoder_crashed", "uid_taken"} <= named <= set(SENTENCES)
 
 
 def test_a_reason_of_an_older_version_is_readable() -> None:

@@ -31,6 +31,14 @@ from worker.reading import Failure, Reader, Reading, ReadingRules, Square
 
 log = structlog.get_logger()
 
+# A database that restarts costs seconds; one that stays away ends the pass, and the leases run out.
+patiently = retry(
+    retry=retry_if_exception_type(OperationalError),
+    wait=wait_exponential(multiplier=0.5, max=5),
+    stop=stop_after_delay(45),
+    reraise=True,
+)
+
 
 @dataclass
 class Tally:
@@ -161,23 +169,32 @@ class Hand:
         missing = self.scorer.films_ahead - len(self._reading) - len(self._ready)
         if missing <= 0 or any(study.claimed.suspect for study in self.studies.values()):
             return
-        with self._stage("claim"), session_scope(self.scorer.engine) as session:
-            claimed = ledger.claim(
-                session,
-                worker=self.scorer.worker,
-                studies=missing,
-                lease_minutes=self.scorer.house.settings.lease_minutes,
-                first=first,
-                alone=not self.studies,
-            )
-        for study in claimed:
+        for study in self._claimed(missing, first):
             self.studies[study.study_id] = StudyInHand(study)
             for film in study.films:
                 reading = self.scorer.reader.submit(film.path, film.sop_instance_uid)
                 self._reading[film.instance_id] = (study.study_id, reading)
 
+    @patiently
+    def _claimed(self, studies: int, first: int | None) -> list[ClaimedStudy]:
+        """The ledger's claim. An empty hand first ends dead workers' leases: a busy queue's sweep may be late, and
+        `nightread score` has none."""
+        settings = self.scorer.house.settings
+        with self._stage("claim"), session_scope(self.scorer.engine) as session:
+            if not self.studies:
+                ledger.release_expired(session, max_attempts=settings.max_attempts)
+            return ledger.claim(
+                session,
+                worker=self.scorer.worker,
+                studies=studies,
+                lease_minutes=settings.lease_minutes,
+                first=first,
+                alone=not self.studies,
+            )
+
+    @patiently
     def _keep_leases(self) -> None:
-        """Now and then: renew our leases and end those of dead workers, which a busy queue's sweep may be late for."""
+        """Now and then: renew our leases and end those of dead workers."""
         settings = self.scorer.house.settings
         if time.monotonic() - self._renewed < settings.lease_minutes * 60 / 4:
             return
@@ -256,13 +273,7 @@ class Hand:
 # ------------------------------------------------------------------------------------------------------- recording
 
 
-# A database that restarts costs seconds; one that stays away ends the pass, and the leases run out.
-@retry(
-    retry=retry_if_exception_type(OperationalError),
-    wait=wait_exponential(multiplier=0.5, max=5),
-    stop=stop_after_delay(45),
-    reraise=True,
-)
+@patiently
 def record(scorer: Scorer, finished: Sequence[StudyInHand], *, run_id: int, tally: Tally) -> None:
     """Films, priorities and outcomes of finished studies, in one transaction; then count and log them."""
     away = [study for study in finished if _must_wait(study, hours=scorer.house.settings.unavailable_hours)]

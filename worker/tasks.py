@@ -11,6 +11,7 @@ from kombu.exceptions import OperationalError as BrokerAway
 from db import ledger, registry, runs
 from db.policies import active
 from db.session import read_scope, session_scope
+from training.checkpoint import CheckpointError
 from worker.app import SCORE, SWEEP, ring
 from worker.house import House
 from worker.metrics import WorkMetrics
@@ -20,6 +21,7 @@ log = structlog.get_logger()
 
 BELLS_PER_SWEEP = 100  # one worker that hears one bell scores everything; more bells wake more workers
 LOOK_FOR_CHAMPION_SECONDS = 5.0
+TRY_REFUSED_SECONDS = 60.0  # a champion that cannot be loaded is tried again so often
 
 
 class Service:
@@ -31,17 +33,28 @@ class Service:
         self._stack = ExitStack()
         self._scorer: Scorer | None = None
         self._looked_at = 0.0
+        self._refused_at: float | None = None
 
     def scorer(self) -> Scorer:
-        """The scorer for what is live now."""
-        if self._scorer is not None and self._is_stale(self._scorer):
-            self.close()
-        if self._scorer is None:
-            self._scorer = self._stack.enter_context(open_scorer(self.house, metrics=self.metrics))
-            log.info(
-                "checkpoint_loaded", digest=self._scorer.live.digest[:12], device=str(self._scorer.classifier.device)
-            )
+        """The scorer for what is live now; while that cannot be loaded, the one at work goes on."""
+        if self._scorer is None or self._is_stale(self._scorer):
+            self._scorer = self._opened(self._scorer)
         return self._scorer
+
+    def _opened(self, at_work: Scorer | None) -> Scorer:
+        stack = ExitStack()
+        try:
+            scorer = stack.enter_context(open_scorer(self.house, metrics=self.metrics))
+        except CheckpointError as error:
+            if at_work is None:
+                raise
+            log.error("checkpoint_refused", error=type(error).__name__)
+            self._refused_at = time.monotonic()
+            return at_work
+        self._stack.close()
+        self._stack = stack
+        log.info("checkpoint_loaded", digest=scorer.live.digest[:12], device=str(scorer.classifier.device))
+        return scorer
 
     def close(self) -> None:
         """End the decoders and drop the network."""
@@ -49,6 +62,8 @@ class Service:
         self._scorer = None
 
     def _is_stale(self, scorer: Scorer) -> bool:
+        if self._refused_at is not None and time.monotonic() - self._refused_at < TRY_REFUSED_SECONDS:
+            return False
         with read_scope(self.house.engine) as session:
             champion, policy = registry.champion(session), active(session)
         other_checkpoint = champion is not None and champion.digest != scorer.live.digest
@@ -72,7 +87,7 @@ class Service:
             score_waiting(
                 scorer, kind="night", first=study_id, should_stop=self.stopping.is_set, may_claim=self.may_claim
             )
-            if not self._is_stale(scorer):
+            if self.scorer() is scorer:
                 return
 
 

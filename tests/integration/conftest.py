@@ -67,6 +67,13 @@ def module_postgres() -> Iterator[PostgresServer]:
         yield started(PostgresServer, stack)
 
 
+@pytest.fixture(scope="module")
+def module_redis() -> Iterator[RedisServer]:
+    """A running Redis of one test module, which may do to it what it likes."""
+    with ExitStack() as stack:
+        yield started(RedisServer, stack)
+
+
 @pytest.fixture
 def own_redis() -> Iterator[RedisServer]:
     """A running Redis that this test may stop, kill, empty and pause."""

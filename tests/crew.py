@@ -1,0 +1,66 @@
+"""Worker and beat as processes of their own, as users start them, and what tests ask of the ledger beside them."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from db import ledger
+from db.session import read_scope, session_scope
+from worker.app import make_app, ring
+from worker.house import House
+from worker.intake import receive
+from worker.settings import Settings
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The variables that make another process's settings the same; lists and what is unset keep their defaults."""
+    values = settings.model_dump(mode="json", exclude={"modalities", "roots"}, exclude_none=True)
+    return {f"NIGHTREAD_{name.upper()}": str(value) for name, value in values.items()} | {"OMP_NUM_THREADS": "1"}
+
+
+def start(house: House, command: str, log: Path) -> subprocess.Popen[bytes]:
+    """`nightread COMMAND` as a process of its own, which writes to the end of `log`."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "worker.cli", command],
+            env=os.environ | environment_of(house.settings),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+
+
+@contextmanager
+def running(house: House, command: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`start`, and SIGTERM at the end of the block."""
+    process = start(house, command, log)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 120, log: Path | None = None) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text(errors="replace") if log else "it never came true"
+        time.sleep(0.1)
+
+
+def books(house: House) -> ledger.Books:
+    with read_scope(house.engine) as session:
+        return ledger.books(session)
+
+
+def enqueue(house: House, folder: Path) -> list[int]:
+    """What `nightread enqueue` does: register a folder's studies and ring for them; returns their ids."""
+    receive(house, [folder])
+    with session_scope(house.engine) as session:
+        studies = ledger.studies_to_ring(session, ring_again_minutes=1, limit=10_000)
+    ring(make_app(house.settings), studies)
+    return studies

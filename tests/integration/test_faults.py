@@ -1,0 +1,479 @@
+"""What goes wrong in a night, one fault at a time, on real Redis and PostgreSQL: nothing lost, nothing twice.
+
+`make chaos` throws the same faults together, at random moments.
+"""
+
+import ast
+import multiprocessing
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+import torch
+from crew import books, enqueue, running, start, wait_until
+from dicom_files import make_film, texture
+from hostile import read_hostile_square
+from servers import PostgresServer, RedisServer
+from sqlalchemy import event, func, select, text, update
+from sqlalchemy.exc import OperationalError
+from tenacity import stop_after_delay
+
+import db
+from db import registry, schema
+from db.models import FilmScore, Instance, Study
+from db.session import make_engine, read_scope, session_scope
+from worker import cli, scoring
+from worker.app import make_app
+from worker.house import House
+from worker.intake import receive
+from worker.metrics import WorkMetrics
+from worker.scoring import Hand, open_scorer, score_waiting
+from worker.settings import Settings
+from worker.tasks import Service, sweep
+
+RECOVERY_SECONDS = 120  # what is promised for every fault; these tests use shorter leases
+
+
+def films_in(folder: Path, number: int, **attributes) -> list[str]:
+    """Writes `number` new studies of one film each; returns their Study Instance UIDs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = len(list(folder.iterdir()))
+    films = [
+        make_film(folder / f"{made + i:03d}.dcm", pixels=texture(seed=made + i), bits=12, **attributes)
+        for i in range(number)
+    ]
+    return [film.StudyInstanceUID for film in films]
+
+
+def states(house: House) -> dict[str, tuple[str, str | None]]:
+    with read_scope(house.engine) as session:
+        rows = session.execute(select(Study.study_instance_uid, Study.state, Study.reason))
+        return {uid: (state, reason) for uid, state, reason in rows}
+
+
+def score_rows(house: House) -> int:
+    with read_scope(house.engine) as session:
+        return session.scalar(select(func.count()).select_from(FilmScore))
+
+
+# ------------------------------------------------------------------------- one worker and one beat, through everything
+
+
+@dataclass
+class Night:
+    """A worker and a beat that live through all the faults of this module's first part."""
+
+    house: House
+    postgres: PostgresServer
+    redis: RedisServer
+    worker: subprocess.Popen
+    beat: subprocess.Popen
+    log: Path
+    films: Path
+
+    def send(self, number: int) -> None:
+        folder = self.films / f"{len(list(self.films.iterdir())):02d}"
+        films_in(folder, number)
+        enqueue(self.house, folder)
+
+    def all_settled(self) -> bool:
+        try:
+            return books(self.house).waiting == 0
+        except OperationalError:  # the database is away
+            return False
+
+
+@pytest.fixture(scope="module")
+def night(
+    tmp_path_factory: pytest.TempPathFactory,
+    untrained_checkpoint: Path,
+    module_postgres: PostgresServer,
+    module_redis: RedisServer,
+) -> Iterator[Night]:
+    folder = tmp_path_factory.mktemp("night")
+    (folder / "films").mkdir()
+    settings = Settings(
+        database_url=module_postgres.url,
+        broker_url=module_redis.url,
+        checkpoint=untrained_checkpoint,
+        state_folder=folder,
+        decoders=1,
+        batch_size=4,
+        device="cpu",
+        lease_minutes=0.1,
+        sweep_seconds=1.0,
+        ring_again_minutes=0.05,
+        straggler_seconds=0.2,
+    )
+    schema.upgrade(make_engine(module_postgres.url))
+    house, log = House(settings), folder / "log"
+    with running(house, "beat", log) as beat:
+        night = Night(house, module_postgres, module_redis, start(house, "worker", log), beat, log, folder / "films")
+        night.send(2)
+        wait_until(night.all_settled, log=log)
+        yield night
+        night.worker.terminate()
+        night.worker.wait(timeout=60)
+
+
+def redis_restarts(night: Night) -> None:
+    night.redis.restart()
+
+
+def redis_is_killed_and_stays_away(night: Night) -> None:
+    night.redis.kill()
+    time.sleep(5)
+    night.redis.start()
+
+
+def redis_restarts_twice_at_once(night: Night) -> None:  # Celery before 5.4 went silent after this (celery#8030)
+    night.redis.kill()
+    night.redis.start()
+    time.sleep(1)
+    night.redis.restart()
+
+
+def redis_is_emptied(night: Night) -> None:
+    night.redis.empty()
+
+
+def redis_is_silent(night: Night) -> None:
+    night.redis.pause()
+    time.sleep(4)
+    night.redis.resume()
+
+
+def postgres_restarts(night: Night) -> None:
+    night.postgres.restart()
+
+
+def postgres_is_killed_and_stays_away(night: Night) -> None:
+    night.postgres.kill()
+    time.sleep(5)
+    night.postgres.start()
+
+
+def postgres_is_silent_for_longer_than_a_lease(night: Night) -> None:
+    night.postgres.pause()
+    time.sleep(8)
+    night.postgres.resume()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        redis_restarts,
+        redis_is_killed_and_stays_away,
+        redis_restarts_twice_at_once,
+        redis_is_emptied,
+        redis_is_silent,
+        postgres_restarts,
+        postgres_is_killed_and_stays_away,
+        postgres_is_silent_for_longer_than_a_lease,
+    ],
+    ids=lambda fault: fault.__name__,
+)
+def test_a_worker_and_a_beat_go_on_by_themselves_when(fault: Callable[[Night], None], night: Night):
+    night.send(8)
+    fault(night)
+    began = time.monotonic()
+    wait_until(night.all_settled, seconds=RECOVERY_SECONDS, log=night.log)
+    night.send(3)
+    wait_until(night.all_settled, seconds=RECOVERY_SECONDS, log=night.log)
+    assert time.monotonic() - began < RECOVERY_SECONDS
+    assert (night.worker.poll(), night.beat.poll()) == (None, None), "neither was started anew"
+    found = books(night.house)
+    assert (found.scored, found.quarantined) == (found.received, 0)
+    assert score_rows(night.house) == found.received
+
+
+SLOW_COMMIT = """
+    CREATE FUNCTION slow_commit() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN PERFORM pg_sleep(1.5); RETURN NULL; END $$;
+    CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON film_score DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION slow_commit();
+"""
+
+
+def test_a_database_killed_while_it_commits_has_each_score_once(night: Night):
+    with psycopg.connect(night.postgres.url.replace("+psycopg", ""), autocommit=True) as admin:
+        admin.execute(SLOW_COMMIT)
+        night.send(2)
+        committing = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        wait_until(lambda: admin.execute(committing).fetchone()[0] > 0, log=night.log)
+        night.postgres.kill()
+    night.postgres.start()
+    with psycopg.connect(night.postgres.url.replace("+psycopg", ""), autocommit=True) as admin:
+        admin.execute("DROP FUNCTION slow_commit CASCADE")
+    wait_until(night.all_settled, seconds=RECOVERY_SECONDS, log=night.log)
+    assert books(night.house).scored == score_rows(night.house) == books(night.house).received
+
+
+def test_garbage_in_the_queue_ends_the_worker_and_the_next_one_goes_on(night: Night):
+    night.send(2)
+    with redis.Redis.from_url(night.redis.url) as client:
+        client.rpush("scoring", b"not JSON")
+    assert night.worker.wait(timeout=60) != 0, "so that whoever watches over it starts it again"
+    night.worker = start(night.house, "worker", night.log)
+    night.send(2)
+    wait_until(night.all_settled, seconds=RECOVERY_SECONDS, log=night.log)
+    assert books(night.house).scored == score_rows(night.house) == books(night.house).received
+
+
+def test_a_worker_stops_within_half_a_minute_while_redis_is_away(night: Night):
+    night.redis.kill()
+    try:
+        night.worker.terminate()
+        assert night.worker.wait(timeout=30) == 0
+    finally:
+        night.redis.start()
+    assert books(night.house).claimed == 0
+
+
+# ----------------------------------------------------------------------------------------------- senders and sweeps
+
+
+@pytest.fixture
+def house(settings: Settings, database_url: str) -> House:
+    """An embedded house, once on SQLite and once on PostgreSQL."""
+    if database_url.startswith("postgresql"):
+        schema.upgrade(make_engine(database_url))
+    return House(settings.model_copy(update={"database_url": database_url}))
+
+
+def at_once(*jobs: Callable[[], object]) -> None:
+    """Runs the jobs side by side, and raises what one of them raised."""
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        for running_job in [pool.submit(job) for job in jobs]:
+            running_job.result()
+
+
+def test_a_study_sent_ten_times_by_two_senders_at_once_is_there_once(house: House, tmp_path: Path):
+    films_in(tmp_path, 4)
+    at_once(*[lambda: [receive(house, [tmp_path]) for _ in range(5)]] * 2)
+    assert books(house).received == 4
+    with open_scorer(house) as scorer:
+        score_waiting(scorer, kind="score")
+    receive(house, [tmp_path])
+    assert books(house).scored == score_rows(house) == 4
+    assert books(house).waiting == 0
+
+
+def test_two_sweeps_at_once_ring_once(house: House, redis_url: str, tmp_path: Path):
+    house = House(house.settings.model_copy(update={"broker_url": redis_url}))
+    films_in(tmp_path, 8)
+    receive(house, [tmp_path])
+    at_once(*[lambda: sweep(house, make_app(house.settings))] * 2)
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.llen("scoring") == 8
+
+
+def test_two_sweeps_at_once_end_each_lease_once(house: House, redis_url: str, tmp_path: Path):
+    house = House(house.settings.model_copy(update={"broker_url": redis_url, "lease_minutes": 1e-6}))
+    films_in(tmp_path, 8)
+    receive(house, [tmp_path])
+    with open_scorer(house) as scorer:
+        Hand(scorer).claim(None)
+    at_once(*[lambda: sweep(house, make_app(house.settings))] * 2)
+    with read_scope(house.engine) as session:
+        assert session.execute(select(Study.state, Study.attempts, Study.suspect).distinct()).all() == [
+            ("waiting", 1, True)
+        ]
+
+
+def test_a_worker_that_is_recording_is_not_waited_for_by_the_sweep(
+    settings: Settings, postgres_url: str, tmp_path: Path
+):
+    schema.upgrade(make_engine(postgres_url))
+    house = House(settings.model_copy(update={"database_url": postgres_url, "lease_minutes": 1e-6}))
+    films_in(tmp_path, 2)
+    receive(house, [tmp_path])
+    with open_scorer(house) as scorer:
+        hand = Hand(scorer)
+        hand.claim(None)
+        with session_scope(house.engine) as recording, session_scope(house.engine) as sweeping:
+            first = min(hand.studies)
+            recording.execute(update(Study).where(Study.id == first).values(detail="being recorded"))
+            sweeping.execute(text("SET LOCAL lock_timeout = '2s'"))
+            assert db.ledger.release_expired(sweeping, max_attempts=3) == (1, 0)
+
+
+def test_nothing_in_db_reads_the_clock_of_its_machine():
+    clocks = {"now", "utcnow", "today", "time", "localtime"}
+    for file in Path(next(iter(db.__path__))).glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in clocks:
+                assert ast.unparse(node.func.value) == "func", f"{file.name}:{node.lineno} reads a local clock"
+
+
+# ------------------------------------------------------------------------------------------------------ hostile films
+
+
+@pytest.fixture
+def embedded(settings: Settings) -> House:
+    return House(settings.model_copy(update={"decode_timeout_seconds": 3.0}))
+
+
+@pytest.mark.parametrize(
+    ("fate", "reason"),
+    [("raises", "decoder_raised"), ("hangs", "decoder_timeout"), ("kills", "decoder_crashed")],
+)
+def test_a_film_is_quarantined_alone_that(fate, reason, embedded: House, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("worker.reading.read_square", read_hostile_square)
+    sound = films_in(tmp_path, 3)
+    hostile = films_in(tmp_path, 1, SeriesDescription=fate)
+    sound += films_in(tmp_path, 2)
+    receive(embedded, [tmp_path])
+    with open_scorer(embedded) as scorer:
+        score_waiting(scorer, kind="score")
+    assert states(embedded) == {**dict.fromkeys(sound, ("scored", None)), hostile[0]: ("quarantined", reason)}
+
+
+def _score_until_killed(settings: Settings, killer_pixels: str) -> None:
+    """A worker whose process dies when it predicts a film with these pixels, as a fault in a driver would have it."""
+    torch.set_num_threads(1)
+    house = House(settings)
+    with open_scorer(house) as scorer:
+        predict = Hand.predict
+
+        def deadly(hand, batch):
+            if any(square.pixel_digest == killer_pixels for _, _, square in batch):
+                os.kill(os.getpid(), signal.SIGKILL)
+            predict(hand, batch)
+
+        Hand.predict = deadly
+        while books(house).waiting:
+            with session_scope(house.engine) as session:
+                db.ledger.release_expired(session, max_attempts=settings.max_attempts)
+            score_waiting(scorer, kind="night")
+            time.sleep(0.05)
+
+
+def test_a_study_that_kills_every_worker_is_found_and_its_neighbours_are_scored(settings: Settings, tmp_path: Path):
+    sound = films_in(tmp_path / "films", 3)
+    house = House(settings.model_copy(update={"lease_minutes": 0.02}))
+    killer = films_in(tmp_path / "films", 1)
+    sound += films_in(tmp_path / "films", 3)
+    receive(house, [tmp_path / "films"])
+    with open_scorer(house) as scorer, read_scope(house.engine) as session:
+        films = select(Instance.path, Instance.sop_instance_uid).join(Study)
+        path, uid = session.execute(films.where(Study.study_instance_uid == killer[0])).one()
+        square = scorer.reader.submit(path, uid)
+        wait_until(square.future.done)
+        digest = square.result().pixel_digest
+    forks = multiprocessing.get_context("forkserver")  # torch is imported once, and no thread of it has run there
+    forks.set_forkserver_preload(["worker.scoring"])
+    deaths = 0
+    while books(house).waiting:
+        worker = forks.Process(target=_score_until_killed, args=(house.settings, digest))
+        worker.start()
+        worker.join()
+        deaths += worker.exitcode == -signal.SIGKILL
+        assert deaths <= 3
+    assert deaths == 3
+    assert states(house) == {**dict.fromkeys(sound, ("scored", None)), killer[0]: ("quarantined", "worker_lost")}
+
+
+# -------------------------------------------------------------------------------------------- memory, disk, checkpoint
+
+
+def test_a_device_out_of_memory_halves_the_batch_and_goes_on(embedded: House, tmp_path: Path):
+    films_in(tmp_path, 6)
+    receive(embedded, [tmp_path])
+    with open_scorer(embedded) as scorer:
+
+        def little_memory(_network, inputs):
+            if len(inputs[0]) > 2:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+        scorer.classifier._network.register_forward_pre_hook(little_memory)
+        assert score_waiting(scorer, kind="score").scored == 6
+        assert scorer.classifier.batch_size == 2
+
+
+def test_a_full_disk_ends_the_pass_and_the_next_one_goes_on(embedded: House, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(scoring.record.retry, "stop", stop_after_delay(0.5))
+    with sqlite3.connect(embedded.settings.database_url.removeprefix("sqlite:///")) as empty:
+        empty.executescript("PRAGMA page_size = 512; VACUUM")  # small pages, so that few films fill them
+    films_in(tmp_path, 24)
+    receive(embedded, [tmp_path])
+    pages = {"limit": 0}
+
+    def limit_pages(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute(f"PRAGMA max_page_count = {pages['limit']}")
+
+    with open_scorer(embedded) as scorer:
+        with embedded.engine.connect() as connection:
+            pages["limit"] = connection.exec_driver_sql("PRAGMA page_count").scalar() + 1
+        event.listen(embedded.engine, "connect", limit_pages)
+        embedded.engine.dispose()
+        with pytest.raises(OperationalError, match="disk is full"):
+            score_waiting(scorer, kind="score")
+        pages["limit"] = 2**30
+        embedded.engine.dispose()
+        assert books(embedded).balance
+        with session_scope(embedded.engine) as session:
+            session.execute(text("UPDATE study SET lease_expires_at = '2026-01-01' WHERE state = 'claimed'"))
+        score_waiting(scorer, kind="score")
+    assert books(embedded).scored == score_rows(embedded) == 24
+
+
+def test_studies_of_a_score_command_that_was_killed_are_taken_by_the_next(embedded: House, tmp_path: Path):
+    films_in(tmp_path, 3)
+    receive(embedded, [tmp_path])
+    quick = House(embedded.settings.model_copy(update={"lease_minutes": 1e-6}))
+    with open_scorer(quick) as dead:
+        Hand(dead).claim(None)
+    with open_scorer(embedded) as scorer:
+        assert score_waiting(scorer, kind="score").scored == 3
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "no checkpoint"), (b"\x08\0\0\0\0\0\0\0{}{}{}{}", "damaged")])
+def test_a_worker_without_a_sound_checkpoint_says_so_and_ends(content, words, tmp_path, redis_url, capsys, monkeypatch):
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    if content is not None:
+        checkpoint.write_bytes(content)
+    values = {"DATABASE_URL": f"sqlite:///{tmp_path / 'n.db'}", "BROKER_URL": redis_url, "CHECKPOINT": checkpoint}
+    for name, value in values.items():
+        monkeypatch.setenv(f"NIGHTREAD_{name}", str(value))
+    monkeypatch.setattr(sys, "argv", ["nightread", "worker"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == cli.WRONG_USAGE
+    said = capsys.readouterr().err
+    assert "checkpoint" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("content", [None, b"\x08\0\0\0\0\0\0\0{}{}{}{}"], ids=["missing", "damaged"])
+def test_a_promoted_checkpoint_that_cannot_be_loaded_leaves_the_old_one_at_work(
+    content, settings: Settings, untrained_checkpoint: Path, tmp_path: Path
+):
+    house = House(settings)
+    house.live()
+    service = Service(House(settings.model_copy(update={"checkpoint": None})), metrics=WorkMetrics())
+    before = service.scorer().live.digest
+    promoted = tmp_path / "promoted.safetensors"
+    if content is not None:
+        promoted.write_bytes(content)
+    with session_scope(house.engine) as session:
+        row = registry.register(session, digest="0" * 64, path=str(promoted), network="mobilenet", header={}, by="test")
+        registry.set_state(session, row, "champion", by="test")
+    films_in(tmp_path / "films", 2)
+    receive(house, [tmp_path / "films"])
+    with read_scope(house.engine) as session:
+        first = session.scalar(select(func.min(Study.id)))
+    service.score(first)
+    assert service.scorer().live.digest == before
+    service.close()
+    assert books(house).scored == 2

@@ -96,7 +96,8 @@ def added(
     without, together = (_aurocs(truth, said, everyone)[0] for said in (baseline, both))
     table = pd.DataFrame({"finding": findings, "without": without, "both": together, "gain": together - without})
     table[["low", "high"]] = np.nanquantile(drawn, (0.025, 0.975), axis=0).T
-    low, high = np.nanquantile(np.nanmean(drawn, axis=1), (0.025, 0.975))
+    known = drawn[np.isfinite(drawn).any(axis=1)]
+    low, high = np.quantile(np.nanmean(known, axis=1), (0.025, 0.975))
     macro = [float(column) for column in table[["without", "both", "gain"]].mean()]
     table.loc[len(table)] = ["macro", *macro, low, high]
     return table

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, multilabel_confusion_matrix, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torchmetrics.functional.classification import binary_calibration_error
 
 from training.findings import FINDINGS
@@ -84,7 +84,10 @@ def evaluate(
     """Every figure for these films; a probability at or above its threshold (one, or one per finding) is positive."""
     truth, scores = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)  # (N, F)
     decided = (scores >= np.asarray(thresholds, dtype=float)).astype(int)
-    (tn, fp), (fn, tp) = multilabel_confusion_matrix(truth, decided).transpose(1, 2, 0)  # each (F,)
+    tp, fp, fn, tn = (  # each (F,); scikit-learn's matrix takes a single finding for a binary problem of two classes
+        (seen & said).sum(axis=0)
+        for seen, said in ((truth, decided), (1 - truth, decided), (truth, 1 - decided), (1 - truth, 1 - decided))
+    )
     columns = list(zip(truth.T, scores.T, strict=True))
     per_finding = pd.DataFrame(
         {

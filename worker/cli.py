@@ -4,6 +4,7 @@ import csv
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from training.checkpoint import CheckpointError
 from training.cli import app as training
+from worker import logs
 from worker.errors import Unavailable
 from worker.models_cli import app as models
 from worker.settings import Settings

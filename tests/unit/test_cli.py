@@ -1,0 +1,161 @@
+"""The commands, as a person types them."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from dicom_files import make_film
+from pydicom.uid import generate_uid
+from typer.testing import CliRunner, Result
+
+from worker import cli
+from worker.settings import Settings
+
+# DESIGN's contract, and what later pieces added.
+COMMANDS = {
+    "beat", "db", "demo", "doctor", "enqueue", "explain", "models", "requeue", "score", "simulate", "status", "train",
+    "worker", "worklist",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("database_url", "checkpoint", "state_folder", "decoders", "batch_size"):
+        monkeypatch.setenv(f"NIGHTREAD_{name.upper()}", str(getattr(settings, name)))
+    monkeypatch.delenv("NIGHTREAD_BROKER_URL", raising=False)
+    monkeypatch.setenv("COLUMNS", "160")
+
+
+def nightread(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of the whole command, with its handling of errors."""
+    monkeypatch.setattr("sys.argv", ["nightread", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A PA film, a lateral and a film that is cut short, in three studies."""
+    films = tmp_path / "films"
+    films.mkdir()
+    make_film(films / "pa.dcm", AccessionNumber="PA1")
+    make_film(films / "lateral.dcm", view_position="LL")
+    make_film(films / "cut.dcm", PixelData=b"\0\0")
+    return films
+
+
+def test_every_command_of_the_contract_is_there():
+    offered = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    offered |= {group.name for group in cli.app.registered_groups}
+    assert offered >= COMMANDS
+
+
+def test_score_ends_with_the_books_and_says_by_its_exit_code_that_a_study_was_quarantined(folder):
+    result = nightread("score", folder)
+    assert result.exit_code == 1, result.output
+    assert "3 files: 3 new instances, 0 known, 0 rejected." in result.output
+    assert "lateral view" in result.output
+
+
+def test_score_of_a_good_film_ends_with_0(tmp_path):
+    make_film(tmp_path / "a.dcm")
+    assert nightread("score", tmp_path).exit_code == 0
+
+
+def test_status_as_json_holds_the_sums(folder):
+    nightread("score", folder)
+    books = json.loads(nightread("status", "--json").stdout)
+    counts = [books[name] for name in ("received", "scored", "skipped", "quarantined", "waiting")]
+    assert counts == [3, 1, 1, 1, 0]
+    assert books["balance"] is True
+
+
+def test_the_worklist_comes_as_table_json_and_csv(folder):
+    nightread("score", folder)
+    table = nightread("worklist").stdout
+    assert "PA1" in table
+    rows = json.loads(nightread("worklist", "--json").stdout)
+    assert [row["priority_rank"] for row in rows] == [1, 2, 3]
+    from_csv = list(csv.DictReader(io.StringIO(nightread("worklist", "--csv", "--limit", "2").stdout)))
+    assert [row["study_instance_uid"] for row in from_csv] == [row["study_instance_uid"] for row in rows[:2]]
+
+
+def test_an_empty_worklist_is_a_table_too():
+    assert nightread("worklist").exit_code == 0
+    assert json.loads(nightread("worklist", "--json").stdout) == []
+    assert nightread("worklist", "--csv").stdout.startswith("priority_rank")
+
+
+def test_explain_a_file_says_why_it_is_not_scored(folder):
+    found = json.loads(nightread("explain", folder / "lateral.dcm", "--json").stdout)
+    assert ["reason", "lateral_view"] in found["facts"]
+    assert ["evidence", "ViewPosition=LL"] in found["facts"]
+
+
+def test_explain_a_study_shows_its_rank_and_what_adds_to_its_urgency(tmp_path):
+    film = make_film(tmp_path / "a.dcm")
+    nightread("score", tmp_path)
+    for uid in (film.StudyInstanceUID, film.SOPInstanceUID):
+        found = json.loads(nightread("explain", uid, "--json").stdout)
+        assert ["rank", "1"] in found["facts"]
+        assert "What adds to its urgency" in [table[0] for table in found["tables"]]
+
+
+def test_explain_something_unknown_is_wrong_usage():
+    assert nightread("explain", generate_uid()).exit_code == 2
+
+
+def test_requeue_lets_the_quarantined_try_again(folder):
+    nightread("score", folder)
+    assert "1 studies wait again" in nightread("requeue").output
+    assert json.loads(nightread("status", "--json").stdout)["waiting"] == 1
+
+
+def test_a_path_that_does_not_exist_is_wrong_usage_and_registers_nothing(tmp_path):
+    assert nightread("score", tmp_path / "nowhere").exit_code == 2
+    assert json.loads(nightread("status", "--json").stdout)["received"] == 0
+
+
+def test_a_wrong_setting_is_named(monkeypatch, capsys):
+    monkeypatch.setenv("NIGHTREAD_BATCH_SIZE", "many")
+    assert main(monkeypatch, "status") == 2
+    assert "NIGHTREAD_BATCH_SIZE" in capsys.readouterr().err
+
+
+def test_a_missing_checkpoint_is_wrong_usage(monkeypatch, capsys, folder):
+    monkeypatch.setenv("NIGHTREAD_CHECKPOINT", "/nowhere/x.safetensors")
+    assert main(monkeypatch, "score", str(folder)) == 2
+    assert "x.safetensors" in capsys.readouterr().err
+
+
+def test_enqueue_without_a_broker_says_what_to_do(monkeypatch, capsys, folder):
+    assert main(monkeypatch, "enqueue", str(folder)) == 3
+    assert "nightread score" in capsys.readouterr().err
+
+
+def test_the_doctor_finds_an_embedded_house_in_order():
+    result = nightread("doctor", "--json")
+    assert result.exit_code == 0, result.output
+    assert {finding["name"] for finding in json.loads(result.stdout)} == {
+        "database", "clock", "checkpoint", "device", "broker", "disk",
+    }  # fmt: skip
+
+
+def test_the_doctor_says_when_the_champions_file_has_changed(settings):
+    nightread("doctor")
+    (kept,) = (settings.state_folder / "checkpoints").glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes() + b"x")
+    result = nightread("doctor", "--json")
+    assert result.exit_code == 3
+    assert not next(f for f in json.loads(result.stdout) if f["name"] == "checkpoint")["ok"]
+
+
+def test_simulate_without_operating_points_says_what_is_missing(monkeypatch, capsys):
+    assert nightread("simulate", "--days", "1").exit_code == 2

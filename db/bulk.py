@@ -1,11 +1,15 @@
-"""Many rows in one statement. PostgreSQL takes them as one JSON value, so that a batch costs one parse and one round trip
-whatever its length; SQLite, where a round trip costs nothing, takes them one after the other.
+"""Many rows in one statement.
+
+PostgreSQL takes them as one JSON value, so that a batch costs one parse and one round trip whatever its length; SQLite,
+where a round trip costs nothing, takes them one after the other.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, TableValuedAlias, column, func, literal, select, update
+from sqlalchemy import JSON, TableValuedAlias, Text, cast, column, func, literal, select, update
 from sqlalchemy.orm import Session
 
 from db.base import Base
@@ -49,5 +53,6 @@ def upsert_many(
 def _given(table: type[Base], rows: Rows) -> TableValuedAlias:
     """The rows as a table expression, its columns typed like the table's."""
     columns = (column(name, table.__table__.c[name].type) for name in rows[0])
-    source = func.json_to_recordset(literal(rows, JSON))
+    text = json.dumps(rows, default=datetime.isoformat)
+    source = func.json_to_recordset(cast(literal(text, Text), JSON))
     return source.table_valued(*columns).render_derived(name="given", with_types=True)

@@ -1,18 +1,36 @@
 """Versions of the urgency policy: rows that are never edited, one of them active."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from db.base import database_now
-from db.models import Audit, PolicyFindingRow, PolicyRow
+from db.models import Audit, FilmScore, PolicyFindingRow, PolicyRow
+
+
+class UnknownPolicy(LookupError):
+    """No policy has this version; `nightread policy show --all` lists those there are."""
 
 
 def active(session: Session) -> PolicyRow | None:
     """The policy that ranks now, or None in a new database."""
     return session.scalars(select(PolicyRow).where(PolicyRow.active)).one_or_none()
+
+
+def by_version(session: Session, version: int) -> PolicyRow:
+    """The policy with this version number. Raises UnknownPolicy."""
+    found = session.scalars(select(PolicyRow).where(PolicyRow.version == version)).one_or_none()
+    if found is None:
+        raise UnknownPolicy(UnknownPolicy.__doc__)
+    return found
+
+
+def versions(session: Session) -> Sequence[PolicyRow]:
+    """Every version, the newest first."""
+    return session.scalars(select(PolicyRow).order_by(PolicyRow.version.desc())).all()
 
 
 def findings_of(session: Session, policy: PolicyRow) -> Sequence[PolicyFindingRow]:
@@ -43,6 +61,8 @@ def add(
     session.add(policy)
     session.flush()
     session.add_all(PolicyFindingRow(policy_id=policy.id, **row) for row in findings)
+    session.add(Audit(at=policy.created_at, actor=by, action="policy created",
+                      detail={"version": policy.version, "note": note}))  # fmt: skip
     session.flush()
     return policy
 
@@ -54,3 +74,11 @@ def activate(session: Session, policy: PolicyRow, *, by: str) -> None:
     policy.active, policy.activated_at, policy.activated_by = True, now, by
     session.add(Audit(at=now, actor=by, action="policy activated", detail={"version": policy.version}))
     session.flush()
+
+
+def recent_probabilities(session: Session, *, finding_column: str, checkpoint_id: int, weeks: float) -> Sequence[float]:
+    """One finding's probabilities of every film that a checkpoint scored in the last weeks."""
+    since = database_now(session) - timedelta(weeks=weeks)
+    column = getattr(FilmScore, finding_column)
+    films = select(column).where(FilmScore.checkpoint_id == checkpoint_id, FilmScore.scored_at >= since)
+    return session.scalars(films).all()

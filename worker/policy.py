@@ -1,13 +1,16 @@
 """The policy in the database and the policy that computes: one turned into the other."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
+import numpy as np
 from sqlalchemy.orm import Session
 
 from db import policies
 from db.models import PolicyRow
-from worker.priority import DEFAULT_POLICY, FindingPolicy, Policy, validate
+from training.findings import FINDINGS, column
+from worker.priority import DEFAULT_POLICY, FindingPolicy, Policy, PolicyError, threshold_for_share, validate
 
 THRESHOLD = "flag_10"  # the checkpoint's threshold that stands in where the policy has none of its own
 CAPACITY_FINDING = "Pneumothorax"  # category A is a capacity: its threshold is kept with the policy
@@ -44,9 +47,9 @@ def active(session: Session, *, thresholds: Mapping[str, float]) -> ActivePolicy
 
 
 def store(session: Session, policy: Policy, *, capacity: Mapping[str, float], by: str, note: str) -> PolicyRow:
-    """Keep `policy` as a new version, not yet active. Raises ValueError with every reason why it can't be one."""
+    """Keep `policy` as a new version, not yet active. Raises PolicyError with every reason why it can't be one."""
     if errors := validate(policy):
-        raise ValueError("; ".join(errors))
+        raise PolicyError("; ".join(errors))
     rows = [asdict(finding) for finding in policy.findings]
     for row in rows:
         if row["finding"] == CAPACITY_FINDING and row["threshold"] is None:
@@ -59,3 +62,74 @@ def store(session: Session, policy: Policy, *, capacity: Mapping[str, float], by
         by=by,
         note=note,
     )
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What an administrator wants otherwise: by finding, or for the whole policy. None leaves it as it is."""
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    categories: Mapping[str, str] = field(default_factory=dict)
+    thresholds: Mapping[str, float | None] = field(default_factory=dict)  # None: the checkpoint's own
+    max_wait_minutes: int | None = None
+    category_a_share: float | None = None
+
+    @property
+    def any(self) -> bool:
+        return any(value not in ({}, None) for value in vars(self).values())
+
+
+def edited(policy: Policy, changes: Changes) -> Policy:
+    """`policy` with the changes made. Raises PolicyError for a word that is no finding."""
+    named = {*changes.weights, *changes.categories, *changes.thresholds}
+    if unknown := sorted(named - set(FINDINGS)):
+        raise PolicyError(f"no finding is called {', '.join(unknown)}; there are {', '.join(FINDINGS)}")
+    return replace(
+        policy,
+        findings=tuple(_edited_row(row, changes) for row in policy.findings),
+        max_wait_minutes=changes.max_wait_minutes if changes.max_wait_minutes is not None else policy.max_wait_minutes,
+        category_a_share=changes.category_a_share if changes.category_a_share is not None else policy.category_a_share,
+    )
+
+
+def _edited_row(row: FindingPolicy, changes: Changes) -> FindingPolicy:
+    return replace(
+        row,
+        weight=changes.weights.get(row.finding, row.weight),
+        category=changes.categories.get(row.finding, row.category),
+        threshold=changes.thresholds.get(row.finding, row.threshold),
+    )
+
+
+def capacity_finding(policy: Policy) -> str:
+    """The finding whose threshold decides how many films are category A. Raises PolicyError when there are several."""
+    found = [row.finding for row in policy.findings if row.category == "A"]
+    if len(found) != 1:
+        raise PolicyError(f"{len(found)} findings are in category A: name the one whose threshold is to be computed")
+    return found[0]
+
+
+def threshold_from_reference(reference: Mapping[str, Any], *, finding: str, share: float) -> float:
+    """The probability that `share` of a checkpoint's validation films reach, from the quantiles in its header.
+
+    Raises PolicyError when the header has none.
+    """
+    quantiles = reference.get("probabilities", {}).get(finding)
+    if not quantiles:
+        raise PolicyError(f"the checkpoint's header has no reference distribution of {finding}")
+    return float(round(np.interp(1 - share, reference["levels"], quantiles), 6))
+
+
+def threshold_from_site(
+    session: Session, *, finding: str, share: float, checkpoint_id: int, weeks: float, at_least: int
+) -> tuple[float, int]:
+    """The probability that `share` of the site's own films of the last weeks reached, and how many films those were.
+
+    Raises PolicyError when they are fewer than `at_least`: the tail of a small sample is luck.
+    """
+    scores = policies.recent_probabilities(
+        session, finding_column=column(finding), checkpoint_id=checkpoint_id, weeks=weeks
+    )
+    if len(scores) < at_least:
+        raise PolicyError(f"the live checkpoint scored {len(scores)} films in {weeks:g} weeks; {at_least} are needed")
+    return round(threshold_for_share(scores, share), 6), len(scores)

@@ -1,0 +1,62 @@
+"""Where the studies of an older policy stand: what another policy needs to place them again, batch by batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, func, select
+from sqlalchemy.orm import Session
+
+from db.models import FINDING_COLUMNS, Checkpoint, FilmScore, Instance, StudyPriority
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One study as it was placed. `probabilities` in vocabulary order, (11,), or None when no film was scored."""
+
+    study_id: int
+    flag: str | None
+    checkpoint_id: int | None
+    probabilities: tuple[float, ...] | None
+
+
+def checkpoint_headers(session: Session) -> dict[int, dict[str, Any]]:
+    """What each checkpoint says of itself, by its id: results may come from several."""
+    return {row.id: row.header for row in session.execute(select(Checkpoint.id, Checkpoint.header))}
+
+
+def locked_batch(session: Session, *, policy_id: int, unread: bool, after: int, limit: int) -> list[Placed]:
+    """The next studies, by id, that another policy placed, locked until commit so that no worker writes between."""
+    ids = session.scalars(
+        select(StudyPriority.study_id)
+        .where(
+            StudyPriority.read_at.is_(None) if unread else StudyPriority.read_at.is_not(None),
+            StudyPriority.policy_id.is_distinct_from(policy_id),
+            StudyPriority.study_id > after,
+        )
+        .order_by(StudyPriority.study_id)  # the order in which workers write too: no deadlock
+        .limit(limit)
+        .with_for_update()
+    ).all()
+    return [_placed(row) for row in session.execute(_facts(ids))]
+
+
+def _facts(ids: Sequence[int]) -> Any:
+    highest = [func.max(getattr(FilmScore, name)) for name in FINDING_COLUMNS]
+    scored = and_(Instance.study_id == StudyPriority.study_id, Instance.state == "scored")
+    same = and_(FilmScore.instance_id == Instance.id, FilmScore.checkpoint_id == StudyPriority.checkpoint_id)
+    return (
+        select(StudyPriority.study_id, StudyPriority.flag, StudyPriority.checkpoint_id, *highest)
+        .outerjoin(Instance, scored)
+        .outerjoin(FilmScore, same)
+        .where(StudyPriority.study_id.in_(ids))
+        .group_by(StudyPriority.study_id, StudyPriority.flag, StudyPriority.checkpoint_id)
+        .order_by(StudyPriority.study_id)
+    )
+
+
+def _placed(row: Any) -> Placed:
+    study_id, flag, checkpoint_id, *highest = row
+    # Six decimals, as they were ranked with: REAL keeps more than those, and not the same ones everywhere.
+    probabilities = None if highest[0] is None else tuple(round(p, 6) for p in highest)
+    return Placed(study_id, flag, checkpoint_id if probabilities else None, probabilities)

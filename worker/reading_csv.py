@@ -1,0 +1,155 @@
+"""CSV from a RIS: which studies were read, and what radiologists confirmed. docs/reading.md describes the files.
+
+A row that makes no sense becomes a Problem with its line; the whole file is refused only when its columns are wrong.
+"""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+from db.reading import Opinion, Reading
+from training.findings import FINDINGS, column
+
+STUDY_COLUMNS = ("study_instance_uid", "accession_number")
+VERDICTS = {"present": "present", "absent": "absent", "not_assessed": "not_assessed", "1": "present", "0": "absent"}
+KEYS = {column(finding): finding for finding in FINDINGS}
+
+Fields: TypeAlias = dict[str, str]
+T = TypeVar("T", Reading, Opinion)
+
+
+class WrongFile(ValueError):
+    """The file is no table of the kind that is asked for; the text says what is missing."""
+
+
+class WrongValue(ValueError):
+    """A field that cannot be understood; the text says which and why, without repeating an identifier."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A line of the file (the header is line 1) that was left out, and why."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What stands in where the file is silent: who reads, and the zone of times that come without one."""
+
+    reader: str | None = None
+    zone: tzinfo | None = None
+
+
+def readings(path: Path, defaults: Defaults) -> Iterator[tuple[int, Reading] | Problem]:
+    """Rows of study_instance_uid or accession_number, and read_at, read_by if they are there. Raises WrongFile."""
+
+    def parse(fields: Fields) -> list[Reading]:
+        reader = fields.get("read_by") or defaults.reader
+        return [Reading(_study(fields), moment(fields.get("read_at"), defaults.zone), reader and reader[:64])]
+
+    return _parsed(path, parse, also=())
+
+
+def opinions(path: Path, defaults: Defaults) -> Iterator[tuple[int, Opinion] | Problem]:
+    """Rows of one finding (columns finding, verdict) or of several (a column per finding). Raises WrongFile.
+
+    In a column per finding an empty field says nothing: it is neither absent nor not_assessed.
+    """
+
+    def parse(fields: Fields) -> list[Opinion]:
+        reader = fields.get("reader") or defaults.reader
+        if not reader:
+            raise WrongValue("no reader: fill the column reader, or give --reader")
+        said = [(fields["finding"], fields.get("verdict", ""))] if "finding" in fields else _said(fields)
+        if not said:
+            raise WrongValue("no finding has a verdict")
+        study, at = _study(fields), moment(fields.get("reviewed_at"), defaults.zone)
+        return [Opinion(study, finding_key(name), verdict(word), reader[:64], at) for name, word in said]
+
+    return _parsed(path, parse, also=("finding", *KEYS))
+
+
+def _said(fields: Fields) -> list[tuple[str, str]]:
+    return [(name, word) for name, word in fields.items() if name in KEYS and word]
+
+
+def _parsed(
+    path: Path, parse: Callable[[Fields], Sequence[T]], *, also: Sequence[str]
+) -> Iterator[tuple[int, T] | Problem]:
+    for line, fields in _rows(path, also=also):
+        try:
+            if fields is None:
+                raise WrongValue("it has more fields than the header")
+            for row in parse(fields):
+                yield line, row
+        except WrongValue as error:
+            yield Problem(line, str(error))
+
+
+def _rows(path: Path, *, also: Sequence[str]) -> Iterator[tuple[int, Fields | None]]:
+    """Line number and fields by lower-case column name, or None for a line that is too long; empty lines are passed."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            separator = max(",;\t", key=header.count)
+            names = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator), [])]
+            _check_columns(names, also=also)
+            rows = csv.reader(file, delimiter=separator, strict=True)
+            for values in rows:
+                if any(value.strip() for value in values):
+                    fields = dict(zip(names, (value.strip() for value in values), strict=False))
+                    yield rows.line_num + 1, fields if len(values) <= len(names) else None
+    except UnicodeDecodeError as error:
+        raise WrongFile("it is not UTF-8 text; save it as CSV UTF-8") from error
+    except csv.Error as error:
+        raise WrongFile(f"it is no CSV: {error}") from error
+
+
+def _check_columns(names: Sequence[str], *, also: Sequence[str]) -> None:
+    if not set(names) & set(STUDY_COLUMNS):
+        raise WrongFile("no column study_instance_uid or accession_number in its first line")
+    if also and not set(names) & set(also):
+        raise WrongFile("no column finding, and none named like a finding, in its first line")
+    if len(set(names)) < len(names):
+        raise WrongFile("two columns have the same name")
+
+
+def _study(fields: Fields) -> str:
+    name = next((fields[column] for column in STUDY_COLUMNS if fields.get(column)), None)
+    if name is None:
+        raise WrongValue("no study: both study_instance_uid and accession_number are empty or missing")
+    return name
+
+
+def moment(text: str | None, zone: tzinfo | None) -> datetime | None:
+    """An ISO 8601 moment, in `zone` if it names none itself; None for no text. Raises WrongValue."""
+    if not text:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise WrongValue("the time is not ISO 8601, as 2026-11-20T23:15:00+01:00") from error
+    if at.tzinfo is None and zone is None:
+        raise WrongValue("the time has no zone: write its offset (+01:00), or give --time-zone")
+    return at if at.tzinfo else at.replace(tzinfo=zone)
+
+
+def finding_key(name: str) -> str:
+    """The finding's key, whatever its case. Raises WrongValue."""
+    key = KEYS.get(name.strip().lower())
+    if key is None:
+        raise WrongValue(f"no finding is called {name[:32]!r}; there are {', '.join(FINDINGS)}")
+    return key
+
+
+def verdict(word: str) -> str:
+    """present, absent or not_assessed; 1 and 0 stand for the first two. Raises WrongValue."""
+    found = VERDICTS.get(word.strip().lower().replace(" ", "_"))
+    if found is None:
+        raise WrongValue(f"a verdict is present, absent or not_assessed, not {word[:32]!r}")
+    return found

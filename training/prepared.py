@@ -114,7 +114,8 @@ def prepare(
 
     Killed at any moment and started again it goes on where it stopped, and the files come out byte for byte as from an
     undisturbed run. Sources may arrive one by one: films still missing are looked for at every run. `processes` decode
-    side by side (0: this one); `progress` hears how many more films are done. Memory does not grow with the films.
+    side by side (0: this one); `progress` hears how many more films are done. Memory does not grow with the films. A
+    film that could not be used is tried again, in case its file was replaced.
 
     Raises NotPrepared when the folder was begun with other films or sizes, and what `encoded_films` raises.
     """
@@ -122,8 +123,8 @@ def prepare(
     preprocessings = tuple(Preprocessing(size=size) for size in sorted(set(sizes)))
     _begin(folder, manifest, preprocessings)
     outcomes = _outcomes_so_far(folder)
-    progress(len(outcomes))
-    rows = {image: row for row, image in enumerate(manifest["image"]) if row not in outcomes}
+    rows = {image: row for row, image in enumerate(manifest["image"]) if outcomes.get(row) not in _KEPT}
+    progress(len(manifest) - len(rows))
     damaged: list[Path] = []
     films = encoded_films(sources, rows, on_damage=damaged.append)
     decoded = _side_by_side(partial(decode, preprocessings=preprocessings), films, processes=processes)
@@ -198,7 +199,7 @@ class _Cache:
     """
 
     def __init__(self, folder: Path, preprocessings: Sequence[Preprocessing]) -> None:
-        self._images = [open(_images_path(folder, each.size), "r+b", buffering=0) for each in preprocessings]  # noqa: PTH123, SIM115
+        self._images: list[IO[bytes]] = [_images_path(folder, each.size).open("r+b") for each in preprocessings]
         self._progress: IO[str] = (folder / "progress.csv").open("a")
         self._waiting: list[str] = []
 
@@ -213,13 +214,15 @@ class _Cache:
 
     def write(self, film: Decoded) -> None:
         for opened, square in zip(self._images, film.squares, strict=False):  # a bad film has none: it stays black
-            os.pwrite(opened.fileno(), square.tobytes(), _NPY_HEADER_BYTES + film.row * square.nbytes)
+            opened.seek(_NPY_HEADER_BYTES + film.row * square.nbytes)
+            opened.write(square.tobytes())
         self._waiting.append(f"{film.row},{film.outcome}\n")
         if len(self._waiting) == _FILMS_PER_SYNC:
             self._sync()
 
     def _sync(self) -> None:
         for opened in self._images:
+            opened.flush()
             os.fsync(opened.fileno())
         self._progress.writelines(self._waiting)
         self._progress.flush()

@@ -200,6 +200,15 @@ def test_missing_films_are_taken_up_when_their_archive_arrives(
     assert brightness(prepared.open_prepared(tmp_path / "out")) == list(range(FILMS))
 
 
+def test_a_damaged_film_that_was_replaced_is_read_again(manifest: pd.DataFrame, archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / names()[5]).write_bytes(b"damaged")
+    (tmp_path / "films" / names()[6]).write_bytes(png(film(6)))
+    assert prepared.prepare(manifest, [tmp_path / "films"], tmp_path / "out", sizes=(32,))["not_dicom"] == 1
+    assert prepared.prepare(manifest, [archive], tmp_path / "out", sizes=(32,)) == {"ready": FILMS}
+    assert brightness(prepared.open_prepared(tmp_path / "out")) == list(range(FILMS))
+
+
 def test_an_archive_that_breaks_off_gives_what_lies_before_the_break(manifest: pd.DataFrame, tmp_path: Path) -> None:
     tar = tmp_path / "images_01.tar.gz"
     with tarfile.open(tar, "w:gz") as written:

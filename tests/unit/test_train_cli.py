@@ -43,6 +43,28 @@ def test_prepare_tells_how_many_films_are_ready(films: Path) -> None:
     assert open_prepared(films / "out", size=64).images.shape == (7, 64, 64)
 
 
+def test_kaggles_download_is_prepared_as_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(handle: str, *, output_dir: str) -> str:
+        assert handle == "nih-chest-xrays/data"
+        (tmp_path / "kaggle" / "images_001" / "images").mkdir(parents=True)
+        film = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
+        Image.fromarray(film).save(tmp_path / "kaggle" / "images_001" / "images" / "00000001_000.png")
+        (tmp_path / "kaggle" / "train_val_list.txt").write_text("00000001_000.png")
+        (tmp_path / "kaggle" / "test_list.txt").write_text("")
+        (tmp_path / "kaggle" / "Data_Entry_2017.csv").write_text(
+            "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+            "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],\n"
+            "00000001_000.png,Nodule,0,1,58,M,PA,2682,2749,0.143,0.143,\n"
+        )
+        return output_dir
+
+    monkeypatch.setattr("kagglehub.dataset_download", download)
+    code, told = run("prepare", tmp_path / "out", "--kaggle", tmp_path / "kaggle")
+    assert code == 0, told
+    film = open_prepared(tmp_path / "out").manifest.loc[0]
+    assert (film["Mass"], film["split"], film["age_years"]) == (1, "train_val", 58)
+
+
 def test_films_of_unknown_view_are_kept_on_request(films: Path) -> None:
     told = run("prepare", films / "out", "--table", films / "films.csv", "--images", films, "--keep-unknown-view")[1]
     assert "8 frontal films: 8 ready" in told
@@ -72,9 +94,9 @@ def test_plot_draws_a_run_under_way_and_its_labels(films: Path) -> None:
     here = films / "run"
     here.mkdir()
     assert "nothing to draw" in run("plot", here)[1]
-    shares = ("binary_accuracy/all", "exact_match/all", "auroc/macro", "false_negatives/all", "false_negative_rate/Mass")
+    names = "binary_accuracy/all", "exact_match/all", "auroc/macro", "false_negatives/all", "false_negative_rate/Mass"
     figures = {"epoch": [1, 2], "train_loss": [2, 1], "validation/loss": [2, 1]}
-    figures |= {f"validation/{name}": [0.5, 0.6] for name in shares}
+    figures |= {f"validation/{name}": [0.5, 0.6] for name in names}
     pd.DataFrame(figures).to_csv(here / "metrics.csv", index=False)
     (here / "train.txt").write_text("0.png\n1.png\n")
     code, told = run("plot", here, "--films", films / "out")

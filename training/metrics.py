@@ -274,7 +274,9 @@ def _logistic(fitted: Array, labels: npt.NDArray[np.uint8], asked: Array) -> Arr
 
 def slices(films: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Name and films of every group with films in it: by view, by sex, by age band, by split."""
-    bands = pd.cut(films["age_years"], AGE_BANDS_YEARS, right=False).map(lambda band: f"{band.left}-{band.right - 1}")
+    bands = pd.cut(films["age_years"], AGE_BANDS_YEARS, right=False).map(
+        lambda band: f"{band.left}-{band.right - 1}", na_action="ignore"
+    )
     groups = {"view": films["view_position"], "sex": films["sex"], "age_years": bands, "split": films["split"]}
     for name, group in groups.items():
         for value in sorted(value for value in group.dropna().unique() if value):

@@ -27,7 +27,8 @@ RAREST: Final = "Hernia"
 """227 films in NIH: its figures are mostly chance, so every macro mean is also given without it."""
 RATES: Final = ("false_negative_rate", "auroc", "auprc", "sensitivity", "specificity", "ppv", "npv", "brier", "ece")
 _OVERALL: Final = ("binary_accuracy", "exact_match")
-AGE_BANDS_YEARS: Final = (0, 18, 40, 60, 80, 130)
+_AGE_BANDS: Final = {"0-17": 0, "18-39": 18, "40-59": 40, "60-79": 60, "80+": 80}
+"""Name -> where the band begins, in years."""
 _REPLICATES_AT_ONCE: Final = 100
 
 
@@ -274,9 +275,7 @@ def _logistic(fitted: Array, labels: npt.NDArray[np.uint8], asked: Array) -> Arr
 
 def slices(films: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Name and films of every group with films in it: by view, by sex, by age band, by split."""
-    bands = pd.cut(films["age_years"], AGE_BANDS_YEARS, right=False).map(
-        lambda band: f"{band.left}-{band.right - 1}", na_action="ignore"
-    )
+    bands = pd.cut(films["age_years"], [*_AGE_BANDS.values(), np.inf], right=False, labels=list(_AGE_BANDS))
     groups = {"view": films["view_position"], "sex": films["sex"], "age_years": bands, "split": films["split"]}
     for name, group in groups.items():
         for value in sorted(value for value in group.dropna().unique() if value):

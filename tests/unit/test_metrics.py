@@ -142,10 +142,12 @@ def test_slices_part_the_films_by_view_sex_age_and_split(films: pd.DataFrame) ->
     groups = dict(metrics.slices(films))
     assert list(groups) == [
         "view=AP", "view=PA", "sex=F", "sex=M",
-        "age_years=0-17", "age_years=18-39", "age_years=40-59", "age_years=60-79", "age_years=80-129", "split=test",
+        "age_years=0-17", "age_years=18-39", "age_years=40-59", "age_years=60-79", "age_years=80+", "split=test",
     ]  # fmt: skip
     assert groups["age_years=0-17"]["age_years"].max() < 18
     assert sum(len(group) for name, group in groups.items() if name.startswith("age")) == len(films)
+    unknown = dict(metrics.slices(films.assign(age_years=np.nan, sex="")))
+    assert list(unknown) == ["view=AP", "view=PA", "split=test"]
 
 
 def test_the_report_puts_baselines_and_intervals_beside_the_network(films: pd.DataFrame, scores: Array) -> None:

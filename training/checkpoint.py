@@ -67,7 +67,7 @@ class Calibration:
     intercept: tuple[float, ...] = (0.0,) * len(FINDINGS)
     isotonic: Mapping[int, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
 
-    def probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    def probabilities(self, logits: NDArray[np.floating]) -> NDArray[np.float32]:
         """float (N, findings) -> float32 (N, findings) in [0, 1]."""
         unshifted = np.asarray(logits, dtype=np.float64) - self.shift  # (N, findings)
         odds = np.asarray(self.slope) * unshifted + self.intercept

@@ -65,9 +65,9 @@ class Films(NamedTuple):
     labels: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, prepared: Prepared, split: str) -> "Films":
-        """The films of one part of the split."""
-        part = prepared.manifest[prepared.manifest["split"] == split]
+    def of(cls, prepared: Prepared, split: str | None) -> "Films":
+        """The films of one part of the split, or all."""
+        part = prepared.manifest if split is None else prepared.manifest[prepared.manifest["split"] == split]
         return cls(prepared.images, part.index.to_numpy(), part[list(prepared.findings)].to_numpy())
 
     def read(self, which: NDArray[np.int64]) -> Tensor:
@@ -320,7 +320,7 @@ def _calibrated(header: Header, logits: NDArray[np.float32], labels: NDArray[np.
 
 
 def with_evidence(
-    header: Header, calibration: Calibration, logits: NDArray[np.float32], labels: NDArray[np.uint8]
+    header: Header, calibration: Calibration, logits: NDArray[np.floating], labels: NDArray[np.uint8]
 ) -> Header:
     """The header with a calibration, and the thresholds, reference and AUROCs that logits and labels (N, F) give it."""
     probabilities = calibration.probabilities(logits)

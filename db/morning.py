@@ -44,6 +44,8 @@ class Film:
     modality: str | None
     rows: int | None
     columns: int | None
+    state: str
+    in_scope: bool
     reason: str | None
     pixel_digest: str | None
     probabilities: tuple[float, ...] | None

@@ -102,7 +102,7 @@ class Entry:
     films: str  # "PA and AP, DX"
     bars: tuple[Bar, ...]
     remark: str | None  # why it is not, or only partly, scored (its flag says which)
-    film: Film | None  # the one to show: the most suspicious of the top finding
+    film: Film | None  # the one to show
     picture: Picture | None = None
 
 
@@ -205,8 +205,9 @@ def _checkpoint_file(facts: Facts) -> LoadedCheckpoint | None:
 
 
 def _pictures(house: House, facts: Facts, checkpoint: LoadedCheckpoint | None) -> dict[int, Picture]:
-    shown = [(entry.film, entry.bars[0].finding) for entry in _entries(facts, {})[:CARDS] if entry.film]
-    return pictures_of(house, dict(shown), checkpoint=checkpoint) if shown else {}
+    cards = _entries(facts, {})[:CARDS]
+    shown = {entry.film: entry.bars[0].finding if entry.bars else None for entry in cards if entry.film}
+    return pictures_of(house, shown, checkpoint=checkpoint) if shown else {}
 
 
 # ---------------------------------------------------------------------------------------------------- what is shown
@@ -247,7 +248,7 @@ def _entries(facts: Facts, pictures: Mapping[int, Picture]) -> list[Entry]:
 def _entry(row: RowMapping, films: Sequence[Film], facts: Facts, pictures: Mapping[int, Picture]) -> Entry:
     scored = [film for film in films if film.probabilities is not None]
     bars = _bars(row, scored, facts)
-    film = max(scored, key=lambda film: _probability(film, bars[0].finding), default=None)
+    film = _film_to_show(films, bars)
     return Entry(
         row=row,
         waited=waited(facts.as_of - row["received_at"]),
@@ -257,6 +258,17 @@ def _entry(row: RowMapping, films: Sequence[Film], facts: Facts, pictures: Mappi
         film=film,
         picture=pictures.get(film.instance_id) if film else None,
     )
+
+
+def _film_to_show(films: Sequence[Film], bars: Sequence[Bar]) -> Film | None:
+    """The scored film that speaks most for the first finding; else one that was not scored for its view.
+
+    A film that failed when it was read is not read again for its picture.
+    """
+    if bars:
+        index = FINDINGS.index(bars[0].finding)
+        return max((film for film in films if film.probabilities), key=lambda film: (film.probabilities or ())[index])
+    return next((film for film in films if film.state == "skipped" and film.in_scope), None)
 
 
 def _bars(row: RowMapping, scored: Sequence[Film], facts: Facts) -> tuple[Bar, ...]:
@@ -271,10 +283,6 @@ def _bars(row: RowMapping, scored: Sequence[Film], facts: Facts) -> tuple[Bar, .
     parts = priority.contributions(probabilities, facts.rules)
     bars = [Bar(p.finding, categories[p.finding], p.probability, counting.get(p.finding)) for p in parts]
     return tuple(sorted(bars, key=lambda bar: bar.category if bar.reaches else "D")[:BARS])
-
-
-def _probability(film: Film, finding: str) -> float:
-    return (film.probabilities or ())[FINDINGS.index(finding)]
 
 
 def _kinds(films: Iterable[Film]) -> str:
@@ -297,7 +305,7 @@ def _compared(facts: Facts, reference: Mapping[str, Any]) -> Compared | None:
         return reference_of(reference, facts.thresholds)
     earlier = table_of(facts.earlier)
     name = f"the {COMPARED_DAYS} days before"
-    return Compared(name, len(earlier), shares_of(earlier), flagged_of(earlier, facts.thresholds))
+    return Compared(name, "before", len(earlier), shares_of(earlier), flagged_of(earlier, facts.thresholds))
 
 
 def _set_aside(night: ledger.Books, books: ledger.Books) -> list[tuple[str, list[tuple[str, list[int]]]]]:

@@ -19,9 +19,10 @@ Table = NDArray[np.float64]  # (N, findings) probabilities
 
 @dataclass(frozen=True)
 class Compared:
-    """Earlier scores to compare with: per finding the share of films in each bin (findings, B), and who they are."""
+    """Other scores to compare with: per finding the share of films in each bin (findings, B), and who they are."""
 
     name: str
+    short: str
     films: int
     shares: Table
     flagged: Mapping[str, float]  # finding -> share at or above its threshold
@@ -89,7 +90,7 @@ def reference_of(reference: Mapping[str, Any], thresholds: Mapping[str, float]) 
     below = [np.interp(edges, quantiles[finding], levels, left=0.0, right=1.0) for finding in FINDINGS]
     shares = np.stack([np.diff(np.concatenate([[0.0], row, [1.0]])) for row in below])
     flagged = {finding: 1 - float(np.interp(cut, quantiles[finding], levels)) for finding, cut in thresholds.items()}
-    return Compared("the checkpoint’s validation films", int(reference["films"]), shares, flagged)
+    return Compared("the checkpoint’s validation films", "validation", int(reference["films"]), shares, flagged)
 
 
 def x_of(probability: float) -> float:

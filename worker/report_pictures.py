@@ -30,21 +30,25 @@ class Picture:
     height: int
 
 
-def pictures_of(house: House, findings: Mapping[Film, str], *, checkpoint: Checkpoint | None) -> dict[int, Picture]:
-    """Scored films, each with the finding to explain -> pictures by instance id; a film that is gone has none.
+def pictures_of(
+    house: House, findings: Mapping[Film, str | None], *, checkpoint: Checkpoint | None
+) -> dict[int, Picture]:
+    """Films, each with the finding to explain (None: it was not scored) -> pictures by instance id; a film that is gone
+    or has changed has none.
 
     A picture is the square that the network saw, as wide and high again as the film was. `checkpoint` None: no heat
     maps. Raises CheckpointError when its network cannot be built.
     """
     preprocessing = Preprocessing() if checkpoint is None else checkpoint.preprocessing
     squares = _squares(house, list(findings), preprocessing)
-    there = {film: finding for film, finding in findings.items() if film.instance_id in squares}
-    heat = {} if checkpoint is None else _heat(checkpoint, there, squares)
+    there = [film for film in findings if film.instance_id in squares]
+    explained = {film: finding for film in there if (finding := findings[film]) is not None}
+    heat = {} if checkpoint is None else _heat(checkpoint, explained, squares)
     return {film.instance_id: _picture(film, squares[film.instance_id], heat.get(film.instance_id)) for film in there}
 
 
 def _squares(house: House, films: Sequence[Film], preprocessing: Preprocessing) -> dict[int, NDArray[np.uint8]]:
-    """Squares by instance id of the films whose pixels are still those that were scored.
+    """Squares by instance id of the films whose pixels are still those that were scored, if they were.
 
     They are read as the scorer reads them: in child processes, within limits of time and memory.
     """
@@ -53,7 +57,7 @@ def _squares(house: House, films: Sequence[Film], preprocessing: Preprocessing) 
     with Reader(rules, decoders=min(settings.decoders, max(1, len(films)))) as reader:
         readings = [(film, reader.submit(film.path, film.sop_instance_uid)) for film in films]
         return {film.instance_id: square.image for film, square in _finished(readings)
-                if isinstance(square, Square) and square.pixel_digest == film.pixel_digest}  # fmt: skip
+                if isinstance(square, Square) and film.pixel_digest in (None, square.pixel_digest)}  # fmt: skip
 
 
 def _finished(readings: Sequence[tuple[Film, Reading]]) -> Iterator[tuple[Film, Square | Failure]]:
@@ -78,7 +82,8 @@ def _heat(
             (heat,) = heatmaps(network, square, preprocessing=checkpoint.preprocessing, outputs=[output])
         except NoFeatureMaps:
             return {}
-        warm[film.instance_id] = overlay(square, heat)
+        if heat.any():  # else nothing on the film speaks for the finding
+            warm[film.instance_id] = overlay(square, heat)
     return warm
 
 

@@ -21,9 +21,9 @@ import pandas as pd
 from lightning.fabric import Fabric
 from numpy.typing import NDArray
 
-from training.calibration import fit_calibration
+from training.calibration import at_site, fit_calibration
 from training.checkpoint import Checkpoint, build, load_checkpoint, save_checkpoint
-from training.fit import CHECKPOINT, Films, fit, predict, with_evidence
+from training.fit import CHECKPOINT, Films, aurocs, fit, predict, with_evidence
 from training.prepared import Prepared
 from training.settings import Settings
 
@@ -58,19 +58,19 @@ def cross_fit(
     )  # (K + 1, N, F)
     logits, centre = centred(outputs, fold=fold)
 
-    whole, none = networks[-1], (0.0,) * len(prepared.findings)
-    calibration = fit_calibration(logits, labels, shift=none)
-    header = with_evidence(
-        replace(whole.header, training={**whole.training, "folds": folds}), calibration, logits, labels
-    )
-    shift = tuple((np.asarray(whole.calibration.shift) + centre).tolist())
-    header = replace(header, calibration=replace(calibration, shift=shift))
-    save_checkpoint(folder / CHECKPOINT, header, state=whole.state, half=settings.half_checkpoint)
-
-    judged = pd.DataFrame(calibrated_out_of_fold(logits, labels, fold=fold), columns=list(prepared.findings))
+    probabilities = calibrated_out_of_fold(logits, labels, fold=fold)
+    judged = pd.DataFrame(probabilities, columns=list(prepared.findings))
     judged.insert(0, "image", prepared.manifest["image"].to_numpy())
     judged.insert(1, "fold", fold)
     judged.to_csv(folder / OUT_OF_FOLD, index=False)
+
+    whole, none = networks[-1], (0.0,) * len(prepared.findings)
+    calibration = fit_calibration(logits, labels, shift=none)
+    header = with_evidence(whole.header, calibration, logits, labels)
+    shift = tuple((np.asarray(whole.calibration.shift) + centre).tolist())
+    honest = {"folds": folds, "auroc": aurocs(labels, probabilities, findings=header.findings)}
+    header = replace(header, calibration=replace(calibration, shift=shift), training={**header.training, **honest})
+    save_checkpoint(folder / CHECKPOINT, header, state=whole.state, half=settings.half_checkpoint)
     return folder / CHECKPOINT
 
 
@@ -118,10 +118,20 @@ def centred(
 def calibrated_out_of_fold(
     logits: NDArray[np.float64], labels: NDArray[np.uint8], *, fold: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Probabilities (N, F) whose calibration was fitted on the other folds too: what honest figures are made of."""
+    """Probabilities (N, F) whose calibration was fitted on the other folds too: what honest figures are made of.
+
+    Each is then moved to the prevalence of all films: where a fold holds more cases the others hold fewer, and left
+    alone that would rank whole folds backwards.
+    """
     probabilities = np.zeros(logits.shape, dtype=np.float32)
     for number in np.unique(fold):
         here = fold == number
         calibration = fit_calibration(logits[~here], labels[~here], shift=(0.0,) * labels.shape[1])
+        calibration = at_site(calibration, fitted=_prevalence(labels[~here]), site=_prevalence(labels))
         probabilities[here] = calibration.probabilities(logits[here])
     return probabilities
+
+
+def _prevalence(labels: NDArray[np.uint8]) -> list[float]:
+    """(F,): by Laplace's rule, never 0 or 1."""
+    return [float(share) for share in (labels.sum(axis=0) + 1) / (len(labels) + 2)]

@@ -324,14 +324,21 @@ def with_evidence(
 ) -> Header:
     """The header with a calibration, and the thresholds, reference and AUROCs that logits and labels (N, F) give it."""
     probabilities = calibration.probabilities(logits)
-    aurocs = evaluate(labels, probabilities, findings=header.findings).per_finding["auroc"].dropna().round(4)
     return replace(
         header,
         calibration=calibration,
         thresholds=thresholds(probabilities, labels, findings=header.findings),
         reference=reference(probabilities, findings=header.findings),
-        training={**header.training, "auroc": {str(finding): float(value) for finding, value in aurocs.items()}},
+        training={**header.training, "auroc": aurocs(labels, probabilities, findings=header.findings)},
     )
+
+
+def aurocs(
+    labels: NDArray[np.uint8], probabilities: NDArray[np.floating], *, findings: Sequence[str]
+) -> dict[str, float]:
+    """finding -> AUROC, where both kinds of films are there."""
+    ranked = evaluate(labels, probabilities, findings=findings).per_finding["auroc"].dropna()
+    return {str(finding): round(float(auroc), 4) for finding, auroc in ranked.items()}
 
 
 def _save_resumable(fabric: Fabric, folder: Path, state: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from training.checkpoint import load_checkpoint
-from training.crossfit import ask, calibrated_out_of_fold, cross_fit, deal
+from training.crossfit import ask, calibrated_out_of_fold, centred, cross_fit, deal
 from training.prepared import Prepared
 from training.preprocessing import Preprocessing
 from training.settings import Settings
@@ -55,8 +55,7 @@ def test_what_ships_learned_from_all_films_and_is_calibrated_by_the_folds(prepar
     assert shipped.training["films"]["train"] == 40
     assert shipped.training["folds"] == 2
     assert all(np.array_equal(shipped.state[name], whole.state[name]) for name in whole.state)
-    assert shipped.calibration.shift == whole.calibration.shift
-    assert shipped.calibration != whole.calibration
+    assert shipped.calibration.shift != whole.calibration.shift  # centred
     assert set(shipped.thresholds["Mass"]) == {"sensitivity_90", "flag_10"}
     assert shipped.reference["films"] == 40
 
@@ -67,16 +66,34 @@ def test_started_again_it_changes_nothing(prepared: Prepared, folder: Path) -> N
     assert (folder / "checkpoint.safetensors").read_bytes() == before
 
 
-def test_calibration_is_fitted_on_the_other_folds_alone() -> None:
+def test_calibration_is_fitted_on_the_other_folds_alone_but_for_the_prevalence() -> None:
     rng = np.random.default_rng(0)
-    logits = rng.normal(size=(200, 1)).astype(np.float32)
+    logits = rng.normal(size=(200, 1))
     labels = (rng.random((200, 1)) < 0.3).astype(np.uint8)
     fold = np.arange(200) % 2
     before = calibrated_out_of_fold(logits, labels, fold=fold)
-    turned = np.where(fold[:, None] == 0, 1 - labels, labels)
-    after = calibrated_out_of_fold(logits, turned, fold=fold)
+    shuffled = labels.copy()
+    shuffled[fold == 0] = rng.permutation(labels[fold == 0])
+    after = calibrated_out_of_fold(logits, shuffled, fold=fold)
     assert np.array_equal(before[fold == 0], after[fold == 0])
     assert not np.allclose(before[fold == 1], after[fold == 1])
+
+
+def test_networks_are_centred_without_a_look_at_their_own_unseen_films() -> None:
+    rng = np.random.default_rng(0)
+    fold = np.repeat([0, 1, 2], 400)
+    middle = np.array([0.0, 3.0, -2.0, 1.0])  # of three folds' networks and the whole's
+    outputs = rng.normal(size=(4, 1200, 2)) + middle[:, None, None]
+    outputs[3] += 0.5  # a network is surer of films that it learned from
+    for k in range(3):
+        outputs[k][fold != k] += 0.5
+    logits, centre = centred(outputs, fold=fold)
+    for k in range(3):
+        assert np.abs(logits[fold == k].mean(axis=0)).max() < 0.25
+    assert np.abs(centre - 1.0).max() < 0.15
+    moved = outputs.copy()
+    moved[0][fold == 0] += 7.0  # what is said of unseen films moves them and nothing else of this network
+    assert np.allclose(centred(moved, fold=fold)[0][fold == 0] - logits[fold == 0], 7.0)
 
 
 def test_a_checkpoint_is_asked_about_one_part_of_the_split(prepared: Prepared, folder: Path) -> None:

@@ -315,7 +315,8 @@ def _partial_index(name: str, *columns: Any, where: str) -> Index:
 _partial_index("ix_study_waiting", Study.stat.desc(), Study.received_at, Study.id, where="state = 'waiting'")
 # The sweep: leases that ran out.
 _partial_index("ix_study_claimed", Study.lease_expires_at, where="state = 'claimed'")
-# The reading order has two ends that move: the most urgent, and the longest waiting.
+# The reading order has two ends that move: the most urgent, and the longest waiting. `read_at` is NULL in all of both;
+# SQLite, unless the index holds it, looks it up in the table to be sure.
 _partial_index(
     "ix_study_priority_order",
     StudyPriority.stat.desc(),
@@ -323,6 +324,7 @@ _partial_index(
     StudyPriority.urgency.desc(),
     StudyPriority.received_at,
     StudyPriority.study_id,
+    StudyPriority.read_at,
     where="read_at IS NULL",
 )
 _partial_index(
@@ -332,5 +334,6 @@ _partial_index(
     StudyPriority.category_a.desc(),
     StudyPriority.urgency.desc(),
     StudyPriority.study_id,
+    StudyPriority.read_at,
     where="read_at IS NULL",
 )

@@ -2,6 +2,7 @@
 
 import secrets
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from alembic import op
@@ -50,7 +51,8 @@ MAX_WAIT = "coalesce((SELECT max_wait_minutes FROM policy WHERE active), 720)"
 # What was received before this moment has waited too long. A scalar, so that both databases can use it on an index.
 OVERDUE_BEFORE = {
     "postgresql": f"(now() - make_interval(mins => {MAX_WAIT}))",
-    "sqlite": f"strftime('%Y-%m-%d %H:%M:%f', 'now', '-' || {MAX_WAIT} || ' minutes')",
+    # A subquery, or SQLite would read the clock and the policy again for every row.
+    "sqlite": f"(SELECT strftime('%Y-%m-%d %H:%M:%f', 'now', '-' || {MAX_WAIT} || ' minutes'))",
 }
 
 # Moments as people count them, in the time zone of the session (PostgreSQL) or of the machine (SQLite). A night has the
@@ -86,7 +88,23 @@ STUDY_PROBABILITY = """(
     JOIN finding_score f ON f.instance_id = i.id AND f.checkpoint_id = p.checkpoint_id
     WHERE i.study_id = p.study_id AND i.state = 'scored' AND f.finding = w.finding)"""
 
-# The rows of study_priority before and behind `p` in these two orders; each is an index, within STAT or not STAT.
+
+class Order(NamedTuple):
+    """An order within STAT or not STAT, and the table read along the index that has it."""
+
+    columns: tuple[str, ...]
+    table: str
+
+
+def orders(dialect: str) -> tuple[Order, Order]:
+    """The oldest first, for the overdue, and the most urgent first. SQLite is told the index: it guesses badly."""
+    table = "study_priority q" + (" INDEXED BY {}" if dialect == "sqlite" else "")
+    return (
+        Order(OLDEST, table.format("ix_study_priority_oldest")),
+        Order(URGENT, table.format("ix_study_priority_order")),
+    )
+
+
 OLDEST = ("received_at", "category_a DESC", "urgency DESC", "study_id")
 URGENT = ("category_a DESC", "urgency DESC", "received_at", "study_id")
 
@@ -108,6 +126,7 @@ NEXT = 100  # how many studies the view next_to_read holds
 
 def views(dialect: str) -> dict[str, str]:
     """The views by name, in the order they must be created."""
+    oldest, urgent = orders(dialect)
     return {
         "finding_score": " UNION ALL ".join(
             f"SELECT instance_id, checkpoint_id, '{f}' AS finding, {f.lower()} AS probability FROM film_score"  # noqa: S608
@@ -121,11 +140,11 @@ def views(dialect: str) -> dict[str, str]:
             JOIN film_score f ON f.instance_id = i.id AND f.checkpoint_id = p.checkpoint_id
             GROUP BY s.id, s.study_instance_uid""",  # noqa: S608
         "worklist": _worklist(OVERDUE_BEFORE[dialect]),
-        "next_to_read": _next_to_read(OVERDUE_BEFORE[dialect]),
+        "next_to_read": _next_to_read(OVERDUE_BEFORE[dialect], oldest, urgent),
         "study_log": _study_log(**TIME[dialect]),
         "film_log": _film_log(night=TIME[dialect]["night"], hour=TIME[dialect]["hour"]),
         "study_contribution": _study_contribution(CHECKPOINT_THRESHOLD[dialect]),
-        "study_place": _study_place(OVERDUE_BEFORE[dialect], **PLACE[dialect]),
+        "study_place": _study_place(OVERDUE_BEFORE[dialect], oldest, urgent, **PLACE[dialect]),
         "review_log": """
             SELECT r.study_id, s.study_instance_uid, s.accession_number, r.finding, r.verdict, r.reader, r.reviewed_at,
                    w.probability, w.threshold, w.counts AS flagged
@@ -170,7 +189,7 @@ def _film_log(*, night: str, hour: str) -> str:
 def _study_contribution(checkpoint_threshold: str) -> str:
     """What each finding adds to a scored study's urgency, and whether it counts for its category."""
     return f"""
-        SELECT x.*, x.weight * x.probability AS contribution, x.probability >= x.threshold AS counts
+        SELECT x.*, x.weight * x.probability AS contribution, x.probability >= CAST(x.threshold AS real) AS counts
         FROM (
             SELECT s.id AS study_id, s.study_instance_uid, s.accession_number, w.finding, w.category, w.weight,
                    coalesce(w.threshold, {checkpoint_threshold}) AS threshold, {STUDY_PROBABILITY} AS probability
@@ -188,28 +207,29 @@ def _worklist(overdue_before: str) -> str:
     return RANKED.format(rank=f"row_number() OVER (ORDER BY {ORDER})", rows=rows)
 
 
-def _next_to_read(overdue_before: str) -> str:
+def _next_to_read(overdue_before: str, oldest: Order, urgent: Order) -> str:
     """The head of the worklist, each part of the order read from its own end of a partial index.
 
     `overdue` moves with the clock, so no single index holds the whole order; four short index scans do. The last one is
-    skipped when overdue studies alone fill the head, else it would step over all of them.
+    skipped when overdue studies alone fill the head, else it would step over all of them. (SQLite sees a column of an
+    index in `stat = true`, and not in `stat`.)
     """
-    overdue, timely = f"received_at <= {overdue_before}", f"received_at > {overdue_before}"
-    oldest, urgent = ", ".join(OLDEST), ", ".join(URGENT)
-    full = f"""(SELECT count(*) FROM (SELECT 1 FROM study_priority
-        WHERE read_at IS NULL AND NOT stat AND {overdue} LIMIT {NEXT}) o) >= {NEXT}"""  # noqa: S608
+    overdue, timely = f"q.received_at <= {overdue_before}", f"q.received_at > {overdue_before}"
+    full = f"""(SELECT count(*) FROM (SELECT 1 FROM {oldest.table}
+        WHERE q.read_at IS NULL AND q.stat = false AND {overdue} LIMIT {NEXT}) o) = {NEXT}"""  # noqa: S608
     parts = (
-        (f"stat AND {overdue}", "true", oldest),
-        (f"stat AND {timely}", "false", urgent),
-        (f"NOT stat AND {overdue}", "true", oldest),
-        (f"NOT stat AND {timely} AND NOT {full}", "false", urgent),
+        (f"q.stat = true AND {overdue}", "true", oldest, f"{NEXT}"),
+        (f"q.stat = true AND {timely}", "false", urgent, f"{NEXT}"),
+        (f"q.stat = false AND {overdue}", "true", oldest, f"{NEXT}"),
+        (f"q.stat = false AND {timely}", "false", urgent, f"(SELECT CASE WHEN {full} THEN 0 ELSE {NEXT} END)"),
     )
     # Only what the indexes hold until the head is cut: a row that does not make it costs no look-up in a table.
     parts_of_head = " UNION ALL ".join(
         f"""SELECT * FROM (
-            SELECT study_id, stat, category_a, urgency, received_at, {is_overdue} AS overdue
-            FROM study_priority WHERE read_at IS NULL AND {where} ORDER BY {order} LIMIT {NEXT}) part_{number}"""  # noqa: S608
-        for number, (where, is_overdue, order) in enumerate(parts)
+            SELECT q.study_id, q.stat, q.category_a, q.urgency, q.received_at, {is_overdue} AS overdue
+            FROM {order.table} WHERE q.read_at IS NULL AND {where}
+            ORDER BY {", ".join(order.columns)} LIMIT {limit}) part_{number}"""  # noqa: S608
+        for number, (where, is_overdue, order, limit) in enumerate(parts)
     )
     head = f"""SELECT p.study_id, p.overdue, row_number() OVER (ORDER BY {ORDER}) AS priority_rank
         FROM ({parts_of_head}) p ORDER BY {ORDER} LIMIT {NEXT}"""  # noqa: S608
@@ -218,7 +238,7 @@ def _next_to_read(overdue_before: str) -> str:
     return RANKED.format(rank="p.priority_rank", rows=rows) + " ORDER BY p.priority_rank"
 
 
-def _study_place(overdue_before: str, *, waited: str, listed: str) -> str:
+def _study_place(overdue_before: str, oldest: Order, urgent: Order, *, waited: str, listed: str) -> str:
     """One unread study's place: its rank, the study behind it and why, what put it into its category.
 
     Nothing here looks at the whole list: the rank is counted along index ranges, the next study is the first of one. So
@@ -226,15 +246,15 @@ def _study_place(overdue_before: str, *, waited: str, listed: str) -> str:
     """
     overdue, timely = f"q.received_at <= {overdue_before}", f"q.received_at > {overdue_before}"
     same = "q.stat = p.stat"
-    ahead_overdue = " + ".join(_count(same, step) for step in _steps(OLDEST, behind=False))
-    ahead_timely = " + ".join(_count(same, timely, step) for step in _steps(URGENT, behind=False))
-    behind_overdue = ", ".join(_first(OLDEST, same, overdue, step) for step in _steps(OLDEST, behind=True)[::-1])
-    behind_timely = ", ".join(_first(URGENT, same, timely, step) for step in _steps(URGENT, behind=True)[::-1])
+    ahead_overdue = " + ".join(_count(oldest, same, step) for step in _steps(oldest, behind=False))
+    ahead_timely = " + ".join(_count(urgent, same, timely, step) for step in _steps(urgent, behind=False))
+    behind_overdue = ", ".join(_first(oldest, same, overdue, step) for step in _steps(oldest, behind=True)[::-1])
+    behind_timely = ", ".join(_first(urgent, same, timely, step) for step in _steps(urgent, behind=True)[::-1])
     return f"""
         SELECT s.study_instance_uid, s.accession_number,
-               1 + CASE WHEN p.stat THEN 0 ELSE {_count("q.stat")} END
+               1 + CASE WHEN p.stat THEN 0 ELSE {_count(oldest, "q.stat = true")} END
                  + CASE WHEN p.overdue THEN {ahead_overdue}
-                        ELSE {_count(same, overdue)} + {ahead_timely} END AS priority_rank,
+                        ELSE {_count(oldest, same, overdue)} + {ahead_timely} END AS priority_rank,
                p.stat, p.overdue, p.category, p.urgency, p.top_finding, p.top_probability, p.flag,
                (SELECT {listed}(finding, ', ') FROM (
                     SELECT w.finding FROM study_contribution w
@@ -252,10 +272,10 @@ def _study_place(overdue_before: str, *, waited: str, listed: str) -> str:
                p.next_study_id, p.study_id
         FROM (
             SELECT p.*, coalesce(
-                CASE WHEN p.overdue THEN coalesce({behind_overdue}, {_first(URGENT, same, timely)})
+                CASE WHEN p.overdue THEN coalesce({behind_overdue}, {_first(urgent, same, timely)})
                      ELSE coalesce({behind_timely}) END,
-                CASE WHEN p.stat THEN coalesce({_first(OLDEST, "NOT q.stat", overdue)},
-                                               {_first(URGENT, "NOT q.stat", timely)}) END) AS next_study_id
+                CASE WHEN p.stat THEN coalesce({_first(oldest, "q.stat = false", overdue)},
+                                               {_first(urgent, "q.stat = false", timely)}) END) AS next_study_id
             FROM (SELECT sp.*, sp.received_at <= {overdue_before} AS overdue FROM study_priority sp) p
             WHERE p.read_at IS NULL
         ) p
@@ -264,10 +284,10 @@ def _study_place(overdue_before: str, *, waited: str, listed: str) -> str:
         LEFT JOIN policy y ON y.id = p.policy_id"""  # noqa: S608
 
 
-def _steps(order: tuple[str, ...], *, behind: bool) -> list[str]:
+def _steps(order: Order, *, behind: bool) -> list[str]:
     """Conditions on `q`, each one range of the index with this order, that together hold the rows before `p`."""
     steps, equal = [], ""
-    for column in order:
+    for column in order.columns:
         name, _, descending = column.partition(" ")
         sign = ">" if bool(descending) != behind else "<"
         steps.append(f"{equal}q.{name} {sign} p.{name}")
@@ -275,13 +295,13 @@ def _steps(order: tuple[str, ...], *, behind: bool) -> list[str]:
     return steps
 
 
-def _count(*conditions: str) -> str:
-    return f"(SELECT count(*) FROM study_priority q WHERE q.read_at IS NULL AND {' AND '.join(conditions)})"  # noqa: S608
+def _count(order: Order, *conditions: str) -> str:
+    return f"(SELECT count(*) FROM {order.table} WHERE q.read_at IS NULL AND {' AND '.join(conditions)})"  # noqa: S608
 
 
-def _first(order: tuple[str, ...], *conditions: str) -> str:
-    where, columns = " AND ".join(conditions), ", ".join(f"q.{column}" for column in order)
-    return f"""(SELECT q.study_id FROM study_priority q WHERE q.read_at IS NULL AND {where}
+def _first(order: Order, *conditions: str) -> str:
+    where, columns = " AND ".join(conditions), ", ".join(f"q.{column}" for column in order.columns)
+    return f"""(SELECT q.study_id FROM {order.table} WHERE q.read_at IS NULL AND {where}
         ORDER BY {columns} LIMIT 1)"""  # noqa: S608
 
 
@@ -590,17 +610,38 @@ def upgrade() -> None:
     op.create_index(
         "ix_study_priority_order",
         "study_priority",
-        [sa.text("stat DESC"), sa.text("category_a DESC"), sa.text("urgency DESC"), "received_at", "study_id"],
+        [
+            sa.text("stat DESC"),
+            sa.text("category_a DESC"),
+            sa.text("urgency DESC"),
+            "received_at",
+            "study_id",
+            "read_at",
+        ],
         postgresql_where=sa.text("read_at IS NULL"),
         sqlite_where=sa.text("read_at IS NULL"),
     )
     op.create_index(
         "ix_study_priority_oldest",
         "study_priority",
-        [sa.text("stat DESC"), "received_at", sa.text("category_a DESC"), sa.text("urgency DESC"), "study_id"],
+        [
+            sa.text("stat DESC"),
+            "received_at",
+            sa.text("category_a DESC"),
+            sa.text("urgency DESC"),
+            "study_id",
+            "read_at",
+        ],
         postgresql_where=sa.text("read_at IS NULL"),
         sqlite_where=sa.text("read_at IS NULL"),
     )
+    if op.get_bind().dialect.name == "postgresql":
+        # A read study leaves a dead entry at the head of both indexes, which every look at the list steps over until a
+        # vacuum. By default that comes after a fifth of the table, which for an archive is years of reading.
+        op.execute(
+            "ALTER TABLE study_priority SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000, "
+            "vacuum_index_cleanup = on)"
+        )
     site = sa.table(
         "site", sa.column("id"), sa.column("patient_key_secret"), sa.column("created_at", db.base.UtcDateTime)
     )

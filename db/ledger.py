@@ -284,6 +284,11 @@ def is_waiting(session: Session, study_id: int) -> bool:
     return session.scalar(select(Study.state).where(Study.id == study_id)) == "waiting"
 
 
+def any_held(session: Session) -> bool:
+    """Whether some worker holds a study."""
+    return session.scalar(select(Study.id).where(Study.state == "claimed").limit(1)) is not None
+
+
 def _claimed(session: Session, ids: Sequence[int], now: datetime) -> list[ClaimedStudy]:
     films: dict[int, list[ClaimedFilm]] = {study_id: [] for study_id in ids}
     broken = dict.fromkeys(ids, 0)

@@ -4,7 +4,7 @@ import csv
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +15,10 @@ from sqlalchemy.exc import OperationalError
 
 from training.checkpoint import CheckpointError
 from training.cli import app as training
-from worker import logs
+from worker import logs, reading_cli
 from worker.errors import Unavailable
 from worker.models_cli import app as models
+from worker.policy_cli import app as policy
 from worker.settings import Settings
 from worker.terminal import DONE, SOME_LEFT_OUT, UNAVAILABLE, AsJson, err, open_house, out, print_json, refuse
 
@@ -34,6 +35,8 @@ database = typer.Typer(no_args_is_help=True, help="The database's schema and rol
 app.add_typer(database, name="db")
 app.add_typer(training, name="train")
 app.add_typer(models, name="models")
+app.add_typer(policy, name="policy")
+reading_cli.register(app)
 
 Paths = Annotated[list[Path], typer.Argument(help="Files or folders (searched to the bottom) that hold DICOM.")]
 
@@ -94,7 +97,7 @@ def score(paths: Paths) -> None:
     """Register and score everything at PATHS in this process: no broker, no worker."""
     from db import ledger
     from db.session import read_scope
-    from worker.scoring import open_scorer, score_waiting
+    from worker.scoring import open_scorer, score_until_done
 
     house = open_house(log_level="warning")  # a person watches the bar; a line per study would tear it apart
     received = _receive(house, paths)
@@ -102,7 +105,7 @@ def score(paths: Paths) -> None:
         waiting = ledger.books(session).waiting
     with open_scorer(house) as scorer, _progress("Scoring studies", total=waiting) as advance:
         try:
-            tally = score_waiting(scorer, kind="score", on_settled=advance)
+            tally = score_until_done(scorer, on_settled=advance)
         except KeyboardInterrupt:
             refuse("stopped; what was scored is kept, and the next run goes on from here", code=STOPPED)
     out.print(f"{received.files} files: {received.new_instances} new instances, {received.known} known, "
@@ -112,29 +115,30 @@ def score(paths: Paths) -> None:
 
 
 @app.command()
-def enqueue(paths: Paths) -> None:
+def enqueue(
+    paths: Paths,
+    rate: Annotated[str | None, typer.Option(help="At most so many new studies: 120/min, 2/s or 5000/h.")] = None,
+    between: Annotated[str | None, typer.Option(help="Only at these hours of the day, like 22:00-06:00.")] = None,
+) -> None:
     """Register everything at PATHS and ring for the workers: one message per study, a row id and nothing else."""
-    from kombu.exceptions import OperationalError as BrokerAway
+    from worker.app import make_app
+    from worker.backfill import BackfillError, backfill, studies_per_minute_of, window_of
+    from worker.intake import find_files
 
-    from db import ledger
-    from db.session import session_scope
-    from worker.app import make_app, ring
-
-    house = open_house()
-    celery = make_app(house.settings)
-    received = _receive(house, paths)
-    with session_scope(house.engine) as session:
-        studies = ledger.studies_to_ring(
-            session, ring_again_minutes=house.settings.ring_again_minutes, limit=len(received.studies)
-        )
+    house, paths = open_house(), _existing(paths)
     try:
-        ring(celery, studies)
-    except BrokerAway:
-        with session_scope(house.engine) as session:
-            ledger.mark_rung(session, studies, None)
-        refuse("the broker does not answer. Nothing is lost: all is registered, the sweep will ring", code=UNAVAILABLE)
+        pace = studies_per_minute_of(rate) if rate else None
+        window = window_of(between) if between else None
+    except BackfillError as error:
+        raise typer.BadParameter(str(error)) from error
+    celery = make_app(house.settings)
+    with _progress("Reading headers", total=sum(1 for _ in find_files(paths))) as advance:
+        done = backfill(house, celery, paths, studies_per_minute=pace, window=window, on_file=lambda: advance(1))
+    received = done.received
     out.print(f"{received.files} files: {received.new_instances} new instances of {len(received.studies)} studies, "
-              f"{received.known} known, {received.rejected} rejected; {len(studies)} messages sent.")  # fmt: skip
+              f"{received.known} known, {received.rejected} rejected; {done.rung} messages sent.")  # fmt: skip
+    if done.broker_away:
+        refuse("the broker does not answer. Nothing is lost: all is registered, the sweep will ring", code=UNAVAILABLE)
 
 
 @app.command()
@@ -150,7 +154,7 @@ def worker(
 @app.command()
 def beat() -> None:
     """Send what is due: a sweep every few seconds. Two of them do no harm."""
-    from worker.service import run_beat
+    from worker.beat import run_beat
 
     run_beat(open_house())
 
@@ -168,6 +172,20 @@ def requeue(
     with session_scope(house.engine) as session:
         ids = ledger.requeue(session, study_instance_uid=study, reason=reason)
     out.print(f"{len(ids)} studies wait again; `nightread score` or the next sweep takes them.")
+
+
+@app.command()
+def prune(
+    before: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Only what was received before this day.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would go, and delete nothing.")] = False,
+    reviewed: Annotated[bool, typer.Option("--reviewed", help="Also studies that a radiologist reviewed.")] = False,
+) -> None:
+    """Forget settled studies received before a day, with their results; what waits stays. The files are not touched."""
+    from worker.retention import prune as forget
+
+    gone = forget(open_house(), before=before.astimezone(), reviewed=reviewed, dry_run=dry_run)
+    out.print(f"{'would go' if dry_run else 'gone'}: {gone.studies} studies ({gone.unread} of them unread) with "
+              f"{gone.instances} instances, and {gone.rejected_files} rejected files.")  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------- the morning
@@ -213,6 +231,22 @@ def worklist(
         writer.writerows(rows)
     else:
         out.print(worklist_table(rows))
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Option(help="A run's number, or latest.")] = "latest",
+    output: Annotated[Path, typer.Option(help="Where the page goes.", dir_okay=False)] = Path("morning.html"),
+    top: Annotated[int, typer.Option(min=1, help="So many studies of the list's top.")] = 50,
+) -> None:
+    """Write the morning page: one HTML file with the list, its pictures and the books."""
+    from db.morning import NoSuchRun
+    from worker.report import write_report
+
+    try:
+        out.print(f"{write_report(open_house(), run=run, output=output, top=top)}", soft_wrap=True)
+    except NoSuchRun as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 @app.command()

@@ -70,6 +70,14 @@ class Received:
     rejected: int = 0
     studies: set[int] = field(default_factory=set)  # ids of the studies that got something new
 
+    def add(self, other: "Received") -> None:
+        """Count the files of another intake too."""
+        self.files += other.files
+        self.new_instances += other.new_instances
+        self.known += other.known
+        self.rejected += other.rejected
+        self.studies |= other.studies
+
 
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:
     """Every regular file at or below `paths`, folders in sorted order; links to folders are not followed.

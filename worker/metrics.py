@@ -8,7 +8,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -170,3 +170,8 @@ def served(registry: CollectorRegistry, *, port: int, address: str = "127.0.0.1"
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def page(registry: CollectorRegistry, *, port: int, address: str) -> AbstractContextManager[int | None]:
+    """`served`, or no page at all where the setting says port 0."""
+    return served(registry, port=port, address=address) if port else nullcontext()

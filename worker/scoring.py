@@ -21,7 +21,7 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_expo
 from db import ledger, results, runs
 from db.ledger import ClaimedFilm, ClaimedStudy, Outcome
 from db.results import FilmResult, PriorityResult
-from db.session import session_scope
+from db.session import read_scope, session_scope
 from training.checkpoint import load_checkpoint
 from worker import priority
 from worker.house import House, Live
@@ -50,6 +50,11 @@ class Tally:
     quarantined: int = 0
     put_off: int = 0  # studies whose files could not be reached; they wait
     films: int = 0
+
+    def add(self, other: "Tally") -> None:
+        """Count another pass too."""
+        for name, count in vars(other).items():
+            setattr(self, name, getattr(self, name) + count)
 
 
 @dataclass
@@ -112,7 +117,8 @@ def score_waiting(
 ) -> Tally:
     """Score what waits, the study `first` before the others, until nothing more can be claimed or `should_stop()`.
 
-    While `may_claim()` is false what is in hand is finished and nothing is added (a new checkpoint is live). Whatever ends this (a stop, Ctrl-C, an error) gives back what is in hand; what was recorded stays.
+    While `may_claim()` is false what is in hand is finished and nothing is added (a new checkpoint is live). Whatever
+    ends this (a stop, Ctrl-C, an error) gives back what is in hand; what was recorded stays.
     """
     tally, hand = Tally(), Hand(scorer)
     run_id = None
@@ -137,6 +143,20 @@ def score_waiting(
         if run_id is not None and kind == "score":
             with session_scope(scorer.engine) as session:
                 runs.close(session, run_id)
+
+
+def score_until_done(scorer: Scorer, *, on_settled: Callable[[int], None] = lambda _: None) -> Tally:
+    """`score_waiting` until no study is held by anyone: what a process that died held comes free within its lease."""
+    total = score_waiting(scorer, kind="score", on_settled=on_settled)
+    while _any_held(scorer.engine):
+        time.sleep(1)
+        total.add(score_waiting(scorer, kind="score", on_settled=on_settled))
+    return total
+
+
+def _any_held(engine: Engine) -> bool:
+    with read_scope(engine) as session:
+        return ledger.any_held(session)
 
 
 def _open_run(scorer: Scorer, kind: str) -> int:

@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     """A study whose files cannot be reached for this long is quarantined."""
     sweep_seconds: float = Field(30.0, gt=0)
     """How often expired leases are released and forgotten studies rung for."""
-    ring_again_minutes: float = Field(2.0, gt=0)
+    ring_again_minutes: float = Field(1.0, gt=0)
     """A study that still waits this long after its message is rung for again."""
     run_idle_minutes: float = Field(15.0, ge=0)
     """A night's run ends when nothing waits and nothing came for this long."""

@@ -1,4 +1,4 @@
-"""What the messages do: score and sweep. Each task is a few lines; the work stands in scoring.py and db/ledger.py."""
+"""What the messages do: score and sweep. Each task is a few lines; the work stands in scoring.py and sweep.py."""
 
 import threading
 import time
@@ -6,20 +6,19 @@ from contextlib import ExitStack
 
 import structlog
 from celery import Celery
-from kombu.exceptions import OperationalError as BrokerAway
 
-from db import ledger, registry, runs
+from db import ledger, registry
 from db.policies import active
-from db.session import read_scope, session_scope
+from db.session import read_scope
 from training.checkpoint import CheckpointError
-from worker.app import SCORE, SWEEP, ring
+from worker.app import SCORE, SWEEP
 from worker.house import House
 from worker.metrics import WorkMetrics
 from worker.scoring import Scorer, open_scorer, score_waiting
+from worker.sweep import sweep
 
 log = structlog.get_logger()
 
-BELLS_PER_SWEEP = 100  # one worker that hears one bell scores everything; more bells wake more workers
 LOOK_FOR_CHAMPION_SECONDS = 5.0
 TRY_REFUSED_SECONDS = 60.0  # a champion that cannot be loaded is tried again so often
 
@@ -101,22 +100,3 @@ def register(app: Celery, service: Service) -> None:
     @app.task(name=SWEEP)  # type: ignore[untyped-decorator]
     def sweep_() -> None:
         sweep(service.house, app)
-
-
-def sweep(house: House, app: Celery) -> None:
-    """Release expired leases, ring for studies that wait without a message, end idle runs; harmless when doubled."""
-    settings = house.settings
-    with session_scope(house.engine) as session:
-        again, lost = ledger.release_expired(session, max_attempts=settings.max_attempts)
-        forgotten = ledger.studies_to_ring(
-            session, ring_again_minutes=settings.ring_again_minutes, limit=BELLS_PER_SWEEP
-        )
-        runs.close_idle(session, idle_minutes=settings.run_idle_minutes)
-    if again or lost or forgotten:
-        log.info("swept", waiting_again=again, quarantined=lost, rung=len(forgotten))
-    try:
-        ring(app, forgotten)
-    except BrokerAway:
-        with session_scope(house.engine) as session:
-            ledger.mark_rung(session, forgotten, None)
-        raise

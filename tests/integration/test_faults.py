@@ -39,7 +39,8 @@ from worker.intake import receive
 from worker.metrics import WorkMetrics
 from worker.scoring import Hand, open_scorer, score_waiting
 from worker.settings import Settings
-from worker.tasks import Service, sweep
+from worker.sweep import sweep
+from worker.tasks import Service
 
 RECOVERY_SECONDS = 120  # what is promised for every fault; these tests use shorter leases
 

@@ -22,7 +22,7 @@ from worker.house import House
 from worker.intake import receive
 from worker.scoring import open_scorer, score_waiting
 from worker.settings import Settings
-from worker.tasks import sweep
+from worker.sweep import sweep
 
 
 @pytest.fixture

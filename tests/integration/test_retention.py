@@ -1,0 +1,88 @@
+"""What is older than a site may keep it goes whole; what waits, is new again or teaches the network stays."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from crew import books
+from dicom_files import make_film, texture
+from sqlalchemy import func, select, update
+
+from db import schema
+from db.base import Base
+from db.models import Audit, FilmScore, Instance, RejectedFile, Review, RunRank, Study, StudyPriority
+from db.retention import Prunable
+from db.session import make_engine, read_scope, session_scope
+from worker.house import House
+from worker.intake import receive
+from worker.retention import prune
+from worker.scoring import open_scorer, score_waiting
+from worker.settings import Settings
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+SINCE = datetime(2025, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def house(settings: Settings, database_url: str, tmp_path: Path) -> House:
+    """Five scored studies, one that waits, and a file that is no DICOM; all received long ago but the last scored."""
+    if database_url.startswith("postgresql"):
+        schema.upgrade(make_engine(database_url))
+    house = House(settings.model_copy(update={"database_url": database_url}))
+    for i in range(5):
+        make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12)
+    (tmp_path / "x.dcm").write_text("not DICOM")
+    receive(house, [tmp_path])
+    with open_scorer(house) as scorer:
+        score_waiting(scorer, kind="score")
+    make_film(tmp_path / "waits.dcm")
+    receive(house, [tmp_path])
+    with session_scope(house.engine) as session:
+        newest = session.scalar(select(func.max(Study.id)).where(Study.state == "scored"))
+        old = Study.id != newest
+        session.execute(update(Study).where(old).values(received_at=LONG_AGO))
+        session.execute(update(Study).where(old, Study.state == "scored").values(settled_at=LONG_AGO))
+        session.execute(update(RejectedFile).values(received_at=LONG_AGO))
+        first = session.scalar(select(func.min(Study.id)))
+        session.add(Review(study_id=first, finding="Mass", verdict="absent", reader="r", reviewed_at=LONG_AGO))
+        session.execute(update(StudyPriority).where(StudyPriority.study_id == first + 1).values(read_at=LONG_AGO))
+    return house
+
+
+def rows(house: House, *tables: type[Base]) -> list[int]:
+    with read_scope(house.engine) as session:
+        return [session.scalar(select(func.count()).select_from(table)) or 0 for table in tables]
+
+
+def test_a_dry_run_counts_and_deletes_nothing(house: House):
+    found = prune(house, before=SINCE, dry_run=True)
+    assert (found.studies, found.unread, found.instances, found.rejected_files) == (3, 2, 3, 1)
+    assert rows(house, Study, Instance, FilmScore, RejectedFile) == [6, 6, 5, 1]
+
+
+def test_old_settled_studies_go_with_all_that_hangs_on_them(house: House):
+    assert prune(house, before=SINCE) == Prunable(studies=3, unread=2, instances=3, rejected_files=1)
+    assert rows(house, Study, Instance, FilmScore, StudyPriority, RunRank, RejectedFile) == [3, 3, 2, 3, 2, 0]
+    found = books(house)
+    assert (found.received, found.scored, found.waiting) == (3, 2, 1)
+    assert prune(house, before=SINCE).studies == 0
+
+
+def test_a_reviewed_study_stays_unless_asked_for(house: House):
+    prune(house, before=SINCE)
+    assert rows(house, Review) == [1]
+    assert prune(house, before=SINCE, reviewed=True).studies == 1
+    assert rows(house, Review) == [0]
+
+
+def test_nothing_that_is_not_settled_goes_whatever_the_date(house: House):
+    prune(house, before=datetime.now(UTC) + timedelta(days=1), reviewed=True)
+    with read_scope(house.engine) as session:
+        assert session.scalars(select(Study.state)).all() == ["waiting"]
+
+
+def test_the_audit_says_who_pruned_what(house: House):
+    prune(house, before=SINCE)
+    with read_scope(house.engine) as session:
+        entry = session.scalars(select(Audit).where(Audit.action == "prune")).one()
+        assert (entry.detail["studies"], entry.detail["before"]) == (3, SINCE.isoformat())

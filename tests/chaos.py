@@ -256,8 +256,8 @@ def open_site(seed: int) -> Iterator[Site]:
 def night(site: Site, *, studies: int) -> bool:
     """For each fault a portion of studies before it and one after; False when not all were settled in time."""
     faults = site.dice.sample(FAULTS, len(FAULTS))
-    share, extra = divmod(studies, len(faults))
-    site.receive(site.make_studies(extra, name="before-all"))
+    share, extra = divmod(studies, len(faults) + 1)
+    site.receive(site.make_studies(share + extra, name="before-all"))
     in_time = site.settles_all(within_seconds=600)  # the first start, on a machine that may be busy
     for number, fault in enumerate(faults):
         site.receive(site.make_studies(share - share // 3, name=f"portion-{number:02d}-before"))

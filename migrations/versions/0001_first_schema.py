@@ -232,7 +232,7 @@ def _next_to_read(overdue_before: str, oldest: Order, urgent: Order) -> str:
         for number, (where, is_overdue, order, limit) in enumerate(parts)
     )
     head = f"""SELECT p.study_id, p.overdue, row_number() OVER (ORDER BY {ORDER}) AS priority_rank
-        FROM ({parts_of_head}) p ORDER BY {ORDER} LIMIT {NEXT}"""  # noqa: S608
+        FROM ({parts_of_head}) p ORDER BY priority_rank LIMIT {NEXT}"""  # noqa: S608
     rows = f"""SELECT sp.*, head.overdue, head.priority_rank
         FROM ({head}) head JOIN study_priority sp ON sp.study_id = head.study_id"""  # noqa: S608
     return RANKED.format(rank="p.priority_rank", rows=rows) + " ORDER BY p.priority_rank"

@@ -36,9 +36,9 @@ def place(session: Session, study_id: int) -> RowMapping | None:
 
 def rank_of(session: Session, study_id: int) -> int | None:
     """A study's rank, counted along the indexes instead of ranking the whole list; None when it is not on it."""
-    return session.scalar(
-        text("SELECT priority_rank FROM study_place WHERE study_id = :study_id"), {"study_id": study_id}
-    )
+    statement = text("SELECT priority_rank FROM study_place WHERE study_id = :study_id")
+    rank: int | None = session.scalar(statement, {"study_id": study_id})
+    return rank
 
 
 def neighbours(session: Session, study_id: int) -> Sequence[RowMapping]:

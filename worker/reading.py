@@ -9,6 +9,7 @@ import multiprocessing
 import resource
 from collections.abc import Callable
 from concurrent.futures import Future, TimeoutError
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from training.dicom import PixelLimits, UnusablePixels, open_dataset, quieten_py
 from training.pixels import read_film
 from training.preprocessing import Preprocessing
 from worker.allocator import keep_freed_memory
+from worker.errors import Unavailable
 
 log = structlog.get_logger()
 
@@ -72,11 +74,15 @@ def read_square(path: str, sop_instance_uid: str, rules: ReadingRules) -> Square
         return Failure("file_unavailable", f"the file cannot be read: {error.strerror}", transient=True)
 
 
-def _prepare_child(memory_mb: int) -> None:
+def prepare_child(memory_mb: int) -> None:
     """In a new child: bound its address space, so that a bomb ends in MemoryError and not in swap."""
     quieten_pydicom()
     keep_freed_memory()
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, memory_mb * 2**20))
+
+
+class DecodersGone(Unavailable):
+    """The pool of decoder processes broke down: a fault of the house, for which no film is blamed."""
 
 
 class Reader:
@@ -88,7 +94,7 @@ class Reader:
         self._pool = ProcessPool(
             max_workers=decoders,
             max_tasks=FILMS_PER_PROCESS,
-            initializer=_prepare_child,
+            initializer=prepare_child,
             initargs=(rules.memory_mb,),
             context=multiprocessing.get_context("spawn"),
         )
@@ -120,7 +126,10 @@ class Reading:
         self.future = schedule()
 
     def result(self) -> Square | Failure | None:
-        """The outcome, or None when it is not known yet (also when a second try has just begun)."""
+        """The outcome, or None when it is not known yet (also when a second try has just begun).
+
+        Raises DecodersGone when it is the pool that failed, and no film.
+        """
         if not self.future.done():
             return None
         try:
@@ -130,6 +139,8 @@ class Reading:
             failure = Failure("decoder_timeout", "decoding it took longer than the time limit, twice")
         except ProcessExpired:
             failure = Failure("decoder_crashed", "decoding it ended its process, twice")
+        except BrokenProcessPool as error:
+            raise DecodersGone("no decoder process can be kept alive on this machine: see the log") from error
         except Exception as error:  # noqa: BLE001 - whatever a film makes its decoder raise, only that film pays
             log.error("decoder_raised", error=type(error).__name__)
             return Failure("decoder_raised", f"decoding it raised {type(error).__name__}")

@@ -14,6 +14,7 @@ from training.checkpoint import CheckpointError
 from worker.app import SCORE, SWEEP
 from worker.house import House
 from worker.metrics import WorkMetrics
+from worker.reading import DecodersGone
 from worker.scoring import Scorer, open_scorer, score_waiting
 from worker.sweep import sweep
 
@@ -83,9 +84,13 @@ class Service:
                 return
         while not self.stopping.is_set():
             scorer = self.scorer()
-            score_waiting(
-                scorer, kind="night", first=study_id, should_stop=self.stopping.is_set, may_claim=self.may_claim
-            )
+            try:
+                score_waiting(
+                    scorer, kind="night", first=study_id, should_stop=self.stopping.is_set, may_claim=self.may_claim
+                )
+            except DecodersGone:
+                self.close()  # the next bell gets new ones
+                raise
             if self.scorer() is scorer:
                 return
 

@@ -1,0 +1,80 @@
+"""Decoder children: what a film does to its decoder, and what the house does about it."""
+
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+from dicom_files import make_film
+from pebble import ProcessExpired
+
+from training.dicom import PixelLimits
+from training.preprocessing import Preprocessing
+from worker.reading import DecodersGone, Failure, Reader, Reading, ReadingRules, Square, read_square
+
+RULES = ReadingRules(Preprocessing(size=64), PixelLimits(), timeout_seconds=30, memory_mb=4096)
+
+
+def ended(outcome: object) -> Future:
+    future: Future = Future()
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+    return future
+
+
+def reading(*outcomes: object) -> Reading:
+    """A reading whose tries end like this, one after the other."""
+    rest = iter(outcomes)
+    return Reading(lambda: ended(next(rest)))
+
+
+def test_a_film_becomes_a_square_of_the_checkpoints_size(tmp_path):
+    film = make_film(tmp_path / "a.dcm")
+    square = read_square(str(tmp_path / "a.dcm"), film.SOPInstanceUID, RULES)
+    assert isinstance(square, Square)
+    assert square.image.shape == (64, 64)
+
+
+def test_a_file_that_is_away_is_a_transient_failure(tmp_path):
+    failure = read_square(str(tmp_path / "gone.dcm"), "1.2", RULES)
+    assert isinstance(failure, Failure)
+    assert (failure.reason, failure.transient) == ("file_unavailable", True)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(TimeoutError(), "decoder_timeout"), (ProcessExpired("died"), "decoder_crashed")]
+)
+def test_a_film_that_hangs_or_kills_its_decoder_gets_a_second_try_and_then_a_reason(error, reason):
+    twice = reading(error, error)
+    assert twice.result() is None
+    failure = twice.result()
+    assert isinstance(failure, Failure)
+    assert failure.reason == reason
+
+
+def test_a_bystander_of_a_crash_is_read_at_the_second_try():
+    square = Failure("stands for any outcome", "")
+    once = reading(ProcessExpired("died"), square)
+    assert once.result() is None
+    assert once.result() is square
+
+
+def test_a_decoder_that_raises_what_nobody_foresaw_costs_only_its_film():
+    failure = reading(AttributeError("odd")).result()
+    assert isinstance(failure, Failure)
+    assert failure.reason == "decoder_raised"
+    assert "odd" not in failure.sentence
+
+
+def test_a_broken_pool_blames_no_film():
+    with pytest.raises(DecodersGone):
+        reading(BrokenProcessPool("All workers expired")).result()
+
+
+def test_the_children_read_what_the_parent_asks_for(tmp_path):
+    film = make_film(tmp_path / "a.dcm")
+    with Reader(RULES, decoders=1) as reader:
+        found = reader.submit(str(tmp_path / "a.dcm"), film.SOPInstanceUID).future.result(timeout=60)
+    assert isinstance(found, Square)
+    assert found.pixel_digest == read_square(str(tmp_path / "a.dcm"), film.SOPInstanceUID, RULES).pixel_digest

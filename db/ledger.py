@@ -118,7 +118,7 @@ def register(session: Session, arrival: Arrival, *, placement: Placement) -> Reg
     if arrival.study.get("stat") and not study.stat:
         _make_stat(session, study)
     if arrival.instance["state"] == "waiting":
-        _reopen(study)
+        _reopen(session, study)
     elif study.state == "waiting" and not _has_films(session, study):
         study.state, study.reason, study.settled_at = "skipped", arrival.instance["reason"], now
     if arrival.instance["in_scope"]:
@@ -165,8 +165,12 @@ def _make_stat(session: Session, study: Study) -> None:
     session.execute(update(StudyPriority).where(StudyPriority.study_id == study.id).values(stat=True))
 
 
-def _reopen(study: Study) -> None:
-    """A film that was not there: the study waits (again). A worker that holds it now will find the revision changed."""
+def _reopen(session: Session, study: Study) -> None:
+    """A film that was not there: the study waits (again), and nobody has read it yet.
+
+    A worker that holds it now will find the revision changed.
+    """
+    session.execute(update(StudyPriority).where(StudyPriority.study_id == study.id).values(read_at=None, read_by=None))
     study.revision += 1
     study.attempts, study.suspect = 0, False
     study.not_before = study.unavailable_since = study.rung_at = None

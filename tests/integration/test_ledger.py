@@ -100,6 +100,18 @@ def test_a_late_film_reopens_a_scored_study_and_a_late_lateral_does_not(engine):
     assert {film.path for film in claim(engine)[0].films} == {"/films/1-1.dcm", "/films/1-3.dcm"}
 
 
+def test_a_late_film_brings_a_study_that_was_read_back_to_the_list(engine):
+    receive(engine, arrival(1))
+    with session_scope(engine) as session:
+        session.execute(update(StudyPriority).values(read_at=datetime.now(UTC), read_by="reader"))
+    receive(engine, arrival(1, instance=2, view=None, reason="lateral_view"))
+    with read_scope(engine) as session:
+        assert session.scalar(text("SELECT count(*) FROM worklist")) == 0
+    receive(engine, arrival(1, instance=3))
+    with read_scope(engine) as session:
+        assert session.scalar(text("SELECT count(*) FROM worklist")) == 1
+
+
 def test_a_film_that_comes_while_its_study_is_claimed_makes_it_wait_again(engine):
     receive(engine, arrival(1))
     held = claim(engine)[0]

@@ -99,7 +99,7 @@ def _zero_or_one(labels: pd.Series) -> pd.Series:
 
 
 def _plain_view(views: pd.Series) -> pd.Series:
-    """"AP", "PA", "" (unknown) or what was there; "AP Supine" and "AP_ERECT" are AP."""
+    """ "AP", "PA", "" (unknown) or what was there; "AP Supine" and "AP_ERECT" are AP."""
     upper = views.str.upper()
     plain = upper.str.extract(r"^(AP|PA)\b", expand=False) if len(upper) else upper
     return plain.fillna(upper)

@@ -62,11 +62,13 @@ class Evaluation:
             "all_zero_exact_match": self.all_zero_exact_match,
             "false_negatives": self.per_finding["false_negatives"].sum(),
         }
-        figures = pd.concat([
-            pd.DataFrame(overall, index=["all"]),
-            pd.DataFrame({"macro": self.macro(), "macro_without_hernia": self.macro(without=(RAREST,))}).T,
-            self.per_finding.astype(float),
-        ])
+        figures = pd.concat(
+            [
+                pd.DataFrame(overall, index=["all"]),
+                pd.DataFrame({"macro": self.macro(), "macro_without_hernia": self.macro(without=(RAREST,))}).T,
+                self.per_finding.astype(float),
+            ]
+        )
         return figures.rename_axis("finding").melt(ignore_index=False, var_name="metric").dropna().reset_index()
 
     def flat(self) -> dict[str, float]:

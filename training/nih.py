@@ -33,8 +33,9 @@ def read_nih(table: Path, *, lists: Path | None = None) -> pd.DataFrame:
     `lists` is the folder of train_val_list.txt and test_list.txt; without it `split` is empty. Follow-up # is left out:
     it says how ill a patient is and would be learned instead of the film.
     """
-    raw = pd.read_csv(table, header=0, names=_COLUMNS, usecols=range(7), index_col=False, dtype="string",
-                      keep_default_na=False)
+    raw = pd.read_csv(
+        table, header=0, names=_COLUMNS, usecols=range(7), index_col=False, dtype="string", keep_default_na=False
+    )
     manifest = raw[["image", "patient_id"]].assign(
         age_years=years(raw["age_years"]), sex=raw["sex"], view_position=raw["view_position"], split=""
     )

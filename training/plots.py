@@ -115,9 +115,7 @@ def learning_rates(runs: Mapping[float, pd.DataFrame]) -> Figure:
     return figure
 
 
-def reliability(
-    labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, findings: Sequence[str] = FINDINGS
-) -> Figure:
+def reliability(labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, findings: Sequence[str] = FINDINGS) -> Figure:
     """Per finding: the share of films that had it against the probability they were given, in bins of equal numbers.
 
     Labels 0/1 (N, F), probabilities (N, F). The bars are 95 % Wilson intervals.
@@ -133,7 +131,7 @@ def reliability(
         _reliability_of(axes, seen, column)
         row = table.loc[finding]
         axes.set_title(f"{_words(finding)}   ECE {row['ece']:.3f}, n+ {row['positives']:.0f}", fontsize=9)
-    for axes in grid[len(findings):]:
+    for axes in grid[len(findings) :]:
         axes.set_axis_off()
     figure.supxlabel("probability said")
     figure.supylabel("share of films that had it")
@@ -147,8 +145,17 @@ def _reliability_of(axes: Axes, truth: npt.NDArray[Any], said: npt.NDArray[Any])
     low, share, high = np.array([_wilson(truth[members]) for members in bins]).T
     top = max(float(high.max()), float(means.max())) * 1.05
     axes.plot([0, top], [0, top], color=_FAINT, linewidth=1, zorder=0)
-    axes.errorbar(means, share, yerr=(share - low, high - share), fmt="o-", color=BLUE, ecolor=GRAY, markersize=3.5,
-                  linewidth=1.2, elinewidth=1)
+    axes.errorbar(
+        means,
+        share,
+        yerr=(share - low, high - share),
+        fmt="o-",
+        color=BLUE,
+        ecolor=GRAY,
+        markersize=3.5,
+        linewidth=1.2,
+        elinewidth=1,
+    )
     axes.set(xlim=(0, top), ylim=(0, top), box_aspect=1)
     axes.locator_params(nbins=4)
     _plain(axes)

@@ -1,10 +1,10 @@
 """A prepared data set: the manifest, and every film as a small 8-bit square in one memory-mapped file per size.
 
-    manifest.csv      row, image, patient_id, age_years, sex, view_position, split, one 0/1 column per finding
-    images-224.npy    uint8 (films, 224, 224); a film's place is its `row`
-    bad_files.csv     image, reason, kept: what was left out, and what was kept with a remark
-    progress.csv      row, outcome: the films done so far; a run that was killed goes on from there
-    prepared.json     how the squares were made
+manifest.csv      row, image, patient_id, age_years, sex, view_position, split, one 0/1 column per finding
+images-224.npy    uint8 (films, 224, 224); a film's place is its `row`
+bad_files.csv     image, reason, kept: what was left out, and what was kept with a remark
+progress.csv      row, outcome: the films done so far; a run that was killed goes on from there
+prepared.json     how the squares were made
 """
 
 import csv
@@ -96,8 +96,9 @@ def open_prepared(folder: Path, *, size: int | None = None) -> Prepared:
 def read_manifest(path: Path) -> pd.DataFrame:
     """A written manifest; its index is `row`, the film's place in the images. Patients are text, empty cells are ""."""
     text = ("image", "patient_id", "sex", "view_position", "split")
-    manifest = pd.read_csv(path, index_col="row", dtype=dict.fromkeys(text, "string"), keep_default_na=False,
-                           na_values={"age_years": [""]})
+    manifest = pd.read_csv(
+        path, index_col="row", dtype=dict.fromkeys(text, "string"), keep_default_na=False, na_values={"age_years": [""]}
+    )
     return manifest.astype(dict.fromkeys(findings_in(manifest), "uint8"))
 
 
@@ -161,9 +162,7 @@ def _is_coloured_png(data: bytes) -> bool:
         return png.mode not in _GRAY
 
 
-def _side_by_side(
-    work: Callable[[Encoded], Decoded], films: Iterable[Encoded], *, processes: int
-) -> Iterator[Decoded]:
+def _side_by_side(work: Callable[[Encoded], Decoded], films: Iterable[Encoded], *, processes: int) -> Iterator[Decoded]:
     """`map`, over processes, with only a few films under way: the reader must not run ahead and fill the memory."""
     if processes == 0:
         yield from map(work, films)
@@ -269,18 +268,18 @@ def _outcomes_so_far(folder: Path) -> dict[int, str]:
     return {int(row): outcome for row, outcome in csv.reader(whole[: whole.rfind(b"\n") + 1].decode().splitlines())}
 
 
-def _finish(
-    folder: Path, manifest: pd.DataFrame, outcomes: dict[int, str], damaged: Sequence[Path]
-) -> Counter[str]:
+def _finish(folder: Path, manifest: pd.DataFrame, outcomes: dict[int, str], damaged: Sequence[Path]) -> Counter[str]:
     """Write the bad files and, last, the manifest of the usable films: where it lies, the folder is complete."""
     outcome = manifest.index.map(lambda row: outcomes.get(row, MISSING))
     usable = outcome.isin(_KEPT)
     too_old = (manifest["age_years"] > OLDEST_YEARS) & usable
-    bad = pd.concat([
-        pd.DataFrame({"image": manifest["image"], "reason": outcome, "kept": usable.astype(int)})[outcome != READY],
-        pd.DataFrame({"image": manifest.loc[too_old, "image"], "reason": TOO_OLD, "kept": 1}),
-        pd.DataFrame({"image": [path.name for path in damaged], "reason": DAMAGED_ARCHIVE, "kept": 0}),
-    ])
+    bad = pd.concat(
+        [
+            pd.DataFrame({"image": manifest["image"], "reason": outcome, "kept": usable.astype(int)})[outcome != READY],
+            pd.DataFrame({"image": manifest.loc[too_old, "image"], "reason": TOO_OLD, "kept": 1}),
+            pd.DataFrame({"image": [path.name for path in damaged], "reason": DAMAGED_ARCHIVE, "kept": 0}),
+        ]
+    )
     _write_safely(folder / "bad_files.csv", bad.to_csv(index=False))
     kept = manifest.assign(age_years=manifest["age_years"].mask(too_old))[usable]
     _write_safely(folder / "manifest.csv", kept.to_csv(index_label="row"))

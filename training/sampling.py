@@ -33,9 +33,7 @@ def split_by_patient(
     return manifest.assign(split=_drawn(patients, shares=shares, rng=rng))
 
 
-def split_official(
-    manifest: pd.DataFrame, *, rng: np.random.Generator, validation_share: float = 0.13
-) -> pd.DataFrame:
+def split_official(manifest: pd.DataFrame, *, rng: np.random.Generator, validation_share: float = 0.13) -> pd.DataFrame:
     """NIH's own test films, and `validation_share` of the other patients for validation (.13: about 11,200 films).
 
     The manifest's split says "train_val" or "test", as `train prepare` writes it from NIH's lists. Raises ValueError

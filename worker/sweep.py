@@ -6,6 +6,7 @@ from kombu.exceptions import OperationalError as BrokerAway
 
 from db import ledger, runs
 from db.session import session_scope
+from worker import reranking
 from worker.app import ring
 from worker.house import House
 
@@ -20,6 +21,7 @@ def sweep(house: House, app: Celery) -> None:
     with session_scope(house.engine) as session:
         again, lost = ledger.release_expired(session, max_attempts=settings.max_attempts)
         runs.close_idle(session, idle_minutes=settings.run_idle_minutes)
+    reranking.catch_up(house.engine)
     rung = ring_for_waiting(house, app, limit=BELLS_PER_SWEEP)
     if again or lost or rung:
         log.info("swept", waiting_again=again, quarantined=lost, rung=rung)

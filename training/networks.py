@@ -5,6 +5,7 @@ Source of the first two: Zhou, "Multi-Label Classification of X-Rays using Convo
 """
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -100,10 +101,13 @@ def _convolution(inputs: int, outputs: int, *, kernel: int, stride: int = 1, pad
 
 
 def _imagenet_weights(torchvision_name: str, pretrained: Path | bool) -> dict[str, Tensor]:
-    if isinstance(pretrained, Path):
-        weights: dict[str, Tensor] = torch.load(pretrained, map_location="cpu", weights_only=True)
-    else:
-        weights = models.get_model_weights(torchvision_name).DEFAULT.get_state_dict(check_hash=True)
+    try:
+        if isinstance(pretrained, Path):
+            weights: dict[str, Tensor] = torch.load(pretrained, map_location="cpu", weights_only=True)
+        else:
+            weights = models.get_model_weights(torchvision_name).DEFAULT.get_state_dict(check_hash=True)
+    except (OSError, UnpicklingError) as error:  # no such file or no network; a file of something else
+        raise WrongWeights(f"no ImageNet weights to start from ({error}): give a file of them") from error
     return weights
 
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -59,3 +60,17 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 def test_the_published_imagenet_weights_fit(shared: Path) -> None:
     network = make_network("mobilenet", pretrained=shared / "data/weights/mobilenet_v2-b0353104.pth")
     assert network.features[1].conv[0][1].running_var.std() > 0
+
+
+def test_weights_that_cannot_be_had_are_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notes.txt").write_text("not weights")
+    for path in (tmp_path / "none.pth", tmp_path / "notes.txt"):
+        with pytest.raises(WrongWeights, match="give a file"):
+            make_network("mobilenet", pretrained=path)
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", unreachable)
+    with pytest.raises(WrongWeights, match="no route to host"):
+        make_network("mobilenet", pretrained=True)

@@ -29,6 +29,7 @@ from sqlalchemy.exc import OperationalError
 from untrained import save_untrained
 
 from db import ledger, schema
+from db.books import Books, read_books
 from db.models import FilmScore, Study
 from db.session import make_engine, read_scope, session_scope
 from worker import logs
@@ -86,11 +87,11 @@ class Site:
     dice: random.Random
     expected: Expected = field(default_factory=Expected)
 
-    def books(self) -> ledger.Books | None:
+    def books(self) -> Books | None:
         """The books, or None while the database is away."""
         try:
             with read_scope(self.house.engine) as session:
-                return ledger.books(session)
+                return read_books(session)
         except OperationalError:
             return None
 
@@ -261,7 +262,7 @@ def night(site: Site, *, studies: int) -> bool:
     in_time = site.settles_all(within_seconds=600)  # the first start, on a machine that may be busy
     for number, fault in enumerate(faults):
         site.receive(site.make_studies(share - share // 3, name=f"portion-{number:02d}-before"))
-        time.sleep(site.dice.uniform(0.2, 3))
+        time.sleep(site.dice.uniform(0, 1))
         hit = site.books()
         fault(site)
         began = time.monotonic()
@@ -277,7 +278,7 @@ def night(site: Site, *, studies: int) -> bool:
 def faults_found(site: Site, *, studies: int, in_time: bool) -> list[str]:
     """What is wrong with the books in the end."""
     with read_scope(site.house.engine) as session:
-        books = ledger.books(session)
+        books = read_books(session)
         rows = session.scalar(select(func.count()).select_from(FilmScore))
         blamed = set(session.scalars(select(Study.study_instance_uid).where(Study.state == "quarantined")))
     expected = site.expected
@@ -295,7 +296,7 @@ def faults_found(site: Site, *, studies: int, in_time: bool) -> list[str]:
     return [text for text, holds in checks.items() if not holds]
 
 
-def say(text: str, books: ledger.Books | None) -> None:
+def say(text: str, books: Books | None) -> None:
     state = "database away" if books is None else f"{books.scored} scored, {books.skipped} skipped, " + (
         f"{books.quarantined} quarantined, {books.waiting} waiting of {books.received}"
     )  # fmt: skip

@@ -5,46 +5,17 @@ broker only rings a bell; what is true stands here: a lost message, a killed wor
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-from sqlalchemy import Select, delete, func, or_, select, update
+from sqlalchemy import Select, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from db.base import database_now
 from db.bulk import update_many
-from db.models import Instance, RejectedFile, Study, StudyPriority
-from db.upsert import insert
+from db.models import Instance, Study, StudyPriority
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 600.0  # between two tries to reach a study's files
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a study stands in the reading order until (or unless) a model has scored it."""
-
-    category: str
-    urgency: float
-    flag: str
-    policy_id: int | None
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """What one file's header says: `study` and `instance` hold column values of the two tables."""
-
-    study: dict[str, Any]
-    instance: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Registered:
-    """What became of an arrival. `outcome`: new, known (the same file again), moved, or taken (UID held by `path`)."""
-
-    outcome: str
-    study_id: int | None = None
-    path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,139 +47,6 @@ class Outcome:
     state: str
     reason: str | None = None
     detail: str | None = None
-
-
-@dataclass
-class Books:
-    """The sums that must balance: received = scored + skipped + quarantined + waiting."""
-
-    received: int = 0
-    scored: int = 0
-    skipped: int = 0
-    quarantined: int = 0
-    waiting: int = 0  # waiting or claimed
-    claimed: int = 0
-    films: int = 0
-    rejected_files: int = 0
-    reasons: dict[str, dict[str | None, int]] = field(default_factory=dict)
-
-    @property
-    def balance(self) -> bool:
-        return self.received == self.scored + self.skipped + self.quarantined + self.waiting
-
-
-# ---------------------------------------------------------------------------------------------------- registering
-
-
-def register(session: Session, arrival: Arrival, *, placement: Placement) -> Registered:
-    """Record one instance; its study is made, found, or reopened when the instance is a film that was not there.
-
-    The study's row is locked first, so two senders of the same study take turns.
-    """
-    now = database_now(session)
-    study = _study_of(session, arrival, now)
-    added = session.scalar(
-        insert(session, Instance)
-        .values(study_id=study.id, received_at=now, **arrival.instance)
-        .on_conflict_do_nothing(index_elements=["sop_instance_uid"])
-        .returning(Instance.id)
-    )
-    if added is None:
-        return _already_known(session, study, arrival)
-    if arrival.study.get("stat") and not study.stat:
-        _make_stat(session, study)
-    if arrival.instance["state"] == "waiting":
-        _reopen(session, study)
-    elif study.state == "waiting" and not _has_films(session, study):
-        study.state, study.reason, study.settled_at = "skipped", arrival.instance["reason"], now
-    if arrival.instance["in_scope"]:
-        _place_unscored(session, study, placement, now)
-    return Registered("new", study.id)
-
-
-def _study_of(session: Session, arrival: Arrival, now: datetime) -> Study:
-    session.execute(
-        insert(session, Study)
-        .values(received_at=now, state="waiting", revision=0, attempts=0, suspect=False, **arrival.study)
-        .on_conflict_do_nothing(index_elements=["study_instance_uid"])
-    )
-    uid = arrival.study["study_instance_uid"]
-    return session.scalars(select(Study).where(Study.study_instance_uid == uid).with_for_update()).one()
-
-
-def _already_known(session: Session, study: Study, arrival: Arrival) -> Registered:
-    uid = arrival.instance["sop_instance_uid"]
-    known = session.scalars(select(Instance).where(Instance.sop_instance_uid == uid)).one()
-    if study.revision == 0 and not session.scalar(select(Instance.id).where(Instance.study_id == study.id).limit(1)):
-        session.delete(study)  # made a moment ago for an instance that belongs to another study
-    if known.study_id == study.id and known.path == arrival.instance["path"]:
-        return Registered("known", study.id)
-    return Registered("taken", known.study_id, known.path)
-
-
-def relocate(session: Session, *, sop_instance_uid: str, path: str) -> int:
-    """Note that an instance's file now lies at `path`, and let its study try again at once; returns the study's id."""
-    instance = session.scalars(select(Instance).where(Instance.sop_instance_uid == sop_instance_uid)).one()
-    instance.path = path
-    study = session.scalars(select(Study).where(Study.id == instance.study_id).with_for_update()).one()
-    study.not_before = study.unavailable_since = None
-    return study.id
-
-
-def _has_films(session: Session, study: Study) -> bool:
-    films = select(Instance.id).where(Instance.study_id == study.id, Instance.view.is_not(None)).limit(1)
-    return session.scalar(films) is not None
-
-
-def _make_stat(session: Session, study: Study) -> None:
-    study.stat = True
-    session.execute(update(StudyPriority).where(StudyPriority.study_id == study.id).values(stat=True))
-
-
-def _reopen(session: Session, study: Study) -> None:
-    """A film that was not there: the study waits (again), and nobody has read it yet.
-
-    A worker that holds it now will find the revision changed.
-    """
-    session.execute(update(StudyPriority).where(StudyPriority.study_id == study.id).values(read_at=None, read_by=None))
-    study.revision += 1
-    study.attempts, study.suspect = 0, False
-    study.not_before = study.unavailable_since = study.rung_at = None
-    if study.state != "claimed":
-        study.state, study.reason, study.detail, study.settled_at = "waiting", None, None, None
-
-
-def _place_unscored(session: Session, study: Study, placement: Placement, now: datetime) -> None:
-    session.execute(
-        insert(session, StudyPriority)
-        .values(
-            study_id=study.id,
-            stat=study.stat,
-            received_at=study.received_at,
-            category=placement.category,
-            category_a=placement.category == "A",
-            urgency=placement.urgency,
-            flag=placement.flag,
-            policy_id=placement.policy_id,
-            ranked_at=now,
-        )
-        .on_conflict_do_nothing(index_elements=["study_id"])
-    )
-
-
-def reject(session: Session, *, path: str, path_digest: str, reason: str, detail: str) -> None:
-    """Record a file that could not become an instance; the same file again renews its entry."""
-    values = {"reason": reason, "detail": detail, "received_at": database_now(session)}
-    session.execute(
-        insert(session, RejectedFile)
-        .values(path=path, path_digest=path_digest, **values)
-        .on_conflict_do_update(index_elements=["path_digest"], set_=values)
-    )
-
-
-def forget_rejections(session: Session, path_digests: Sequence[str]) -> None:
-    """Forget that files were rejected, because they are about to be tried again."""
-    session.execute(delete(RejectedFile).where(RejectedFile.path_digest.in_(path_digests)))
 
 
 # -------------------------------------------------------------------------------------------------------- the bell
@@ -474,53 +312,3 @@ def _wait_again(session: Session, ids: Sequence[int]) -> None:
         .where(Study.id.in_(ids))
         .values(state="waiting", reason=None, detail=None, attempts=0, suspect=False, not_before=None, rung_at=None)
     )
-
-
-# ------------------------------------------------------------------------------------------------------- the books
-
-
-def books(session: Session, *, since: datetime | None = None, until: datetime | None = None) -> Books:
-    """The sums over all studies, or those received after `since` and up to `until`; and why some are not scored."""
-    totals = Books()
-    states = select(Study.state, func.count()).where(*_received(Study, since, until)).group_by(Study.state)
-    for state, count in session.execute(states):
-        totals.received += count
-        match state:
-            case "claimed":
-                totals.claimed += count
-                totals.waiting += count
-            case "waiting":
-                totals.waiting += count
-            case _:
-                setattr(totals, state, count)
-    films = select(func.count()).where(Instance.state == "scored", *_received(Instance, since, until))
-    totals.films = session.scalar(films) or 0
-    for kind, statement in _reason_counts(since, until).items():
-        totals.reasons[kind] = dict(session.execute(statement).all())
-    totals.rejected_files = sum(totals.reasons["rejected files"].values())
-    return totals
-
-
-def _received(
-    table: type[Study | Instance | RejectedFile], since: datetime | None, until: datetime | None
-) -> list[Any]:
-    """The conditions that keep a table's rows of one period."""
-    after = [] if since is None else [table.received_at > since]
-    return after if until is None else [*after, table.received_at <= until]
-
-
-def _reason_counts(since: datetime | None, until: datetime | None) -> dict[str, Select[str | None, int]]:
-    by_state: dict[str, Select[str | None, int]] = {
-        f"{state} {noun}": select(table.reason, func.count())
-        .where(table.state == state, table.reason.is_not(None), *_received(table, since, until))
-        .group_by(table.reason)
-        for state, table, noun in (
-            ("skipped", Study, "studies"),
-            ("quarantined", Study, "studies"),
-            ("waiting", Study, "studies"),
-            ("skipped", Instance, "instances"),
-            ("quarantined", Instance, "films"),
-        )
-    }
-    rejected = select(RejectedFile.reason, func.count()).where(*_received(RejectedFile, since, until))
-    return {**by_state, "rejected files": rejected.group_by(RejectedFile.reason)}

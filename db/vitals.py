@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
-from db import ledger
 from db.base import database_now
+from db.books import Books, read_books
 from db.models import Run, Study
 
 
@@ -14,7 +14,7 @@ from db.models import Run, Study
 class Vitals:
     """The state of the house at one moment, by the database's clock."""
 
-    books: ledger.Books
+    books: Books
     oldest_waiting_seconds: float  # 0 when none waits
     seconds_since_settled: float | None  # None before the first study was settled
 
@@ -28,7 +28,7 @@ def vitals(session: Session) -> Vitals:
     oldest = session.scalar(unsettled)
     settled = session.scalar(select(func.max(Run.last_settled_at)))
     return Vitals(
-        books=ledger.books(session),
+        books=read_books(session),
         oldest_waiting_seconds=(now - oldest).total_seconds() if oldest else 0.0,
         seconds_since_settled=(now - settled).total_seconds() if settled else None,
     )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from db import ledger
+from db.books import Books, read_books
 from db.session import read_scope, session_scope
 from worker.app import make_app, ring
 from worker.house import House
@@ -52,9 +53,9 @@ def wait_until(condition: Callable[[], bool], *, seconds: float = 120, log: Path
         time.sleep(0.1)
 
 
-def books(house: House) -> ledger.Books:
+def books(house: House) -> Books:
     with read_scope(house.engine) as session:
-        return ledger.books(session)
+        return read_books(session)
 
 
 def enqueue(house: House, folder: Path) -> list[int]:

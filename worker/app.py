@@ -32,7 +32,8 @@ def make_app(settings: Settings) -> Celery:
         # Redis' visibility timeout would only ring twice, and the sweep rings for whatever a dead worker had taken.
         task_acks_late=False,
         worker_prefetch_multiplier=1,
-        # Time limits stand where they can be kept: per film in the decoders, per study by leases; threads can't be killed.
+        # Time limits stand where they can be kept, per film in the decoders and per study by leases: no thread can be
+        # killed.
         worker_hijack_root_logger=False,
         worker_send_task_events=True,  # for Flower
         broker_connection_retry_on_startup=True,

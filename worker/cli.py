@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from sqlalchemy.exc import OperationalError
 
+from db.books import read_books
 from training.checkpoint import CheckpointError
 from training.cli import app as training
 from worker import logs, reading_cli
@@ -95,14 +96,13 @@ def _receive(house: Any, paths: Sequence[Path]) -> Any:
 @app.command()
 def score(paths: Paths) -> None:
     """Register and score everything at PATHS in this process: no broker, no worker."""
-    from db import ledger
     from db.session import read_scope
     from worker.scoring import open_scorer, score_until_done
 
     house = open_house(log_level="warning")  # a person watches the bar; a line per study would tear it apart
     received = _receive(house, paths)
     with read_scope(house.engine) as session:
-        waiting = ledger.books(session).waiting
+        waiting = read_books(session).waiting
     with open_scorer(house) as scorer, _progress("Scoring studies", total=waiting) as advance:
         try:
             tally = score_until_done(scorer, on_settled=advance)
@@ -198,12 +198,11 @@ def status(as_json: AsJson = False) -> None:
 
 
 def _print_books(house: Any, *, as_json: bool) -> None:
-    from db import ledger
     from db.session import read_scope
     from worker.tables import books_table
 
     with read_scope(house.engine) as session:
-        books = ledger.books(session)
+        books = read_books(session)
     if as_json:
         print_json(vars(books) | {"balance": books.balance})
     else:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from sqlalchemy import text
 
-from db import ledger
+from db.books import read_books
 from db.session import read_scope
 from db.worklist import worklist
 from training.findings import FINDINGS, column
@@ -82,7 +82,7 @@ def run_demo(folder: Path, *, settings: Settings, console: Console, seed: int = 
         rows = [dict(row) for row in worklist(session)]
         findings = {row["study_instance_uid"]: dict(row) for row in session.execute(STUDY_FINDINGS).mappings()}
         ends = {row.sop_instance_uid: (row.state, row.reason or "") for row in session.execute(INSTANCES)}
-        books = ledger.books(session)
+        books = read_books(session)
     cards = cards_of(rows[:ON_SHEET], findings, films=films_by_study(written), limits=house.pixel_limits)
     save_contact_sheet(sheet, cards, heading="Nightread: the top of this morning's list", note=NOTE)
     morning = Morning(films, database, sheet, written, tally, surprises(written, ends))
@@ -132,7 +132,7 @@ def _score(house: House, films: Path, *, bars: Progress) -> Tally:
     scoring = bars.add_task("Scoring studies", total=None)
     with open_scorer(house) as scorer:
         with read_scope(house.engine) as session:
-            bars.update(scoring, total=ledger.books(session).waiting)
+            bars.update(scoring, total=read_books(session).waiting)
         return score_waiting(scorer, kind="score", on_settled=lambda count: bars.advance(scoring, count))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from db import ledger, registry, schema
+from db import arrivals, registry, schema
 from db.models import Checkpoint as CheckpointRow
 from db.session import make_engine, session_scope
 from training.checkpoint import SHIPPED, Header, MissingCheckpoint, read_header
@@ -44,10 +44,10 @@ class Live:
         return thresholds_of(self.header)
 
     @property
-    def unscored(self) -> ledger.Placement:
+    def unscored(self) -> arrivals.Placement:
         """Where a study stands that no model has scored."""
         place = standing(None, self.policy.policy, self.thresholds)
-        return ledger.Placement(place.category, place.urgency, place.flag or "", self.policy.policy_id)
+        return arrivals.Placement(place.category, place.urgency, place.flag or "", self.policy.policy_id)
 
 
 def thresholds_of(header: Header) -> dict[str, float]:

@@ -14,8 +14,8 @@ import structlog
 from pydicom.dataset import Dataset
 from sqlalchemy.orm import Session
 
-from db import ledger, lookup
-from db.ledger import Arrival, Placement, Registered
+from db import arrivals, lookup
+from db.arrivals import Arrival, Placement, Registered
 from db.session import read_scope, session_scope
 from training.dicom import UnusablePixels, read_header
 from worker.errors import UnusableStudy
@@ -147,13 +147,13 @@ def _register_all(
     """Register a few files in one transaction; returns those whose SOP Instance UID was taken."""
     taken = []
     with session_scope(house.engine) as session:
-        ledger.forget_rejections(session, [_path_digest(file) for file, _ in read])
+        arrivals.forget_rejections(session, [_path_digest(file) for file, _ in read])
         for file, arrival in read:
             received.files += 1
             if isinstance(arrival, UnusableStudy):
                 _reject(session, file, arrival, received)
                 continue
-            registered = ledger.register(session, arrival, placement=unscored)
+            registered = arrivals.register(session, arrival, placement=unscored)
             if registered.outcome == "new" and registered.study_id is not None:
                 received.new_instances += 1
                 received.studies.add(registered.study_id)
@@ -171,7 +171,7 @@ def _resolve_taken(house: House, file: Path, arrival: Arrival, known: Registered
         copy = file_digest(held) == file_digest(file)
     except FileNotFoundError:
         with session_scope(house.engine) as session:
-            received.studies.add(ledger.relocate(session, sop_instance_uid=uid, path=arrival.instance["path"]))
+            received.studies.add(arrivals.relocate(session, sop_instance_uid=uid, path=arrival.instance["path"]))
         copy = True
     except OSError:
         copy = False
@@ -188,7 +188,7 @@ def _resolve_taken(house: House, file: Path, arrival: Arrival, known: Registered
 def _reject(session: Session, file: Path, reason: UnusableStudy, received: Received) -> None:
     received.rejected += 1
     path = os.fsencode(file.absolute()).decode(errors="replace")
-    ledger.reject(session, path=path, path_digest=_path_digest(file), reason=reason.reason, detail=str(reason))
+    arrivals.reject(session, path=path, path_digest=_path_digest(file), reason=reason.reason, detail=str(reason))
 
 
 def _path_digest(file: Path) -> str:

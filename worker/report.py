@@ -15,8 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy import RowMapping
 from sqlalchemy.orm import Session
 
-from db import ledger, morning
+from db import morning
 from db.base import database_now
+from db.books import Books, read_books
 from db.models import Checkpoint, PolicyRow, Run
 from db.morning import CategoryCount, Film
 from db.session import read_scope
@@ -48,7 +49,7 @@ COMPARED_DAYS = 7
 COMPARED_FILMS = 50  # fewer earlier films than this say little about a distribution
 QUARANTINED_SHOWN = 20
 
-# What a state is called, and the names that ledger.Books has for its reasons, by study and by instance.
+# What a state is called, and the names that Books has for its reasons, by study and by instance.
 SET_ASIDE = (
     ("Skipped", "skipped studies", "skipped instances"),
     ("Quarantined", "quarantined studies", "quarantined films"),
@@ -120,8 +121,8 @@ class Facts:
     counts: list[CategoryCount]
     rows: Sequence[RowMapping]
     films: dict[int, list[Film]]
-    night: ledger.Books
-    books: ledger.Books
+    night: Books
+    books: Books
     quarantined: Sequence[RowMapping]
     scores: list[tuple[float, ...]]
     earlier: list[tuple[float, ...]]
@@ -173,8 +174,8 @@ def _ask(house: House, name: str, top: int) -> Facts:
             counts=morning.counts(session, run),
             rows=rows,
             films=morning.films_of(session, [row["study_id"] for row in rows]),
-            night=ledger.books(session, since=since, until=as_of),
-            books=ledger.books(session),
+            night=read_books(session, since=since, until=as_of),
+            books=read_books(session),
             quarantined=morning.quarantined(session, limit=QUARANTINED_SHOWN),
             scores=morning.scores_in(session, run),
             earlier=morning.scores_before(session, run, days=COMPARED_DAYS),
@@ -308,7 +309,7 @@ def _compared(facts: Facts, reference: Mapping[str, Any]) -> Compared | None:
     return Compared(name, "before", len(earlier), shares_of(earlier), flagged_of(earlier, facts.thresholds))
 
 
-def _set_aside(night: ledger.Books, books: ledger.Books) -> list[tuple[str, list[tuple[str, list[int]]]]]:
+def _set_aside(night: Books, books: Books) -> list[tuple[str, list[tuple[str, list[int]]]]]:
     """What was not scored: for each state, reasons with counts of (studies, instances this run; the same in all)."""
     groups = []
     for state, studies, instances in SET_ASIDE:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from db.ledger import Books
+from db.books import Books
 from worker.doctor import Finding
 from worker.explanation import Explained
 

@@ -6,8 +6,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Engine, func, select, text, update
 
-from db import ledger, policies, registry, results, runs
-from db.ledger import Arrival, Outcome, Placement
+from db import arrivals, ledger, policies, registry, results, runs
+from db.arrivals import Arrival, Placement, Registered
+from db.books import Books, read_books
+from db.ledger import Outcome
 from db.models import FINDING_COLUMNS, FilmScore, Instance, Run, RunRank, Study, StudyPriority
 from db.results import FilmResult, PriorityResult
 from db.session import read_scope, session_scope
@@ -28,9 +30,9 @@ def arrival(study: int, *, instance: int = 1, view: str | None = "PA", reason: s
     return Arrival({"study_instance_uid": f"2.25.{study}", "stat": False, **study_values}, instance_values)
 
 
-def receive(engine: Engine, *arrivals: Arrival) -> list[ledger.Registered]:
+def receive(engine: Engine, *sent: Arrival) -> list[Registered]:
     with session_scope(engine) as session:
-        return [ledger.register(session, a, placement=UNSCORED) for a in arrivals]
+        return [arrivals.register(session, each, placement=UNSCORED) for each in sent]
 
 
 def claim(engine: Engine, *, worker="w1", studies=10, lease_minutes=1.0, **kwargs) -> list[ledger.ClaimedStudy]:
@@ -43,9 +45,9 @@ def settle(engine: Engine, *outcomes: Outcome, worker="w1") -> list[Outcome]:
         return ledger.settle(session, outcomes, worker=worker, run_id=None)
 
 
-def books(engine: Engine) -> ledger.Books:
+def books(engine: Engine) -> Books:
     with read_scope(engine) as session:
-        return ledger.books(session)
+        return read_books(session)
 
 
 def state_of(engine: Engine, study: int) -> str:
@@ -265,7 +267,7 @@ def test_the_books_balance_whatever_happened(engine):
     held = claim(engine, studies=4)
     settle(engine, Outcome(held[0], "scored"), Outcome(held[1], "quarantined", "truncated"))
     with session_scope(engine) as session:
-        ledger.reject(session, path="/x", path_digest="0" * 64, reason="not_dicom", detail="not DICOM")
+        arrivals.reject(session, path="/x", path_digest="0" * 64, reason="not_dicom", detail="not DICOM")
     found = books(engine)
     assert (found.received, found.scored, found.skipped, found.quarantined, found.waiting) == (6, 1, 1, 1, 3)
     assert found.claimed == 2

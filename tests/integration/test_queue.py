@@ -15,6 +15,7 @@ from dicom_files import make_film, texture
 from sqlalchemy import select, text
 
 from db import ledger, schema
+from db.books import Books, read_books
 from db.models import FINDING_COLUMNS, FilmScore, Instance, StudyPriority
 from db.session import read_scope, session_scope
 from worker.app import make_app, ring
@@ -58,9 +59,9 @@ def wait_until(condition, *, seconds: float = 60, log: Path | None = None) -> No
         time.sleep(0.1)
 
 
-def books(house: House) -> ledger.Books:
+def books(house: House) -> Books:
     with read_scope(house.engine) as session:
-        return ledger.books(session)
+        return read_books(session)
 
 
 def enqueue(house: House, folder: Path) -> list[int]:

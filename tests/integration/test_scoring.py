@@ -8,7 +8,7 @@ from dicom_files import make_film, texture
 from pydicom.uid import generate_uid
 from sqlalchemy import select, text
 
-from db import ledger
+from db.books import read_books
 from db.models import FilmScore, Instance, RejectedFile, Run, RunRank, Study
 from db.session import read_scope, session_scope
 from db.worklist import worklist
@@ -55,7 +55,7 @@ def test_films_become_ranked_studies(house, tmp_path):
         assert [dict(row) for row in worklist(session, limit=50)] == [dict(row) for row in rows]
         urgencies = [row["urgency"] for row in rows if row["category"] != "A"]
         assert urgencies == sorted(urgencies, reverse=True)
-        assert ledger.books(session).balance
+        assert read_books(session).balance
 
 
 def test_a_second_run_finds_nothing_to_do_and_changes_nothing(house, tmp_path):
@@ -176,7 +176,7 @@ def test_a_stop_gives_back_what_is_in_hand(house, tmp_path):
     settled: list[int] = []
     tally = score(house, tmp_path, on_settled=settled.append, should_stop=lambda: bool(settled))
     with read_scope(house.engine) as session:
-        books = ledger.books(session)
+        books = read_books(session)
     assert 0 < books.scored == tally.scored < 12
     assert books.claimed == 0
     assert books.balance

@@ -262,7 +262,7 @@ def night(site: Site, *, studies: int) -> bool:
     in_time = site.settles_all(within_seconds=600)  # the first start, on a machine that may be busy
     for number, fault in enumerate(faults):
         site.receive(site.make_studies(share - share // 3, name=f"portion-{number:02d}-before"))
-        time.sleep(site.dice.uniform(0, 1))
+        time.sleep(site.dice.uniform(0, 0.3))
         hit = site.books()
         fault(site)
         began = time.monotonic()

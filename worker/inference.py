@@ -44,8 +44,6 @@ class Classifier:
         self.batch_size = batch_size
         self.device = device
         self._calibration = checkpoint.calibration
-        if device.type == "cpu":
-            share_processor()
         # Batch norms become part of the convolutions before them: the same sums, in two thirds of the time.
         self._network = fuse(build(checkpoint)).to(device).to(memory_format=torch.channels_last)
 

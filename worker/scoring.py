@@ -25,7 +25,7 @@ from db.session import read_scope, session_scope
 from training.checkpoint import load_checkpoint
 from worker import priority
 from worker.house import House, Live
-from worker.inference import Classifier, choose_device
+from worker.inference import Classifier, choose_device, share_processor
 from worker.metrics import WorkMetrics
 from worker.reading import Failure, Reader, Reading, ReadingRules, Square
 
@@ -96,8 +96,10 @@ class Scorer:
 def open_scorer(house: House, *, metrics: WorkMetrics | None = None) -> Iterator[Scorer]:
     """Load the live checkpoint onto the device and start the decoders; both end with the block."""
     settings, live = house.settings, house.live()
-    checkpoint = load_checkpoint(live.path, expected_digest=live.digest)
-    classifier = Classifier(checkpoint, device=choose_device(settings.device), batch_size=settings.batch_size)
+    checkpoint, device = load_checkpoint(live.path, expected_digest=live.digest), choose_device(settings.device)
+    if device.type == "cpu":
+        share_processor()
+    classifier = Classifier(checkpoint, device=device, batch_size=settings.batch_size)
     rules = ReadingRules(
         checkpoint.preprocessing, house.pixel_limits, settings.decode_timeout_seconds, settings.decode_memory_mb
     )

@@ -6,13 +6,17 @@ from typing import Any
 from celery.signals import worker_shutting_down
 
 from worker.app import make_app
+from worker.errors import Unavailable
 from worker.house import House
 from worker.metrics import WorkMetrics, page
 from worker.tasks import Service, register
 
 
 def run_worker(house: House, *, queue: str) -> None:
-    """Consume one queue until SIGTERM. The checkpoint is loaded before the first message, so a bad one fails here."""
+    """Consume one queue until SIGTERM. The checkpoint is loaded before the first message, so a bad one fails here.
+
+    Raises Unavailable when the consumer ends by itself: whoever watches over the process must start it again.
+    """
     settings, metrics = house.settings, WorkMetrics()
     celery, service = make_app(settings), Service(house, metrics=metrics)
     register(celery, service)
@@ -31,3 +35,5 @@ def run_worker(house: House, *, queue: str) -> None:
             ["worker", f"--queues={queue}", "--pool=threads", "--concurrency=1", "--loglevel=WARNING",
              "--without-gossip", "--without-mingle"]
         )  # fmt: skip
+        if not service.stopping.is_set():  # Celery logs what it did not survive and returns as if all were well
+            raise Unavailable("the worker's connection to the queue ended by an error; start it again")

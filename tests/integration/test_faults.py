@@ -403,7 +403,8 @@ def test_a_device_out_of_memory_halves_the_batch_and_goes_on(embedded: House, tm
 
 
 def test_a_full_disk_ends_the_pass_and_the_next_one_goes_on(embedded: House, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(scoring.record.retry, "stop", stop_after_delay(0.5))
+    for patient in (scoring.record, Hand._claimed, Hand._keep_leases):
+        monkeypatch.setattr(patient.retry, "stop", stop_after_delay(0.5))
     with sqlite3.connect(embedded.settings.database_url.removeprefix("sqlite:///")) as empty:
         empty.executescript("PRAGMA page_size = 512; VACUUM")  # small pages, so that few films fill them
     films_in(tmp_path, 24)

@@ -38,6 +38,7 @@ class Registered:
     outcome: str
     study_id: int | None = None
     path: str | None = None
+    same_study: bool = True
 
 
 def register(session: Session, arrival: Arrival, *, placement: Placement) -> Registered:
@@ -53,10 +54,10 @@ def register(session: Session, arrival: Arrival, *, placement: Placement) -> Reg
         .on_conflict_do_nothing(index_elements=["sop_instance_uid"])
         .returning(Instance.id)
     )
-    if added is None:
-        return _already_known(session, study, arrival)
     if arrival.study.get("stat") and not study.stat:
         _make_stat(session, study)
+    if added is None:
+        return _already_known(session, study, arrival)
     if arrival.instance["state"] == "waiting":
         _reopen(session, study)
     elif study.state == "waiting" and not _has_films(session, study):
@@ -81,18 +82,29 @@ def _already_known(session: Session, study: Study, arrival: Arrival) -> Register
     known = session.scalars(select(Instance).where(Instance.sop_instance_uid == uid)).one()
     if study.revision == 0 and not session.scalar(select(Instance.id).where(Instance.study_id == study.id).limit(1)):
         session.delete(study)  # made a moment ago for an instance that belongs to another study
-    if known.study_id == study.id and known.path == arrival.instance["path"]:
+    same_study = known.study_id == study.id
+    if same_study and known.path == arrival.instance["path"]:
+        _try_again(session, study, known)
         return Registered("known", study.id)
-    return Registered("taken", known.study_id, known.path)
+    return Registered("taken", known.study_id, known.path, same_study)
 
 
-def relocate(session: Session, *, sop_instance_uid: str, path: str) -> int:
-    """Note that an instance's file now lies at `path`, and let its study try again at once; returns the study's id."""
-    instance = session.scalars(select(Instance).where(Instance.sop_instance_uid == sop_instance_uid)).one()
-    instance.path = path
+def relocate(session: Session, arrival: Arrival) -> int:
+    """Note that an instance's file has moved, and let its study try again at once; returns the study's id."""
+    uid = arrival.instance["sop_instance_uid"]
+    instance = session.scalars(select(Instance).where(Instance.sop_instance_uid == uid)).one()
+    instance.path = arrival.instance["path"]
     study = session.scalars(select(Study).where(Study.id == instance.study_id).with_for_update()).one()
     study.not_before = study.unavailable_since = None
+    _try_again(session, study, instance)
     return study.id
+
+
+def _try_again(session: Session, study: Study, instance: Instance) -> None:
+    """A film in quarantine that is sent again may have been mended: it is read again, and its study waits."""
+    if instance.state == "quarantined":
+        instance.state, instance.reason = "waiting", None
+        _reopen(session, study)
 
 
 def _has_films(session: Session, study: Study) -> bool:

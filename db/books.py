@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from db.models import Instance, RejectedFile, Study
@@ -22,19 +22,21 @@ class Books:
     claimed: int = 0
     films: int = 0
     rejected_files: int = 0
+    contradictions: int = 0  # studies whose state and films do not fit together; none, ever
     reasons: dict[str, dict[str | None, int]] = field(default_factory=dict)
 
     @property
     def balance(self) -> bool:
-        return self.received == self.scored + self.skipped + self.quarantined + self.waiting
+        ended = self.scored + self.skipped + self.quarantined
+        return self.received == ended + self.waiting and not self.contradictions
 
 
 def read_books(session: Session, *, since: datetime | None = None, until: datetime | None = None) -> Books:
     """The sums over all studies, or those received after `since` and up to `until`; and why some are not scored."""
-    totals = Books()
-    states = select(Study.state, func.count()).where(*_received(Study, since, until)).group_by(Study.state)
+    period = _received(Study, since, until)
+    totals = Books(received=session.scalar(select(func.count()).select_from(Study).where(*period)) or 0)
+    states = select(Study.state, func.count()).where(*period).group_by(Study.state)
     for state, count in session.execute(states):
-        totals.received += count
         match state:
             case "claimed":
                 totals.claimed += count
@@ -45,10 +47,21 @@ def read_books(session: Session, *, since: datetime | None = None, until: dateti
                 setattr(totals, state, count)
     films = select(func.count()).where(Instance.state == "scored", *_received(Instance, since, until))
     totals.films = session.scalar(films) or 0
+    totals.contradictions = session.scalar(_contradictions(period)) or 0
     for kind, statement in _reason_counts(since, until).items():
         totals.reasons[kind] = dict(session.execute(statement).all())
     totals.rejected_files = sum(totals.reasons["rejected files"].values())
     return totals
+
+
+def _contradictions(period: list[Any]) -> Select[int]:
+    """Settled studies with a film that nobody has read, and scored ones of which no film was scored."""
+    film = select(Instance.id).where(Instance.study_id == Study.id)
+    unread = film.where(Instance.state == "waiting", Instance.view.is_not(None)).exists()
+    scored = film.where(Instance.state == "scored").exists()
+    settled = Study.state.in_(("scored", "skipped", "quarantined"))
+    wrong = or_(and_(settled, unread), and_(Study.state == "scored", ~scored))
+    return select(func.count()).select_from(Study).where(wrong, *period)
 
 
 def _received(

@@ -278,16 +278,21 @@ def release_expired(session: Session, *, max_attempts: int) -> tuple[int, int]:
 
 
 def requeue(session: Session, *, study_instance_uid: str | None = None, reason: str | None = None) -> list[int]:
-    """Send quarantined studies (all, one, or those with one reason) back to wait; returns their ids."""
-    chosen = select(Study.id).where(Study.state == "quarantined")
+    """Send studies with something in quarantine (all, one, or those with one reason) back to wait; returns their ids.
+
+    That is also a study of which some films were scored and one was not.
+    """
+    broken = select(Instance.study_id).where(Instance.state == "quarantined")
+    settled = Study.state.in_(("scored", "skipped"))
+    chosen = select(Study.id).where(or_(Study.state == "quarantined", settled & Study.id.in_(broken)))
     if study_instance_uid is not None:
         chosen = chosen.where(Study.study_instance_uid == study_instance_uid)
     if reason is not None:
         chosen = chosen.where(Study.reason == reason)
     ids = list(session.scalars(chosen.with_for_update(skip_locked=True)))
     _wait_again(session, ids)
-    broken = update(Instance).where(Instance.study_id.in_(ids), Instance.state == "quarantined")
-    session.execute(broken.values(state="waiting", reason=None, evidence=None))
+    films = update(Instance).where(Instance.study_id.in_(ids), Instance.state == "quarantined")
+    session.execute(films.values(state="waiting", reason=None, evidence=None))
     return ids
 
 

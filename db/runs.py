@@ -7,7 +7,7 @@ from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
 from db.base import database_now
-from db.models import Instance, Run, Study
+from db.models import Instance, Run, Site, Study
 
 
 def open_run(
@@ -15,6 +15,7 @@ def open_run(
 ) -> int:
     """The id of a run to work under: a new one, or with `shared` the open one of this kind, checkpoint and policy."""
     if shared:
+        session.execute(select(Site.id).with_for_update())  # two workers that begin a night take turns
         same = (Run.kind == kind, Run.checkpoint_id == checkpoint_id, Run.policy_id == policy_id)
         found = session.scalar(select(func.max(Run.id)).where(Run.finished_at.is_(None), *same))
         if found is not None:
@@ -65,7 +66,7 @@ def close_idle(session: Session, *, idle_minutes: float) -> list[int]:
         return []
     before = database_now(session) - timedelta(minutes=idle_minutes)
     quiet = func.coalesce(Run.last_settled_at, Run.started_at) < before
-    open_nights = select(Run.id).where(Run.finished_at.is_(None), Run.kind == "night", quiet)
+    open_nights = select(Run.id).where(Run.finished_at.is_(None), quiet)
     idle = list(session.scalars(open_nights.with_for_update(skip_locked=True)))
     for run_id in idle:
         close(session, run_id)

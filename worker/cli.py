@@ -1,6 +1,7 @@
 """The nightread command. Torch, Celery and pandas are imported by the commands that need them, not by `--help`."""
 
 import csv
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from db.books import read_books
 from training.checkpoint import CheckpointError
@@ -55,9 +56,15 @@ def main() -> None:
         refuse(f"checkpoint: {error}")
     except Unavailable as error:
         refuse(str(error), code=UNAVAILABLE)
-    except OperationalError as error:
+    except (ArgumentError, NoSuchModuleError):
+        refuse("NIGHTREAD_DATABASE_URL is no database URL: postgresql+psycopg://... or sqlite:///path")
+    except DBAPIError as error:
         kind = type(error.orig).__name__
         refuse(f"the database does not answer or refuses ({kind}); see `nightread doctor`", code=UNAVAILABLE)
+    except KeyboardInterrupt:
+        refuse("stopped", code=STOPPED)
+    except OSError as error:
+        refuse(f"{error.strerror or type(error).__name__}: check the folders that the settings name", code=UNAVAILABLE)
 
 
 @contextmanager
@@ -77,8 +84,12 @@ def _progress(description: str, *, total: int | None) -> Iterator[Callable[[int]
 
 def _existing(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
-        if not path.exists():
-            raise typer.BadParameter(f"{path} does not exist")
+        try:
+            path.lstat()
+        except FileNotFoundError as error:
+            raise typer.BadParameter(f"{path} does not exist") from error
+        except OSError as error:
+            raise typer.BadParameter(f"cannot look at this path: {error.strerror}") from error
     return list(paths)
 
 
@@ -170,7 +181,10 @@ def requeue(
 
     house = open_house()
     with session_scope(house.engine) as session:
-        ids = ledger.requeue(session, study_instance_uid=study, reason=reason)
+        code = reason.replace(" ", "_") if reason else None
+        ids = ledger.requeue(session, study_instance_uid=study, reason=code)
+    if study is not None and not ids:
+        refuse("this study has nothing in quarantine, or the database does not know it")
     out.print(f"{len(ids)} studies wait again; `nightread score` or the next sweep takes them.")
 
 
@@ -259,7 +273,7 @@ def explain(
 
     house = open_house()
     try:
-        found = explain_file(house, Path(what)) if Path(what).exists() else explain_uid(house, what)
+        found = explain_file(house, Path(what)) if os.path.isfile(what) else explain_uid(house, what)  # noqa: PTH113
     except NothingToExplain as error:
         raise typer.BadParameter(str(error)) from error
     if as_json:

@@ -59,6 +59,8 @@ def _checked(name: str, check: Callable[[], str]) -> Finding:
         return Finding(name, True, check())
     except (Ailing, Unavailable, CheckpointError) as error:
         return Finding(name, False, str(error))
+    except OSError as error:
+        return Finding(name, False, f"{error.strerror}: check the folders that the settings name")
     except DBAPIError as error:
         return Finding(name, False, f"the database does not answer ({type(error.orig).__name__})")
 

@@ -85,8 +85,8 @@ class House:
         if self.settings.checkpoint is None and champion is not None:
             return champion
         row = self.register(session, self.settings.checkpoint or SHIPPED)
-        if champion is None or champion.id != row.id:
-            registry.set_state(session, row, "champion", by=actor(), reason="named by the settings, or the first")
+        if champion is None:
+            registry.set_state(session, row, "champion", by=actor(), reason="the first")
         return row
 
     def register(self, session: Session, path: Path) -> CheckpointRow:

@@ -5,13 +5,14 @@ import hmac
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from itertools import islice
 from pathlib import Path
 
 import structlog
 from pydicom.dataset import Dataset
+from sqlalchemy.exc import DataError
 from sqlalchemy.orm import Session
 
 from db import arrivals, lookup
@@ -82,19 +83,23 @@ class Received:
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:
     """Every regular file at or below `paths`, folders in sorted order; links to folders are not followed.
 
-    A path that does not exist is yielded as it is: whoever reads it will say so. Folders that vanish while they are
-    walked are passed over; what they held can be sent again.
+    What cannot be walked or opened (a closed folder, a dangling link, a pipe) is yielded as it is: whoever reads it
+    will say what is wrong with it, and so it leaves a trace.
     """
     for path in paths:
-        if not path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where a folder above is closed
+            yield from _files_below(path)
+        else:
             yield path
-            continue
-        for folder, folders, names in os.walk(path):
-            folders.sort()
-            for name in sorted(names):
-                file = Path(folder, name)
-                if file.is_file():
-                    yield file
+
+
+def _files_below(top: Path) -> Iterator[Path]:
+    closed: list[Path] = []
+    for folder, folders, names in os.walk(top, onerror=lambda error: closed.append(Path(error.filename))):
+        folders.sort()
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]  # noqa: PTH114, PTH118
+        yield from (Path(folder, name) for name in sorted([*names, *links]))
+    yield from closed
 
 
 def receive(house: House, paths: Iterable[Path], *, on_file: Callable[[], None] = lambda: None) -> Received:
@@ -132,7 +137,13 @@ def _read(house: House, file: Path, secret: str) -> Arrival | UnusableStudy:
 
 def confined(file: Path, roots: Sequence[str]) -> Path:
     """The file's real path. Raises UnusableStudy when it lies (or links) outside the roots, if there are any."""
-    path = file.resolve()
+    try:
+        path = file.resolve()
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UnusableStudy(
+            "file_name_unusable", "its name or a folder's is not UTF-8: rename it, send it again"
+        ) from error
     if roots and not any(path.is_relative_to(Path(root).resolve()) for root in roots):
         raise UnusableStudy("outside_roots", "the file lies outside the folders that this site receives from")
     return path
@@ -144,7 +155,33 @@ def _register_all(
     unscored: Placement,
     received: Received,
 ) -> list[tuple[Path, Arrival, Registered]]:
-    """Register a few files in one transaction; returns those whose SOP Instance UID was taken."""
+    """Register a few files in one transaction; returns those whose SOP Instance UID was taken.
+
+    A file that the database itself refuses is found by trying each alone: it must not cost its neighbours.
+    """
+    before = replace(received, studies=set(received.studies))
+    try:
+        return _register_together(house, read, unscored, received)
+    except DataError:
+        vars(received).update(vars(before))
+    taken = []
+    for file, arrival in read:
+        before = replace(received, studies=set(received.studies))
+        try:
+            taken += _register_together(house, [(file, arrival)], unscored, received)
+        except DataError:
+            vars(received).update(vars(before))
+            refused = UnusableStudy("header_not_storable", "a value of its header does not fit the database")
+            taken += _register_together(house, [(file, refused)], unscored, received)
+    return taken
+
+
+def _register_together(
+    house: House,
+    read: Sequence[tuple[Path, Arrival | UnusableStudy]],
+    unscored: Placement,
+    received: Received,
+) -> list[tuple[Path, Arrival, Registered]]:
     taken = []
     with session_scope(house.engine) as session:
         arrivals.forget_rejections(session, [_path_digest(file) for file, _ in read])
@@ -166,23 +203,23 @@ def _register_all(
 
 def _resolve_taken(house: House, file: Path, arrival: Arrival, known: Registered, received: Received) -> None:
     """A SOP Instance UID that is registered from another path: a copy, a file that moved, or two films with one UID."""
-    held, uid = Path(known.path or ""), arrival.instance["sop_instance_uid"]
-    try:
-        copy = file_digest(held) == file_digest(file)
-    except FileNotFoundError:
+    if known.same_study and not os.path.lexists(known.path or ""):
         with session_scope(house.engine) as session:
-            received.studies.add(arrivals.relocate(session, sop_instance_uid=uid, path=arrival.instance["path"]))
-        copy = True
-    except OSError:
-        copy = False
-    if copy:
-        received.known += 1
+            received.studies.add(arrivals.relocate(session, arrival))
+    elif not (known.same_study and _is_copy(Path(known.path or ""), file)):
+        reason = UnusableStudy("uid_taken", "its SOP Instance UID belongs to another file; the first one is kept")
+        with session_scope(house.engine) as session:
+            _reject(session, file, reason, received)
         return
-    reason = UnusableStudy(
-        "uid_taken", "its SOP Instance UID belongs to another file with different content; the first one is kept"
-    )
-    with session_scope(house.engine) as session:
-        _reject(session, file, reason, received)
+    received.known += 1
+
+
+def _is_copy(held: Path, file: Path) -> bool:
+    """Whether two files have the same bytes; one that cannot be read is no copy of anything."""
+    try:
+        return file_digest(held) == file_digest(file)
+    except OSError:
+        return False
 
 
 def _reject(session: Session, file: Path, reason: UnusableStudy, received: Received) -> None:
@@ -251,7 +288,7 @@ def _uid(header: Dataset, keyword: str) -> str:
 
 def _number(header: Dataset, keyword: str) -> int | None:
     text = _text(header, keyword, 10) or ""
-    return int(text) if text.isdecimal() else None
+    return int(text) if text.isdecimal() and int(text) <= 65535 else None  # US: sixteen bits
 
 
 def _transfer_syntax(header: Dataset) -> str | None:
@@ -301,7 +338,8 @@ def _acquired_at(header: Dataset) -> datetime | None:
         if found := re.match(r"(\d{8})(\d{2})(\d{2})(\d{2})?", text):
             try:
                 moment = datetime.strptime("".join(part or "00" for part in found.groups()), "%Y%m%d%H%M%S")
-                return _in_utc(moment, _text(header, "TimezoneOffsetFromUTC", 5))
+                own_offset = re.search(r"[+-]\d{4}$", text)  # a DT value may carry its own (PS3.5 6.2)
+                return _in_utc(moment, own_offset[0] if own_offset else _text(header, "TimezoneOffsetFromUTC", 5))
             except (ValueError, OverflowError, OSError):  # 20259999, or a year no clock has
                 continue
     return None

@@ -33,6 +33,7 @@ class Service:
         self._stack = ExitStack()
         self._scorer: Scorer | None = None
         self._looked_at = 0.0
+        self._may_claim = True
         self._refused_at: float | None = None
 
     def scorer(self) -> Scorer:
@@ -66,16 +67,17 @@ class Service:
             return False
         with read_scope(self.house.engine) as session:
             champion, policy = registry.champion(session), active(session)
-        other_checkpoint = champion is not None and champion.digest != scorer.live.digest
+        named = self.house.settings.checkpoint is not None  # by the settings: then the champion does not matter
+        other_checkpoint = not named and champion is not None and champion.digest != scorer.live.digest
         return other_checkpoint or (policy is not None and policy.id != scorer.live.policy.policy_id)
 
     def may_claim(self) -> bool:
         """Whether what is loaded is still live; looked up every few seconds, between two batches."""
         now = time.monotonic()
-        if now - self._looked_at < LOOK_FOR_CHAMPION_SECONDS:
-            return True
-        self._looked_at = now
-        return self._scorer is not None and not self._is_stale(self._scorer)
+        if now - self._looked_at >= LOOK_FOR_CHAMPION_SECONDS:
+            self._looked_at = now
+            self._may_claim = self._scorer is not None and not self._is_stale(self._scorer)
+        return self._may_claim
 
     def score(self, study_id: int) -> None:
         """Score everything that waits, beginning with the study whose bell rang, if it still waits."""

@@ -33,6 +33,9 @@ DX_FOR_PRESENTATION: Final = "1.2.840.10008.5.1.4.1.1.1.1"
 DX_FOR_PROCESSING: Final = "1.2.840.10008.5.1.4.1.1.1.1.1"
 SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"  # and .7.1 to .7.4, its multi-frame siblings
 
+# Modalities other than the accepted ones that converters and old consoles give to plain films.
+FILM_MODALITIES: Final = frozenset({"CR", "DX", "DR", "RG", "RF", "OT", "SC", "XC"})
+
 REASONS: Final = {
     "modality_not_accepted": "The modality is not one that this site reads as a chest film.",
     "sop_class_not_accepted": "The object is not a radiograph, whatever its modality says.",
@@ -202,11 +205,13 @@ def _exact_view(statements: Sequence[Statement]) -> str:
 def _refused_kind(header: Dataset, *, rules: ViewRules, body: _Verdict) -> Skipped | None:
     modality, sop_class = text_of(header, "Modality").upper(), _sop_class(header)
     if modality and modality not in rules.modalities:
-        return Skipped("modality_not_accepted", shown("Modality", modality), in_scope=False)
+        chest_film = modality in FILM_MODALITIES and body.says in _PARTLY_CHEST
+        return Skipped("modality_not_accepted", shown("Modality", modality), in_scope=chest_film)
     if sop_class in (*rules.sop_classes, DX_FOR_PROCESSING):
         return None
     if sop_class and not _is_secondary_capture(sop_class):
-        return Skipped("sop_class_not_accepted", shown("SOPClassUID", UID(sop_class).name), in_scope=False)
+        chest_film = bool(modality) and body.says in _PARTLY_CHEST and sop_class.startswith(CR_IMAGE)
+        return Skipped("sop_class_not_accepted", shown("SOPClassUID", UID(sop_class).name), in_scope=chest_film)
     if not modality:
         return Skipped("modality_unknown", shown("Modality", modality), in_scope=body.says in _PARTLY_CHEST)
     return None

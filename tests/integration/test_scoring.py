@@ -1,13 +1,15 @@
 """The whole story in one process, on both databases: from files to ranks."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import make_film, texture
+from dicom_files import make_film, save, texture
 from pydicom.uid import generate_uid
 from sqlalchemy import select, text
 
+from db import ledger
 from db.books import read_books
 from db.models import FilmScore, Instance, RejectedFile, Run, RunRank, Study
 from db.session import read_scope, session_scope
@@ -218,3 +220,84 @@ def test_stat_from_the_header_is_read_first(house, tmp_path):
     score(house, tmp_path)
     with read_scope(house.engine) as session:
         assert worklist(session)[0]["study_instance_uid"] == stat.StudyInstanceUID
+
+
+def test_a_mended_film_that_is_sent_again_is_read_again(house, tmp_path):
+    pair = make_film(tmp_path / "1.dcm")
+    broken = make_film(tmp_path / "2.dcm", StudyInstanceUID=pair.StudyInstanceUID, PixelData=b"\0\0")
+    score(house, tmp_path)
+    uids = {"StudyInstanceUID": pair.StudyInstanceUID, "SOPInstanceUID": broken.SOPInstanceUID}
+    make_film(tmp_path / "2.dcm", pixels=texture(seed=5), bits=12, **uids)
+    assert score(house, tmp_path).films == 2
+    with read_scope(house.engine) as session:
+        assert [row["flag"] for row in worklist(session)] == [None]
+
+
+def test_requeue_takes_a_study_of_which_one_film_failed(house, tmp_path):
+    pair = make_film(tmp_path / "1.dcm")
+    make_film(tmp_path / "2.dcm", StudyInstanceUID=pair.StudyInstanceUID, PixelData=b"\0\0")
+    score(house, tmp_path)
+    with session_scope(house.engine) as session:
+        assert len(ledger.requeue(session)) == 1
+
+
+def test_the_same_uid_in_another_study_is_rejected_even_when_the_first_file_is_gone(house, tmp_path):
+    first = make_film(tmp_path / "1.dcm")
+    receive(house, [tmp_path])
+    (tmp_path / "1.dcm").unlink()
+    make_film(tmp_path / "2.dcm", SOPInstanceUID=first.SOPInstanceUID, pixels=texture(seed=3), bits=12)
+    assert receive(house, [tmp_path]).rejected == 1
+    assert one(house, select(Instance.path))[0].endswith("1.dcm")
+
+
+def test_a_file_that_moved_is_found_where_it_is_now(house, tmp_path):
+    film = make_film(tmp_path / "1.dcm")
+    receive(house, [tmp_path])
+    (tmp_path / "1.dcm").rename(tmp_path / "2.dcm")
+    assert receive(house, [tmp_path]).known == 1
+    with open_scorer(house) as scorer:
+        score_waiting(scorer, kind="score")
+    assert state_of(house, film.StudyInstanceUID) == ("scored", None)
+
+
+def test_a_name_that_is_not_utf8_costs_only_its_file(house, tmp_path):
+    make_film(tmp_path / "good.dcm")
+    film = make_film()
+    save(film, os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.dcm"))
+    received = receive(house, [tmp_path])
+    assert (received.new_instances, received.rejected) == (1, 1)
+    assert one(house, select(RejectedFile.reason))[0] == "file_name_unusable"
+
+
+def test_a_number_too_large_for_its_attribute_costs_nothing(house, tmp_path):
+    make_film(tmp_path / "a.dcm", SeriesDescription="x")
+    film = make_film()
+    film.add_new("Rows", "UL", 4294967295)
+    save(film, tmp_path / "b.dcm")
+    assert receive(house, [tmp_path]).new_instances == 2
+
+
+def test_what_is_no_regular_file_leaves_a_trace(house, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder").symlink_to(tmp_path)
+    assert receive(house, [tmp_path]).rejected == 3
+
+
+def test_stat_that_comes_when_the_same_film_is_sent_again_counts(house, tmp_path):
+    film = make_film(tmp_path / "a.dcm")
+    receive(house, [tmp_path])
+    film.RequestedProcedurePriority = "STAT"
+    save(film, tmp_path / "a.dcm")
+    receive(house, [tmp_path])
+    assert one(house, select(Study.stat))[0] is True
+
+
+def test_a_study_that_says_scored_without_a_scored_film_upsets_the_books(house, tmp_path):
+    make_film(tmp_path / "a.dcm")
+    score(house, tmp_path)
+    with session_scope(house.engine) as session:
+        assert read_books(session).balance
+        session.execute(text("UPDATE instance SET state = 'waiting'"))
+    with read_scope(house.engine) as session:
+        assert not read_books(session).balance

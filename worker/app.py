@@ -10,7 +10,7 @@ from kombu.entity import Queue
 from worker.errors import Unavailable
 from worker.settings import Settings
 
-SCORING, TRAINING = "scoring", "training"
+SCORING = "scoring"
 SCORE, SWEEP = "nightread.score", "nightread.sweep"
 
 
@@ -25,7 +25,7 @@ def make_app(settings: Settings) -> Celery:
         accept_content=["json"],
         result_backend=None,
         task_ignore_result=True,
-        task_queues=[Queue(SCORING), Queue(TRAINING)],  # type: ignore[no-untyped-call]
+        task_queues=[Queue(SCORING)],  # type: ignore[no-untyped-call]
         task_default_queue=SCORING,
         task_create_missing_queues=False,
         # The ledger, not the broker, knows what is done. A message is acknowledged when it is taken: redelivery after

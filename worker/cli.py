@@ -153,13 +153,11 @@ def enqueue(
 
 
 @app.command()
-def worker(
-    queue: Annotated[str, typer.Option(help="scoring or training.")] = "scoring",
-) -> None:
+def worker() -> None:
     """Take messages and score, until it is told to stop (SIGTERM gives back what is in hand)."""
     from worker.service import run_worker
 
-    run_worker(open_house(), queue=queue)
+    run_worker(open_house())
 
 
 @app.command()
@@ -265,6 +263,8 @@ def report(
 @app.command()
 def explain(
     what: Annotated[str, typer.Argument(help="A file, a Study Instance UID or a SOP Instance UID.")],
+    heatmap: Annotated[Path | None, typer.Option(help="Write Grad-CAM pictures of a film into this folder.")] = None,
+    layers: Annotated[bool, typer.Option(help="With --heatmap: also every filter of every layer.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Why a file is scored or not, or why a study stands where it stands."""
@@ -276,6 +276,14 @@ def explain(
         found = explain_file(house, Path(what)) if os.path.isfile(what) else explain_uid(house, what)  # noqa: PTH113
     except NothingToExplain as error:
         raise typer.BadParameter(str(error)) from error
+    if heatmap is not None:
+        from worker.heatmaps import NoFilm, write_heatmaps
+
+        try:
+            for path in write_heatmaps(house, what, heatmap, layers=layers):
+                err.print(f"wrote {path}", soft_wrap=True)
+        except NoFilm as error:
+            refuse(str(error))
     if as_json:
         print_json({"heading": found.heading, "facts": found.facts, "tables": found.tables})
     else:

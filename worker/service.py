@@ -5,15 +5,15 @@ from typing import Any
 
 from celery.signals import worker_shutting_down
 
-from worker.app import make_app
+from worker.app import SCORING, make_app
 from worker.errors import Unavailable
 from worker.house import House
 from worker.metrics import WorkMetrics, page
 from worker.tasks import Service, register
 
 
-def run_worker(house: House, *, queue: str) -> None:
-    """Consume one queue until SIGTERM. The checkpoint is loaded before the first message, so a bad one fails here.
+def run_worker(house: House) -> None:
+    """Consume the queue until SIGTERM. The checkpoint is loaded before the first message, so a bad one fails here.
 
     Raises Unavailable when the consumer ends by itself: whoever watches over the process must start it again.
     """
@@ -32,7 +32,7 @@ def run_worker(house: House, *, queue: str) -> None:
         # One process per GPU, and one thread in it that scores while the main thread keeps the broker's connection:
         # never a forked pool, whose children would inherit CUDA and torch's threads.
         celery.worker_main(
-            ["worker", f"--queues={queue}", "--pool=threads", "--concurrency=1", "--loglevel=WARNING",
+            ["worker", f"--queues={SCORING}", "--pool=threads", "--concurrency=1", "--loglevel=WARNING",
              "--without-gossip", "--without-mingle"]
         )  # fmt: skip
         if not service.stopping.is_set():  # Celery logs what it did not survive and returns as if all were well

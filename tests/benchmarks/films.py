@@ -73,14 +73,14 @@ def _drawn(rng: np.random.Generator) -> Iterator[Dataset]:
     for i, syntax in enumerate(MIX):
         rows, columns = (int(side) // 2 * 2 for side in rng.uniform(*SIDES_PIXELS, size=2))
         if originals:
-            pixels = _upscaled(originals[i % len(originals)], rows, columns, rng)
+            pixels = upscaled(originals[i % len(originals)], rows, columns, rng)
         else:
             pixels = texture(rows, columns, seed=i)
         yield make_film(pixels=pixels, bits=12, transfer_syntax=syntax, WindowCenter=2048, WindowWidth=3800)
 
 
-def _upscaled(original: Path, rows: int, columns: int, rng: np.random.Generator) -> NDArray[np.uint16]:
-    """A smooth enlargement alone would compress as no film does: the grain is what a lossless codec has to carry."""
+def upscaled(original: Path, rows: int, columns: int, rng: np.random.Generator) -> NDArray[np.uint16]:
+    """A real film at another size. Enlarged alone it would compress as no film does: a codec has to carry grain."""
     with Image.open(original) as png:
         smooth = np.asarray(png.convert("F").resize((columns, rows), Image.Resampling.BICUBIC)) * 16
     grain = rng.normal(0, GRAIN, smooth.shape)

@@ -159,3 +159,17 @@ def test_the_doctor_says_when_the_champions_file_has_changed(settings):
 
 def test_simulate_without_operating_points_says_what_is_missing(monkeypatch, capsys):
     assert nightread("simulate", "--days", "1").exit_code == 2
+
+
+def test_explain_draws_what_the_network_looks_at(tmp_path):
+    film = make_film(tmp_path / "a.dcm")
+    nightread("score", tmp_path)
+    for what in (tmp_path / "a.dcm", film.SOPInstanceUID):
+        folder = tmp_path / f"pictures-{str(what)[-4:]}"
+        assert nightread("explain", what, "--heatmap", folder).exit_code == 0
+        assert (folder / "grad_cam.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_explain_cannot_draw_what_is_no_film(tmp_path):
+    make_film(tmp_path / "a.dcm", PixelData=b"\0\0")
+    assert nightread("explain", tmp_path / "a.dcm", "--heatmap", tmp_path / "pictures").exit_code == 2

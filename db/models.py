@@ -270,6 +270,7 @@ class RunRank(Base):
     """The reading order as it stood when a run ended."""
 
     __tablename__ = "run_rank"
+    __table_args__ = (Index("ix_run_rank_study_id", "study_id"),)  # else pruning a study scans every run's ranks
     run_id: Mapped[int] = mapped_column(ForeignKey("run.id", ondelete="CASCADE"), primary_key=True)
     study_id: Mapped[int] = mapped_column(BigKey, ForeignKey("study.id", ondelete="CASCADE"), primary_key=True)
     priority_rank: Mapped[int]

@@ -24,6 +24,7 @@ from worker.policy_cli import app as policy
 from worker.settings import Settings
 from worker.terminal import DONE, SOME_LEFT_OUT, UNAVAILABLE, AsJson, err, open_house, out, print_json, refuse
 
+RESCORED_AT_ONCE = 1000  # studies in one transaction
 STOPPED = 130  # by Ctrl-C
 MAIN_GROUPS = ("all", "normal", "category A", "Pneumothorax", "Effusion", "Consolidation")  # that simulate shows
 
@@ -184,6 +185,28 @@ def requeue(
     if study is not None and not ids:
         refuse("this study has nothing in quarantine, or the database does not know it")
     out.print(f"{len(ids)} studies wait again; `nightread score` or the next sweep takes them.")
+
+
+@app.command()
+def rescore(
+    limit: Annotated[int, typer.Option(min=1, help="At most so many studies.")] = 1_000_000,
+) -> None:
+    """Let studies that another checkpoint has ranked be scored again by the one that is live.
+
+    Each keeps its place until it has its new one.
+    """
+    from db import ledger
+    from db.session import session_scope
+
+    house = open_house()
+    checkpoint_id, total = house.live().checkpoint_id, 0
+    while total < limit:
+        with session_scope(house.engine) as session:
+            found = ledger.rescore(session, checkpoint_id=checkpoint_id, limit=min(RESCORED_AT_ONCE, limit - total))
+        total += len(found)
+        if not found:
+            break
+    out.print(f"{total} studies wait again; `nightread score` or the next sweep takes them.")
 
 
 @app.command()

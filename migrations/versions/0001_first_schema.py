@@ -277,6 +277,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_run_rank_study_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("run_id", "study_id", name=op.f("pk_run_rank")),
     )
+    op.create_index("ix_run_rank_study_id", "run_rank", ["study_id"], unique=False)
     op.create_table(
         "study_priority",
         sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),

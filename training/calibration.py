@@ -3,7 +3,8 @@
 Everything here is fitted on validation films at their natural prevalence, never on an undersampled set.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from training.checkpoint import Calibration
+from training.checkpoint import Calibration, Header
 
 Array = NDArray[np.floating]
 
@@ -79,6 +80,42 @@ def at_site(calibration: Calibration, *, fitted: Sequence[float], site: Sequence
         for k, (knots, heights) in calibration.isotonic.items()
     }
     return Calibration(calibration.shift, calibration.slope, intercepts, tables)
+
+
+def header_at_site(header: Header, site: Mapping[str, float]) -> Header:
+    """A checkpoint's header for a site whose prevalences of some findings are known, each in (0, 1).
+
+    Thresholds move with the probabilities, so that they flag the same films; the reference, against which drift is
+    judged, moves too. Raises KeyError for a finding that the checkpoint does not score, ValueError for a prevalence
+    outside (0, 1) or a checkpoint that does not say what it was calibrated on.
+    """
+    fitted = _fitted_prevalences(header)
+    if unknown := set(site) - set(header.findings):
+        raise KeyError(f"the checkpoint does not score {', '.join(sorted(unknown))}")
+    if not all(0 < share < 1 for share in (*site.values(), *fitted.values())):
+        raise ValueError("a prevalence lies between 0 and 1, and so must the one that the checkpoint was calibrated at")
+    wanted = {finding: site.get(finding, fitted[finding]) for finding in header.findings}
+    by = {finding: _log_odds(wanted[finding]) - _log_odds(fitted[finding]) for finding in header.findings}
+    quantiles = header.reference["probabilities"]
+    return replace(
+        header,
+        calibration=at_site(header.calibration, fitted=list(fitted.values()), site=list(wanted.values())),
+        thresholds={f: {n: _moved(cut, by[f]) for n, cut in cuts.items()} for f, cuts in header.thresholds.items()},
+        reference={
+            **header.reference,
+            "probabilities": {f: [_moved(height, by[f]) for height in heights] for f, heights in quantiles.items()},
+        },
+        training={**header.training, "site_prevalence": dict(site)},
+    )
+
+
+def _fitted_prevalences(header: Header) -> dict[str, float]:
+    """What a checkpoint's summary says of the films it was calibrated on: validation, or all where it was crossfitted."""
+    films, positives = header.training.get("films", {}), header.training.get("positives", {})
+    split = "validation" if films.get("validation") else "train"
+    if not films.get(split):
+        raise ValueError("the checkpoint does not say on how many films it was calibrated")
+    return {finding: positives[split][finding] / films[split] for finding in header.findings}
 
 
 def thresholds(

@@ -157,6 +157,29 @@ def sweep(
     typer.echo(table.to_string(index=False))
 
 
+@app.command("at-site")
+def at_site(
+    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint to move.", exists=True, dir_okay=False)],
+    out: Annotated[Path, typer.Argument(help="The new checkpoint's file.", dir_okay=False)],
+    *,
+    prevalence: Annotated[
+        list[str], typer.Option(metavar="FINDING=SHARE", help="Of the site's films, like Effusion=.12.")
+    ],
+) -> None:
+    """Recalibrate a checkpoint for a site where findings are rarer or more common; the ranks within a finding stay."""
+    from training.calibration import header_at_site
+    from training.checkpoint import Header, load_checkpoint, save_checkpoint
+
+    with _told_plainly():
+        loaded = load_checkpoint(checkpoint)
+    try:
+        site = {name: float(share) for name, _, share in (each.partition("=") for each in prevalence)}
+        header = header_at_site(Header(**{name: getattr(loaded, name) for name in Header.__dataclass_fields__}), site)
+    except (ValueError, KeyError) as wrong:
+        raise typer.BadParameter(str(wrong)) from wrong
+    typer.echo(f"{out}: digest {save_checkpoint(out, header, state=loaded.state)}")
+
+
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="The checkpoint to judge.", dir_okay=False)],

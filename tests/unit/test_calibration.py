@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
 
-from training.calibration import FLATTEST_SLOPE, at_site, fit_calibration, platt, reference, thresholds
+from training.calibration import (
+    FLATTEST_SLOPE,
+    at_site,
+    fit_calibration,
+    header_at_site,
+    platt,
+    reference,
+    thresholds,
+)
+from training.checkpoint import SHIPPED, read_header
+from training.findings import FINDINGS
 
 RNG = np.random.default_rng(0)
 
@@ -84,3 +94,21 @@ def test_the_reference_holds_rising_quantiles_per_finding() -> None:
     assert len(said["levels"]) == 101
     assert said["levels"][10] == 0.1
     assert (np.diff(said["probabilities"]["Edema"]) >= 0).all()
+
+
+def test_a_checkpoint_at_a_site_with_more_of_a_finding_says_more_and_flags_the_same_films():
+    logits = np.random.default_rng(3).normal(size=(400, len(FINDINGS)))
+    header = read_header(SHIPPED)
+    moved = header_at_site(header, {"Effusion": 0.3})
+    effusion, mass = FINDINGS.index("Effusion"), FINDINGS.index("Mass")
+    before, after = (h.calibration.probabilities(logits.astype(np.float32)) for h in (header, moved))
+    assert (after[:, effusion] > before[:, effusion]).all()
+    np.testing.assert_array_equal(after[:, mass], before[:, mass])
+    cuts = [h.thresholds["Effusion"]["flag_10"] for h in (header, moved)]
+    np.testing.assert_array_equal(before[:, effusion] >= cuts[0], after[:, effusion] >= cuts[1])
+
+
+@pytest.mark.parametrize(("site", "error"), [({"Effusion": 1.5}, ValueError), ({"Fracture": 0.1}, KeyError)])
+def test_a_prevalence_that_cannot_be_is_refused(site, error):
+    with pytest.raises(error):
+        header_at_site(read_header(SHIPPED), site)

@@ -110,7 +110,7 @@ def header_at_site(header: Header, site: Mapping[str, float]) -> Header:
 
 
 def _fitted_prevalences(header: Header) -> dict[str, float]:
-    """What a checkpoint's summary says of the films it was calibrated on: validation, or all where it was crossfitted."""
+    """Of the films that a checkpoint was calibrated on: validation, or all of them where it was crossfitted."""
     films, positives = header.training.get("films", {}), header.training.get("positives", {})
     split = "validation" if films.get("validation") else "train"
     if not films.get(split):

@@ -89,7 +89,7 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder of the JSON file")
     chosen = arguments.parse_args()
     logs.configure(level="warning", style="console")
-    console = Console()
+    console = Console(width=130)
     results = run(turns=chosen.turns, seconds=chosen.seconds, console=console)
     console.print(measurements_table(results), goals_table(results))
     chosen.out.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ What it takes to open one (processes, imports, weights, the first film) is its s
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -193,8 +194,8 @@ def task_per_film(broker_url: str, *, servers: Sequence[int], first: Path, folde
         contender.measure([first] * 2 * CORES)
         yield contender
     finally:
-        process.terminate()
-        process.wait(timeout=60)
+        process.send_signal(signal.SIGQUIT)  # a cold shutdown: the warm one waits for a pool that may hang
+        process.wait()
 
 
 # ------------------------------------------------------------------------------------------------------------ Nightread

@@ -41,6 +41,7 @@ from worker.scoring import Hand, open_scorer, score_waiting
 from worker.settings import Settings
 from worker.sweep import sweep
 from worker.tasks import Service
+from worker.terminal import WRONG_USAGE
 
 RECOVERY_SECONDS = 120  # what is promised for every fault; these tests use shorter leases
 
@@ -440,8 +441,8 @@ def test_studies_of_a_score_command_that_was_killed_are_taken_by_the_next(embedd
         assert score_waiting(scorer, kind="score").scored == 3
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "no checkpoint"), (b"\x08\0\0\0\0\0\0\0{}{}{}{}", "damaged")])
-def test_a_worker_without_a_sound_checkpoint_says_so_and_ends(content, words, tmp_path, redis_url, capsys, monkeypatch):
+@pytest.mark.parametrize("content", [None, b"\x08\0\0\0\0\0\0\0{}{}{}{}"], ids=["missing", "damaged"])
+def test_a_worker_without_a_sound_checkpoint_says_so_and_ends(content, tmp_path, redis_url, capsys, monkeypatch):
     checkpoint = tmp_path / "checkpoint.safetensors"
     if content is not None:
         checkpoint.write_bytes(content)
@@ -451,7 +452,7 @@ def test_a_worker_without_a_sound_checkpoint_says_so_and_ends(content, words, tm
     monkeypatch.setattr(sys, "argv", ["nightread", "worker"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == cli.WRONG_USAGE
+    assert ended.value.code == WRONG_USAGE
     said = capsys.readouterr().err
     assert "checkpoint" in said
     assert "Traceback" not in said

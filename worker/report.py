@@ -65,6 +65,8 @@ SENTENCES = {
     "decoder_timeout": "Decoding the film took longer than the time limit, twice.",
     "duplicate_pixels": "Another film of the study has the same pixels; it counts once.",
     "file_replaced": "The file now holds another film than the one that was registered.",
+    "file_name_unusable": "The name of the file, or of a folder above it, is not UTF-8.",
+    "header_not_storable": "A value of its header does not fit the database.",
     "file_unavailable": "The file could not be reached.",
     "films_quarantined": "All films of the study were quarantined before.",
     "no_film": "No film of the study was left to read.",

@@ -164,16 +164,10 @@ def _register_all(
         return _register_together(house, read, unscored, received)
     except DataError:
         vars(received).update(vars(before))
-    taken = []
-    for file, arrival in read:
-        before = replace(received, studies=set(received.studies))
-        try:
-            taken += _register_together(house, [(file, arrival)], unscored, received)
-        except DataError:
-            vars(received).update(vars(before))
-            refused = UnusableStudy("header_not_storable", "a value of its header does not fit the database")
-            taken += _register_together(house, [(file, refused)], unscored, received)
-    return taken
+    if len(read) == 1:
+        refused = UnusableStudy("header_not_storable", "a value of its header does not fit the database")
+        return _register_together(house, [(read[0][0], refused)], unscored, received)
+    return [taken for each in read for taken in _register_all(house, [each], unscored, received)]
 
 
 def _register_together(

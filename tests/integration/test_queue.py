@@ -1,9 +1,7 @@
 """The same story through real Redis and real PostgreSQL, with worker processes as users start them."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import redis
+from crew import books, enqueue, start
 from dicom_files import make_film, texture
 from sqlalchemy import select, text
 
-from db import ledger, schema
-from db.books import Books, read_books
+from db import schema
 from db.models import FINDING_COLUMNS, FilmScore, Instance, StudyPriority
-from db.session import read_scope, session_scope
-from worker.app import make_app, ring
+from db.session import read_scope
+from worker.app import make_app
 from worker.house import House
 from worker.intake import receive
 from worker.scoring import open_scorer, score_waiting
@@ -38,13 +36,7 @@ def house(settings: Settings, postgres_url: str, redis_url: str) -> House:
 @contextmanager
 def running(house: House, command: str, log: Path) -> Iterator[subprocess.Popen]:
     """`nightread COMMAND` as a process of its own, ended with SIGTERM."""
-    values = house.settings.model_dump(mode="json", exclude={"modalities", "roots", "broker_ca_file", "checkpoint"})
-    environment = {f"NIGHTREAD_{name.upper()}": str(value) for name, value in values.items()}
-    environment |= {"NIGHTREAD_CHECKPOINT": str(house.settings.checkpoint), "OMP_NUM_THREADS": "1"}
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "worker.cli", command], env=os.environ | environment, stdout=output, stderr=output
-        )
+    process = start(house, command, log)
     try:
         yield process
     finally:
@@ -57,19 +49,6 @@ def wait_until(condition, *, seconds: float = 60, log: Path | None = None) -> No
     while not condition():
         assert time.monotonic() < deadline, log.read_text() if log else "it never came true"
         time.sleep(0.1)
-
-
-def books(house: House) -> Books:
-    with read_scope(house.engine) as session:
-        return read_books(session)
-
-
-def enqueue(house: House, folder: Path) -> list[int]:
-    receive(house, [folder])
-    with session_scope(house.engine) as session:
-        studies = ledger.studies_to_ring(session, ring_again_minutes=1, limit=1000)
-    ring(make_app(house.settings), studies)
-    return studies
 
 
 def rows(house: House) -> set[tuple]:

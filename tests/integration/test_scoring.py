@@ -8,8 +8,9 @@ import pytest
 from dicom_files import make_film, save, texture
 from pydicom.uid import generate_uid
 from sqlalchemy import select, text
+from sqlalchemy.exc import DataError
 
-from db import ledger
+from db import arrivals, ledger
 from db.books import read_books
 from db.models import FilmScore, Instance, RejectedFile, Run, RunRank, Study
 from db.session import read_scope, session_scope
@@ -301,3 +302,19 @@ def test_a_study_that_says_scored_without_a_scored_film_upsets_the_books(house, 
         session.execute(text("UPDATE instance SET state = 'waiting'"))
     with read_scope(house.engine) as session:
         assert not read_books(session).balance
+
+
+def test_a_header_that_the_database_refuses_costs_only_its_file(house, tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        make_film(tmp_path / f"{name}.dcm", AccessionNumber=name)
+    register = arrivals.register
+
+    def refusing(session, arrival, **kwargs):
+        if arrival.study["accession_number"] == "b":
+            raise DataError("INSERT", {}, ValueError("out of range"))
+        return register(session, arrival, **kwargs)
+
+    monkeypatch.setattr(arrivals, "register", refusing)
+    received = receive(house, [tmp_path])
+    assert (received.files, received.new_instances, received.rejected) == (3, 2, 1)
+    assert one(house, select(RejectedFile.reason))[0] == "header_not_storable"

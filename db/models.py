@@ -17,6 +17,8 @@ INSTANCE_STATES = ("waiting", "scored", "skipped", "quarantined")
 CHECKPOINT_STATES = ("challenger", "shadow", "champion", "retired", "refused")
 CATEGORIES = ("A", "B", "C", "D")
 VERDICTS = ("present", "absent", "not_assessed")
+TRAINING_STATES = ("running", "passed", "refused", "ended", "failed")
+DRIFT_LEVELS = ("quiet", "warn", "act")
 
 # The columns of film_score, in the order of the vocabulary (training.findings.FINDINGS, lower case).
 FINDING_COLUMNS = (
@@ -128,6 +130,8 @@ class Checkpoint(Base):
         _one_of("state", CHECKPOINT_STATES),
         Index("uq_checkpoint_champion", "state", unique=True, postgresql_where=text("state = 'champion'"),
               sqlite_where=text("state = 'champion'")),
+        Index("uq_checkpoint_shadow", "state", unique=True, postgresql_where=text("state = 'shadow'"),
+              sqlite_where=text("state = 'shadow'")),
     )  # fmt: skip
     id: Mapped[int] = mapped_column(primary_key=True)
     digest: Mapped[str] = mapped_column(String(64), unique=True)
@@ -280,12 +284,27 @@ class RunRank(Base):
 
 
 class TrainingRun(Base):
-    """One training or retraining: from which data and code, with which outcome and evidence."""
+    """One retraining: from which data and code, with which outcome and evidence.
+
+    States: running; passed or refused (by the gate); ended (there was nothing to train, `reason` says why); failed. The
+    running row is also the lock: there is one at most, and whoever finds its lease expired goes on with it.
+    """
 
     __tablename__ = "training_run"
+    __table_args__ = (
+        _one_of("state", TRAINING_STATES),
+        Index("uq_training_run_running", "state", unique=True, postgresql_where=text("state = 'running'"),
+              sqlite_where=text("state = 'running'")),
+        Index("ix_training_run_checkpoint_id", "checkpoint_id"),
+    )  # fmt: skip
     id: Mapped[int] = mapped_column(primary_key=True)
     state: Mapped[str] = mapped_column(String(16))
+    stage: Mapped[str | None] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(Text)
+    cause: Mapped[str] = mapped_column(String(16), server_default="hand")
+    attempts: Mapped[int] = mapped_column(server_default="1")
+    held_by: Mapped[str | None] = mapped_column(String(64))
+    lease_expires_at: Mapped[datetime | None]
     started_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
     parent_checkpoint_id: Mapped[int | None] = mapped_column(ForeignKey("checkpoint.id"))
@@ -295,6 +314,87 @@ class TrainingRun(Base):
     settings: Mapped[dict[str, Any]] = mapped_column(JSON)
     counts: Mapped[dict[str, Any]] = mapped_column(JSON)
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class GateVerdict(Base):
+    """A challenger judged beside the champion of that day: `passed` is what promotion asks for."""
+
+    __tablename__ = "gate_verdict"
+    __table_args__ = (Index("ix_gate_verdict_challenger_id", "challenger_id"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    challenger_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"))
+    champion_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"))
+    training_run_id: Mapped[int | None] = mapped_column(ForeignKey("training_run.id"))
+    passed: Mapped[bool]
+    gold_digest: Mapped[str] = mapped_column(String(64))
+    films: Mapped[int]
+    patients: Mapped[int]
+    rules: Mapped[dict[str, Any]] = mapped_column(JSON)
+    judged_at: Mapped[datetime]
+    judged_by: Mapped[str] = mapped_column(String(64))
+
+
+class GateCheck(Base):
+    """One line of a verdict: a figure of both checkpoints, their difference with its 95 % interval, and the bound."""
+
+    __tablename__ = "gate_check"
+    __table_args__ = (UniqueConstraint("verdict_id", "number"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    verdict_id: Mapped[int] = mapped_column(ForeignKey("gate_verdict.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    films_from: Mapped[str] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(String(32))
+    subject: Mapped[str] = mapped_column(String(32))
+    champion: Mapped[float | None]
+    challenger: Mapped[float | None]
+    difference: Mapped[float | None]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    bound: Mapped[float | None]
+    passed: Mapped[bool]
+    note: Mapped[str | None] = mapped_column(Text)
+
+
+class ShadowPriority(Base):
+    """Where a study would stand under a checkpoint that does not rank: in shadow, or looked at before it goes live."""
+
+    __tablename__ = "shadow_priority"
+    __table_args__ = (_one_of("category", CATEGORIES), Index("ix_shadow_priority_checkpoint_id", "checkpoint_id"))
+    study_id: Mapped[int] = mapped_column(BigKey, ForeignKey("study.id", ondelete="CASCADE"), primary_key=True)
+    checkpoint_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"), primary_key=True)
+    category: Mapped[str] = mapped_column(String(1))
+    category_a: Mapped[bool]
+    urgency: Mapped[float]
+    flag: Mapped[str | None] = mapped_column(Text)
+    top_finding: Mapped[str | None] = mapped_column(String(32))
+    top_probability: Mapped[float | None] = mapped_column(REAL)
+    policy_id: Mapped[int | None] = mapped_column(ForeignKey("policy.id"))
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id"))
+    ranked_at: Mapped[datetime]
+
+
+class Drift(Base):
+    """One figure of one day beside its reference: how far what comes in has moved from what the checkpoint knows.
+
+    Measures: psi and ks per finding (of the champion's scores), shares per attribute (psi over its values), rates
+    (skipped, quarantined). `level` is quiet, warn or act by the settings of that day.
+    """
+
+    __tablename__ = "drift"
+    __table_args__ = (
+        _one_of("level", DRIFT_LEVELS),
+        UniqueConstraint("day", "checkpoint_id", "measure", "subject"),
+    )
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    day: Mapped[str] = mapped_column(String(10))
+    checkpoint_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"))
+    measure: Mapped[str] = mapped_column(String(16))
+    subject: Mapped[str] = mapped_column(String(64))
+    value: Mapped[float]
+    reference: Mapped[float | None]
+    level: Mapped[str] = mapped_column(String(8))
+    films: Mapped[int]
+    computed_at: Mapped[datetime]
 
 
 class Audit(Base):

@@ -80,6 +80,76 @@ class Settings(BaseSettings):
     run_idle_minutes: float = Field(15.0, ge=0)
     """A night's run ends when nothing waits and nothing came for this long."""
 
+    blind_share: float = Field(0.0, ge=0, lt=1)
+    """Share of studies listed as if no model had scored them, to measure what ranking changes."""
+
+    time_zone: str = "UTC"
+    """The schedules' time zone, such as Europe/Berlin."""
+    retrain_schedule: str = "0 22 * * 6"
+    """When beat asks for a retraining, in crontab's five fields; empty: never."""
+    retrain_base: Path | None = None
+    """A folder made by `nightread train prepare`, mixed into what radiologists confirmed; unset: none."""
+    retrain_base_ratio: float = Field(1.0, ge=0)
+    """Base films to learn from per confirmed film, as far as the base holds them."""
+    retrain_unconfirmed_is_absent: bool = False
+    """A finding that nobody named in a study that was read counts as absent."""
+    retrain_min_new_films: int = Field(50, ge=1)
+    """Films confirmed since the champion was trained, below which a retraining ends at once."""
+    retrain_min_positives: int = Field(10, ge=1)
+    """Films with a finding that training needs to hold, for every finding the champion scores."""
+    retrain_recent_days: float = Field(90.0, gt=0)
+    """The window of recently confirmed films on which both checkpoints are judged too."""
+    retrain_epochs: int = Field(8, ge=1)
+    """Epochs of a retraining."""
+    retrain_learning_rate: float = Field(1e-4, gt=0)
+    """The highest learning rate of a retraining, which starts from the champion's weights."""
+    retrain_batch_size: int = Field(32, ge=2)
+    """Films per training step."""
+    retrain_seed: int = 2026
+    """Of everything that a retraining draws."""
+    retrain_threads: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2), ge=1)
+    """Processor threads of a retraining; it runs at the lowest priority beside the scoring."""
+    retrain_promotes: bool = False
+    """A challenger that passed the gate becomes the champion without anybody's word."""
+
+    gate_macro_auroc: float = -0.005
+    """Least lower bound (95 %, over patients) of the macro AUROC's difference to the champion's."""
+    gate_finding_auroc: float = -0.02
+    """Least difference of the AUROC of each finding of category A or B."""
+    gate_sensitivity: float = -0.02
+    """Least difference of the sensitivity for pneumothorax when 10 % of films are flagged."""
+    gate_ece: float = Field(0.01, ge=0)
+    """Most that the calibration error (macro ECE) may grow."""
+    gate_gap: float = Field(0.03, ge=0)
+    """Most that the gap in false negatives between sexes, age bands or views may grow."""
+    gate_time_minutes: float = Field(0.0, ge=0)
+    """Most that the simulated time to report of pneumothorax may grow."""
+    gate_min_positives: int = Field(10, ge=1)
+    """Films with a finding below which a check on it is undecided, which does not pass."""
+    gate_replicates: int = Field(1000, ge=100)
+    """Bootstrap draws of patients."""
+
+    drift_schedule: str = "0 6 * * *"
+    """When beat asks for the day's drift, in crontab's five fields; empty: never."""
+    drift_min_films: int = Field(200, ge=50)
+    """Films of a day below which drift is not judged."""
+    drift_reference_days: int = Field(28, ge=1)
+    """Days before a day against which its shares and rates are judged."""
+    drift_psi_warn: float = Field(0.1, gt=0)
+    """Population stability index, less what chance alone gives, from which drift warns."""
+    drift_psi_act: float = Field(0.25, gt=0)
+    """The same, from which somebody must act."""
+    drift_ks_warn: float = Field(0.1, gt=0)
+    """Kolmogorov and Smirnov's distance, less what chance alone gives, from which drift warns."""
+    drift_ks_act: float = Field(0.2, gt=0)
+    """The same, from which somebody must act."""
+    drift_rate_warn: float = Field(0.05, gt=0)
+    """Change of the share of skipped or quarantined studies from which drift warns."""
+    drift_rate_act: float = Field(0.15, gt=0)
+    """The same, from which somebody must act."""
+    drift_retrains: bool = False
+    """Drift from which somebody must act asks for a retraining too; it never promotes."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much the service says."""
     log_format: Literal["console", "json"] = "console"

@@ -9,7 +9,7 @@ from sqlalchemy.types import TypeEngine
 
 from db.base import UtcDateTime
 
-HEAD = 100  # what the view next_to_read holds: the head of the list, at a cost that does not grow with it
+HEAD = 50  # what the view next_to_read holds: the head of the list, at a cost that does not grow with it
 
 # SQLite keeps moments as text and truth as 0 or 1; only a typed column turns them back.
 _TYPES: dict[str, TypeEngine[Any]] = {

@@ -110,7 +110,7 @@ def views(dialect: str) -> dict[str, str]:
             JOIN film_score f ON f.instance_id = i.id AND f.checkpoint_id = p.checkpoint_id
             GROUP BY s.id, s.study_instance_uid""",  # noqa: S608
         "worklist": _worklist(OVERDUE_BEFORE[dialect]),
-        "next_to_read": _next_to_read(OVERDUE_BEFORE[dialect], oldest, urgent),
+        "next_to_read": next_to_read(dialect, limit=NEXT),
         "study_log": _study_log(**TIME[dialect]),
         "film_log": _film_log(night=TIME[dialect]["night"], hour=TIME[dialect]["hour"]),
         "study_contribution": _study_contribution(CHECKPOINT_THRESHOLD[dialect]),
@@ -177,32 +177,33 @@ def _worklist(overdue_before: str) -> str:
     return RANKED.format(rank=f"row_number() OVER (ORDER BY {ORDER})", rows=rows)
 
 
-def _next_to_read(overdue_before: str, oldest: Order, urgent: Order) -> str:
-    """The head of the worklist, each part of the order read from its own end of a partial index.
+def next_to_read(dialect: str, *, limit: int) -> str:
+    """The first `limit` of the worklist, each part of the order read from its own end of a partial index.
 
     `overdue` moves with the clock, so no single index holds the whole order; four short index scans do. The last one is
     skipped when overdue studies alone fill the head, else it would step over all of them. (SQLite sees a column of an
     index in `stat = true`, and not in `stat`.)
     """
+    (oldest, urgent), overdue_before = orders(dialect), OVERDUE_BEFORE[dialect]
     overdue, timely = f"q.received_at <= {overdue_before}", f"q.received_at > {overdue_before}"
     full = f"""(SELECT count(*) FROM (SELECT 1 FROM {oldest.table}
-        WHERE q.read_at IS NULL AND q.stat = false AND {overdue} LIMIT {NEXT}) o) = {NEXT}"""  # noqa: S608
+        WHERE q.read_at IS NULL AND q.stat = false AND {overdue} LIMIT {limit}) o) = {limit}"""  # noqa: S608
     parts = (
-        (f"q.stat = true AND {overdue}", "true", oldest, f"{NEXT}"),
-        (f"q.stat = true AND {timely}", "false", urgent, f"{NEXT}"),
-        (f"q.stat = false AND {overdue}", "true", oldest, f"{NEXT}"),
-        (f"q.stat = false AND {timely}", "false", urgent, f"(SELECT CASE WHEN {full} THEN 0 ELSE {NEXT} END)"),
+        (f"q.stat = true AND {overdue}", "true", oldest, f"{limit}"),
+        (f"q.stat = true AND {timely}", "false", urgent, f"{limit}"),
+        (f"q.stat = false AND {overdue}", "true", oldest, f"{limit}"),
+        (f"q.stat = false AND {timely}", "false", urgent, f"(SELECT CASE WHEN {full} THEN 0 ELSE {limit} END)"),
     )
     # Only what the indexes hold until the head is cut: a row that does not make it costs no look-up in a table.
     parts_of_head = " UNION ALL ".join(
         f"""SELECT * FROM (
             SELECT q.study_id, q.stat, q.category_a, q.urgency, q.received_at, {is_overdue} AS overdue
             FROM {order.table} WHERE q.read_at IS NULL AND {where}
-            ORDER BY {", ".join(order.columns)} LIMIT {limit}) part_{number}"""  # noqa: S608
-        for number, (where, is_overdue, order, limit) in enumerate(parts)
+            ORDER BY {", ".join(order.columns)} LIMIT {most}) part_{number}"""  # noqa: S608
+        for number, (where, is_overdue, order, most) in enumerate(parts)
     )
     head = f"""SELECT p.study_id, p.overdue, row_number() OVER (ORDER BY {ORDER}) AS priority_rank
-        FROM ({parts_of_head}) p ORDER BY priority_rank LIMIT {NEXT}"""  # noqa: S608
+        FROM ({parts_of_head}) p ORDER BY priority_rank LIMIT {limit}"""  # noqa: S608
     rows = f"""SELECT sp.*, head.overdue, head.priority_rank
         FROM ({head}) head JOIN study_priority sp ON sp.study_id = head.study_id"""  # noqa: S608
     return RANKED.format(rank="p.priority_rank", rows=rows) + " ORDER BY p.priority_rank"

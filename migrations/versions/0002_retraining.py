@@ -4,6 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 import db.base
+from migrations.views_0001 import NEXT, next_to_read
 from migrations.views_0002 import views
 
 revision = "0002"
@@ -14,6 +15,7 @@ depends_on = None
 BIG_KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 MOMENT = db.base.UtcDateTime(timezone=True)
 NEW_COLUMNS = ("stage", "cause", "attempts", "held_by", "lease_expires_at")
+NEXT_NOW = 50  # what one looks at; each of the four ends of the order is read so far, so half as many cost half
 TABLES_LAST_FIRST = ("drift", "shadow_priority", "gate_check", "gate_verdict")
 
 
@@ -58,7 +60,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=32), nullable=False),
         sa.Column("subject", sa.String(length=32), nullable=False),
         *(
-            sa.Column(name, sa.Float(), nullable=True)
+            sa.Column(name, sa.Double(), nullable=True)
             for name in ("champion", "challenger", "difference", "low", "high", "bound")
         ),
         sa.Column("passed", sa.Boolean(), nullable=False),
@@ -75,7 +77,7 @@ def upgrade() -> None:
         sa.Column("checkpoint_id", sa.Integer(), nullable=False),
         sa.Column("category", sa.String(length=1), nullable=False),
         sa.Column("category_a", sa.Boolean(), nullable=False),
-        sa.Column("urgency", sa.Float(), nullable=False),
+        sa.Column("urgency", sa.Double(), nullable=False),
         sa.Column("flag", sa.Text(), nullable=True),
         sa.Column("top_finding", sa.String(length=32), nullable=True),
         sa.Column("top_probability", sa.REAL(), nullable=True),
@@ -99,8 +101,8 @@ def upgrade() -> None:
         sa.Column("checkpoint_id", sa.Integer(), nullable=False),
         sa.Column("measure", sa.String(length=16), nullable=False),
         sa.Column("subject", sa.String(length=64), nullable=False),
-        sa.Column("value", sa.Float(), nullable=False),
-        sa.Column("reference", sa.Float(), nullable=True),
+        sa.Column("value", sa.Double(), nullable=False),
+        sa.Column("reference", sa.Double(), nullable=True),
         sa.Column("level", sa.String(length=8), nullable=False),
         sa.Column("films", sa.Integer(), nullable=False),
         sa.Column("computed_at", MOMENT, nullable=False),
@@ -113,6 +115,12 @@ def upgrade() -> None:
     )
     for name, body in views(op.get_bind().dialect.name).items():
         op.execute(f"CREATE VIEW {name} AS {body}")
+    _next_to_read(NEXT_NOW)
+
+
+def _next_to_read(limit: int) -> None:
+    op.execute("DROP VIEW next_to_read")
+    op.execute(f"CREATE VIEW next_to_read AS {next_to_read(op.get_bind().dialect.name, limit=limit)}")
 
 
 def _at_most_one(name: str, table: str, where: str) -> None:
@@ -120,6 +128,7 @@ def _at_most_one(name: str, table: str, where: str) -> None:
 
 
 def downgrade() -> None:
+    _next_to_read(NEXT)
     for name in reversed(views(op.get_bind().dialect.name)):
         op.execute(f"DROP VIEW {name}")
     for table in TABLES_LAST_FIRST:

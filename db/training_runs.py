@@ -1,0 +1,119 @@
+"""Retrainings: one at a time, each with a row that is its lock, its progress and in the end its record.
+
+The lock is the running row's lease. It survives a crash: whoever finds it expired goes on with the same run.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from db.base import database_now
+from db.models import Audit, Site, TrainingRun
+
+
+class Busy(Exception):
+    """Another retraining is under way."""
+
+
+class Lost(Exception):
+    """The run is no longer ours: its lease ran out and another process took it."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A run that this process holds."""
+
+    run_id: int
+    holder: str
+    resumed: bool
+
+
+def take(
+    session: Session, *, holder: str, cause: str, settings: dict[str, Any], parent_id: int, lease_minutes: float,
+    max_attempts: int,
+) -> Held:  # fmt: skip
+    """Begin a run, or go on with the one whose process died. Raises Busy while another process is at work.
+
+    A run that died `max_attempts` times is ended as failed, and a new one begins.
+    """
+    session.execute(select(Site.id).with_for_update())  # two that begin take turns
+    now = database_now(session)
+    lease = now + timedelta(minutes=lease_minutes)
+    run = session.scalars(select(TrainingRun).where(TrainingRun.state == "running")).one_or_none()
+    if run is not None and run.lease_expires_at is not None and run.lease_expires_at > now:
+        raise Busy(f"retraining {run.id} is under way (stage: {run.stage}): wait for its end")
+    if run is not None and run.attempts < max_attempts:
+        run.held_by, run.lease_expires_at, run.attempts = holder, lease, run.attempts + 1
+        return Held(run.id, holder, resumed=True)
+    if run is not None:
+        run.state, run.finished_at, run.reason = "failed", now, f"its process died {run.attempts} times ({run.stage})"
+        session.flush()
+    run = TrainingRun(
+        state="running", stage="begin", cause=cause, attempts=1, held_by=holder, lease_expires_at=lease, started_at=now,
+        parent_checkpoint_id=parent_id, settings=settings, counts={}, metrics={},
+    )  # fmt: skip
+    session.add(run)
+    session.flush()
+    return Held(run.id, holder, resumed=False)
+
+
+def note(session: Session, held: Held, *, lease_minutes: float | None = None, **facts: Any) -> None:
+    """Write facts of a run that is still ours, and renew its lease. Raises Lost."""
+    if lease_minutes is not None:
+        facts["lease_expires_at"] = database_now(session) + timedelta(minutes=lease_minutes)
+    mine = (TrainingRun.id == held.run_id, TrainingRun.held_by == held.holder, TrainingRun.state == "running")
+    found = session.execute(update(TrainingRun).where(*mine).values(facts).returning(TrainingRun.id)).all()
+    if not found:
+        raise Lost(Lost.__doc__)
+
+
+def finish(session: Session, held: Held, state: str, *, reason: str | None, **facts: Any) -> None:
+    """End a run that is still ours. Raises Lost."""
+    now = database_now(session)
+    note(session, held, state=state, reason=reason, finished_at=now, lease_expires_at=None, **facts)
+    detail = {"training_run": held.run_id, "reason": reason}
+    session.add(Audit(at=now, actor=held.holder, action=f"retraining {state}", detail=detail))
+
+
+def let_go(session: Session, held: Held) -> None:
+    """Stop without an end: the next one goes on at once instead of waiting for the lease."""
+    note(session, held, lease_expires_at=database_now(session))
+
+
+def by_id(session: Session, run_id: int) -> TrainingRun:
+    """The run's row."""
+    return session.get_one(TrainingRun, run_id)
+
+
+def of_checkpoint(session: Session, checkpoint_id: int) -> TrainingRun | None:
+    """The run that made a checkpoint, or None for one that came as a file."""
+    made = select(TrainingRun).where(TrainingRun.checkpoint_id == checkpoint_id).order_by(TrainingRun.id.desc())
+    return session.scalars(made.limit(1)).first()
+
+
+def same_before(session: Session, held: Held, *, data_digest: str) -> int | None:
+    """The id of an earlier run, judged to its end, that learned the same from the same films; None if there is none."""
+    run = by_id(session, held.run_id)
+    judged = select(TrainingRun).where(
+        TrainingRun.state.in_(("passed", "refused")),
+        TrainingRun.data_digest == data_digest,
+        TrainingRun.parent_checkpoint_id == run.parent_checkpoint_id,
+        TrainingRun.id != run.id,
+    )
+    return next((other.id for other in session.scalars(judged) if other.settings == run.settings), None)
+
+
+def forsaken(session: Session) -> bool:
+    """Whether a run waits for somebody to go on with it."""
+    now = database_now(session)
+    dead = select(TrainingRun.id).where(TrainingRun.state == "running", TrainingRun.lease_expires_at < now)
+    return session.scalar(dead) is not None
+
+
+def everything(session: Session) -> Sequence[TrainingRun]:
+    """All runs, newest first."""
+    return session.scalars(select(TrainingRun).order_by(TrainingRun.id.desc())).all()

@@ -17,8 +17,8 @@ FILM_VIEWS = ("AP", "PA")
 class ConfirmedFilm:
     """A scored film of a study that somebody confirmed.
 
-    `labels` (11,) in vocabulary order: 1 present, 0 absent, None unknown. `patient` is the site's keyed hash, or the study's number where
-    the header names no patient.
+    `labels` (11,) in vocabulary order: 1 present, 0 absent, None unknown. `patient` is the site's keyed hash, or the
+    study's number where the header names no patient.
     """
 
     instance_id: int
@@ -55,7 +55,9 @@ def confirmed_films(session: Session, *, until: datetime, unconfirmed_is_absent:
         .order_by(Instance.id)
     )  # fmt: skip
     return [
-        ConfirmedFilm(instance, path, view, key or f"study-{study}", sex, age, words[study].at, words[study].labels)
+        ConfirmedFilm(
+            instance, path, view or "", key or f"study-{study}", sex, age, words[study].at, words[study].labels
+        )
         for instance, path, view, study, key, sex, age in session.execute(films)
         if any(label is not None for label in words[study].labels)
     ]

@@ -131,8 +131,8 @@ def downgrade() -> None:
     _next_to_read(NEXT)
     for name in reversed(views(op.get_bind().dialect.name)):
         op.execute(f"DROP VIEW {name}")
-    for table in TABLES_LAST_FIRST:
-        op.drop_table(table)
+    for name in TABLES_LAST_FIRST:
+        op.drop_table(name)
     op.drop_index("uq_checkpoint_shadow", "checkpoint")
     op.drop_index("uq_training_run_running", "training_run")
     op.drop_index("ix_training_run_checkpoint_id", "training_run")

@@ -16,7 +16,7 @@ import numpy as np
 import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential
+from tenacity import RetryCallState, retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from db import ledger, results, runs
 from db.ledger import ClaimedFilm, ClaimedStudy, Outcome
@@ -31,11 +31,21 @@ from worker.reading import Failure, Reader, Reading, ReadingRules, Square
 
 log = structlog.get_logger()
 
+A_RESTART = stop_after_delay(45)
+
+
+def _give_up(call: RetryCallState) -> bool:
+    """After a while, and at once where the worker that makes this call (a Hand's or a Scorer's) was told to stop."""
+    caller = call.args[0]
+    scorer: Scorer = caller.scorer if isinstance(caller, Hand) else caller
+    return A_RESTART(call) or scorer.should_stop()
+
+
 # A database that restarts costs seconds; one that stays away ends the pass, and the leases run out.
 patiently = retry(
     retry=retry_if_exception_type(OperationalError),
     wait=wait_exponential(multiplier=0.5, max=5),
-    stop=stop_after_delay(45),
+    stop=_give_up,
     reraise=True,
 )
 
@@ -65,6 +75,7 @@ class StudyInHand:
     squares: dict[int, Square] = field(default_factory=dict)  # by instance id
     failures: dict[int, Failure] = field(default_factory=dict)
     probabilities: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    by_shadow: dict[int, tuple[float, ...]] = field(default_factory=dict)  # where it looked and did not fail
 
     @property
     def complete(self) -> bool:
@@ -78,9 +89,11 @@ class Scorer:
     house: House
     live: Live
     classifier: Classifier
+    shadow: Shadow
     reader: Reader
     metrics: WorkMetrics
     worker: str
+    should_stop: Callable[[], bool]
 
     @property
     def engine(self) -> Engine:
@@ -93,19 +106,22 @@ class Scorer:
 
 
 @contextmanager
-def open_scorer(house: House, *, metrics: WorkMetrics | None = None) -> Iterator[Scorer]:
-    """Load the live checkpoint onto the device and start the decoders; both end with the block."""
-    settings, live = house.settings, house.live()
+def open_scorer(
+    house: House, *, metrics: WorkMetrics | None = None, should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[Scorer]:
+    """Load the live checkpoint (and the shadow) onto the device and start the decoders; all end with the block."""
+    settings, live, metrics = house.settings, house.live(), metrics or WorkMetrics()
     checkpoint, device = load_checkpoint(live.path, expected_digest=live.digest), choose_device(settings.device)
     if device.type == "cpu":
         share_processor()
     classifier = Classifier(checkpoint, device=device, batch_size=settings.batch_size)
+    shadow = open_shadow(house, live, classifier, metrics=metrics)
     rules = ReadingRules(
         checkpoint.preprocessing, house.pixel_limits, settings.decode_timeout_seconds, settings.decode_memory_mb
     )
     worker = f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:12]}"
     with Reader(rules, decoders=settings.decoders) as reader:
-        yield Scorer(house, live, classifier, reader, metrics or WorkMetrics(), worker)
+        yield Scorer(house, live, classifier, shadow, reader, metrics, worker, should_stop)
 
 
 def score_waiting(
@@ -113,11 +129,10 @@ def score_waiting(
     *,
     kind: str,
     first: int | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
     may_claim: Callable[[], bool] = lambda: True,
     on_settled: Callable[[int], None] = lambda _: None,
 ) -> Tally:
-    """Score what waits, the study `first` before the others, until nothing more can be claimed or `should_stop()`.
+    """Score what waits, the study `first` before the others, until nothing more can be claimed or the scorer must stop.
 
     While `may_claim()` is false what is in hand is finished and nothing is added (a new checkpoint is live). Whatever
     ends this (a stop, Ctrl-C, an error) gives back what is in hand; what was recorded stays.
@@ -126,7 +141,7 @@ def score_waiting(
     run_id = None
     try:
         while True:
-            if should_stop():
+            if scorer.should_stop():
                 return tally
             if may_claim():
                 hand.claim(first)
@@ -257,11 +272,15 @@ class Hand:
         """Run the network on a batch; one that raises is split until the culprit stands alone."""
         if not batch:
             return
-        classifier = self.scorer.classifier
+        classifier, shadow = self.scorer.classifier, self.scorer.shadow
+        size, squares = classifier.batch_size, np.stack([square.image for _, _, square in batch])
         try:
             with self._stage("predict"):
-                probabilities = classifier.predict(np.stack([square.image for _, _, square in batch]))
+                probabilities = classifier.predict(squares)
         except RuntimeError:
+            if len(batch) == 1 and shadow.give_up("shadow_gave_way"):  # the memory that it took may be what lacked
+                self.predict(batch)
+                return
             if len(batch) == 1:
                 study_id, instance_id, _ = batch[0]
                 self.studies[study_id].failures[instance_id] = Failure("prediction_failed", "the network failed on it")
@@ -269,9 +288,15 @@ class Hand:
             self.predict(batch[: len(batch) // 2])
             self.predict(batch[len(batch) // 2 :])
             return
+        if classifier.batch_size < size and shadow.give_up("shadow_gave_way"):
+            classifier.batch_size = size
         self.scorer.metrics.predicted(len(batch), batch_size=classifier.batch_size)
-        for (study_id, instance_id, _), row in zip(batch, probabilities, strict=True):
-            self.studies[study_id].probabilities[instance_id] = tuple(round(float(p), 6) for p in row)
+        seen = shadow.look(squares)
+        for i, (study_id, instance_id, _) in enumerate(batch):
+            study = self.studies[study_id]
+            study.probabilities[instance_id] = tuple(round(float(p), 6) for p in probabilities[i])
+            if seen is not None:
+                study.by_shadow[instance_id] = tuple(round(float(p), 6) for p in seen[i])
 
     def take_finished(self) -> list[StudyInHand]:
         """The studies all of whose films are through; they leave the hand."""
@@ -302,6 +327,8 @@ def record(scorer: Scorer, finished: Sequence[StudyInHand], *, run_id: int, tall
     done = [study for study in finished if study not in away]
     films = {study.claimed.study_id: film_results(study) for study in done}
     outcomes = {study.claimed.study_id: study_outcome(study, films[study.claimed.study_id]) for study in done}
+    draws = scorer.house.blinding.draws
+    blind = {study.claimed.study_id: draws(study.claimed.study_instance_uid) for study in done}
     with scorer.metrics.stage("record"), session_scope(scorer.engine) as session:
         for study in away:
             failure = next(failure for failure in study.failures.values() if failure.transient)
@@ -314,12 +341,16 @@ def record(scorer: Scorer, finished: Sequence[StudyInHand], *, run_id: int, tall
             checkpoint_id=scorer.live.checkpoint_id,
             run_id=run_id,
         )
-        places = [study_priority(scorer.live, outcomes[i], films[i]) for i in mine if outcomes[i].state != "skipped"]
+        listed = [i for i in mine if outcomes[i].state != "skipped"]
+        places = [study_priority(scorer.live, outcomes[i], films[i], blind=blind[i]) for i in listed]
         results.record_priorities(session, places, policy_id=scorer.live.policy.policy_id)
         runs.touch(session, run_id)
     tally.put_off += len(away)
     for outcome in settled:
         _count(scorer, outcome, films[outcome.study.study_id], tally)
+    # Last, and in a transaction of its own: nothing that the shadow does can undo what has just been recorded.
+    seen = [seen_by_shadow(study, outcomes, films, blind=blind) for study in done if study.claimed.study_id in mine]
+    scorer.shadow.record(scorer.engine, [study for study in seen if study is not None], run_id=run_id)
 
 
 def _must_wait(study: StudyInHand, *, hours: float) -> bool:
@@ -359,23 +390,23 @@ def study_outcome(study: StudyInHand, films: Sequence[FilmResult]) -> Outcome:
     return Outcome(study.claimed, "skipped", "no_film", "no film is left to read")
 
 
-def study_priority(live: Live, outcome: Outcome, films: Sequence[FilmResult]) -> PriorityResult:
+def study_priority(live: Live, outcome: Outcome, films: Sequence[FilmResult], *, blind: bool = False) -> PriorityResult:
     """Where the policy puts a study: by the highest probability of each finding over its films."""
     scored = [film.probabilities for film in films if film.state == "scored"]
-    probabilities = priority.study_probabilities(scored) if scored else None
-    complete = outcome.reason is None and not outcome.study.broken_films
-    policy = live.policy.policy
-    place = priority.standing(probabilities, policy, live.thresholds, complete=complete)
-    top = priority.contributions(probabilities, policy)[0] if probabilities is not None else None
-    return PriorityResult(
-        study_id=outcome.study.study_id,
-        category=place.category,
-        urgency=round(place.urgency, 6),
-        flag=place.flag,
-        top_finding=top.finding if top else None,
-        top_probability=round(top.probability, 6) if top else None,
-        checkpoint_id=live.checkpoint_id if top else None,
+    return placed(
+        outcome.study.study_id,
+        priority.study_probabilities(scored) if scored else None,
+        rules=live.policy.policy,
+        thresholds=live.thresholds,
+        checkpoint_id=live.checkpoint_id,
+        complete=is_complete(outcome),
+        blind=blind and bool(scored),
     )
+
+
+def is_complete(outcome: Outcome) -> bool:
+    """Whether every film of the study that is in scope was scored, now or before."""
+    return outcome.reason is None and not outcome.study.broken_films
 
 
 def _count(scorer: Scorer, outcome: Outcome, films: Sequence[FilmResult], tally: Tally) -> None:

@@ -45,7 +45,8 @@ class Service:
     def _opened(self, at_work: Scorer | None) -> Scorer:
         stack = ExitStack()
         try:
-            scorer = stack.enter_context(open_scorer(self.house, metrics=self.metrics))
+            opened = open_scorer(self.house, metrics=self.metrics, should_stop=self.stopping.is_set)
+            scorer = stack.enter_context(opened)
         except CheckpointError as error:
             if at_work is None:
                 raise
@@ -87,9 +88,7 @@ class Service:
         while not self.stopping.is_set():
             scorer = self.scorer()
             try:
-                score_waiting(
-                    scorer, kind="night", first=study_id, should_stop=self.stopping.is_set, may_claim=self.may_claim
-                )
+                score_waiting(scorer, kind="night", first=study_id, may_claim=self.may_claim)
             except DecodersGone:
                 self.close()  # the next bell gets new ones
                 raise

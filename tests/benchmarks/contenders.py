@@ -288,11 +288,11 @@ def _score_in_process(settings: Settings, connection: Connection) -> None:
     from worker.scoring import open_scorer, score_waiting
 
     logs.configure(level="warning", style="console")
-    with open_scorer(House(settings)) as scorer:
+    with open_scorer(House(settings), should_stop=connection.poll) as scorer:
         connection.send("open")
         while connection.recv() == "go":
             while not connection.poll(0.01):
-                score_waiting(scorer, kind="night", should_stop=connection.poll)
+                score_waiting(scorer, kind="night")
             connection.recv()
             connection.send("stopped")
 

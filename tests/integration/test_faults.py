@@ -44,6 +44,7 @@ from worker.tasks import Service
 from worker.terminal import WRONG_USAGE
 
 RECOVERY_SECONDS = 120  # what is promised for every fault; these tests use shorter leases
+STOP_SECONDS = 30  # what is promised for SIGTERM (docs/operations.md)
 
 
 def films_in(folder: Path, number: int, **attributes) -> list[str]:
@@ -232,11 +233,26 @@ def test_garbage_in_the_queue_ends_the_worker_and_the_next_one_goes_on(night: Ni
     assert books(night.house).scored == score_rows(night.house) == books(night.house).received
 
 
+def test_a_worker_stops_within_half_a_minute_while_postgres_is_away(night: Night):
+    night.send(12)
+    wait_until(lambda: books(night.house).claimed > 0, log=night.log)
+    night.postgres.kill()
+    try:
+        time.sleep(3)  # it has noticed, and tries again with pauses
+        night.worker.terminate()
+        assert night.worker.wait(timeout=STOP_SECONDS) == 0
+    finally:
+        night.postgres.start()
+    night.worker = start(night.house, "worker", night.log)
+    wait_until(night.all_settled, seconds=RECOVERY_SECONDS, log=night.log)
+    assert books(night.house).scored == score_rows(night.house) == books(night.house).received
+
+
 def test_a_worker_stops_within_half_a_minute_while_redis_is_away(night: Night):
     night.redis.kill()
     try:
         night.worker.terminate()
-        assert night.worker.wait(timeout=30) == 0
+        assert night.worker.wait(timeout=STOP_SECONDS) == 0
     finally:
         night.redis.start()
     assert books(night.house).claimed == 0

@@ -1,6 +1,7 @@
 """The whole story in one process, on both databases: from files to ranks."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,9 @@ def house(settings: Settings, database_url: str) -> House:
     return house
 
 
-def score(house: House, folder: Path, **kwargs):
+def score(house: House, folder: Path, *, should_stop: Callable[[], bool] = lambda: False, **kwargs):
     receive(house, [folder])
-    with open_scorer(house) as scorer:
+    with open_scorer(house, should_stop=should_stop) as scorer:
         return score_waiting(scorer, kind="score", **kwargs)
 
 

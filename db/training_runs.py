@@ -14,6 +14,8 @@ from sqlalchemy.orm import Session
 from db.base import database_now
 from db.models import Audit, Site, TrainingRun
 
+RESUME = "resume"
+
 
 class Busy(Exception):
     """Another retraining is under way."""
@@ -35,15 +37,16 @@ class Held:
 def take(
     session: Session, *, holder: str, cause: str, settings: dict[str, Any], parent_id: int, lease_minutes: float,
     max_attempts: int,
-) -> Held:  # fmt: skip
+) -> Held | None:  # fmt: skip
     """Begin a run, or go on with the one whose process died. Raises Busy while another process is at work.
 
-    A run that died `max_attempts` times is ended as failed, and a new one begins.
+    A run that died `max_attempts` times is ended as failed. Where only an end of what was begun is asked for (`cause`
+    is RESUME) no new one begins: then, without one to go on with, None.
     """
     session.execute(select(Site.id).with_for_update())  # two that begin take turns
     now = database_now(session)
     lease = now + timedelta(minutes=lease_minutes)
-    run = session.scalars(select(TrainingRun).where(TrainingRun.state == "running")).one_or_none()
+    run = running(session)
     if run is not None and run.lease_expires_at is not None and run.lease_expires_at > now:
         raise Busy(f"retraining {run.id} is under way (stage: {run.stage}): wait for its end")
     if run is not None and run.attempts < max_attempts:
@@ -52,6 +55,8 @@ def take(
     if run is not None:
         run.state, run.finished_at, run.reason = "failed", now, f"its process died {run.attempts} times ({run.stage})"
         session.flush()
+    if cause == RESUME:
+        return None
     run = TrainingRun(
         state="running", stage="begin", cause=cause, attempts=1, held_by=holder, lease_expires_at=lease, started_at=now,
         parent_checkpoint_id=parent_id, settings=settings, counts={}, metrics={},
@@ -107,11 +112,15 @@ def same_before(session: Session, held: Held, *, data_digest: str) -> int | None
     return next((other.id for other in session.scalars(judged) if other.settings == run.settings), None)
 
 
+def running(session: Session) -> TrainingRun | None:
+    """The run that is under way, or was left."""
+    return session.scalars(select(TrainingRun).where(TrainingRun.state == "running")).one_or_none()
+
+
 def forsaken(session: Session) -> bool:
     """Whether a run waits for somebody to go on with it."""
-    now = database_now(session)
-    dead = select(TrainingRun.id).where(TrainingRun.state == "running", TrainingRun.lease_expires_at < now)
-    return session.scalar(dead) is not None
+    run = running(session)
+    return run is not None and run.lease_expires_at is not None and run.lease_expires_at < database_now(session)
 
 
 def everything(session: Session) -> Sequence[TrainingRun]:

@@ -5,13 +5,15 @@ import ssl
 from typing import Any
 
 from celery import Celery
+from celery.schedules import crontab
 from kombu.entity import Queue
 
 from worker.errors import Unavailable
 from worker.settings import Settings
 
-SCORING = "scoring"
-SCORE, SWEEP = "nightread.score", "nightread.sweep"
+SCORING, TRAINING = "scoring", "training"
+SCORE, SWEEP, DRIFT, RETRAIN = "nightread.score", "nightread.sweep", "nightread.drift", "nightread.retrain"
+DROPPED_AFTER_SECONDS = 12 * 3600  # a scheduled job that nobody took by then: the next one does the same
 
 
 def make_app(settings: Settings) -> Celery:
@@ -25,7 +27,7 @@ def make_app(settings: Settings) -> Celery:
         accept_content=["json"],
         result_backend=None,
         task_ignore_result=True,
-        task_queues=[Queue(SCORING)],  # type: ignore[no-untyped-call]
+        task_queues=[Queue(SCORING), Queue(TRAINING)],  # type: ignore[no-untyped-call]
         task_default_queue=SCORING,
         task_create_missing_queues=False,
         # The ledger, not the broker, knows what is done. A message is acknowledged when it is taken: redelivery after
@@ -41,18 +43,32 @@ def make_app(settings: Settings) -> Celery:
         broker_transport_options=transport_options(),
         broker_use_ssl=tls(settings),
         enable_utc=True,
-        timezone="UTC",
+        timezone=settings.time_zone,
         beat_scheduler="celery.beat:Scheduler",  # in memory: the persistent one keeps its schedule in a pickle
-        beat_schedule={
-            # A sweep that nobody takes in time is dropped: the next one does the same.
-            "sweep": {
-                "task": SWEEP,
-                "schedule": settings.sweep_seconds,
-                "options": {"expires": settings.sweep_seconds},
-            }
-        },
+        beat_schedule=schedule(settings),
     )
     return app
+
+
+def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
+    """What beat sends and when. Two beats send everything twice, which the ledger, the day's drift and the lock of
+    retraining make harmless."""
+    entries = {
+        # A sweep that nobody takes in time is dropped: the next one does the same.
+        "sweep": {
+            "task": SWEEP,
+            "schedule": settings.sweep_seconds,
+            "options": {"expires": settings.sweep_seconds},
+        }
+    }
+    for name, task, times, queue in (
+        ("drift", DRIFT, settings.drift_schedule, SCORING),
+        ("retrain", RETRAIN, settings.retrain_schedule, TRAINING),
+    ):
+        if times:
+            options = {"queue": queue, "expires": DROPPED_AFTER_SECONDS}
+            entries[name] = {"task": task, "schedule": crontab.from_string(times), "options": options}
+    return entries
 
 
 def transport_options() -> dict[str, Any]:
@@ -87,3 +103,8 @@ def ring(app: Celery, study_ids: list[int]) -> None:
     with app.producer_pool.acquire(block=True) as producer:
         for study_id in study_ids:
             app.send_task(SCORE, args=[study_id], queue=SCORING, producer=producer, retry=False)
+
+
+def ask_for_retraining(app: Celery, cause: str, *, expires_seconds: float = DROPPED_AFTER_SECONDS) -> None:
+    """Send one message to the training queue. Raises kombu's OperationalError while the broker is away."""
+    app.send_task(RETRAIN, args=[cause], queue=TRAINING, expires=expires_seconds, retry=False)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from db.books import read_books
 from training.checkpoint import CheckpointError
 from training.cli import app as training
-from worker import logs, reading_cli
+from worker import drift_cli, logs, reading_cli, retraining_cli
 from worker.errors import Unavailable
 from worker.models_cli import app as models
 from worker.policy_cli import app as policy
@@ -40,6 +40,8 @@ app.add_typer(training, name="train")
 app.add_typer(models, name="models")
 app.add_typer(policy, name="policy")
 reading_cli.register(app)
+retraining_cli.register(app)
+drift_cli.register(app)
 
 Paths = Annotated[list[Path], typer.Argument(help="Files or folders (searched to the bottom) that hold DICOM.")]
 
@@ -154,11 +156,20 @@ def enqueue(
 
 
 @app.command()
-def worker() -> None:
+def worker(
+    queue: Annotated[str, typer.Option(help="scoring, or training: whose worker runs retrainings.")] = "scoring",
+) -> None:
     """Take messages and score, until it is told to stop (SIGTERM gives back what is in hand)."""
-    from worker.service import run_worker
+    if queue == "training":
+        from worker.trainer import run_training_worker
 
-    run_worker(open_house())
+        run_training_worker(open_house())
+    elif queue == "scoring":
+        from worker.service import run_worker
+
+        run_worker(open_house())
+    else:
+        raise typer.BadParameter("the queue is scoring or training")
 
 
 @app.command()
@@ -372,15 +383,17 @@ def _replayed(house: Any, *, days: int) -> Any:
 
 @app.command()
 def doctor(
-    role: Annotated[str | None, typer.Option(help="worker or beat: only whether its work gets on.")] = None,
+    role: Annotated[
+        str | None, typer.Option(help="worker, beat or training: only whether its work gets on.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check database, schema, checkpoint, device, broker, clock and disk; exit code 3 when something is wrong."""
-    from worker.doctor import examine, examine_role
+    from worker.doctor import ROLES, examine, examine_role
     from worker.tables import doctor_table
 
-    if role not in (None, "worker", "beat"):
-        raise typer.BadParameter("the role is worker or beat")
+    if role is not None and role not in ROLES:
+        raise typer.BadParameter(f"the role is one of {', '.join(ROLES)}")
     house = open_house()
     findings = list(examine(house) if role is None else examine_role(house, role))
     if as_json:

@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from db import schema
+from db import schema, training_runs
 from db.base import database_now
 from db.session import make_engine, read_scope
 from db.vitals import head_of_queue, vitals
@@ -47,7 +47,7 @@ def examine(house: House) -> Iterator[Finding]:
 
 def examine_role(house: House, role: str) -> Iterator[Finding]:
     """What a container's health check asks: does the work of this role get on?"""
-    yield _checked("progress", lambda: {"worker": _worker_progress, "beat": _beat_progress}[role](house))
+    yield _checked("progress", lambda: ROLES[role](house))
 
 
 class Ailing(Exception):
@@ -149,3 +149,17 @@ def _beat_progress(house: House) -> str:
     if head is not None and head.unrung_seconds > limit:
         raise Ailing(f"the study at the head of the queue was not rung for since {head.unrung_seconds:.0f} s")
     return "the head of the queue was rung for lately" if head else "nothing waits"
+
+
+def _training_progress(house: House) -> str:
+    with read_scope(house.engine) as session:
+        run = training_runs.running(session)
+        if run is None:
+            return "no retraining is under way"
+        silent = (database_now(session) - (run.lease_expires_at or run.started_at)).total_seconds()
+    if silent > STALLED_SECONDS:
+        raise Ailing(f"retraining {run.id} was left (stage: {run.stage}) and nobody goes on with it")
+    return f"retraining {run.id} is at its stage {run.stage}"
+
+
+ROLES = {"worker": _worker_progress, "beat": _beat_progress, "training": _training_progress}

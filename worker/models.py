@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from db import policies, registry
+from db import gate, policies, registry
 from db.models import Checkpoint
 from training.checkpoint import load_checkpoint, read_header
 from worker import policy
@@ -16,18 +16,40 @@ class NotPromoted(ValueError):
     """The checkpoint cannot go live; the text says why."""
 
 
-def promote(house: House, session: Session, row: Checkpoint, *, reason: str) -> None:
+def promote(house: House, session: Session, row: Checkpoint, *, reason: str, override: str | None = None) -> None:
     """Make a registered checkpoint the champion. Workers take it up between two batches, without a restart.
 
-    Its file is loaded and checked first, so that a damaged one changes nothing. Category A is a capacity, so the
-    policy goes live in a new version with the threshold at which the new champion flags that share.
+    It must have passed the gate beside the champion of today, or have been champion before; else only somebody's
+    `override`, the reason why not, lets it through, and is kept. Its file is loaded and checked first, so that a
+    damaged one changes nothing. Category A is a capacity, so the policy goes live in a new version with the threshold
+    at which the new champion flags that share. Raises NotPromoted.
     """
-    if row.state == "refused":
-        raise NotPromoted(f"checkpoint {row.digest[:12]} was refused: {row.state_reason}")
+    objection = _objection(session, row)
+    if objection is not None and override is None:
+        raise NotPromoted(objection)
+    if objection is not None:
+        reason = f"{reason} (against the gate: {override})"
     path = house.file_of(row)
     load_checkpoint(path, expected_digest=row.digest)
     registry.set_state(session, row, "champion", by=actor(), reason=reason)
     renew_policy(session, path, note=f"thresholds of checkpoint {row.digest[:12]}")
+
+
+def _objection(session: Session, row: Checkpoint) -> str | None:
+    """Why the gate does not let this checkpoint through, or None."""
+    champion = registry.champion(session)
+    if champion is None or row.state == "retired" or row.id == champion.id:
+        return None
+    short = row.digest[:12]
+    verdict = gate.latest(session, row.id)
+    if verdict is None:
+        return f"nobody has judged checkpoint {short}: `nightread models judge {short}`"
+    if verdict.champion_id != champion.id:
+        return f"checkpoint {short} was judged beside another champion: `nightread models judge {short}` again"
+    if not verdict.passed:
+        failed = [f"{check.name} {check.subject}" for check in gate.checks_of(session, verdict) if not check.passed]
+        return f"checkpoint {short} did not pass the gate: {', '.join(failed)}"
+    return None
 
 
 def renew_policy(session: Session, checkpoint: Path, *, note: str) -> None:

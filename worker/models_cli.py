@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from worker.terminal import open_house, out, refuse
+from worker.terminal import DONE, SOME_LEFT_OUT, open_house, out, refuse
 
 app = typer.Typer(no_args_is_help=True, help="The checkpoints: which are known, which one ranks, and the way back.")
 
@@ -39,8 +39,55 @@ def add(file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="
 
 
 @app.command()
-def promote(digest: Annotated[str, typer.Argument(help="The digest's first characters.")], reason: Reason) -> None:
-    """Make a registered checkpoint the one that ranks; workers take it up between two batches."""
+def judge(digest: Annotated[str, typer.Argument(help="The digest's first characters.")]) -> None:
+    """Judge a registered checkpoint beside the champion, on confirmed films of patients that nobody trains on.
+
+    The verdict is kept; exit code 0 when it passed, 1 when it was refused.
+    """
+    from db import registry
+    from db.session import read_scope
+    from worker.judging import NothingToJudge, judge_by_hand
+    from worker.labels import NothingConfirmed
+    from worker.tables import verdict_table
+
+    house = open_house()
+    try:
+        with read_scope(house.engine) as session:
+            row = registry.by_digest(session, digest)
+        judged = judge_by_hand(house, row)
+    except (registry.UnknownCheckpoint, NothingConfirmed, NothingToJudge) as error:
+        refuse(str(error))
+    out.print(verdict_table(judged.checks))
+    out.print(f"{row.digest[:12]} {judged.reason}", highlight=False, soft_wrap=True)
+    raise typer.Exit(DONE if judged.passed else SOME_LEFT_OUT)
+
+
+@app.command()
+def verdict(digest: Annotated[str, typer.Argument(help="The digest's first characters.")]) -> None:
+    """The last verdict of the gate on a checkpoint."""
+    from db import gate, registry
+    from db.session import read_scope
+    from worker.tables import verdict_table
+
+    with read_scope(open_house().engine) as session:
+        try:
+            found = gate.latest(session, registry.by_digest(session, digest).id)
+        except registry.UnknownCheckpoint as error:
+            refuse(str(error))
+        if found is None:
+            refuse("nobody has judged this checkpoint: `nightread models judge`")
+        out.print(verdict_table(gate.checks_of(session, found)))
+        word, when = "passed" if found.passed else "refused", f"{found.judged_at:%Y-%m-%d %H:%M}"
+        out.print(f"{word} on {when} by {found.judged_by}: {found.films} films of {found.patients} patients")
+
+
+@app.command()
+def promote(
+    digest: Annotated[str, typer.Argument(help="The digest's first characters.")],
+    reason: Reason,
+    override: Annotated[str | None, typer.Option(help="Why it goes live without a passed gate; it is kept.")] = None,
+) -> None:
+    """Make a checkpoint that passed the gate the one that ranks; workers take it up between two batches."""
     from db import registry
     from db.session import session_scope
     from worker import models
@@ -48,7 +95,8 @@ def promote(digest: Annotated[str, typer.Argument(help="The digest's first chara
     house = open_house()
     try:
         with session_scope(house.engine) as session:
-            models.promote(house, session, registry.by_digest(session, digest), reason=reason)
+            row = registry.by_digest(session, digest)
+            models.promote(house, session, row, reason=reason, override=override)
     except (registry.UnknownCheckpoint, models.NotPromoted) as error:
         refuse(str(error))
     out.print("promoted; `nightread rescore` scores what the old one has ranked")

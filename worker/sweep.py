@@ -4,10 +4,10 @@ import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError as BrokerAway
 
-from db import ledger, runs
+from db import ledger, runs, training_runs
 from db.session import session_scope
 from worker import reranking
-from worker.app import ring
+from worker.app import ask_for_retraining, ring
 from worker.house import House
 
 log = structlog.get_logger()
@@ -21,8 +21,11 @@ def sweep(house: House, app: Celery) -> None:
     with session_scope(house.engine) as session:
         again, lost = ledger.release_expired(session, max_attempts=settings.max_attempts)
         runs.close_idle(session, idle_minutes=settings.run_idle_minutes)
+        forsaken = training_runs.forsaken(session)
     reranking.catch_up(house.engine)
     rung = ring_for_waiting(house, app, limit=BELLS_PER_SWEEP)
+    if forsaken:  # its process died: whoever takes the message goes on, and one that nobody takes is dropped
+        ask_for_retraining(app, training_runs.RESUME, expires_seconds=settings.sweep_seconds)
     if again or lost or rung:
         log.info("swept", waiting_again=again, quarantined=lost, rung=rung)
 

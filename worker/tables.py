@@ -1,15 +1,20 @@
 """What the commands print for people: the worklist and the books."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.table import Table
 
 from db.books import Books
+from db.drift import Figure
 from worker.doctor import Finding
+from worker.drift import Judged, worst
 from worker.explanation import Explained
 
+DRIFT_STYLES = {"quiet": "", "warn": "yellow", "act": "bold white on red"}
+DRIFT_MEASURES = {"psi": "PSI", "ks": "KS", "shares": "PSI", "rate": "rate"}
+DRIFT_COLUMNS = ("PSI", "KS", "rate")
 CATEGORY_STYLES = {"A": "bold white on red", "B": "bold yellow", "C": "cyan", "D": "dim"}
 
 
@@ -93,4 +98,48 @@ def doctor_table(findings: Sequence[Finding]) -> Table:
     table = Table(title="Doctor", title_justify="left", show_header=False)
     for finding in findings:
         table.add_row(finding.name, "[green]ok[/]" if finding.ok else "[bold red]ailing[/]", finding.text)
+    return table
+
+
+def verdict_table(checks: Iterable[Any]) -> Table:
+    """The gate's lines: a figure of champion and challenger, the difference with its interval, the bound."""
+    table = Table(title="The gate", title_justify="left")
+    for heading in ("check", "of", "films", "champion", "challenger", "difference", "95 %", "bound", "", "note"):
+        right = heading in ("champion", "challenger", "difference", "95 %", "bound")
+        table.add_column(heading, justify="right" if right else "left")
+    for check in checks:
+        low_to_high = "" if check.low is None else f"{check.low:+.3f} to {check.high:+.3f}"
+        figures = [_figure(check.champion), _figure(check.challenger), _figure(check.difference, signed=True)]
+        mark = "[green]passed[/]" if check.passed else "[bold red]failed[/]"
+        bound = _figure(check.bound, signed=True)
+        subject = check.subject.replace("_", " ")
+        table.add_row(check.name.replace("_", " "), subject, check.films_from, *figures, low_to_high, bound, mark,
+                      check.note or "")  # fmt: skip
+    return table
+
+
+def _figure(value: float | None, *, signed: bool = False) -> str:
+    return "" if value is None else f"{value:+.3f}" if signed else f"{value:.3f}"
+
+
+def drift_table(judged: Judged) -> Table:
+    """What moved on one day: a line per finding, attribute and rate that there was something to compare with."""
+    level = judged.level if judged.figures else "not judged"
+    table = Table(
+        title=f"{judged.day:%Y-%m-%d}, {judged.films} films, checkpoint {judged.digest[:12]}: {level}",
+        title_justify="left",
+        caption="\n".join(judged.remarks),
+        caption_justify="left",
+    )
+    for heading in ("moved by", *DRIFT_COLUMNS, "level"):
+        table.add_column(heading, justify="right" if heading in DRIFT_COLUMNS else "left")
+    lines: dict[str, list[Figure]] = {}
+    for figure in judged.figures:
+        if figure.reference is not None:
+            lines.setdefault(figure.subject, []).append(figure)
+    for subject, figures in lines.items():
+        moved = {DRIFT_MEASURES[figure.measure]: f"{figure.value:+.3f}" for figure in figures}
+        level = worst(figure.level for figure in figures)
+        cells = (moved.get(column, "") for column in DRIFT_COLUMNS)
+        table.add_row(subject.replace("_", " "), *cells, level, style=DRIFT_STYLES[level])
     return table

@@ -20,7 +20,8 @@ def make_app(settings: Settings) -> Celery:
     """A Celery app for these settings; nothing is connected yet. Raises Unavailable where no broker is set."""
     if settings.broker_url is None:
         raise Unavailable("NIGHTREAD_BROKER_URL is not set: there is no queue; use `nightread score` instead")
-    app = Celery("nightread", broker=settings.broker_url, set_as_current=False)
+    # Without the URL's query, which would take the place of `tls` and may say not to verify.
+    app = Celery("nightread", broker=settings.broker_url.partition("?")[0], set_as_current=False)
     app.conf.update(
         # JSON alone: a message is a row id, and nobody who can write to Redis can make a worker run code.
         task_serializer="json",

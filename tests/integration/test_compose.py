@@ -1,35 +1,25 @@
 """What docker/compose.yaml makes its containers do, done here without containers, on real servers."""
 
-import asyncio
 import os
-import ssl
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import redis
 import yaml
-from celery import Celery
-from kombu import pools
-from kombu.exceptions import OperationalError
-from servers import PostgresServer, RedisServer, free_port, package_folder
+from servers import PostgresServer, free_port, package_folder
 from sqlalchemy import create_engine, text
 
 from db import roles, schema
-from worker.app import make_app, ring
-from worker.settings import Settings
 
 DOCKER = Path(__file__).parents[2] / "docker"
 COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 
 
-def make_secrets(folder: Path, *options: str) -> Path:
+def make_secrets(folder: Path) -> Path:
     environment = os.environ | {"NIGHTREAD_SECRETS": str(folder)}
-    subprocess.run([str(DOCKER / "make-secrets"), *options], check=True, capture_output=True, env=environment)
+    subprocess.run([str(DOCKER / "make-secrets")], check=True, capture_output=True, env=environment)
     return folder
 
 
@@ -77,60 +67,3 @@ def test_roles_then_migrate_then_work_with_the_secrets_that_were_made(tmp_path: 
         with worker.connect() as connection:
             assert connection.scalar(text("SELECT current_user")) == roles.WORKER
         worker.dispose()
-
-
-@contextmanager
-def tls_front(certificates: Path, *, port: int) -> Iterator[int]:
-    """A TLS listener before the plain server on `port`, with make-secrets' certificate for Redis; yields its port."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificates / "redis_certificate", certificates / "redis_key")
-
-    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-        writer.close()
-
-    async def join(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        behind_reader, behind_writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(pipe(reader, behind_writer), pipe(behind_reader, writer), return_exceptions=True)
-
-    front, ready, stop = free_port(), threading.Event(), asyncio.Event()
-
-    async def serve() -> None:
-        listener = await asyncio.start_server(join, "127.0.0.1", front, ssl=context)
-        ready.set()
-        await stop.wait()
-        listener.close()  # the runner then ends the connections that are still open
-
-    with asyncio.Runner() as runner:
-        loop = runner.get_loop()
-        thread = threading.Thread(target=runner.run, args=[serve()])
-        thread.start()
-        assert ready.wait(timeout=10)
-        try:
-            yield front
-        finally:
-            loop.call_soon_threadsafe(stop.set)
-            thread.join()
-
-
-def test_broker_over_tls_is_reached_only_with_the_right_authority(tmp_path: Path) -> None:
-    ours = make_secrets(tmp_path / "ours", "--tls")
-    theirs = make_secrets(tmp_path / "theirs", "--tls")
-    password = (ours / "redis_password").read_text()
-    with RedisServer(password=password) as server, tls_front(ours, port=server.port) as port:
-
-        def app(authority: Path) -> Celery:
-            url = (ours / "broker_url").read_text()
-            for there, here in (("@redis:6379", f"@localhost:{port}"), ("/run/secrets", str(authority))):
-                url = url.replace(there, here)
-            return make_app(Settings(broker_url=url, broker_ca_file=authority / "ca_certificate"))
-
-        ring(app(ours), [7])
-        with redis.Redis.from_url(server.url) as client:
-            assert client.llen("scoring") == 1
-        pools.reset()  # kombu would hand the second app the first one's connection: it tells them apart by URL alone
-        with pytest.raises(OperationalError, match="CERTIFICATE_VERIFY_FAILED"):
-            ring(app(theirs), [8])
-        pools.reset()

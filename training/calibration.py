@@ -13,6 +13,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from training.checkpoint import Calibration, Header
+from training.manifest import UNKNOWN
 
 Array = NDArray[np.floating]
 
@@ -29,16 +30,19 @@ def fit_calibration(
     shift: Sequence[float],
     isotonic_from_positives: int = ISOTONIC_FROM_POSITIVES,
 ) -> Calibration:
-    """Take back the loss's shift (F,), then fit each finding of logits and 0/1 labels (N, F) by itself.
+    """Take back the loss's shift (F,), then fit each finding of logits and labels (N, F) by itself, where it is known.
 
     Platt's two numbers each; a rising table instead for findings with at least `isotonic_from_positives` positives
     and as many negatives.
     """
     unshifted = np.asarray(logits, dtype=np.float64) - np.asarray(shift)  # (N, F)
-    lines = [platt(unshifted[:, k], labels[:, k]) for k in range(labels.shape[1])]
-    fewest = np.minimum(labels.sum(axis=0), (1 - labels).sum(axis=0))
+    known = [truth != UNKNOWN for truth in labels.T]
+    columns = [(said[here], truth[here]) for said, truth, here in zip(unshifted.T, labels.T, known, strict=True)]
+    lines = [platt(*column) for column in columns]
     tables = {
-        int(k): isotonic(unshifted[:, k], labels[:, k]) for k in np.flatnonzero(fewest >= isotonic_from_positives)
+        k: isotonic(said, truth)
+        for k, (said, truth) in enumerate(columns)
+        if min(truth.sum(), (1 - truth).sum()) >= isotonic_from_positives
     }
     slopes, intercepts = zip(*lines, strict=True)
     return Calibration(tuple(shift), slopes, intercepts, tables)
@@ -48,8 +52,11 @@ def platt(logits: Array, labels: NDArray[np.integer]) -> tuple[float, float]:
     """Slope and intercept of a sigmoid for logits and 0/1 labels (N,).
 
     Platt (1999) aims at (P + 1) / (P + 2) and 1 / (N + 2) rather than 1 and 0, so that few positives do not make it
-    sure of itself; each film therefore enters twice, as a positive and as a negative, with those weights.
+    sure of itself; each film therefore enters twice, as a positive and as a negative, with those weights. Without films
+    the logits stand as they are.
     """
+    if not len(labels):
+        return 1.0, 0.0
     positives, negatives = int(labels.sum()), int((1 - labels).sum())
     aim = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     twice = np.concatenate([logits, logits])[:, None]
@@ -115,7 +122,9 @@ def _fitted_prevalences(header: Header) -> dict[str, float]:
     split = "validation" if films.get("validation") else "train"
     if not films.get(split):
         raise ValueError("the checkpoint does not say on how many films it was calibrated")
-    return {finding: positives[split][finding] / films[split] for finding in header.findings}
+    known = header.training.get("known", {}).get(split) or dict.fromkeys(header.findings, films[split])
+    # A finding that no film had a label for is as one that none had: a prevalence of 0, which cannot be moved.
+    return {finding: positives[split][finding] / max(1, known[finding]) for finding in header.findings}
 
 
 def thresholds(
@@ -126,7 +135,7 @@ def thresholds(
     sensitivity: float = 0.9,
     flag_share: float = 0.1,
 ) -> dict[str, dict[str, float]]:
-    """finding -> {"sensitivity_90", "flag_10"} for probabilities and 0/1 labels (N, F); a film at the cut is flagged.
+    """finding -> {"sensitivity_90", "flag_10"} for probabilities and labels (N, F); a film at the cut is flagged.
 
     sensitivity: the highest cut that still flags this share of the positives; a finding without positives has none.
     flag_share: the cut that flags this share of all films, whatever they hold.
@@ -134,7 +143,7 @@ def thresholds(
     cuts: dict[str, dict[str, float]] = {}
     for finding, scores, truth in zip(findings, probabilities.T, labels.T, strict=True):
         cuts[finding] = {f"flag_{100 * flag_share:.0f}": _cut(scores, flag_share)}
-        if truth.any():
+        if (truth == 1).any():
             cuts[finding][f"sensitivity_{100 * sensitivity:.0f}"] = _cut(scores[truth == 1], sensitivity)
     return cuts
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from training.calibration import at_site, fit_calibration
 from training.checkpoint import Checkpoint, build, load_checkpoint, save_checkpoint
 from training.fit import CHECKPOINT, Films, aurocs, fit, predict, with_evidence
+from training.manifest import UNKNOWN
 from training.prepared import Prepared
 from training.settings import Settings
 
@@ -134,4 +135,5 @@ def calibrated_out_of_fold(
 
 def _prevalence(labels: NDArray[np.uint8]) -> list[float]:
     """(F,): by Laplace's rule, never 0 or 1."""
-    return [float(share) for share in (labels.sum(axis=0) + 1) / (len(labels) + 2)]
+    known = (labels != UNKNOWN).sum(axis=0)
+    return [float(share) for share in ((labels == 1).sum(axis=0) + 1) / (known + 2)]

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from training import metrics, plots
 from training.checkpoint import load_checkpoint
 from training.crossfit import OUT_OF_FOLD, ask, deal
-from training.manifest import findings_in
+from training.manifest import UNKNOWN, findings_in, prevalence
 from training.prepared import Prepared
 
 Array = NDArray[np.floating]
@@ -48,7 +48,7 @@ def judge_crossfit(prepared: Prepared, crossfit: Path, folder: Path) -> pd.DataF
     fold = judged.loc[films["image"], "fold"].to_numpy()
     probabilities = judged.loc[films["image"], list(prepared.findings)].to_numpy()
     pooled = metrics.baselines(films, films)
-    everywhere = _log_odds(films[list(prepared.findings)].mean().to_numpy())  # (F,)
+    everywhere = _log_odds(prevalence(films[list(prepared.findings)]))  # (F,)
     for number in np.unique(fold):
         here = fold == number
         said = metrics.baselines(films[~here], films[here])
@@ -112,8 +112,9 @@ def _combined(truth: NDArray[np.uint8], one: Array, other: Array, fold: NDArray[
     said = one.astype(float).copy()
     for number in np.unique(fold):
         here = fold == number
-        if 0 < truth[~here].sum() < (~here).sum():
-            said[here] = LogisticRegression().fit(odds[~here], truth[~here]).predict_proba(odds[here])[:, 1]
+        others = ~here & (truth != UNKNOWN)
+        if len(np.unique(truth[others])) == 2:
+            said[here] = LogisticRegression().fit(odds[others], truth[others]).predict_proba(odds[here])[:, 1]
     return said
 
 

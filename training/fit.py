@@ -33,10 +33,11 @@ from torch import Tensor, nn
 
 from training.augmentation import Augmentation
 from training.calibration import fit_calibration, reference, thresholds
-from training.checkpoint import Calibration, Header, save_checkpoint
-from training.losses import make_loss, shift_of
+from training.checkpoint import Calibration, Header, build, load_checkpoint, save_checkpoint
+from training.losses import make_loss, shift_of, targets
+from training.manifest import UNKNOWN, prevalence
 from training.metrics import evaluate
-from training.networks import input_of, make_network
+from training.networks import WrongWeights, input_of, make_network
 from training.prepared import Prepared
 from training.preprocessing import Preprocessing
 from training.sampling import SPLITS, save_lists
@@ -58,7 +59,7 @@ class Diverged(ArithmeticError):
 
 
 class Films(NamedTuple):
-    """Part of a prepared set: uint8 images (places, size, size), the places in use (N,), uint8 labels (N, F)."""
+    """Part of a prepared set: uint8 images (places, size, size), places in use (N,), the manifest's labels (N, F)."""
 
     images: NDArray[np.uint8]
     places: NDArray[np.int64]
@@ -88,20 +89,28 @@ class Learner:
     steps_per_epoch: int
 
 
-def fit(prepared: Prepared, settings: Settings, folder: Path, *, code_commit: str = "", progress: bool = True) -> Path:
-    """Train on the films whose split is "train"; the path of the checkpoint.
+def fit(
+    prepared: Prepared,
+    settings: Settings,
+    folder: Path,
+    *,
+    code_commit: str = "",
+    progress: bool = True,
+    split: str = "",
+) -> Path:
+    """Train on the films whose split is "train"; the path of the checkpoint, which records how they were split.
 
     Started again on its own folder, after a kill at any moment, it goes on from the last whole epoch; on a CPU with as
     many threads the figures and the checkpoint's digest are those of an undisturbed run. Raises OtherRun when the
-    folder was begun with other settings or films, Diverged, and UnusableSettings.
+    folder was begun with other settings or films, Diverged, UnusableSettings, and WrongWeights or a CheckpointError for
+    weights that cannot be the start.
     """
     fabric = launch(settings, folder)
     _begin(fabric, folder, prepared, settings)
     train, validation = Films.of(prepared, "train"), Films.of(prepared, "validation")
-    learner = make_learner(
-        fabric, settings, train, preprocessing=input_of(settings.network, size=prepared.preprocessing.size)
-    )
-    header = _header(prepared, learner, code_commit=code_commit)
+    preprocessing = input_of(settings.network, size=prepared.preprocessing.size)
+    learner = make_learner(fabric, settings, train, findings=prepared.findings, preprocessing=preprocessing)
+    header = _header(prepared, learner, code_commit=code_commit, split=split)
     state: dict[str, Any] = {
         "network": learner.network,
         "optimizer": learner.optimizer,
@@ -169,7 +178,7 @@ def train_epoch(learner: Learner, films: Films, *, epoch: int, progress: str = "
 
 
 def training_batches(learner: Learner, films: Films, *, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's batches of an epoch on its device: images (N, size, size) in 0 to 255, labels float32 (N, F).
+    """This process's batches of an epoch on its device: images (N, size, size) in 0 to 255, the loss's labels (N, F).
 
     The films come in one endless stream of reshuffled passes, of which each epoch takes the next piece.
     """
@@ -183,7 +192,7 @@ def training_batches(learner: Learner, films: Films, *, epoch: int) -> Iterator[
     def read(step: int) -> tuple[list[int], Tensor, Tensor]:
         which = order[step * per_step + own]
         positions = (start + step * per_step + own).tolist()
-        return positions, films.read(which), torch.from_numpy(films.labels[which]).float()
+        return positions, films.read(which), targets(films.labels[which])
 
     for positions, images, labels in _ahead(read, range(steps)):
         images, labels = fabric.to_device((images, labels))
@@ -231,20 +240,52 @@ def launch(settings: Settings, folder: Path) -> Fabric:
     return fabric
 
 
-def make_learner(fabric: Fabric, settings: Settings, train: Films, *, preprocessing: Preprocessing) -> Learner:
+def make_learner(
+    fabric: Fabric, settings: Settings, train: Films, *, findings: Sequence[str], preprocessing: Preprocessing
+) -> Learner:
     """The network at its start, its optimizer and its loss, the same for the same seed."""
     torch.manual_seed(settings.seed)
-    pretrained = {"imagenet": True, "chance": False}.get(settings.start, Path(settings.start))
-    network = make_network(settings.network, findings=train.labels.shape[1], pretrained=pretrained)
+    loss = make_loss(settings.loss, frequency=torch.from_numpy(prevalence(train.labels)).float())
+    if settings.start.endswith(".safetensors"):
+        shift = shift_of(loss, findings=len(findings))
+        network = from_checkpoint(Path(settings.start), network=settings.network, findings=findings, shift=shift)
+    else:
+        pretrained = {"imagenet": True, "chance": False}.get(settings.start, Path(settings.start))
+        network = make_network(settings.network, findings=len(findings), pretrained=pretrained)
     if settings.frozen_blocks:
         freeze(network, blocks=settings.frozen_blocks)
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    loss = make_loss(settings.loss, frequency=torch.from_numpy(train.labels.mean(axis=0)).float())
     once = round(len(train.places) / settings.batch_size / fabric.world_size)
     steps = settings.steps_per_epoch or max(1, once)
     network, optimizer = fabric.setup(network, optimizer)
     return Learner(fabric, settings, preprocessing, network, optimizer, fabric.to_device(loss), steps)
+
+
+def from_checkpoint(path: Path, *, network: str, findings: Sequence[str], shift: Sequence[float]) -> nn.Module:
+    """A checkpoint's network, saying what the checkpoint says, moved by the new loss's shift (F,).
+
+    Its last layer takes over what its calibration says, so that its logits are calibrated log odds plus the new shift:
+    where this loss wants them. As stored they carry another loss's shift, up to 4 of log odds, which the first steps
+    would have to unlearn; and the difference of the two shifts would not do, because a cross-fitted checkpoint's holds
+    its folds' centre too. Raises WrongWeights for a checkpoint of another network or other findings, and what
+    `load_checkpoint` and `build` raise.
+    """
+    start = load_checkpoint(path, findings=None)
+    if start.network != network:
+        raise WrongWeights(f"{path.name} is a {start.network} and cannot be the start of a {network}")
+    if start.findings != tuple(findings):
+        raise WrongWeights(f"{path.name} scores {', '.join(start.findings)}; the films say {', '.join(findings)}")
+    built = build(start)
+    last = [module for module in built.modules() if isinstance(module, nn.Linear)][-1:]
+    said = start.calibration
+    old, slope, intercept, new = map(torch.tensor, (said.shift, said.slope, said.intercept, shift))  # (F,)
+    with torch.no_grad():
+        for layer in last:  # none where a network ends otherwise: that one starts with the logits it has
+            if layer.bias is not None and len(layer.bias) == len(findings):
+                layer.weight.mul_(slope[:, None])
+                layer.bias.sub_(old).mul_(slope).add_(intercept + new)
+    return built
 
 
 def freeze(network: nn.Module, *, blocks: int) -> None:
@@ -278,15 +319,21 @@ def _begin(fabric: Fabric, folder: Path, prepared: Prepared, settings: Settings)
         written.write_text(json.dumps(asked, indent=2) + "\n")
 
 
-def _header(prepared: Prepared, learner: Learner, *, code_commit: str) -> Header:
+def _header(prepared: Prepared, learner: Learner, *, code_commit: str, split: str) -> Header:
     """What is known before training; the same for the same settings and films, wherever they lie."""
     parts = {split: prepared.manifest[prepared.manifest["split"] == split] for split in SPLITS}
     training = {
         "settings": asdict(learner.settings) | {"start": Path(learner.settings.start).name},
-        "films": {split: len(part) for split, part in parts.items()},
-        "patients": {split: part["patient_id"].nunique() for split, part in parts.items()},
+        "split": split,
+        "films": {name: len(part) for name, part in parts.items()},
+        "patients": {name: part["patient_id"].nunique() for name, part in parts.items()},
+        "known": {
+            name: {finding: int((part[finding] != UNKNOWN).sum()) for finding in prepared.findings}
+            for name, part in parts.items()
+        },
         "positives": {
-            split: {finding: int(part[finding].sum()) for finding in prepared.findings} for split, part in parts.items()
+            name: {finding: int((part[finding] == 1).sum()) for finding in prepared.findings}
+            for name, part in parts.items()
         },
     }
     return Header(
@@ -307,7 +354,7 @@ def _figures(
     outputs = 1 / (1 + np.exp(-logits.astype(np.float64)))
     figures = evaluate(films.labels, outputs, findings=findings).flat()
     device = next((buffer.device for buffer in loss.buffers()), torch.device("cpu"))
-    validation_loss = loss(torch.from_numpy(logits).to(device), torch.from_numpy(films.labels).float().to(device))
+    validation_loss = loss(torch.from_numpy(logits).to(device), targets(films.labels).to(device))
     return {"validation/loss": float(validation_loss)} | {f"validation/{name}": float(x) for name, x in figures.items()}
 
 

@@ -6,19 +6,43 @@ shift goes into the checkpoint, and calibration takes it back before it fits any
 
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
+from training.manifest import UNKNOWN
 from training.settings import UnusableSettings
 
 LOSSES: Final = ("bce", "wbce", "wbce_normalised", "asymmetric")
 
 
-class WeightedBce(nn.Module):
+def targets(labels: NDArray[np.uint8]) -> Tensor:
+    """A manifest's labels as the losses take them: float32 of the same shape, NaN for unknown."""
+    given = torch.from_numpy(labels)
+    return given.float().masked_fill(given == UNKNOWN, torch.nan)
+
+
+class Loss(nn.Module):
+    """The sum over findings of the mean over the films whose label is known; a finding without any adds nothing."""
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits and labels (0, 1, or NaN for unknown), both (N, F) -> a scalar."""
+        known = ~labels.isnan()
+        # Unknown labels are replaced before they are used: a NaN that is masked afterwards still reaches the gradient.
+        of_pairs = self.of_pairs(logits, labels.nan_to_num()) * known
+        return (of_pairs.sum(dim=0) / known.sum(dim=0).clamp(min=1)).sum()
+
+    def of_pairs(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss (N, F) of each film and finding, from logits and 0/1 labels (N, F)."""
+        raise NotImplementedError
+
+
+class WeightedBce(Loss):
     """Binary cross entropy with a weight for each finding's positives and one for its negatives.
 
-    The sum over findings of the mean over films of -(wp y log q + wn (1 - y) log(1 - q)), q = sigmoid(logit).
+    -(wp y log q + wn (1 - y) log(1 - q)), q = sigmoid(logit).
     """
 
     positive: Tensor  # (F,)
@@ -29,10 +53,10 @@ class WeightedBce(nn.Module):
         self.register_buffer("positive", positive)
         self.register_buffer("negative", negative)
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits and 0/1 labels, both (N, F) -> a scalar."""
+    def of_pairs(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See Loss."""
         hit, silence = labels * logsigmoid(logits), (1 - labels) * logsigmoid(-logits)  # (N, F), both <= 0
-        return -(self.positive * hit + self.negative * silence).mean(dim=0).sum()
+        return -(self.positive * hit + self.negative * silence)
 
     @property
     def shift(self) -> Tensor:
@@ -40,7 +64,7 @@ class WeightedBce(nn.Module):
         return (self.positive / self.negative).log()
 
 
-class AsymmetricLoss(nn.Module):
+class AsymmetricLoss(Loss):
     """Ridnik et al., Asymmetric Loss for Multi-Label Classification, ICCV 2021, with the paper's constants.
 
     Easy negatives count little (focusing 4, against 1 for positives), and those below .05 not at all.
@@ -50,21 +74,21 @@ class AsymmetricLoss(nn.Module):
         super().__init__()
         self.focus_positive, self.focus_negative, self.margin = focus_positive, focus_negative, margin
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits and 0/1 labels, both (N, F) -> a scalar, the sum over findings of the mean over films."""
+    def of_pairs(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See Loss."""
         hit = torch.sigmoid(logits)
         silence = (1 - hit + self.margin).clamp(max=1)  # how surely "no" is said, rounded up by the margin
         positive = labels * (1 - hit) ** self.focus_positive * logsigmoid(logits)
         negative = (1 - labels) * (1 - silence) ** self.focus_negative * silence.clamp(min=1e-7).log()
-        return -(positive + negative).mean(dim=0).sum()
+        return -(positive + negative)
 
 
-class Bce(nn.Module):
-    """Plain binary cross entropy: the sum over findings of the mean over films."""
+class Bce(Loss):
+    """Plain binary cross entropy."""
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits and 0/1 labels, both (N, F) -> a scalar."""
-        return binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=0).sum()
+    def of_pairs(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See Loss."""
+        return binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
 
 def make_loss(name: str, *, frequency: Tensor) -> nn.Module:

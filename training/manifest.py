@@ -1,4 +1,4 @@
-"""The manifest: one row per film, with its patient, its view and a 0/1 column per finding.
+"""The manifest: one row per film, with its patient, its view and a column per finding: 0, 1 or UNKNOWN.
 
 Every data set becomes this table before anything else looks at it: `nih.read_nih` makes it of the NIH tables,
 `read_csv` of anybody else's.
@@ -7,11 +7,15 @@ Every data set becomes this table before anything else looks at it: `nih.read_ni
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from training.findings import FINDINGS, NIH_LABELS
 
 DESCRIPTION: Final = ("image", "patient_id", "age_years", "sex", "view_position", "split")
+UNKNOWN: Final = 255
+"""The label of a film and a finding on which nobody spoke. Whatever counts films counts those with a label alone."""
 OLDEST_YEARS: Final = 120
 """Ages above it are typing errors (NIH holds one of 414 years)."""
 
@@ -34,6 +38,13 @@ class ManifestError(ValueError):
 def findings_in(manifest: pd.DataFrame) -> tuple[str, ...]:
     """The findings the manifest has labels for, in the order of the vocabulary."""
     return tuple(finding for finding in FINDINGS if finding in manifest.columns)
+
+
+def prevalence(labels: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Each finding's share (F,) of the films whose label is known, of labels (N, F); NaN where none is."""
+    truth = np.asarray(labels)
+    positives, known = (truth == 1).sum(axis=0), (truth != UNKNOWN).sum(axis=0)
+    return np.asarray(np.divide(positives, known, out=np.full(known.shape, np.nan), where=known > 0))
 
 
 def years(ages: pd.Series) -> pd.Series:

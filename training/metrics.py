@@ -1,7 +1,8 @@
 """How good the probabilities are: per finding and overall, with intervals, beside baselines, in slices.
 
-Labels are 0/1 (N, F), probabilities in [0, 1] (N, F), columns in the order of `findings`. Where a figure is not defined
-(an AUROC without positives) it is NaN, and the macro mean leaves it out.
+Labels are 0, 1 or UNKNOWN (N, F), probabilities in [0, 1] (N, F), columns in the order of `findings`. A film's finding
+whose label is unknown has no part in any figure. Where a figure is not defined (an AUROC without positives) it is NaN,
+and the macro mean leaves it out.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torchmetrics.functional.classification import binary_calibration_error
 
 from training.findings import FINDINGS
-from training.manifest import findings_in
+from training.manifest import UNKNOWN, findings_in, prevalence
 
 Array = npt.NDArray[np.floating]
 
@@ -86,16 +87,17 @@ def evaluate(
 ) -> Evaluation:
     """Every figure for these films; a probability at or above its threshold (one, or one per finding) is positive."""
     truth, scores = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)  # (N, F)
-    decided = (scores >= np.asarray(thresholds, dtype=float)).astype(int)
+    decided, present, absent = scores >= np.asarray(thresholds, dtype=float), truth == 1, truth == 0
+    known = present | absent
     tp, fp, fn, tn = (  # each (F,); scikit-learn's matrix takes a single finding for a binary problem of two classes
         (seen & said).sum(axis=0)
-        for seen, said in ((truth, decided), (1 - truth, decided), (truth, 1 - decided), (1 - truth, 1 - decided))
+        for seen, said in ((present, decided), (absent, decided), (present, ~decided), (absent, ~decided))
     )
-    columns = list(zip(truth.T, scores.T, strict=True))
+    columns = [(seen[here], said[here]) for seen, said, here in zip(truth.T, scores.T, known.T, strict=True)]
     per_finding = pd.DataFrame(
         {
-            "positives": truth.sum(axis=0),
-            "prevalence": truth.mean(axis=0),
+            "positives": present.sum(axis=0),
+            "prevalence": prevalence(truth),
             "false_negatives": fn,
             "false_negative_rate": _ratio(fn, fn + tp),
             "auroc": [_ranking(roc_auc_score, *column) for column in columns],
@@ -104,18 +106,18 @@ def evaluate(
             "specificity": _ratio(tn, tn + fp),
             "ppv": _ratio(tp, tp + fp),
             "npv": _ratio(tn, tn + fn),
-            "brier": ((scores - truth) ** 2).mean(axis=0),
+            "brier": _ratio(np.where(known, (scores - truth) ** 2, 0).sum(axis=0), known.sum(axis=0)),
             "ece": [_calibration_error(*column) for column in columns],
         },
         index=pd.Index(findings, name="finding"),
     )
-    right = decided == truth
+    right, spoken_of = decided == present, known.any(axis=1)
     return Evaluation(
         films=len(truth),
-        binary_accuracy=float(right.mean()),
-        exact_match=float(right.all(axis=1).mean()),
-        all_zero_binary_accuracy=float((truth == 0).mean()),
-        all_zero_exact_match=float((truth == 0).all(axis=1).mean()),
+        binary_accuracy=float(right[known].mean()),
+        exact_match=float((right | ~known)[spoken_of].all(axis=1).mean()),
+        all_zero_binary_accuracy=float(absent[known].mean()),
+        all_zero_exact_match=float((~present)[spoken_of].all(axis=1).mean()),
         per_finding=per_finding,
     )
 
@@ -125,6 +127,8 @@ def _ranking(metric: Callable[..., float], truth: npt.NDArray[np.int_], scores: 
 
 
 def _calibration_error(truth: npt.NDArray[np.int_], scores: Array) -> float:
+    if not len(truth):
+        return float("nan")
     return float(binary_calibration_error(torch.tensor(scores), torch.tensor(truth), n_bins=ECE_BINS))
 
 
@@ -176,9 +180,11 @@ def patient_draws(patients: npt.ArrayLike, *, rng: np.random.Generator, replicat
 
 def _weighted_overall(truth: Array, decided: Array, weights: Array) -> Array:
     """Binary accuracy and exact match (R, 2) of N films that count `weights` (R, N) times each."""
-    right = decided == truth
-    per_film = np.stack([right.mean(axis=1), right.all(axis=1)], axis=1).astype(np.float32)  # (N, 2)
-    return np.asarray(weights @ per_film / weights.sum(axis=1)[:, None])
+    known = truth != UNKNOWN
+    right = (decided == truth) & known
+    share = np.stack([right.mean(axis=1), (right | ~known).all(axis=1) & known.any(axis=1)], axis=1)  # (N, 2)
+    most = np.stack([known.mean(axis=1), known.any(axis=1)], axis=1)
+    return _ratio(weights @ share.astype(np.float32), weights @ most.astype(np.float32))
 
 
 def _mean(rates: Array) -> Array:
@@ -188,8 +194,9 @@ def _mean(rates: Array) -> Array:
 
 def _weighted_rates(truth: Array, scores: Array, decided: Array, weights: Array) -> Array:
     """RATES (R, RATES, F) of N films that count `weights` (R, N) times each, all draws at once."""
-    films = weights.sum(axis=1)[:, None]  # (R, 1)
-    positives, flagged, tp = weights @ truth, weights @ decided, weights @ (truth * decided)  # each (R, F)
+    present, known = (truth == 1).astype(np.float32), (truth != UNKNOWN).astype(np.float32)  # (N, F)
+    films, positives = weights @ known, weights @ present  # (R, F)
+    flagged, tp = weights @ (known * decided), weights @ (present * decided)  # (R, F)
     fn, fp = positives - tp, flagged - tp
     tn = films - positives - fp
     columns = list(zip(truth.T, scores.T, strict=True))
@@ -202,8 +209,8 @@ def _weighted_rates(truth: Array, scores: Array, decided: Array, weights: Array)
         "specificity": _ratio(tn, tn + fp),
         "ppv": _ratio(tp, flagged),
         "npv": _ratio(tn, tn + fn),
-        "brier": weights @ ((scores - truth) ** 2).astype(np.float32) / films,
-        "ece": np.stack([_weighted_calibration_error(*column, weights) for column in columns], axis=1),
+        "brier": _ratio(weights @ (known * (scores - truth) ** 2).astype(np.float32), films),
+        "ece": np.stack([weighted_calibration_error(*column, weights) for column in columns], axis=1),
     }
     return np.stack([rates[name] for name in RATES], axis=1)
 
@@ -211,10 +218,11 @@ def _weighted_rates(truth: Array, scores: Array, decided: Array, weights: Array)
 def weighted_ranking(truth: Array, scores: Array, weights: Array) -> tuple[Array, Array]:
     """AUROC and average precision (R,) of one finding, labels and scores (N,), in draws that count films (R, N) times.
 
-    Ties count as in scikit-learn; a draw without both kinds of films gives NaN. Only the positives are visited: each
-    wins against the negatives below it and half of those beside it.
+    Ties count as in scikit-learn; a draw without both kinds of films gives NaN; films of unknown label are passed over.
+    Only the positives are visited: each wins against the negatives below it and half of those beside it.
     """
     order = np.argsort(-scores, kind="stable")
+    order = order[truth[order] != UNKNOWN]
     positive = order[truth[order] == 1]
     counted, hits = _running_sum(weights, order), _running_sum(weights, positive)  # (R, N + 1), (R, P + 1)
     falling, at = -scores[order], -scores[positive]
@@ -236,28 +244,28 @@ def _running_sum(weights: Array, films: npt.NDArray[np.intp]) -> Array:
     return sums
 
 
-def _weighted_calibration_error(truth: Array, scores: Array, weights: Array) -> Array:
+def weighted_calibration_error(truth: Array, scores: Array, weights: Array) -> Array:
     """ECE (R,) of one finding: per bin the gap between said and seen, weighted by the films in the bin."""
+    known = truth != UNKNOWN
     bins = np.searchsorted(np.linspace(0, 1, ECE_BINS + 1), scores, side="right") - 1
     gaps = np.zeros((len(scores), ECE_BINS + 1), dtype=np.float32)
-    gaps[np.arange(len(scores)), bins] = scores - truth
-    return np.asarray(np.abs(weights @ gaps).sum(axis=1) / weights.sum(axis=1))
+    gaps[np.arange(len(scores)), bins] = np.where(known, scores - truth, 0)
+    return _ratio(np.abs(weights @ gaps).sum(axis=1), weights @ known.astype(np.float32))
 
 
 def baselines(train: pd.DataFrame, films: pd.DataFrame) -> dict[str, Array]:
     """What needs no look at the film, as probabilities (N, F): no network is worth more than what it adds to these.
 
     all_zero: never anything. prevalence: each finding's share in `train`. view_age_sex: a logistic regression on those
-    three, fitted on `train`.
+    three, fitted on `train`. Of a finding that no film in `train` has a label for, all three say 0.
     """
     findings = list(findings_in(films))
-    prevalence = train[findings].mean().to_numpy(dtype=float)
     shape = (len(films), len(findings))
     fitted, asked = _description(train), _description(films)
     known = [_logistic(fitted, train[finding].to_numpy(), asked) for finding in findings]
     return {
         "all_zero": np.zeros(shape),
-        "prevalence": np.broadcast_to(prevalence, shape),
+        "prevalence": np.broadcast_to(np.nan_to_num(prevalence(train[findings])), shape),
         "view_age_sex": np.stack(known, axis=1),
     }
 
@@ -270,9 +278,10 @@ def _description(films: pd.DataFrame) -> Array:
 
 
 def _logistic(fitted: Array, labels: npt.NDArray[np.uint8], asked: Array) -> Array:
-    if labels.min() == labels.max():  # one class alone leaves nothing to fit
-        return np.full(len(asked), float(labels[0]))
-    return np.asarray(LogisticRegression(max_iter=1000).fit(fitted, labels).predict_proba(asked)[:, 1])
+    known = labels != UNKNOWN
+    if len(np.unique(labels[known])) < 2:  # one class alone leaves nothing to fit
+        return np.full(len(asked), float((labels == 1).any()))
+    return np.asarray(LogisticRegression(max_iter=1000).fit(fitted[known], labels[known]).predict_proba(asked)[:, 1])
 
 
 def slices(films: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from training.findings import FINDINGS
-from training.manifest import findings_in
+from training.manifest import UNKNOWN, findings_in
 from training.metrics import evaluate
 
 # Okabe and Ito's colours, which colour-blind readers tell apart: https://jfly.uni-koeln.de/color/
@@ -42,7 +42,7 @@ def label_distribution(
 ) -> Figure:
     """Films per finding, and without any, in two manifests: before and after undersampling."""
     findings = list(findings_in(before))
-    rarest_last = [*before[findings].sum().sort_values(ascending=False).index, _NONE]
+    rarest_last = [*(before[findings] == 1).sum().sort_values(ascending=False).index, _NONE]
     counts = [_counts(films, findings)[rarest_last] for films in (before, after)]
     figure, axes = _figure(9, 6)
     rows = np.arange(len(rarest_last))
@@ -118,7 +118,7 @@ def learning_rates(runs: Mapping[float, pd.DataFrame]) -> Figure:
 def reliability(labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, findings: Sequence[str] = FINDINGS) -> Figure:
     """Per finding: the share of films that had it against the probability they were given, in bins of equal numbers.
 
-    Labels 0/1 (N, F), probabilities (N, F). The bars are 95 % Wilson intervals.
+    Labels 0, 1 or UNKNOWN, which is passed over, and probabilities, both (N, F). The bars are 95 % Wilson intervals.
     """
     truth, said = np.asarray(labels), np.asarray(probabilities)
     table = evaluate(truth, said, findings=findings).per_finding
@@ -128,7 +128,9 @@ def reliability(labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, findings
     figure.suptitle(f"Reliability on {len(truth):,} films: seen against said")
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes, finding, column, seen in zip(grid, findings, said.T, truth.T, strict=False):
-        _reliability_of(axes, seen, column)
+        known = seen != UNKNOWN
+        if known.any():
+            _reliability_of(axes, seen[known], column[known])
         row = table.loc[finding]
         axes.set_title(f"{_words(finding)}   ECE {row['ece']:.3f}, n+ {row['positives']:.0f}", fontsize=9)
     for axes in grid[len(findings) :]:
@@ -170,8 +172,9 @@ def _wilson(truth: npt.NDArray[Any]) -> tuple[float, float, float]:
 
 
 def _counts(films: pd.DataFrame, findings: list[str]) -> pd.Series:
-    empty = ~films[findings].any(axis=1)
-    return pd.concat([films[findings].sum().astype(int), pd.Series({_NONE: int(empty.sum())})])
+    positive = films[findings] == 1
+    empty = ~positive.any(axis=1)
+    return pd.concat([positive.sum().astype(int), pd.Series({_NONE: int(empty.sum())})])
 
 
 def _lines(axes: Axes, epochs: pd.DataFrame, columns: Mapping[str, tuple[str, Any]]) -> None:

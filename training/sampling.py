@@ -4,6 +4,7 @@ A split is the manifest's column `split` ("train", "validation", "test"). Every 
 keeps its index, the film's place in the prepared images. The caller brings the random generator.
 """
 
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from training.manifest import findings_in
+from training.manifest import findings_in, prevalence
 
 SPLITS: Final = ("train", "validation", "test")
+STABLE_SHARES: Final = (0.6, 0.2, 0.2)
+"""Of the patients, for train, validation and test. Another value would move patients from one side to another."""
 COMMON: Final = ("Mass", "Consolidation", "Atelectasis", "Effusion")
 """The paper's four most common findings."""
 COMMON_SHARE: Final = 0.105
@@ -31,6 +34,21 @@ def split_by_patient(
     """Every patient, with all films, to train, validation or test; `shares` are shares of the patients and sum to 1."""
     patients = manifest["patient_id"].to_numpy()
     return manifest.assign(split=_drawn(patients, shares=shares, rng=rng))
+
+
+def split_stable(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Every patient to the side that a hash of `patient_id` says, in STABLE_SHARES.
+
+    Nothing is drawn: a patient is on the same side in every table, whatever else is in it, so that a patient who was in
+    test once stays in test as films come in. The shares of a small table are only about those.
+    """
+    sides = {patient: _side(str(patient)) for patient in manifest["patient_id"].unique()}
+    return manifest.assign(split=manifest["patient_id"].map(sides).astype(object))
+
+
+def _side(patient: str) -> str:
+    place = int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") / 2**64
+    return SPLITS[int(np.searchsorted(np.cumsum(STABLE_SHARES[:-1]), place, side="right"))]
 
 
 def split_official(manifest: pd.DataFrame, *, rng: np.random.Generator, validation_share: float = 0.13) -> pd.DataFrame:
@@ -79,8 +97,9 @@ def undersample(
     manifest without a split is all training.
     """
     findings = list(findings_in(manifest))
-    rarer = manifest[[finding for finding in findings if finding not in common]].any(axis=1)
-    empty = ~manifest[findings].any(axis=1)
+    positive = manifest[findings] == 1  # an unknown finding is none to keep a film for
+    rarer = positive.drop(columns=[finding for finding in common if finding in findings]).any(axis=1)
+    empty = ~positive.any(axis=1)
     training = manifest["split"].isin(("train", ""))
     places = manifest.index.to_numpy()
     kept = [
@@ -99,10 +118,10 @@ def oversample(manifest: pd.DataFrame, *, rng: np.random.Generator, at_least: fl
     """
     findings = list(findings_in(manifest))
     training = manifest["split"].isin(("train", "")).to_numpy()
-    labels = manifest[findings].to_numpy(dtype=float)  # (N, F)
-    frequency = labels[training].mean(axis=0)
+    labels = manifest[findings].to_numpy()  # (N, F)
+    frequency = np.nan_to_num(prevalence(labels[training]))
     factor = np.sqrt(at_least / np.maximum(frequency, 1 / max(training.sum(), 1)))
-    repeats = np.maximum(1.0, (labels * factor).max(axis=1))
+    repeats = np.maximum(1.0, ((labels == 1) * factor).max(axis=1))
     times = np.floor(repeats + rng.random(len(manifest))).astype(int)
     return manifest.loc[manifest.index.repeat(np.where(training, times, 1))]
 

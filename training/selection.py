@@ -33,8 +33,10 @@ def _split(manifest: pd.DataFrame, selection: Selection, *, rng: np.random.Gener
         return sampling.split_by_lists(manifest, {name: selection.lists / f"{name}.txt" for name in sampling.SPLITS})
     if selection.split == "patient":
         return sampling.split_by_patient(manifest, rng=rng, shares=selection.shares)
+    if selection.split == "stable":
+        return sampling.split_stable(manifest)
     if selection.split == "official":
         return sampling.split_official(manifest, rng=rng)
     if selection.split == "image":
         return sampling.split_by_image(manifest, rng=rng, shares=selection.shares)
-    raise UnusableSettings(f"split is patient, official or image, not {selection.split!r}")
+    raise UnusableSettings(f"split is patient, stable, official or image, not {selection.split!r}")

@@ -25,7 +25,9 @@ class Settings:
     )
     start: str = field(
         default="imagenet",
-        metadata=_help("File of ImageNet weights; imagenet lets torchvision fetch them; chance uses none"),
+        metadata=_help(
+            "File of ImageNet weights or checkpoint (*.safetensors); imagenet: torchvision fetches them; chance: none"
+        ),
     )
     frozen_blocks: int = field(
         default=0, metadata=_help("How many of the network's first feature blocks stay as they started")
@@ -66,14 +68,18 @@ class Selection:
     """Which films to train, validate and test on."""
 
     split: str = field(
-        default="patient", metadata=_help("patient, official (NIH's) or image (as the paper did; leaks)")
+        default="patient",
+        metadata=_help(
+            "patient, stable (by a hash of the patient), official (NIH's) or image (as the paper did; leaks)"
+        ),
     )
     lists: Path | None = field(
         default=None,
         metadata=_help("Folder of train.txt, validation.txt and test.txt, as a run folder has; instead of --split"),
     )
     shares: tuple[float, float, float] = field(
-        default=(0.6, 0.2, 0.2), metadata=_help("Shares of train, validation and test; they sum to 1")
+        default=(0.6, 0.2, 0.2),
+        metadata=_help("Shares of train, validation and test, for the splits patient and image; they sum to 1"),
     )
     findings: list[str] | None = field(
         default=None, metadata=_help("Learn this finding; may be given again; all when not given")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from training.calibration import (
 )
 from training.checkpoint import SHIPPED, read_header
 from training.findings import FINDINGS
+from training.manifest import UNKNOWN
 
 RNG = np.random.default_rng(0)
 
@@ -112,3 +115,30 @@ def test_a_checkpoint_at_a_site_with_more_of_a_finding_says_more_and_flags_the_s
 def test_a_prevalence_that_cannot_be_is_refused(site, error):
     with pytest.raises(error):
         header_at_site(read_header(SHIPPED), site)
+
+
+def test_unknown_labels_have_no_part_in_calibration() -> None:
+    logits, labels = films(1.5, -2.0, n=5_000)
+    known = RNG.random(5_000) < 0.4
+    nobody = np.full(5_000, UNKNOWN, dtype=np.uint8)
+    partly = np.stack([np.where(known, labels, np.uint8(UNKNOWN)), nobody], axis=1)
+    both = np.stack([logits, logits], axis=1)
+    calibration = fit_calibration(both, partly, shift=(0.5, 0.5), isotonic_from_positives=100)
+    alone = fit_calibration(logits[known, None], labels[known, None], shift=(0.5,), isotonic_from_positives=100)
+    assert calibration.isotonic == alone.isotonic
+    assert (calibration.slope, calibration.intercept) == ((*alone.slope, 1.0), (*alone.intercept, 0.0))
+    cuts = thresholds(both, partly, findings=("Mass", "Edema"))
+    assert (
+        cuts["Mass"]["sensitivity_90"]
+        == thresholds(logits[known, None], labels[known, None], findings=("Mass",))["Mass"]["sensitivity_90"]
+    )
+    assert set(cuts["Edema"]) == {"flag_10"}
+
+
+def test_a_site_is_moved_from_the_share_of_the_known_films() -> None:
+    header = read_header(SHIPPED)
+    films_of, positives = header.training["films"], header.training["positives"]
+    known = {"train": dict.fromkeys(FINDINGS, films_of["train"] // 2)}
+    halved = replace(header, training={**header.training, "known": known})
+    moved = header_at_site(halved, {"Mass": 2 * positives["train"]["Mass"] / films_of["train"]})
+    assert moved.calibration.intercept[0] == pytest.approx(header.calibration.intercept[0])

@@ -7,6 +7,7 @@ import pytest
 
 from training.checkpoint import load_checkpoint
 from training.crossfit import ask, calibrated_out_of_fold, centred, cross_fit, deal
+from training.manifest import UNKNOWN
 from training.prepared import Prepared
 from training.preprocessing import Preprocessing
 from training.settings import Settings
@@ -101,3 +102,13 @@ def test_a_checkpoint_is_asked_about_one_part_of_the_split(prepared: Prepared, f
     part = replace(prepared, manifest=prepared.manifest.assign(split=split))
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors", findings=None)
     assert ask(checkpoint, part, split="test", accelerator="cpu").shape == (7, 2)
+
+
+def test_what_the_folds_say_is_calibrated_by_the_known_labels() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(400, 1))
+    labels = (rng.random((400, 1)) < 0.3).astype(np.uint8)
+    fold, known = np.arange(400) % 2, np.arange(400) % 4 < 2
+    partly = np.where(known[:, None], labels, np.uint8(UNKNOWN))
+    alone = calibrated_out_of_fold(logits[known], labels[known], fold=fold[known])
+    np.testing.assert_array_equal(calibrated_out_of_fold(logits, partly, fold=fold)[known], alone)

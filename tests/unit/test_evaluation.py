@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from training.evaluation import added, judge_crossfit
+from training.manifest import UNKNOWN
 from training.prepared import Prepared
 from training.preprocessing import Preprocessing
 
@@ -57,3 +58,15 @@ def test_a_crossfits_baselines_never_saw_the_fold_they_speak_of(films: pd.DataFr
     values = aurocs.set_index("model")["value"]
     assert values["all_zero"] == 0.5
     assert 0.6 < values["view_age_sex"] < 0.9
+
+
+def test_what_nobody_labelled_neither_adds_nor_takes_away(films: pd.DataFrame, tmp_path: Path) -> None:
+    partly = films.assign(Mass=films["Mass"].mask(np.arange(FILMS) % 3 == 0, UNKNOWN).astype("uint8"))
+    assert gain(partly, 1 / (1 + np.exp(-2 * films["seen"].to_numpy())))["low"] > 0.05
+    images = np.zeros((FILMS, 32, 32), dtype=np.uint8)
+    fold = np.arange(FILMS) // 2 % 3
+    films[["image"]].assign(fold=fold, Mass=RNG.random(FILMS)).to_csv(tmp_path / "out_of_fold.csv", index=False)
+    prepared = Prepared(partly.drop(columns="seen"), images, Preprocessing(size=32))
+    report = judge_crossfit(prepared, tmp_path, tmp_path / "judged")
+    value = report[(report["slice"] == "all") & (report["finding"] == "Mass") & (report["model"] == "prevalence")]
+    assert value.set_index("metric")["value"]["positives"] == (partly["Mass"] == 1).sum()

@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
-from training.checkpoint import load_checkpoint
+from training.checkpoint import Calibration, Header, build, load_checkpoint, save_checkpoint
 from training.fit import (
     Diverged,
     Films,
     OtherRun,
     fit,
     freeze,
+    from_checkpoint,
     launch,
     make_learner,
     predict,
@@ -25,7 +26,9 @@ from training.fit import (
     train_epoch,
     training_batches,
 )
-from training.networks import input_of, make_network
+from training.losses import make_loss, shift_of
+from training.manifest import UNKNOWN
+from training.networks import WrongWeights, input_of, make_network
 from training.prepared import Prepared
 from training.preprocessing import Preprocessing
 from training.settings import Settings, UnusableSettings
@@ -147,7 +150,10 @@ def test_a_loss_that_leaves_the_numbers_is_told(tmp_path: Path) -> None:
 
 def learner_of(settings: Settings, folder: Path, prepared: Prepared):  # type: ignore[no-untyped-def]
     preprocessing = input_of(settings.network, size=prepared.preprocessing.size)
-    return make_learner(launch(settings, folder), settings, Films.of(prepared, "train"), preprocessing=preprocessing)
+    films = Films.of(prepared, "train")
+    return make_learner(
+        launch(settings, folder), settings, films, findings=prepared.findings, preprocessing=preprocessing
+    )
 
 
 def test_every_film_comes_once_before_any_comes_twice(tmp_path: Path) -> None:
@@ -238,3 +244,122 @@ def test_reading_ahead_hides_a_slow_disk(tmp_path: Path) -> None:
     for _ in training_batches(learner, films, epoch=0):
         time.sleep(0.03)
     assert time.perf_counter() - start < 10 * 0.03 + 0.15
+
+
+def with_unknown(prepared: Prepared) -> Prepared:
+    """Mass unknown on every third film, Edema on all of training's first batch."""
+    edema = prepared.manifest["Edema"].mask(prepared.manifest.index < 6, UNKNOWN)
+    mass = prepared.manifest["Mass"].mask(prepared.manifest.index % 3 == 0, UNKNOWN)
+    return replace(prepared, manifest=prepared.manifest.assign(Mass=mass.astype("uint8"), Edema=edema.astype("uint8")))
+
+
+def test_films_of_which_some_findings_are_unknown_are_learned_from(tmp_path: Path) -> None:
+    prepared = with_unknown(films_of())
+    path = fit(prepared, replace(SETTINGS, epochs=1), tmp_path, progress=False, split="stable")
+    training = load_checkpoint(path, findings=None).training
+    assert training["split"] == "stable"
+    assert training["films"]["train"] == 24
+    assert training["known"]["train"] == {"Mass": 16, "Edema": 18}
+    train = prepared.manifest[prepared.manifest["split"] == "train"]
+    assert training["positives"]["train"] == {name: int((train[name] == 1).sum()) for name in ("Mass", "Edema")}
+    figures = pd.read_csv(tmp_path / "metrics.csv").iloc[0]
+    known = prepared.manifest[(prepared.manifest["split"] == "validation") & (prepared.manifest["Mass"] != UNKNOWN)]
+    assert figures["validation/prevalence/Mass"] == pytest.approx(known["Mass"].mean())
+    assert np.isfinite(figures["validation/loss"])
+
+
+def test_an_unknown_label_teaches_nothing(tmp_path: Path) -> None:
+    """The loss's weights come from the known labels, and its gradient is that of the known labels."""
+    prepared = with_unknown(films_of())
+    learner = learner_of(replace(SETTINGS, augment=False), tmp_path, prepared)
+    train = prepared.manifest[prepared.manifest["split"] == "train"]
+    frequency = [train.loc[train[name] != UNKNOWN, name].mean() for name in ("Mass", "Edema")]
+    expected = make_loss("wbce_normalised", frequency=torch.tensor(frequency).float())
+    assert shift_of(learner.loss, findings=2) == pytest.approx(shift_of(expected, findings=2))
+    for _, labels in training_batches(learner, Films.of(prepared, "train"), epoch=0):
+        logits = torch.zeros(len(labels), 2, requires_grad=True)
+        learner.loss(logits, labels).backward()
+        assert logits.grad is not None
+        assert ((logits.grad == 0) == labels.isnan()).all()
+
+
+@pytest.fixture(scope="module")
+def champion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that says something: a bias, a shift and a calibration of its own."""
+    torch.manual_seed(3)
+    network = make_network("mobilenet", findings=2)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the mean of all it sees, so that a few films are enough for logits that differ
+    with torch.no_grad():
+        for _ in range(8):
+            network(torch.randn(16, 3, 32, 32))
+    said = Calibration(shift=(2.0, -0.5), slope=(0.7, 1.3), intercept=(-3.0, 0.4))
+    header = Header(network="mobilenet", findings=("Mass", "Edema"), calibration=said)
+    path = tmp_path_factory.mktemp("champion") / "champion.safetensors"
+    save_checkpoint(path, header, state=network.state_dict(), half=True)
+    return path
+
+
+def test_a_run_starts_where_its_checkpoint_ended(champion: Path, tmp_path: Path) -> None:
+    """Every weight is the checkpoint's, and the logits are its calibrated log odds plus the new loss's shift."""
+    prepared = films_of()
+    learner = learner_of(replace(SETTINGS, start=str(champion)), tmp_path, prepared)
+    start = load_checkpoint(champion, findings=None)
+    own = learner.network.state_dict()
+    last = {"classifier.1.weight", "classifier.1.bias"}
+    assert all(
+        torch.equal(own[name], tensor.to(own[name].dtype)) for name, tensor in start.state.items() if name not in last
+    )
+    films = Films.of(prepared, "validation")
+    before, after = (
+        predict(network, films, learner.preprocessing, batch_size=8, fabric=learner.fabric)
+        for network in (build(start), learner.network)
+    )
+    shift = shift_of(learner.loss, findings=2)
+    assert shift[0] > 0.1
+    unmoved = Calibration(shift=shift, slope=(1.0, 1.0), intercept=(0.0, 0.0))
+    np.testing.assert_allclose(unmoved.probabilities(after), start.calibration.probabilities(before), atol=1e-5)
+
+
+def test_a_start_is_where_the_new_loss_wants_it(champion: Path) -> None:
+    """Of all constants that could be added to the start's logits, none makes the loss of calibrated films smaller."""
+    rng = np.random.default_rng(1)
+    images = torch.tensor(rng.normal(size=(60, 3, 32, 32)), dtype=torch.float32)
+    start = load_checkpoint(champion, findings=None)
+    with torch.inference_mode():
+        odds = start.calibration.probabilities(build(start)(images).numpy())
+    frequency = torch.tensor(odds.mean(axis=0))
+    for name in ("bce", "wbce_normalised"):
+        loss = make_loss(name, frequency=frequency)
+        shift = shift_of(loss, findings=2)
+        network = from_checkpoint(champion, network="mobilenet", findings=("Mass", "Edema"), shift=shift).eval()
+        added = torch.zeros(2, requires_grad=True)
+        # Labels as the checkpoint says they are: every film is a positive with its probability.
+        loss.of_pairs(network(images).detach() + added, torch.tensor(odds)).mean(dim=0).sum().backward()
+        assert added.grad is not None
+        assert added.grad.abs().max() < 0.02
+        assert network(images).std(dim=0).min() > 0.1
+
+
+def test_a_run_from_a_checkpoint_is_the_same_when_it_was_killed(champion: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, start=str(champion), epochs=1)
+    one, other = (fit(films_of(), settings, tmp_path / name, progress=False) for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
+    assert load_checkpoint(one, findings=None).training["settings"]["start"] == "champion.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("settings", "findings", "said"),
+    [
+        ({"network": "shufflenet_v2_x0_5"}, ["Mass", "Edema"], "is a mobilenet and cannot be the start"),
+        ({}, ["Mass", "Hernia"], "scores Mass, Edema; the films say Mass, Hernia"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_no_start(
+    champion: Path, tmp_path: Path, settings: dict[str, str], findings: list[str], said: str
+) -> None:
+    prepared = films_of()
+    renamed = prepared.manifest.rename(columns=dict(zip(["Mass", "Edema"], findings, strict=True)))
+    with pytest.raises(WrongWeights, match=said):
+        learner_of(replace(SETTINGS, start=str(champion), **settings), tmp_path, replace(prepared, manifest=renamed))

@@ -3,7 +3,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from training.losses import LOSSES, make_loss, shift_of
+from training.losses import LOSSES, make_loss, shift_of, targets
+from training.manifest import UNKNOWN
 
 RNG = np.random.default_rng(0)
 LOGITS = torch.tensor(RNG.normal(size=(50, 3)), dtype=torch.float64)
@@ -72,3 +73,42 @@ def test_a_finding_that_no_film_has_cannot_be_weighed() -> None:
         make_loss("wbce", frequency=torch.tensor([0.5, 0.0]))
     with pytest.raises(ValueError, match="no loss is called"):
         make_loss("focal", frequency=FREQUENCY)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_unknown_labels_weigh_nothing(name: str) -> None:
+    """The loss of each finding, and its gradient, are those of the films whose label is known."""
+    known = torch.tensor(RNG.random((50, 3)) < 0.6)
+    loss = make_loss(name, frequency=FREQUENCY)
+    logits = LOGITS.clone().requires_grad_()
+    whole = loss(logits, LABELS.masked_fill(~known, torch.nan))
+    (gradient,) = torch.autograd.grad(whole, logits)
+    assert (gradient[~known] == 0).all()
+    for k in range(3):
+        here = known[:, k]
+        only = torch.full_like(LABELS, torch.nan)
+        only[here, k] = LABELS[here, k]
+        assert loss(LOGITS, only).item() == pytest.approx(loss.of_pairs(LOGITS, LABELS)[here, k].mean().item())
+        whole = whole - loss(LOGITS, only)
+    assert whole.item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_finding_of_which_a_batch_knows_nothing_adds_nothing(name: str) -> None:
+    loss = make_loss(name, frequency=FREQUENCY)
+    labels = LABELS.clone()
+    labels[:, 1] = torch.nan
+    logits = LOGITS.clone().requires_grad_()
+    loss(logits, labels).backward()
+    assert logits.grad is not None
+    assert (logits.grad[:, 1] == 0).all()
+    assert torch.isfinite(logits.grad).all()
+    nothing = torch.full((4, 3), torch.nan)
+    assert loss(torch.randn(4, 3), nothing) == 0
+
+
+def test_a_manifests_unknown_is_the_losses_nan() -> None:
+    given = targets(np.array([[0, 1, UNKNOWN]], dtype=np.uint8))
+    assert given.dtype == torch.float32
+    assert given[0, :2].tolist() == [0, 1]
+    assert given[0, 2].isnan()

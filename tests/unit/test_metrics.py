@@ -8,6 +8,7 @@ from sklearn.metrics import average_precision_score, brier_score_loss, confusion
 
 from training import metrics
 from training.findings import FINDINGS
+from training.manifest import UNKNOWN, prevalence
 
 Array = NDArray[np.float64]
 
@@ -164,3 +165,77 @@ def test_the_report_puts_baselines_and_intervals_beside_the_network(films: pd.Da
     read_again = table[(table["slice"] == "adjudicated") & (table["model"] == "network")]
     assert set(read_again["finding"]) == {"all", "macro", "macro_without_hernia", "Mass", "Pneumothorax"}
     assert read_again["films"].unique().tolist() == [3]
+
+
+@pytest.fixture(scope="module")
+def partly(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The labels with a third unknown, Edema wholly, and some films of which nothing is known."""
+    unknown = rng(9).random(labels.shape) < 0.33
+    unknown[:, FINDINGS.index("Edema")] = True
+    unknown[:20] = True
+    return np.where(unknown, np.uint8(UNKNOWN), labels)
+
+
+def test_figures_are_those_of_the_known_labels(partly: NDArray[np.uint8], scores: Array) -> None:
+    evaluation = metrics.evaluate(partly, scores)
+    for k, finding in enumerate(FINDINGS):
+        known = partly[:, k] != UNKNOWN
+        row = evaluation.per_finding.loc[finding]
+        if finding == "Edema":
+            assert row[["positives", "false_negatives"]].tolist() == [0, 0]
+            assert row[["prevalence", *metrics.RATES]].isna().all()
+            continue
+        alone = metrics.evaluate(partly[known, k : k + 1], scores[known, k : k + 1], findings=[finding]).per_finding
+        np.testing.assert_allclose(row.to_numpy(float), alone.loc[finding].to_numpy(float))
+    known, right = partly != UNKNOWN, (scores >= 0.5) == (partly == 1)
+    assert evaluation.binary_accuracy == pytest.approx(right[known].mean())
+    exact = [right[k][known[k]].all() for k in range(20, len(partly))]
+    assert evaluation.exact_match == pytest.approx(np.mean(exact))
+    assert evaluation.all_zero_binary_accuracy == pytest.approx((partly[known] == 0).mean())
+
+
+def test_an_unknown_labels_probability_changes_nothing(partly: NDArray[np.uint8], scores: Array) -> None:
+    other = np.where(partly == UNKNOWN, rng(2).random(scores.shape), scores)
+    pd.testing.assert_frame_equal(metrics.evaluate(partly, scores).table(), metrics.evaluate(partly, other).table())
+    patients = np.arange(len(partly)) % 150
+    one, two = (
+        metrics.intervals(partly, said, patients=patients, rng=rng(), replicates=50) for said in (scores, other)
+    )
+    pd.testing.assert_frame_equal(one, two)
+    assert "Edema" not in set(one["finding"])
+
+
+def test_weighted_figures_with_unknown_labels_are_those_of_the_films_repeated(
+    partly: NDArray[np.uint8], scores: Array
+) -> None:
+    weights = rng(3).integers(0, 4, size=(3, len(partly))).astype(np.float32)
+    decided, truth = (scores >= 0.5).astype(np.float32), partly.astype(np.float32)
+    drawn = metrics._weighted_rates(truth, scores, decided, weights)
+    overall = metrics._weighted_overall(truth, decided, weights)
+    for row, whole, times in zip(drawn, overall, weights.astype(int), strict=True):
+        again = metrics.evaluate(partly.repeat(times, axis=0), scores.repeat(times, axis=0))
+        np.testing.assert_allclose(row, again.per_finding[list(metrics.RATES)].to_numpy(dtype=float).T, atol=2e-6)
+        np.testing.assert_allclose(whole, [again.binary_accuracy, again.exact_match], atol=2e-6)
+
+
+def test_baselines_learn_from_the_known_labels(films: pd.DataFrame, partly: NDArray[np.uint8]) -> None:
+    train = films.assign(**dict(zip(FINDINGS, partly.T, strict=True)))
+    said = metrics.baselines(train, films)
+    mass, edema = FINDINGS.index("Mass"), FINDINGS.index("Edema")
+    share = train.loc[train["Mass"] != UNKNOWN, "Mass"].mean()
+    assert said["prevalence"][0, mass] == pytest.approx(share)
+    assert said["view_age_sex"][:, mass].mean() == pytest.approx(share, abs=0.03)
+    assert not said["view_age_sex"][:, edema].any()
+    assert not said["prevalence"][:, edema].any()
+
+
+def test_a_prevalence_is_a_share_of_the_known_films() -> None:
+    assert prevalence([[1, UNKNOWN], [0, UNKNOWN], [UNKNOWN, UNKNOWN]])[0] == 0.5
+    assert np.isnan(prevalence([[1, UNKNOWN], [0, UNKNOWN]])[1])
+
+
+def test_a_report_of_films_with_unknown_labels(films: pd.DataFrame, partly: NDArray[np.uint8], scores: Array) -> None:
+    partial = films.assign(**dict(zip(FINDINGS, partly.T, strict=True)))
+    table = metrics.report(partial, {"network": scores}, rng=rng(), replicates=20)
+    assert table.loc[table["metric"] == "positives", "value"].max() < 400
+    assert set(table["slice"]) >= {"all", "view=AP", "sex=M"}

@@ -8,6 +8,7 @@ import pytest
 
 from training import sampling
 from training.findings import FINDINGS
+from training.manifest import UNKNOWN
 from training.nih import read_nih
 
 
@@ -131,3 +132,43 @@ def test_saved_lists_bring_the_split_back(manifest: pd.DataFrame, tmp_path: Path
     sampling.save_lists(split, tmp_path)
     again = sampling.split_by_lists(manifest, {name: tmp_path / f"{name}.txt" for name in sampling.SPLITS})
     assert again["split"].tolist() == split["split"].tolist()
+
+
+def test_a_stable_split_keeps_every_patient_whatever_else_is_in_the_table(manifest: pd.DataFrame) -> None:
+    whole = sampling.split_stable(manifest)
+    assert whole.groupby("patient_id")["split"].nunique().max() == 1
+    few = manifest[manifest["patient_id"].isin([str(k) for k in range(50)])].sample(frac=1, random_state=1)
+    pd.testing.assert_series_equal(
+        sampling.split_stable(few)["split"].sort_index(), whole.loc[few.index, "split"].sort_index()
+    )
+    renamed = manifest.assign(patient_id=[f"other-{k}" for k in range(len(manifest))])
+    both = sampling.split_stable(pd.concat([manifest, renamed], ignore_index=True))
+    assert both["split"].tolist()[: len(manifest)] == whole["split"].tolist()
+
+
+def test_a_stable_split_has_the_shares_it_says() -> None:
+    patients = pd.DataFrame({"patient_id": [f"{k}" for k in range(20_000)]})
+    shares = sampling.split_stable(patients)["split"].value_counts(normalize=True)
+    assert shares[list(sampling.SPLITS)].tolist() == pytest.approx(sampling.STABLE_SHARES, abs=0.01)
+
+
+def test_the_stable_sides_are_those_of_every_release() -> None:
+    """Another hash or other shares would move patients from test to training. This test must never be changed."""
+    patients = pd.DataFrame({"patient_id": ["1", "2", "3", "00000001", "a", "b", "Müller"]})
+    sides = ["train", "test", "train", "validation", "validation", "train", "validation"]
+    assert sampling.split_stable(patients)["split"].tolist() == sides
+
+
+def test_sampling_counts_the_known_labels(manifest: pd.DataFrame) -> None:
+    train = manifest.assign(split="train")
+    partly = train.copy()
+    unknown = rng().random(len(partly)) < 0.5
+    partly.loc[unknown, "Hernia"] = UNKNOWN
+    without = train.assign(Hernia=train["Hernia"].mask(unknown, 0).astype("uint8"))
+    assert sampling.undersample(partly, rng=rng()).index.equals(sampling.undersample(without, rng=rng()).index)
+    repeated = sampling.oversample(partly, rng=rng(), at_least=0.3)
+    assert (repeated["Hernia"] == UNKNOWN).sum() < 2.5 * unknown.sum()
+    hernias = partly.index[partly["Hernia"] == 1]
+    share = (partly["Hernia"] == 1).sum() / (~unknown).sum()
+    times = repeated.index.isin(hernias).sum() / len(hernias)
+    assert times == pytest.approx(np.sqrt(0.3 / share), rel=0.2)

@@ -42,6 +42,12 @@ def test_nihs_own_test_films_stay_the_test(prepared: Prepared) -> None:
     assert chosen.manifest.index[chosen.manifest["split"] == "test"].tolist() == list(range(100, 200))
 
 
+def test_a_stable_split_is_the_same_for_every_seed(prepared: Prepared) -> None:
+    one, other = (select(prepared, Selection(split="stable"), seed=seed).manifest for seed in (1, 2))
+    assert one.equals(other)
+    assert set(one["split"]) == {"train", "validation", "test"}
+
+
 def test_a_split_by_image_warns_of_leakage(prepared: Prepared) -> None:
     with pytest.warns(LeakageWarning):
         select(prepared, Selection(split="image"), seed=1)

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from training.provenance import code_commit
 from training.settings import Selection, Settings
 
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ def fit(folder: Folder, run: Run, *, size: Size = None, settings: Settings, sele
 
     with _told_plainly():
         films = _select(folder, size, selection, seed=settings.seed)
-        checkpoint = train(films, settings, run, code_commit=_code_commit())
+        split = selection.split if selection.lists is None else "lists"
+        checkpoint = train(films, settings, run, code_commit=code_commit(), split=split)
         _draw(run)
     _tell(checkpoint)
 
@@ -131,7 +132,7 @@ def crossfit(
 
     with _told_plainly():
         films = _open(folder, size)
-        checkpoint = cross_fit(films, settings, run, folds=folds, code_commit=_code_commit())
+        checkpoint = cross_fit(films, settings, run, folds=folds, code_commit=code_commit())
         _tell_macro(judge_crossfit(films, run, run))
     _tell(checkpoint)
 
@@ -153,7 +154,7 @@ def sweep(
 
     with _told_plainly():
         films = _select(folder, size, selection, seed=settings.seed)
-        table = compare(films, settings, run, rates=rate or PAPER_RATES, code_commit=_code_commit())
+        table = compare(films, settings, run, rates=rate or PAPER_RATES, code_commit=code_commit())
     typer.echo(table.to_string(index=False))
 
 
@@ -231,7 +232,7 @@ def plot(
 @app.command()
 def explain(
     checkpoint: Annotated[Path, typer.Argument(help="The checkpoint that looks.", dir_okay=False)],
-    film: Annotated[Path, typer.Argument(help="A film, PNG or DICOM.", exists=True, dir_okay=False)],
+    film: Annotated[Path, typer.Argument(help="A film: PNG, JPEG or DICOM.", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Argument(help="Where the pictures go.", file_okay=False)],
     *,
     filters: Annotated[bool, typer.Option(help="Also every filter of every layer, a picture per layer.")] = False,
@@ -292,14 +293,6 @@ def _tell_macro(table: Any) -> None:
     whole = table[(table["slice"] == "all") & (table["metric"] == "auroc")]
     macro = whole[whole["finding"].str.startswith("macro")]
     typer.echo(macro[["model", "finding", "films", "value", "low", "high"]].to_string(index=False))
-
-
-def _code_commit() -> str:
-    """The commit of the code that trains, with a + when it was changed since; empty outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], check=False).returncode == 1  # noqa: S603
-    return head.stdout.strip() + ("+" if changed else "")
 
 
 @contextmanager

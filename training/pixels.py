@@ -1,10 +1,10 @@
-"""One DICOM data set or PNG -> one float32 image in [0, 1], white = dense, as a radiologist's display would show it."""
+"""One DICOM data set, PNG or JPEG -> a float32 image in [0, 1], white = dense, as a radiologist's display shows it."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,24 +33,38 @@ __all__ = [
     "UnusablePixels",
     "open_dataset",
     "read_film",
-    "read_png",
+    "read_picture",
 ]
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, the Y of DICOM's YBR_FULL (C.7.6.3.1.2)
-BLOCK_ROWS = 32  # a block of the film, its indices and its greys stay in the processor's cache
+FEW = 61  # every so manieth row and column
 
 
 @dataclass(frozen=True)
 class Film:
     """A decoded film.
 
-    image: float32 (rows, columns) in [0, 1], white = dense.
+    pixels: the stored values as unsigned bit patterns, (rows, columns); of a film in colour its luminance, float32.
+    greys: float32 in [0, 1], white = dense: what each pattern looks like; None beside a luminance.
     pixel_digest: SHA-256 (hex) of the decoded stored values, their shape, type and photometric interpretation: the
     same for the same film in every lossless transfer syntax.
     """
 
-    image: NDArray[np.float32]
+    pixels: NDArray[Any]
+    greys: NDArray[np.float32] | None
     pixel_digest: str
+
+    @property
+    def image(self) -> NDArray[np.float32]:
+        """The film as it is shown: float32 (rows, columns) in [0, 1], white = dense."""
+        image: NDArray[np.float32] = self.pixels if self.greys is None else np.take(self.greys, self.pixels, mode="clip")
+        return image
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether it shows nothing. A few of its pixels mostly tell that it does show something."""
+        few = replace(self, pixels=self.pixels[::FEW, ::FEW]).image
+        return bool(few.min() == few.max() and self.image.min() == self.image.max())
 
 
 def read_film(dataset: Dataset, *, limits: PixelLimits = DEFAULT_LIMITS) -> Film:
@@ -67,52 +81,37 @@ def read_film(dataset: Dataset, *, limits: PixelLimits = DEFAULT_LIMITS) -> Film
         stored = _palette_to_rgb(stored, dataset)
     if stored.ndim == 3:
         bits = stored.dtype.itemsize * 8 if header.samples == 1 else header.bits_stored
-        image = (stored.astype(np.float32) @ LUMA) / np.float32(2**bits - 1)
+        film = Film((stored.astype(np.float32) @ LUMA) / np.float32(2**bits - 1), None, digest)
     else:
-        image = _shown(dataset, header, stored)
-    if image.min() == image.max():
+        patterns = stored.view(f"u{stored.dtype.itemsize}")
+        film = Film(patterns, grey_table(dataset, header, stored), digest)
+        if film.is_constant:  # a window that shows nothing of this film is taken for a mistake and left out
+            film = Film(patterns, grey_table(dataset, header, stored, windowed=False), digest)
+    if film.is_constant:
         raise ConstantImage
-    return Film(image, digest)
+    return film
 
 
-def read_png(source: Path | BinaryIO, *, limits: PixelLimits = DEFAULT_LIMITS) -> NDArray[np.float32]:
-    """A grey image from a PNG: float32 (height, width) in [0, 1].
+def read_picture(source: Path | BinaryIO, *, limits: PixelLimits = DEFAULT_LIMITS) -> NDArray[np.float32]:
+    """A grey image from a PNG or a JPEG: float32 (height, width) in [0, 1].
 
-    8 or 16 bits grey; of colours and palettes (some NIH films were saved as RGBA) the luminance, transparency ignored.
-    Raises TooLarge or Undecodable; OSError when the file cannot be reached.
+    8 bits grey, or 16 of a PNG; of colours and palettes (some NIH films were saved as RGBA) the luminance, transparency
+    ignored. Raises TooLarge or Undecodable; OSError when the file cannot be reached.
     """
     content = source.read_bytes() if isinstance(source, Path) else source.read()
     try:
-        with Image.open(BytesIO(content), formats=("PNG",)) as png:
-            if png.width * png.height > limits.max_pixels:
-                raise TooLarge(f"The image has {png.height} x {png.width} pixels, more than the limits allow.")
-            if png.mode.startswith("I"):
-                return np.asarray(png, dtype=np.float32) / np.float32(65535)
-            return np.asarray(png.convert("L"), dtype=np.float32) / np.float32(255)
+        with Image.open(BytesIO(content), formats=("PNG", "JPEG")) as picture:
+            if picture.width * picture.height > limits.max_pixels:
+                raise TooLarge(f"The image has {picture.height} x {picture.width} pixels, more than the limits allow.")
+            if picture.mode.startswith("I"):
+                return np.asarray(picture, dtype=np.float32) / np.float32(65535)
+            return np.asarray(picture.convert("L"), dtype=np.float32) / np.float32(255)
     except UnusablePixels:
         raise
     except UnidentifiedImageError as error:
-        raise Undecodable("The file is not a PNG.") from error
+        raise Undecodable("The file is no PNG and no JPEG.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise Undecodable("The PNG is damaged.") from error
-
-
-def _shown(dataset: Dataset, header: PixelHeader, stored: Pixels) -> NDArray[np.float32]:
-    """Stored values -> greys. A window that shows nothing of this film is taken for a mistake and left out."""
-    image = _look_up(grey_table(dataset, header, stored), stored)
-    if image.min() == image.max():
-        image = _look_up(grey_table(dataset, header, stored, windowed=False), stored)
-    return image
-
-
-def _look_up(greys: NDArray[np.float32], stored: Pixels) -> NDArray[np.float32]:
-    """greys: one per bit pattern. 6 ms for 2500 x 2048 values; in one go, and checking the bounds, 30."""
-    patterns = stored.view(f"u{stored.dtype.itemsize}")
-    image = np.empty(stored.shape, dtype=np.float32)
-    for top in range(0, len(image), BLOCK_ROWS):
-        block = slice(top, top + BLOCK_ROWS)
-        np.take(greys, patterns[block], out=image[block], mode="clip")
-    return image
+        raise Undecodable("The picture is damaged.") from error
 
 
 def _palette_to_rgb(indices: Pixels, dataset: Dataset) -> Pixels:

@@ -1,6 +1,6 @@
 """A prepared data set: the manifest, and every film as a small 8-bit square in one memory-mapped file per size.
 
-manifest.csv      row, image, patient_id, age_years, sex, view_position, split, one 0/1 column per finding
+manifest.csv      row, image, patient_id, age_years, sex, view_position, split, a column per finding (255: unknown)
 images-224.npy    uint8 (films, 224, 224); a film's place is its `row`
 bad_files.csv     image, reason, kept: what was left out, and what was kept with a remark
 progress.csv      row, outcome: the films done so far; a run that was killed goes on from there
@@ -12,9 +12,8 @@ import hashlib
 import json
 import multiprocessing
 import os
-import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -27,9 +26,11 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
+from training.children import leave_with_the_parent
 from training.dicom import ConstantImage, dataset_in
-from training.manifest import OLDEST_YEARS, checked, findings_in
-from training.pixels import UnusablePixels, read_film, read_png
+from training.findings import FINDINGS
+from training.manifest import DESCRIPTION, OLDEST_YEARS, UNKNOWN, checked, findings_in
+from training.pixels import UnusablePixels, read_film, read_picture
 from training.preprocessing import Preprocessing
 from training.sources import Encoded, encoded_films
 
@@ -38,7 +39,7 @@ CONVERTED: Final = "converted_to_gray"
 MISSING: Final = "missing"
 DAMAGED_ARCHIVE: Final = "damaged_archive"
 TOO_OLD: Final = f"age_over_{OLDEST_YEARS}_ignored"
-_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_PICTURES: Final = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # how a PNG and a JPEG begin
 _GRAY: Final = ("1", "L", "I", "I;16")
 _KEPT: Final = (READY, CONVERTED)
 _FILMS_PER_SYNC: Final = 256
@@ -104,7 +105,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
 
 def prepare(
     manifest: pd.DataFrame,
-    sources: Sequence[Path],
+    sources: Sequence[Path] | Mapping[str, Path],
     folder: Path,
     *,
     sizes: Sequence[int] = (224,),
@@ -114,7 +115,8 @@ def prepare(
     """Read the manifest's films from the sources into `folder`; how many there are of each outcome.
 
     Killed at any moment and started again it goes on where it stopped, and the files come out byte for byte as from an
-    undisturbed run. Sources may arrive one by one: films still missing are looked for at every run. `processes` decode
+    undisturbed run. Sources are folders and archives, or each image's own file; they may arrive one by one: films still
+    missing are looked for at every run. `processes` decode
     side by side (0: this one); `progress` hears how many more films are done. Memory does not grow with the films. A
     film that could not be used is tried again, in case its file was replaced.
 
@@ -137,29 +139,67 @@ def prepare(
     return _finish(folder, manifest, outcomes, damaged)
 
 
+def combine(parts: Sequence[Prepared], folder: Path) -> Prepared:
+    """The films of several prepared sets as one set in `folder`, in the parts' order, at places without gaps.
+
+    A finding that a part has no labels for is unknown on its films. A kill leaves no set that is half the old one and
+    half the new. The same parts give the same bytes. Memory does not grow with the films.
+
+    Raises NotPrepared when the parts are not of one size, and ManifestError when two films go by one name.
+    """
+    sizes = {part.preprocessing.size for part in parts}
+    if len(sizes) != 1:
+        raise NotPrepared(f"only sets of one size can be combined, not of {sorted(sizes)}")
+    (size,) = sizes
+    findings = [finding for finding in FINDINGS if any(finding in part.findings for part in parts)]
+    unknown = dict.fromkeys(findings, np.uint8(UNKNOWN))
+    tables = [part.manifest.assign(**unknown | dict(part.manifest[list(part.findings)])) for part in parts]
+    manifest = checked(pd.concat(tables, ignore_index=True)[[*DESCRIPTION, *findings]])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.csv").unlink(missing_ok=True)  # it goes first and comes last: where it lies, all is complete
+    _write_squares(_images_path(folder, size), parts, (len(manifest), size, size))
+    _write_safely(folder / "prepared.json", _plan(manifest, [parts[0].preprocessing]))
+    _write_safely(folder / "manifest.csv", manifest.to_csv(index_label="row"))
+    return open_prepared(folder, size=size)
+
+
+def _write_squares(path: Path, parts: Sequence[Prepared], shape: tuple[int, ...]) -> None:
+    beside = path.with_name(path.name + ".part")
+    _lay_out(beside, shape)
+    with beside.open("r+b") as opened:
+        opened.seek(_NPY_HEADER_BYTES)
+        for part in parts:
+            places = part.manifest.index.to_numpy()
+            for start in range(0, len(places), _FILMS_PER_SYNC):
+                opened.write(part.images[places[start : start + _FILMS_PER_SYNC]].tobytes())
+        opened.flush()
+        os.fsync(opened.fileno())
+    beside.replace(path)
+
+
 def decode(film: Encoded, *, preprocessings: Sequence[Preprocessing]) -> Decoded:
-    """One encoded film (PNG or DICOM) as uint8 squares, or the reason why not."""
+    """One encoded film (PNG, JPEG or DICOM) as uint8 squares, or the reason why not."""
     try:
         pixels = pixels_of(film.data)
     except UnusablePixels as unusable:
         return Decoded(film.row, unusable.reason, ())
     squares = tuple(preprocessing.image(pixels) for preprocessing in preprocessings)
-    return Decoded(film.row, CONVERTED if _is_coloured_png(film.data) else READY, squares)
+    return Decoded(film.row, CONVERTED if _is_coloured_picture(film.data) else READY, squares)
 
 
 def pixels_of(data: bytes) -> npt.NDArray[np.float32]:
-    """A file's bytes, PNG or DICOM, as float32 (rows, columns) in [0, 1]. Raises UnusablePixels, also if blank."""
-    pixels = read_png(BytesIO(data)) if data.startswith(_PNG) else read_film(dataset_in(data)).image
+    """PNG, JPEG or DICOM bytes as float32 (rows, columns) in [0, 1]. Raises UnusablePixels, also if blank."""
+    pixels = read_picture(BytesIO(data)) if data.startswith(_PICTURES) else read_film(dataset_in(data)).image
     if pixels.min() == pixels.max():
         raise ConstantImage
     return pixels
 
 
-def _is_coloured_png(data: bytes) -> bool:
-    if not data.startswith(_PNG):
+def _is_coloured_picture(data: bytes) -> bool:
+    if not data.startswith(_PICTURES):
         return False
-    with Image.open(BytesIO(data)) as png:
-        return png.mode not in _GRAY
+    with Image.open(BytesIO(data)) as picture:
+        return picture.mode not in _GRAY
 
 
 def _side_by_side(work: Callable[[Encoded], Decoded], films: Iterable[Encoded], *, processes: int) -> Iterator[Decoded]:
@@ -169,7 +209,7 @@ def _side_by_side(work: Callable[[Encoded], Decoded], films: Iterable[Encoded], 
         return
     # Spawned, not forked: the caller may have started threads, and a forked child would inherit their locks.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_leave_with_the_parent) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=leave_with_the_parent) as pool:
         under_way: deque[Future[Decoded]] = deque()
         for film in films:
             under_way.append(pool.submit(work, film))
@@ -177,18 +217,6 @@ def _side_by_side(work: Callable[[Encoded], Decoded], films: Iterable[Encoded], 
                 yield under_way.popleft().result()
         while under_way:
             yield under_way.popleft().result()
-
-
-def _leave_with_the_parent() -> None:
-    """A killed parent closes nothing behind it, and the pool's processes would wait for its next film for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # noqa: S101  # this runs in the pool's processes alone
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 class _Cache:
@@ -232,20 +260,25 @@ class _Cache:
 def _begin(folder: Path, manifest: pd.DataFrame, preprocessings: Sequence[Preprocessing]) -> None:
     """Lay out the folder, or make sure that it was laid out for these very films."""
     folder.mkdir(parents=True, exist_ok=True)
+    plan, written = _plan(manifest, preprocessings), folder / "prepared.json"
+    if written.is_file():
+        if written.read_text() != plan:
+            raise NotPrepared(f"{folder} was begun with other films or sizes: take another folder or remove it")
+        return
+    for each in preprocessings:
+        _lay_out(_images_path(folder, each.size), (len(manifest), each.size, each.size))
+    _write_safely(written, plan)
+
+
+def _plan(manifest: pd.DataFrame, preprocessings: Sequence[Preprocessing]) -> str:
+    """What prepared.json says of these films."""
     plan = {
         "films": len(manifest),
         "sizes": [each.size for each in preprocessings],
         "preprocessing": preprocessings[0].name,
         "images_digest": hashlib.sha256("\n".join(manifest["image"]).encode()).hexdigest(),
     }
-    written = folder / "prepared.json"
-    if written.is_file():
-        if json.loads(written.read_text()) != plan:
-            raise NotPrepared(f"{folder} was begun with other films or sizes: take another folder or remove it")
-        return
-    for each in preprocessings:
-        _lay_out(_images_path(folder, each.size), (len(manifest), each.size, each.size))
-    _write_safely(written, json.dumps(plan, indent=2) + "\n")
+    return json.dumps(plan, indent=2) + "\n"
 
 
 def _lay_out(path: Path, shape: tuple[int, ...]) -> None:

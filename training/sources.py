@@ -24,19 +24,37 @@ class AmbiguousImage(ValueError):
 
 
 def encoded_films(
-    sources: Iterable[Path], rows: Mapping[str, int], *, on_damage: Callable[[Path], None]
+    sources: Iterable[Path] | Mapping[str, Path], rows: Mapping[str, int], *, on_damage: Callable[[Path], None]
 ) -> Iterator[Encoded]:
     """Every film of `rows` (image name -> row) found in the sources, each row at most once, in the order they lie.
 
+    Sources may also say which file each image is (image name -> path); then the films come in the order of the rows.
     A source is a folder (read through all its depths, archives in it included), a .zip, a .tar or a .tar.gz. A file
     answers to an image when its path ends in the image's name: "images_001/images/1_000.png" is "1_000.png".
     `on_damage` hears of an archive that broke off; what lay before the break has been read.
 
     Raises FileNotFoundError for a source that is not there and AmbiguousImage when two files answer to one image.
     """
+    if isinstance(sources, Mapping):
+        yield from _named(sources, rows)
+        return
     left = dict(rows)  # it shrinks as films are found, so that a second copy in a later source is passed over
     for source in sources:
         yield from _films_of(source, left, on_damage)
+
+
+def _named(files: Mapping[str, Path], rows: Mapping[str, int]) -> Iterator[Encoded]:
+    for image, row in rows.items():
+        if image in files and os.path.exists(files[image]):  # noqa: PTH110  # Path.exists raises where it may not look
+            yield Encoded(row, _content(files[image]))
+
+
+def _content(path: Path) -> bytes:
+    """A file's bytes, none where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _films_of(source: Path, left: dict[str, int], on_damage: Callable[[Path], None]) -> Iterator[Encoded]:
@@ -57,11 +75,7 @@ def _in_folder(folder: Path, left: dict[str, int]) -> Iterator[Encoded]:
     paths = (Path(at, name) for at, _, names in os.walk(folder) for name in sorted(names))
     names = (path.relative_to(folder).as_posix() for path in paths)
     for image, name in _located(names, left).items():
-        try:
-            data = (folder / name).read_bytes()
-        except OSError:
-            data = b""
-        yield Encoded(left.pop(image), data)
+        yield Encoded(left.pop(image), _content(folder / name))
 
 
 def _in_zip(archive: Path, left: dict[str, int]) -> Iterator[Encoded]:

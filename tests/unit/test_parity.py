@@ -18,7 +18,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from training.pixels import read_film, read_png
+from training.pixels import read_film, read_picture
 from training.preprocessing import Preprocessing
 
 SYNTAXES = [
@@ -48,7 +48,7 @@ def wrapped_input(grey: NDArray[np.float32], *, bits: int, photometric: str, syn
 
 
 def assert_parity(path: Path, *, bits: int, photometric: str, syntax: UID) -> None:
-    grey = read_png(path)
+    grey = read_picture(path)
     trained = PREPROCESSING.image(grey).astype(int)
     served = wrapped_input(grey, bits=bits, photometric=photometric, syntax=syntax).astype(int)
     assert np.abs(served - trained).max() <= 1

@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
 from training.dicom import ConstantImage, PixelLimits, UnusablePixels
-from training.pixels import open_dataset, read_film, read_png
+from training.pixels import open_dataset, read_film, read_picture
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -135,35 +135,35 @@ def test_a_lossless_copy_of_a_real_film_has_its_digest() -> None:
 def test_a_png_of_any_mode_is_read_as_grey(mode: str) -> None:
     grey = texture(20, 30, bits=8)
     image = Image.fromarray(grey).convert(mode)
-    read = read_png(png(image))
+    read = read_picture(png(image))
     assert read.dtype == np.float32
     np.testing.assert_allclose(read, grey / 255, atol=1e-6)
 
 
 def test_a_png_of_sixteen_bits_keeps_them() -> None:
     grey = texture(20, 30, bits=16)
-    np.testing.assert_allclose(read_png(png(Image.fromarray(grey))), grey / 65535, atol=1e-6)
+    np.testing.assert_allclose(read_picture(png(Image.fromarray(grey))), grey / 65535, atol=1e-6)
 
 
 def test_the_alpha_channel_of_a_png_hides_nothing() -> None:
     grey = texture(20, 30, bits=8)
     transparent = np.dstack([grey, grey, grey, np.zeros_like(grey)])
-    np.testing.assert_allclose(read_png(png(Image.fromarray(transparent, "RGBA"))), grey / 255, atol=1e-6)
+    np.testing.assert_allclose(read_picture(png(Image.fromarray(transparent, "RGBA"))), grey / 255, atol=1e-6)
 
 
 def test_a_png_from_a_path_a_broken_one_and_a_huge_one(tmp_path: Path) -> None:
     content = png(Image.fromarray(texture(20, 30, bits=8))).getvalue()
     (tmp_path / "film.png").write_bytes(content)
-    assert read_png(tmp_path / "film.png").shape == (20, 30)
+    assert read_picture(tmp_path / "film.png").shape == (20, 30)
     for broken, expected in ((content[:-40], "undecodable"), (b"", "undecodable"), (b"GIF89a", "undecodable")):
         with pytest.raises(UnusablePixels) as refused:
-            read_png(BytesIO(broken))
+            read_picture(BytesIO(broken))
         assert refused.value.reason == expected
     with pytest.raises(UnusablePixels) as refused:
-        read_png(BytesIO(content), limits=PixelLimits(max_pixels=100))
+        read_picture(BytesIO(content), limits=PixelLimits(max_pixels=100))
     assert refused.value.reason == "too_large"
     with pytest.raises(FileNotFoundError):
-        read_png(tmp_path / "gone.png")
+        read_picture(tmp_path / "gone.png")
 
 
 def test_serving_needs_neither_torch_nor_pandas() -> None:

@@ -7,6 +7,7 @@ import sys
 import tarfile
 import textwrap
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image
 
 from training import prepared
 from training.findings import FINDINGS
-from training.manifest import read_csv
+from training.manifest import UNKNOWN, ManifestError, read_csv
 
 FILMS = 40
 
@@ -231,3 +232,86 @@ def test_another_table_in_the_same_folder_is_refused(manifest: pd.DataFrame, arc
         prepared.prepare(manifest.iloc[::-1], [archive], tmp_path / "out", sizes=(32,))
     with pytest.raises(prepared.NotPrepared, match="not 64"):
         prepared.open_prepared(tmp_path / "out", size=64)
+
+
+def jpeg(pixels: NDArray[np.uint8], mode: str = "L") -> bytes:
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(encoded, "JPEG", quality=95)
+    return encoded.getvalue()
+
+
+def test_films_may_lie_in_named_files_of_any_kind(manifest: pd.DataFrame, tmp_path: Path) -> None:
+    files = {name: tmp_path / f"{number:x}" for number, name in enumerate(names())}
+    encoded = {0: jpeg(film(0)), 1: jpeg(film(1), "RGB"), 2: png(film(2)), 3: jpeg(film(3))[:300], 4: b"\xff\xd8\xff"}
+    for number, content in encoded.items():
+        files[names()[number]].write_bytes(content)
+    make_film(files[names()[5]], bits=12, pixels=texture(seed=1))
+    files[names()[6]].mkdir()
+
+    counts = prepared.prepare(manifest[:8], files, tmp_path / "out", sizes=(32,))
+
+    assert counts == {"ready": 3, "converted_to_gray": 1, "undecodable": 2, "empty_file": 1, "missing": 1}
+    opened = prepared.open_prepared(tmp_path / "out")
+    assert opened.manifest.index.tolist() == [0, 1, 2, 5]
+    assert [int(opened.images[row][16, 28]) for row in (0, 1, 2)] == pytest.approx([50, 51, 52], abs=1)
+    files[names()[7]].write_bytes(png(film(7)))
+    assert prepared.prepare(manifest[:8], files, tmp_path / "out", sizes=(32,))["ready"] == 4
+
+
+@pytest.mark.real
+def test_a_jpeg_film_of_hannover_is_read(shared: Path) -> None:
+    films = sorted((shared / "data" / "hannover_films" / "img256").glob("*.jpg"))[:20]
+    for path in films:
+        pixels = prepared.pixels_of(path.read_bytes())
+        np.testing.assert_array_equal(pixels * 255, np.asarray(Image.open(path).convert("L")))
+
+
+@pytest.fixture
+def parts(manifest: pd.DataFrame, archive: Path, tmp_path: Path) -> list[prepared.Prepared]:
+    """Two sets of the same archive: all but two films, with all labels; and others of which only Mass is known."""
+    prepared.prepare(manifest[:30].drop(index=[3, 4]), [archive], tmp_path / "one", sizes=(32, 48))
+    few = manifest[30:].drop(columns=[finding for finding in FINDINGS if finding != "Mass"])
+    prepared.prepare(few.assign(Mass=1), [archive], tmp_path / "other", sizes=(32,))
+    one, other = (prepared.open_prepared(tmp_path / name, size=32) for name in ("one", "other"))
+    return [replace(one, manifest=one.manifest.drop(index=[0, 7])), other]
+
+
+def test_prepared_sets_are_combined_into_one(parts: list[prepared.Prepared], tmp_path: Path) -> None:
+    whole = prepared.combine(parts, tmp_path / "whole")
+    kept = [number for number in range(FILMS) if number not in (0, 3, 4, 9)]  # place 7 holds film 9
+    assert whole.manifest.index.tolist() == list(range(len(kept)))
+    assert whole.manifest["image"].tolist() == [names()[number] for number in kept]
+    assert brightness(whole) == kept
+    assert whole.findings == FINDINGS
+    assert whole.manifest["Mass"].tolist() == [0] * 26 + [1] * 10
+    assert (whole.manifest["Edema"][26:] == UNKNOWN).all()
+    assert np.flatnonzero(whole.manifest["Effusion"][:26]).tolist() == [kept.index(FINDINGS.index("Effusion"))]
+    again = prepared.open_prepared(tmp_path / "whole")
+    pd.testing.assert_frame_equal(again.manifest, whole.manifest)
+    assert again.preprocessing == whole.preprocessing
+    prepared.combine(parts, tmp_path / "again")
+    for name in ("manifest.csv", "images-32.npy", "prepared.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_combination_that_broke_off_is_not_taken_for_one(
+    parts: list[prepared.Prepared], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared.combine(parts, tmp_path / "whole")
+    with monkeypatch.context() as broken:
+        broken.setattr(prepared, "_write_safely", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            prepared.combine(parts[::-1], tmp_path / "whole")
+    with pytest.raises(prepared.NotPrepared):
+        prepared.open_prepared(tmp_path / "whole")
+    assert len(prepared.combine(parts[::-1], tmp_path / "whole").manifest) == FILMS - 4
+
+
+def test_sets_that_cannot_be_one_are_refused(parts: list[prepared.Prepared], tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="another row names too"):
+        prepared.combine([parts[0], parts[0]], tmp_path / "twice")
+    larger = prepared.open_prepared(tmp_path / "one", size=48)
+    with pytest.raises(prepared.NotPrepared, match="one size"):
+        prepared.combine([larger, parts[1]], tmp_path / "sizes")
+    with pytest.raises(prepared.NotPrepared, match="one size"):
+        prepared.combine([], tmp_path / "none")

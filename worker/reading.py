@@ -20,6 +20,7 @@ import structlog
 from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessPool
 
+from training.children import leave_with_the_parent
 from training.dicom import PixelLimits, UnusablePixels, open_dataset, quieten_pydicom
 from training.pixels import read_film
 from training.preprocessing import Preprocessing
@@ -75,7 +76,8 @@ def read_square(path: str, sop_instance_uid: str, rules: ReadingRules) -> Square
 
 
 def prepare_child(memory_mb: int) -> None:
-    """In a new child: bound its address space, so that a bomb ends in MemoryError and not in swap."""
+    """In a new child: end with the parent, and bound its address space: a bomb ends in MemoryError and not in swap."""
+    leave_with_the_parent()
     quieten_pydicom()
     keep_freed_memory()
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, memory_mb * 2**20))

@@ -1,12 +1,18 @@
 """Decoder children: what a film does to its decoder, and what the house does about it."""
 
+import multiprocessing
+import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 
+import psutil
 import pytest
 from dicom_files import make_film
+from hostile import read_hostile_square
 from pebble import ProcessExpired
 
+import worker.reading
 from training.dicom import PixelLimits
 from training.preprocessing import Preprocessing
 from worker.reading import DecodersGone, Failure, Reader, Reading, ReadingRules, Square, read_square
@@ -78,3 +84,30 @@ def test_the_children_read_what_the_parent_asks_for(tmp_path):
         found = reader.submit(str(tmp_path / "a.dcm"), film.SOPInstanceUID).future.result(timeout=60)
     assert isinstance(found, Square)
     assert found.pixel_digest == read_square(str(tmp_path / "a.dcm"), film.SOPInstanceUID, RULES).pixel_digest
+
+
+def _hang(path: str, uid: str, said: Connection) -> None:
+    """A process of its own, whose decoder hangs in this film."""
+    worker.reading.read_square = read_hostile_square
+    with Reader(RULES, decoders=1) as reader:
+        reader.submit("/nowhere", "").future.exception(timeout=60)  # its process is up
+        reader.submit(path, uid)
+        time.sleep(1)  # and is at the film
+        said.send("it hangs")
+        time.sleep(3600)
+
+
+def test_a_decoder_that_hangs_ends_with_the_worker_that_is_killed(tmp_path):
+    film = make_film(tmp_path / "a.dcm", SeriesDescription="hangs")
+    hears, says = multiprocessing.Pipe(duplex=False)
+    spawn = multiprocessing.get_context("spawn")
+    victim = spawn.Process(target=_hang, args=(str(tmp_path / "a.dcm"), film.SOPInstanceUID, says))
+    victim.start()
+    assert hears.poll(60)
+    children = psutil.Process(victim.pid).children(recursive=True)
+    assert len(children) > 0
+    victim.kill()
+    _, left = psutil.wait_procs(children, timeout=10)
+    for child in left:
+        child.kill()
+    assert left == []

@@ -1,13 +1,16 @@
 """What a monitor asks of the ledger: the books, how long the oldest study waits, and when something last moved."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
+from db import drift
 from db.base import database_now
 from db.books import Books, read_books
-from db.models import Run, Study
+from db.models import Drift, Run, Study
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,8 @@ class Vitals:
     books: Books
     oldest_waiting_seconds: float  # 0 when none waits
     seconds_since_settled: float | None  # None before the first study was settled
+    drift: Sequence[Drift]  # of the last day that was judged
+    seconds_since_drift: float | None  # since the end of that day
 
 
 def vitals(session: Session) -> Vitals:
@@ -27,11 +32,18 @@ def vitals(session: Session) -> Vitals:
     )
     oldest = session.scalar(unsettled)
     settled = session.scalar(select(func.max(Run.last_settled_at)))
+    figures = drift.latest(session)
     return Vitals(
         books=read_books(session),
         oldest_waiting_seconds=(now - oldest).total_seconds() if oldest else 0.0,
         seconds_since_settled=(now - settled).total_seconds() if settled else None,
+        drift=figures,
+        seconds_since_drift=(now - _end_of(figures[0].day)).total_seconds() if figures else None,
     )
+
+
+def _end_of(day: str) -> datetime:
+    return datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=1)
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy import RowMapping
 from sqlalchemy.orm import Session
 
-from db import morning
+from db import drift, morning
 from db.base import database_now
 from db.books import Books, read_books
-from db.models import Checkpoint, PolicyRow, Run
+from db.models import Checkpoint, Drift, PolicyRow, Run
 from db.morning import CategoryCount, Film
 from db.session import read_scope
 from training.checkpoint import Checkpoint as LoadedCheckpoint
@@ -39,7 +39,9 @@ from worker.report_charts import (
     table_of,
     x_of,
 )
+from worker.report_drift import DAYS, drifted, first_day
 from worker.report_pictures import Picture, pictures_of
+from worker.settings import Settings
 from worker.tables import waited
 from worker.views import REASONS
 
@@ -128,6 +130,7 @@ class Facts:
     quarantined: Sequence[RowMapping]
     scores: list[tuple[float, ...]]
     earlier: list[tuple[float, ...]]
+    drift: Sequence[Drift]
 
 
 def write_report(house: House, *, run: str, output: Path, top: int = 50) -> Path:
@@ -138,7 +141,7 @@ def write_report(house: House, *, run: str, output: Path, top: int = 50) -> Path
     facts = _ask(house, run, top)
     checkpoint = _checkpoint_file(facts)
     pictures = _pictures(house, facts, checkpoint)
-    page = _environment().get_template("morning.html.j2").render(_page(facts, pictures, checkpoint))
+    page = _environment().get_template("morning.html.j2").render(_page(facts, pictures, checkpoint, house.settings))
     unfinished = output.with_name(f".{output.name}.part")
     unfinished.write_text(page, encoding="utf-8")
     return unfinished.replace(output)
@@ -181,7 +184,16 @@ def _ask(house: House, name: str, top: int) -> Facts:
             quarantined=morning.quarantined(session, limit=QUARANTINED_SHOWN),
             scores=morning.scores_in(session, run),
             earlier=morning.scores_before(session, run, days=COMPARED_DAYS),
+            drift=_drift(session, run, as_of),
         )
+
+
+def _drift(session: Session, run: Run, as_of: datetime) -> Sequence[Drift]:
+    if run.checkpoint_id is None:
+        return ()
+    last = as_of.date()
+    days = {"first": first_day(last).isoformat(), "last": last.isoformat()}
+    return drift.history(session, checkpoint_id=run.checkpoint_id, **days)
 
 
 def _rules(session: Session, run: Run) -> priority.Policy:
@@ -216,12 +228,15 @@ def _pictures(house: House, facts: Facts, checkpoint: LoadedCheckpoint | None) -
 # ---------------------------------------------------------------------------------------------------- what is shown
 
 
-def _page(facts: Facts, pictures: Mapping[int, Picture], checkpoint: LoadedCheckpoint | None) -> dict[str, Any]:
+def _page(
+    facts: Facts, pictures: Mapping[int, Picture], checkpoint: LoadedCheckpoint | None, settings: Settings
+) -> dict[str, Any]:
     """What the template may name."""
     entries = _entries(facts, pictures)
     compared = _compared(facts, {} if checkpoint is None else checkpoint.reference)
     charts = charts_of(table_of(facts.scores), compared, facts.thresholds) if facts.scores else []
     weights = {rule.finding: rule.weight for rule in facts.rules.findings}
+    by_weight = sorted(weights, key=lambda finding: -weights[finding])
     total = sum(count.studies for count in facts.counts)
     return {
         "facts": facts,
@@ -234,10 +249,13 @@ def _page(facts: Facts, pictures: Mapping[int, Picture], checkpoint: LoadedCheck
         "duration": duration(facts.as_of - facts.run.started_at),
         "set_aside": _set_aside(facts.night, facts.books),
         "sentence": sentence,
-        "charts": sorted(charts, key=lambda chart: -weights[chart.finding]),
+        "charts": sorted(charts, key=lambda chart: by_weight.index(chart.finding)),
         "compared": compared,
         "chart_box": (WIDTH, HEIGHT),
         "ticks": TICKS,
+        "drift": drifted(facts.drift, last=facts.as_of.date(), order=by_weight, rules=settings),
+        "drift_days": DAYS,
+        "drift_films": settings.drift_min_films,
         "categories": {row.finding: row.category for row in facts.rules.findings},
         "training": _training(facts.checkpoint),
         "version": version("nightread"),

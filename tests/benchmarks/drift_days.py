@@ -1,0 +1,107 @@
+"""How often drift alarms, and how often it should not: films of ../shared as DICOM, and random days drawn of them.
+
+python -m tests.benchmarks.drift_days write hannover OUT
+python -m tests.benchmarks.drift_days write nih OUT [--list RUN/test.txt]
+NIGHTREAD_CHECKPOINT=... NIGHTREAD_DATABASE_URL=... nightread score OUT     (and nightread drift)
+NIGHTREAD_CHECKPOINT=... NIGHTREAD_DATABASE_URL=... python -m tests.benchmarks.drift_days draw --films 200 [--null]
+"""
+
+import argparse
+import csv
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from db import drift as facts
+from db.session import read_scope
+from tests.dicom_files import make_film
+from training.findings import FINDINGS
+from worker import drift
+from worker.house import House
+from worker.settings import Settings
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+NOTHING = facts.Arrivals({key: {} for key in facts.ATTRIBUTES}, {}, {})
+EVER = {"since": datetime(2000, 1, 1, tzinfo=UTC), "until": datetime(2100, 1, 1, tzinfo=UTC)}
+
+
+def rows_of(source: str, listed: set[str] | None) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Each frontal film's file, and its header attributes."""
+    folder = DATA / f"{source}_films"
+    with (folder / "labels.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            view = row.get("view") or row.get("view_position", "")
+            if view not in ("AP", "PA") or (listed is not None and row["file"] not in listed):
+                continue
+            age = row["age"].split(".")[0]
+            yield (
+                folder / row["file"],
+                {
+                    "view_position": view,
+                    "Modality": row.get("modality", "DX"),
+                    "PatientID": f"{source}-{row['patient_id']}",
+                    "PatientSex": row["sex"].upper(),
+                    "PatientAge": f"{int(age):03d}Y" if age else "",
+                    "Manufacturer": source,
+                },
+            )
+
+
+def write(source: str, out: Path, listed: set[str] | None) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for number, (path, attributes) in enumerate(rows_of(source, listed)):
+        with Image.open(path) as film:
+            pixels = np.asarray(film.convert("L"))
+        make_film(out / f"{number:05d}.dcm", pixels=pixels, AccessionNumber=f"{source}{number}", **attributes)
+
+
+def draw(*, films: int, days: int, null: bool, seed: int) -> None:
+    """The share of random days of so many films that warn and act, by their scores alone.
+
+    null: each score is moved to the same rank in the checkpoint's reference, so that nothing has drifted by
+    construction, and the findings still move together as they do on real films.
+    """
+    house, rng, rules = House(Settings()), np.random.default_rng(seed), Settings(drift_min_films=min(films, 200))
+    live = house.live()
+    with read_scope(house.engine) as session:
+        scores = np.array(facts.scores(session, checkpoint_id=live.checkpoint_id, **EVER))
+    if null:
+        ranks = scores.argsort(axis=0).argsort(axis=0)
+        quantiles, levels = live.header.reference["probabilities"], live.header.reference["levels"]
+        for column, finding in enumerate(FINDINGS):
+            shares = (ranks[:, column] + 0.5) / len(scores)
+            scores[:, column] = np.interp(shares, levels, quantiles[finding])
+    levels_of_days = []
+    for _ in range(days):
+        day = scores[rng.permutation(len(scores))[:films]]  # films twice in a day would be more alike than a day's are
+        figures, _ = drift.judge(day, live.header.reference, NOTHING, NOTHING, rules=rules)
+        levels_of_days.append(drift.worst(figure.level for figure in figures))
+    counts = ", ".join(f"{level} {levels_of_days.count(level)}" for level in (drift.QUIET, drift.WARN, drift.ACT))
+    print(f"{days} days of {films} films drawn of {len(scores)}: {counts}")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = arguments.add_subparsers(dest="what", required=True)
+    written = what.add_parser("write")
+    written.add_argument("source", choices=("hannover", "nih"))
+    written.add_argument("out", type=Path)
+    written.add_argument("--list", type=Path, help="only the films named here, one a line, as a run's test.txt")
+    drawn = what.add_parser("draw")
+    drawn.add_argument("--films", type=int, default=200)
+    drawn.add_argument("--days", type=int, default=1000)
+    drawn.add_argument("--null", action="store_true", help="by scores that follow the reference exactly")
+    drawn.add_argument("--seed", type=int, default=0)
+    chosen = arguments.parse_args()
+    if chosen.what == "write":
+        listed = None if chosen.list is None else set(chosen.list.read_text().split())
+        write(chosen.source, chosen.out, listed)
+    else:
+        draw(films=chosen.films, days=chosen.days, null=chosen.null, seed=chosen.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -23,11 +23,11 @@ def environment_of(settings: Settings) -> dict[str, str]:
     return {f"NIGHTREAD_{name.upper()}": str(value) for name, value in values.items()} | {"OMP_NUM_THREADS": "1"}
 
 
-def start(house: House, command: str, log: Path) -> subprocess.Popen[bytes]:
+def start(house: House, command: str, log: Path, *options: str) -> subprocess.Popen[bytes]:
     """`nightread COMMAND` as a process of its own, which writes to the end of `log`."""
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "worker.cli", command],
+            [sys.executable, "-m", "worker.cli", command, *options],
             env=os.environ | environment_of(house.settings),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -36,9 +36,9 @@ def start(house: House, command: str, log: Path) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def running(house: House, command: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(house: House, command: str, log: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """`start`, and SIGTERM at the end of the block."""
-    process = start(house, command, log)
+    process = start(house, command, log, *options)
     try:
         yield process
     finally:

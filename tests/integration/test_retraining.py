@@ -1,0 +1,337 @@
+"""Retraining: what counts as confirmed, one at a time, gone on with after a kill, judged before it is promoted."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from confirmed import confirm_films
+from crew import environment_of, running, wait_until
+from sqlalchemy import select, text, update
+from sqlalchemy.orm import Session
+
+from db import confirmed, gate, registry, training_runs
+from db.base import database_now
+from db.models import Audit, Checkpoint, Review, StudyPriority, TrainingRun
+from db.session import read_scope, session_scope
+from db.training_runs import Busy
+from worker import models, retraining
+from worker.app import TRAINING, ask_for_retraining, make_app, schedule
+from worker.house import House
+from worker.retraining import retrain
+
+QUICK = {"retrain_epochs": 2, "retrain_batch_size": 16, "retrain_min_new_films": 10, "retrain_min_positives": 1,
+         "retrain_threads": 1, "gate_replicates": 100}  # fmt: skip
+FILMS = 120
+once = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # where a second database says no more
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("films")
+
+
+@pytest.fixture
+def house(settings, engine, database_url, films) -> House:
+    """A house with an untrained champion and a hundred and twenty confirmed films."""
+    House(settings.model_copy(update={"database_url": database_url})).live()
+    with session_scope(engine) as session:
+        confirm_films(session, films, films=FILMS)
+    return House(settings.model_copy(update={"database_url": database_url, "checkpoint": None, **QUICK}))
+
+
+def the_run(house: House) -> TrainingRun:
+    with read_scope(house.engine) as session:
+        return training_runs.everything(session)[0]
+
+
+def with_settings(house: House, **changed: object) -> House:
+    return House(house.settings.model_copy(update=changed))
+
+
+# ------------------------------------------------------------------------------------------------------------ labels
+
+
+def opinion(session: Session, finding: str, verdict: str, *, reader: str, minutes_ago: float) -> None:
+    at = database_now(session) - timedelta(minutes=minutes_ago)
+    session.add(Review(study_id=1, finding=finding, verdict=verdict, reader=reader, reviewed_at=at))
+    session.flush()
+
+
+def labels_of_the_first(session: Session, **asked: bool) -> dict[str, int | None]:
+    until = database_now(session)
+    films = confirmed.confirmed_films(session, until=until, **{"unconfirmed_is_absent": False, **asked})
+    named = [dict(zip(confirmed.FINDING_COLUMNS, film.labels, strict=True)) for film in films if film.instance_id == 1]
+    return named[0] if named else {}
+
+
+def test_the_latest_opinion_counts_and_not_assessed_makes_a_finding_unknown_again(house):
+    with session_scope(house.engine) as session:
+        session.execute(text("DELETE FROM review WHERE study_id = 1"))
+        opinion(session, "Mass", "present", reader="a", minutes_ago=30)
+        opinion(session, "Mass", "absent", reader="b", minutes_ago=20)
+        opinion(session, "Hernia", "present", reader="a", minutes_ago=30)
+        opinion(session, "Hernia", "not_assessed", reader="b", minutes_ago=10)
+        opinion(session, "Edema", "present", reader="a", minutes_ago=5)
+        found = labels_of_the_first(session)
+    assert found == dict.fromkeys(found) | {"mass": 0, "edema": 1}
+
+
+def test_a_study_that_was_only_read_counts_when_the_site_says_that_silence_means_absent(house):
+    with session_scope(house.engine) as session:
+        session.execute(text("DELETE FROM review WHERE study_id = 1"))
+        session.execute(update(StudyPriority).where(StudyPriority.study_id == 1).values(read_at=database_now(session)))
+    with session_scope(house.engine) as session:
+        assert labels_of_the_first(session) == {}
+        assert set(labels_of_the_first(session, unconfirmed_is_absent=True).values()) == {0}
+
+
+def test_what_is_said_after_the_moment_of_asking_does_not_count(house):
+    with session_scope(house.engine) as session:
+        films = confirmed.confirmed_films(
+            session, until=database_now(session) - timedelta(days=30), unconfirmed_is_absent=False
+        )
+    assert films == []
+
+
+# ---------------------------------------------------------------------------------------------------------- the lock
+
+
+def take(session: Session, house: House, *, cause: str = "hand", attempts: int = 3) -> training_runs.Held | None:
+    champion = registry.champion(session)
+    assert champion is not None
+    return training_runs.take(
+        session, holder="a", cause=cause, settings={}, parent_id=champion.id, lease_minutes=1, max_attempts=attempts
+    )
+
+
+def expire(session: Session) -> None:
+    past = database_now(session) - timedelta(minutes=5)
+    session.execute(update(TrainingRun).where(TrainingRun.state == "running").values(lease_expires_at=past))
+
+
+def test_a_second_retraining_finds_the_first_at_work(house):
+    with session_scope(house.engine) as session:
+        take(session, house)
+    with pytest.raises(Busy, match="under way"), session_scope(house.engine) as session:
+        take(session, house)
+    with pytest.raises(Busy):
+        retrain(house)
+
+
+def test_the_lock_of_a_dead_process_comes_free_and_its_run_is_gone_on_with(house):
+    with session_scope(house.engine) as session:
+        first = take(session, house)
+    with session_scope(house.engine) as session:
+        expire(session)
+    with session_scope(house.engine) as session:
+        second = take(session, house)
+    assert second.resumed
+    assert second.run_id == first.run_id
+    with pytest.raises(training_runs.Lost), session_scope(house.engine) as session:
+        training_runs.note(session, training_runs.Held(first.run_id, "another", resumed=False), stage="train")
+
+
+def test_a_run_that_dies_again_and_again_is_given_up_and_nothing_begins_it_anew_unasked(house):
+    with session_scope(house.engine) as session:
+        take(session, house, attempts=1)
+        expire(session)
+    with session_scope(house.engine) as session:
+        assert take(session, house, cause=training_runs.RESUME, attempts=1) is None
+    run = the_run(house)
+    assert run.state == "failed"
+    assert "died 1 times" in run.reason
+    assert retrain(house, cause=training_runs.RESUME) is None
+
+
+# ------------------------------------------------------------------------------------------------- from end to end
+
+
+@once
+def test_a_retraining_leaves_a_judged_challenger_with_its_lineage_and_the_champion_where_it_was(house):
+    before = house.live().digest
+    stages: list[str] = []
+    outcome = retrain(house, say=stages.append)
+    assert stages[1:] == ["labels", "squares", "mix", "train", "judge"]
+    assert outcome.state in ("passed", "refused")
+    run = the_run(house)
+    assert run.state == outcome.state
+    assert len(run.data_digest) == 64
+    assert run.code_commit
+    assert run.counts["films"]["train"] + run.counts["films"]["validation"] + run.counts["films"]["test"] == FILMS
+    assert run.metrics["judged"].keys() >= {"gold_champion", "gold_challenger"}
+    with read_scope(house.engine) as session:
+        challenger = session.get_one(Checkpoint, run.checkpoint_id)
+        verdict = gate.latest(session, challenger.id)
+        checks = gate.checks_of(session, verdict)
+    assert challenger.state == ("challenger" if verdict.passed else "refused")
+    assert verdict.passed == all(check.passed for check in checks)
+    assert {"macro_auroc", "time_to_report"} <= {check.name for check in checks}
+    assert house.live().digest == before, "only a promotion changes what ranks"
+    left = {path.name for path in (house.settings.state_folder / "retraining" / f"run-{run.id}").iterdir()}
+    assert not left & {"site", "mixed", "confirmed.json"}, "patients' pixels and paths go when the run ends"
+
+
+@once
+def test_the_same_films_are_not_learned_from_twice(house):
+    first = retrain(house)
+    again = retrain(house)
+    assert again.state == "ended"
+    assert f"retraining {first.run_id} learned the same" in again.reason
+
+
+@once
+def test_a_retraining_that_is_killed_while_it_trains_is_gone_on_with_to_the_same_data(house):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "worker.cli", "retrain"],
+        env=os.environ | environment_of(with_settings(house, retrain_epochs=6).settings),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    resumable = house.settings.state_folder / "retraining" / "run-1" / "training" / "resume.ckpt"
+    wait_until(resumable.exists)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = the_run(house)
+    assert (killed.state, killed.stage) == ("running", "train")
+    with session_scope(house.engine) as session:
+        expire(session)
+    outcome = retrain(house)
+    run = the_run(house)
+    assert (run.id, run.attempts, run.data_digest) == (killed.id, 2, killed.data_digest)
+    assert len(run.metrics["epochs"]) == 6, "it keeps what it was asked, whatever the settings say by now"
+    assert outcome.state == run.state
+
+
+@once
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"retrain_min_new_films": 1000}, "120 films were confirmed since the champion was trained; 1000 are needed"),
+        ({"retrain_min_positives": 1000}, "fewer than 1000 training films with Mass"),
+    ],
+)
+def test_too_little_to_learn_is_an_outcome_with_its_reason(house, changed, words):
+    outcome = retrain(with_settings(house, **changed))
+    assert outcome.state == "ended"
+    assert words in outcome.reason
+    assert the_run(house).reason == outcome.reason
+
+
+@once
+def test_without_a_confirmed_film_it_says_how_to_confirm_one(house):
+    with session_scope(house.engine) as session:
+        session.execute(text("DELETE FROM review"))
+    assert "nightread review" in retrain(house).reason
+
+
+@once
+def test_a_full_disk_ends_the_run_and_says_so(house, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(retraining, "fit", full)
+    outcome = retrain(house)
+    assert outcome.state == "failed"
+    assert "disk of the state folder is full" in outcome.reason
+    assert not (house.settings.state_folder / "retraining" / "run-1" / "site").exists()
+
+
+@once
+def test_a_stop_lets_the_lock_go_at_once(house, monkeypatch):
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(retraining, "fit", stop)
+    with pytest.raises(KeyboardInterrupt):
+        retrain(house)
+    monkeypatch.undo()
+    assert retrain(house).run_id == 1
+    assert the_run(house).attempts == 2
+
+
+# ----------------------------------------------------------------------------------------------------- the promotion
+
+
+def judged(session: Session, challenger: Checkpoint, *, passed: bool, champion_id: int) -> None:
+    check = {"number": 1, "films_from": "gold", "name": "finding_auroc", "subject": "Effusion", "champion": 0.8,
+             "challenger": 0.7, "difference": -0.1, "low": None, "high": None, "bound": -0.02, "passed": passed,
+             "note": None}  # fmt: skip
+    gate.record(
+        session, [check], challenger_id=challenger.id, champion_id=champion_id, training_run_id=None, gold_digest="g",
+        films=1, patients=1, rules={}, by="test",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def challenger(house, untrained_checkpoint, tmp_path) -> Checkpoint:
+    from training.checkpoint import Header, build, load_checkpoint, save_checkpoint
+
+    old = load_checkpoint(untrained_checkpoint)
+    path = tmp_path / "challenger.safetensors"
+    header = Header(old.network, preprocessing=old.preprocessing, thresholds=old.thresholds, code_commit="other")
+    save_checkpoint(path, header, state=build(old).state_dict())
+    with session_scope(house.engine) as session:
+        return house.register(session, path)
+
+
+def promoted(house: House, challenger: Checkpoint, **how: str) -> bool:
+    with session_scope(house.engine) as session:
+        models.promote(house, session, session.get_one(Checkpoint, challenger.id), reason="a test", **how)
+    return house.live().digest == challenger.digest
+
+
+def test_promotion_asks_for_a_verdict_a_passed_one_and_one_beside_todays_champion(house, challenger):
+    champion_id = house.live().checkpoint_id
+    with pytest.raises(models.NotPromoted, match="nobody has judged"):
+        promoted(house, challenger)
+    with session_scope(house.engine) as session:
+        judged(session, challenger, passed=False, champion_id=champion_id)
+    with pytest.raises(models.NotPromoted, match="did not pass the gate: finding_auroc Effusion"):
+        promoted(house, challenger)
+    with session_scope(house.engine) as session:
+        judged(session, challenger, passed=True, champion_id=challenger.id)
+    with pytest.raises(models.NotPromoted, match="beside another champion"):
+        promoted(house, challenger)
+    with session_scope(house.engine) as session:
+        judged(session, challenger, passed=True, champion_id=champion_id)
+    assert promoted(house, challenger)
+
+
+def test_an_override_is_somebodys_word_and_is_kept(house, challenger):
+    assert promoted(house, challenger, override="the gold set is too old")
+    with read_scope(house.engine) as session:
+        row = session.get_one(Checkpoint, challenger.id)
+        audits = session.scalars(select(Audit).where(Audit.action == "checkpoint champion")).all()
+    assert "against the gate: the gold set is too old" in row.state_reason
+    assert any(audit.detail["reason"] == row.state_reason for audit in audits)
+
+
+# --------------------------------------------------------------------------------------------------------- the queue
+
+
+def test_beat_sends_retraining_to_its_own_queue_when_crontab_says_so(settings):
+    entries = schedule(settings.model_copy(update={"retrain_schedule": "30 21 * * 5", "drift_schedule": ""}))
+    assert set(entries) == {"sweep", "retrain"}
+    assert entries["retrain"]["options"]["queue"] == TRAINING
+    assert str(entries["retrain"]["schedule"]) == "<crontab: 30 21 * * 5 (m/h/dM/MY/d)>"
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_message_makes_the_training_worker_retrain(house, redis_url, tmp_path):
+    queued = with_settings(house, broker_url=redis_url)
+    log = tmp_path / "worker.log"
+    with running(queued, "worker", log, "--queue", "training"):
+        ask_for_retraining(make_app(queued.settings), "schedule")
+        wait_until(lambda: bool(_runs(house)) and the_run(house).state != "running", log=log)
+    assert the_run(house).cause == "schedule"
+    assert the_run(house).state in ("passed", "refused"), log.read_text()
+
+
+def _runs(house: House) -> list[TrainingRun]:
+    with read_scope(house.engine) as session:
+        return list(training_runs.everything(session))

@@ -57,7 +57,9 @@ class Film:
     @property
     def image(self) -> NDArray[np.float32]:
         """The film as it is shown: float32 (rows, columns) in [0, 1], white = dense."""
-        image: NDArray[np.float32] = self.pixels if self.greys is None else np.take(self.greys, self.pixels, mode="clip")
+        image: NDArray[np.float32] = (
+            self.pixels if self.greys is None else np.take(self.greys, self.pixels, mode="clip")
+        )
         return image
 
     @property

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from training.preprocessing import Preprocessing
 
@@ -26,6 +27,17 @@ def test_a_big_film_keeps_its_grey_values() -> None:
     rows, columns = ((np.arange(224) + 0.5) * side / 224 - 0.5 for side in film.shape)
     exact = 0.5 + 0.5 * np.sin(columns[None] / 300) * np.cos(rows[:, None] / 400)
     assert np.abs(square - 255 * exact).max() < 1.5
+
+
+@pytest.mark.parametrize("shape", [(2500, 2048), (2501, 2047), (1024, 1024), (300, 4000), (700, 90), (64, 64)])
+def test_a_film_and_a_table_of_its_greys_give_the_square_of_pillows_own_boxes(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    film = rng.integers(0, 4096, shape).astype(np.uint16)
+    greys = rng.random(2**16, dtype=np.float32)
+    square = Preprocessing(size=64).image(film, greys)
+    assert (square == Preprocessing(size=64).image(greys[film])).all()
+    pillow = Image.fromarray(greys[film]).resize((64, 64), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    assert np.abs(square - 255 * np.asarray(pillow)).max() < 0.501
 
 
 def test_values_outside_the_unit_range_are_clipped() -> None:

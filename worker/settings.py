@@ -79,6 +79,8 @@ class Settings(BaseSettings):
     """A study that still waits this long after its message is rung for again."""
     run_idle_minutes: float = Field(15.0, ge=0)
     """A night's run ends when nothing waits and nothing came for this long."""
+    recycle_hours: float = Field(0.0, ge=0)
+    """A worker that has run this long ends like after SIGTERM, for its supervisor to start a fresh one; 0: never."""
 
     blind_share: float = Field(0.0, ge=0, lt=1)
     """Share of studies listed as if no model had scored them, to measure what ranking changes."""

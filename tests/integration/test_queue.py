@@ -127,6 +127,17 @@ def test_a_worker_told_to_stop_gives_back_what_is_in_hand(house, films, tmp_path
     assert books(house).balance
 
 
+def test_a_worker_that_has_run_long_enough_ends_by_itself_as_if_told_to_stop(house, films, tmp_path):
+    house = House(house.settings.model_copy(update={"recycle_hours": 1 / 3600}))
+    log = tmp_path / "worker.log"
+    with running(house, "worker", log) as worker:
+        enqueue(house, films)
+        assert worker.wait(timeout=120) == 0
+    assert "worker_recycled" in log.read_text()
+    assert books(house).claimed == 0
+    assert books(house).balance
+
+
 def test_an_emptied_redis_delays_and_loses_nothing(house, films, tmp_path):
     house = House(house.settings.model_copy(update={"ring_again_minutes": 0.001}))
     enqueue(house, films)

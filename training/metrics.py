@@ -99,14 +99,14 @@ def evaluate(
             "positives": present.sum(axis=0),
             "prevalence": prevalence(truth),
             "false_negatives": fn,
-            "false_negative_rate": _ratio(fn, fn + tp),
+            "false_negative_rate": ratio(fn, fn + tp),
             "auroc": [_ranking(roc_auc_score, *column) for column in columns],
             "auprc": [_ranking(average_precision_score, *column) for column in columns],
-            "sensitivity": _ratio(tp, tp + fn),
-            "specificity": _ratio(tn, tn + fp),
-            "ppv": _ratio(tp, tp + fp),
-            "npv": _ratio(tn, tn + fn),
-            "brier": _ratio(np.where(known, (scores - truth) ** 2, 0).sum(axis=0), known.sum(axis=0)),
+            "sensitivity": ratio(tp, tp + fn),
+            "specificity": ratio(tn, tn + fp),
+            "ppv": ratio(tp, tp + fp),
+            "npv": ratio(tn, tn + fn),
+            "brier": ratio(np.where(known, (scores - truth) ** 2, 0).sum(axis=0), known.sum(axis=0)),
             "ece": [_calibration_error(*column) for column in columns],
         },
         index=pd.Index(findings, name="finding"),
@@ -132,7 +132,7 @@ def _calibration_error(truth: npt.NDArray[np.int_], scores: Array) -> float:
     return float(binary_calibration_error(torch.tensor(scores), torch.tensor(truth), n_bins=ECE_BINS))
 
 
-def _ratio(part: Array, whole: Array) -> Array:
+def ratio(part: Array, whole: Array) -> Array:
     """part / whole, NaN where the whole is empty."""
     undefined = np.full(np.shape(whole), np.nan)
     return np.asarray(np.divide(part, whole, out=undefined, where=np.asarray(whole) > 0))
@@ -184,12 +184,12 @@ def _weighted_overall(truth: Array, decided: Array, weights: Array) -> Array:
     right = (decided == truth) & known
     share = np.stack([right.mean(axis=1), (right | ~known).all(axis=1) & known.any(axis=1)], axis=1)  # (N, 2)
     most = np.stack([known.mean(axis=1), known.any(axis=1)], axis=1)
-    return _ratio(weights @ share.astype(np.float32), weights @ most.astype(np.float32))
+    return ratio(weights @ share.astype(np.float32), weights @ most.astype(np.float32))
 
 
 def _mean(rates: Array) -> Array:
     """The mean over the last axis of what is defined."""
-    return _ratio(np.nansum(rates, axis=-1), np.isfinite(rates).sum(axis=-1))
+    return ratio(np.nansum(rates, axis=-1), np.isfinite(rates).sum(axis=-1))
 
 
 def _weighted_rates(truth: Array, scores: Array, decided: Array, weights: Array) -> Array:
@@ -202,14 +202,14 @@ def _weighted_rates(truth: Array, scores: Array, decided: Array, weights: Array)
     columns = list(zip(truth.T, scores.T, strict=True))
     ranked = [weighted_ranking(*column, weights) for column in columns]
     rates = {
-        "false_negative_rate": _ratio(fn, positives),
+        "false_negative_rate": ratio(fn, positives),
         "auroc": np.stack([auroc for auroc, _ in ranked], axis=1),
         "auprc": np.stack([auprc for _, auprc in ranked], axis=1),
-        "sensitivity": _ratio(tp, positives),
-        "specificity": _ratio(tn, tn + fp),
-        "ppv": _ratio(tp, flagged),
-        "npv": _ratio(tn, tn + fn),
-        "brier": _ratio(weights @ (known * (scores - truth) ** 2).astype(np.float32), films),
+        "sensitivity": ratio(tp, positives),
+        "specificity": ratio(tn, tn + fp),
+        "ppv": ratio(tp, flagged),
+        "npv": ratio(tn, tn + fn),
+        "brier": ratio(weights @ (known * (scores - truth) ** 2).astype(np.float32), films),
         "ece": np.stack([weighted_calibration_error(*column, weights) for column in columns], axis=1),
     }
     return np.stack([rates[name] for name in RATES], axis=1)
@@ -234,7 +234,7 @@ def weighted_ranking(truth: Array, scores: Array, weights: Array) -> tuple[Array
     precision = hits[:, hits_beside] / np.maximum(counted[:, beside], 1)
     precisions = np.einsum("rp,rp->r", weights[:, positive], precision, dtype=np.float64)
     defined = np.where(negatives > 0, positives, 0)
-    return _ratio(beaten, defined * negatives), _ratio(precisions, defined)
+    return ratio(beaten, defined * negatives), ratio(precisions, defined)
 
 
 def _running_sum(weights: Array, films: npt.NDArray[np.intp]) -> Array:
@@ -250,7 +250,7 @@ def weighted_calibration_error(truth: Array, scores: Array, weights: Array) -> A
     bins = np.searchsorted(np.linspace(0, 1, ECE_BINS + 1), scores, side="right") - 1
     gaps = np.zeros((len(scores), ECE_BINS + 1), dtype=np.float32)
     gaps[np.arange(len(scores)), bins] = np.where(known, scores - truth, 0)
-    return _ratio(np.abs(weights @ gaps).sum(axis=1), weights @ known.astype(np.float32))
+    return ratio(np.abs(weights @ gaps).sum(axis=1), weights @ known.astype(np.float32))
 
 
 def baselines(train: pd.DataFrame, films: pd.DataFrame) -> dict[str, Array]:
@@ -284,13 +284,19 @@ def _logistic(fitted: Array, labels: npt.NDArray[np.uint8], asked: Array) -> Arr
     return np.asarray(LogisticRegression(max_iter=1000).fit(fitted[known], labels[known]).predict_proba(asked)[:, 1])
 
 
-def slices(films: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Name and films of every group with films in it: by view, by sex, by age band, by split."""
+def groups(films: pd.DataFrame) -> Iterator[tuple[str, str, npt.NDArray[np.bool_]]]:
+    """Attribute, value and films (N,) of every group with films in it: by view, by sex, by age band, by split."""
     bands = pd.cut(films["age_years"], [*_AGE_BANDS.values(), np.inf], right=False, labels=list(_AGE_BANDS))
-    groups = {"view": films["view_position"], "sex": films["sex"], "age_years": bands, "split": films["split"]}
-    for name, group in groups.items():
-        for value in sorted(value for value in group.dropna().unique() if value):
-            yield f"{name}={value}", films[group == value]
+    said = {"view": films["view_position"], "sex": films["sex"], "age_years": bands, "split": films["split"]}
+    for attribute, values in said.items():
+        for value in sorted(value for value in values.dropna().unique() if value):
+            yield attribute, value, (values == value).to_numpy(dtype=bool)
+
+
+def slices(films: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Name and films of every group, such as "view=AP"."""
+    for attribute, value, members in groups(films):
+        yield f"{attribute}={value}", films[members]
 
 
 def readjudicated(films: pd.DataFrame, adjudicated: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,275 @@
+"""The gate: whether a challenger may take the champion's place, judged on films that neither learned from.
+
+Both are asked about the same films, and every difference has a paired bootstrap over patients: the same draws for both,
+so that what is hard for either cancels. `docs/retraining.md` says why each check decides as it does.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from training.manifest import UNKNOWN, findings_in
+from training.metrics import baselines, groups, patient_draws, ratio, weighted_calibration_error, weighted_ranking
+
+Array = npt.NDArray[np.floating]
+Figure = Callable[[Array, Array], Array]
+"""Probabilities (N, F), in draws that count the films (R, N) times -> (R,)."""
+OfFinding = Callable[[Array, Array, Array], Array]
+"""The same of one finding: labels and probabilities (N,), weights (R, N) -> (R,)."""
+
+FLAGGED: Final = "Pneumothorax"
+FLAG_SHARE: Final = 0.1
+"""Of the films, flagged by either checkpoint where their sensitivities are compared."""
+URGENT: Final = ("A", "B")
+ATTRIBUTES: Final = ("sex", "age_years", "view")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The gate's thresholds: the least difference of what should be high, the greatest of what should be low.
+
+    min_positives: films with a finding below which a check on it is undecided. replicates: bootstrap draws.
+    """
+
+    macro_auroc: float = -0.005
+    finding_auroc: float = -0.02
+    sensitivity: float = -0.02
+    ece: float = 0.01
+    gap: float = 0.03
+    min_positives: int = 10
+    replicates: int = 1000
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a verdict: a figure of both, and their difference with its 95 % interval.
+
+    Beside a baseline `champion` is None, and the difference is the challenger's to the baseline. What is undecided has
+    no figures and has not passed; its note says why.
+    """
+
+    number: int
+    films_from: str
+    name: str
+    subject: str
+    champion: float | None
+    challenger: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    bound: float | None
+    passed: bool
+    note: str | None
+
+
+class _Difference(NamedTuple):
+    """The challenger's figure less the other's, with its 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+class _Question(NamedTuple):
+    """A figure of the challenger beside that of `other`, probabilities (N, F), and which differences pass.
+
+    undecided: why these films cannot answer it, if they cannot.
+    """
+
+    name: str
+    subject: str
+    figure: Figure
+    other: Array
+    bound: float
+    passes: Callable[[_Difference, float], bool]
+    undecided: str = ""
+
+
+def judge(
+    films: pd.DataFrame,
+    champion: npt.ArrayLike,
+    challenger: npt.ArrayLike,
+    *,
+    train: pd.DataFrame,
+    rules: Rules,
+    films_from: str,
+    categories: Mapping[str, str],
+    rng: np.random.Generator,
+) -> list[Check]:
+    """Every check of a challenger beside a champion and the baselines, but for those that need a reading room.
+
+    films: a manifest of films that neither learned from. champion, challenger: calibrated probabilities (N, F) for
+    them, columns as the manifest's findings. train: the films that the baselines are fitted on. categories: finding ->
+    "A" to "D". films_from goes into the checks as it is. Memory: 4 bytes per film and draw.
+    """
+    old, new = np.asarray(champion, dtype=float), np.asarray(challenger, dtype=float)
+    bench = _Bench.of(films, rules, categories)
+    questions = [*bench.rankings(old), *bench.gaps(old), *bench.beside(baselines(train, films))]
+    draws = list(patient_draws(films["patient_id"], rng=rng, replicates=rules.replicates)) if len(films) else []
+    return [_answer(asked, new, draws, number, films_from) for number, asked in enumerate(questions, start=1)]
+
+
+class _Bench(NamedTuple):
+    """The films that both are judged on: labels (N, F), columns of urgent findings and of those with films enough."""
+
+    films: pd.DataFrame
+    rules: Rules
+    findings: tuple[str, ...]
+    truth: Array
+    urgent: list[int]
+    enough: list[int]
+
+    @classmethod
+    def of(cls, films: pd.DataFrame, rules: Rules, categories: Mapping[str, str]) -> "_Bench":
+        findings = findings_in(films)
+        truth = films[list(findings)].to_numpy(dtype=float)
+        urgent = [k for k, finding in enumerate(findings) if categories.get(finding) in URGENT]
+        fewest = np.minimum((truth == 1).sum(axis=0), (truth == 0).sum(axis=0))
+        return cls(films, rules, findings, truth, urgent, np.flatnonzero(fewest >= rules.min_positives).tolist())
+
+    def rankings(self, champion: Array) -> Iterator[_Question]:
+        """How well both rank the films, and how far their probabilities can be believed."""
+        rules, none = self.rules, self._none
+        yield _Question("macro_auroc", "", self._macro(_auroc), champion, rules.macro_auroc, _surely_at_least, none)
+        for k in self.urgent:
+            auroc = self._of(k, _auroc)
+            yield _Question("auroc", self.findings[k], auroc, champion, rules.finding_auroc, _at_least, self._few(k))
+        if FLAGGED in self.findings:
+            k = self.findings.index(FLAGGED)
+            flagged = self._of(k, _sensitivity)
+            yield _Question("sensitivity", FLAGGED, flagged, champion, rules.sensitivity, _at_least, self._few(k))
+        ece = self._macro(weighted_calibration_error)
+        yield _Question("ece", "", ece, champion, rules.ece, _at_most, none)
+
+    def gaps(self, champion: Array) -> Iterator[_Question]:
+        """Whether one sex, age band or view is overlooked more than another."""
+        least, positives = self.rules.min_positives, (self.truth[:, self.urgent] == 1).sum(axis=1)  # (N,)
+        for attribute in ATTRIBUTES:
+            every = [members for name, _, members in groups(self.films) if name == attribute]
+            large = [members for members in every if positives[members].sum() >= least]
+            # Films of one group alone have no gap that could grow; else two groups must be large enough to compare.
+            enough = len(large) >= min(2, max(1, len(every)))
+            why = "" if enough else f"no two groups with {least} urgent findings each"
+            yield _Question("gap", attribute, self._gap(large), champion, self.rules.gap, _at_most_or_chance, why)
+
+    def beside(self, said: Mapping[str, Array]) -> Iterator[_Question]:
+        """Whether the challenger is worth more than silence, than a constant, and than what needs no film."""
+        brier, auroc, none = self._macro(_brier), self._macro(_auroc), self._none
+        yield _Question("baseline", "all_zero", brier, said["all_zero"], 0, _below, none)
+        yield _Question("baseline", "prevalence", brier, said["prevalence"], 0, _below, none)
+        yield _Question("baseline", "view_age_sex", auroc, said["view_age_sex"], 0, _above, none)
+
+    def _of(self, k: int, figure: OfFinding) -> Figure:
+        return lambda said, weights: figure(self.truth[:, k], said[:, k], weights)
+
+    def _macro(self, figure: OfFinding) -> Figure:
+        """The mean over the findings with films enough; a draw that has none of a finding leaves it out."""
+        each = [self._of(k, figure) for k in self.enough]
+        return lambda said, weights: np.nanmean([of_finding(said, weights) for of_finding in each], axis=0)
+
+    def _gap(self, members: Sequence[npt.NDArray[np.bool_]]) -> Figure:
+        """False-negative rate, pooled over the urgent findings, of the worst group less that of the best.
+
+        Either checkpoint calls as many films of each finding as have it: a rate of its ranking alone, at which neither
+        gains by calling more.
+        """
+
+        def figure(said: Array, weights: Array) -> Array:
+            missed, positives = np.zeros_like(weights), np.zeros_like(weights)  # (R, N)
+            for k in self.urgent:
+                known, has = weights * (self.truth[:, k] != UNKNOWN), weights * (self.truth[:, k] == 1)
+                missed += has * (1 - _flagged(said[:, k], known, has.sum(axis=1)))
+                positives += has
+            which = np.stack(members, axis=1).astype(np.float32)  # (N, G)
+            rates = ratio(missed @ which, positives @ which)  # (R, G)
+            return np.asarray(np.nanmax(rates, axis=1) - np.nanmin(rates, axis=1))
+
+        return figure
+
+    def _few(self, k: int) -> str:
+        return "" if k in self.enough else f"fewer than {self.rules.min_positives} films that have it, or that have not"
+
+    @property
+    def _none(self) -> str:
+        return "" if self.enough else f"no finding that {self.rules.min_positives} films have"
+
+
+def _answer(asked: _Question, challenger: Array, draws: Sequence[Array], number: int, films_from: str) -> Check:
+    nothing = Check(
+        number, films_from, asked.name, asked.subject, champion=None, challenger=None, difference=None, low=None,
+        high=None, bound=asked.bound, passed=False, note=f"undecided: {asked.undecided}",
+    )  # fmt: skip
+    if asked.undecided:
+        return nothing
+    everyone = np.ones((1, len(challenger)), dtype=np.float32)
+    before, after = (float(asked.figure(said, everyone)[0]) for said in (asked.other, challenger))
+    drawn = np.concatenate([asked.figure(challenger, each) - asked.figure(asked.other, each) for each in draws])
+    # Rounded, so that a difference of just the bound is not beyond it by the last bit of a float.
+    found = _Difference(*np.round([after - before, *np.nanquantile(drawn, (0.025, 0.975))], 6).tolist())
+    passed, note = asked.passes(found, asked.bound), None
+    if asked.name == "baseline":
+        note = f"the baseline: {before:.4f}"
+    elif passed and asked.passes is _at_most_or_chance and not _at_most(found, asked.bound):
+        note = "above the bound, but no more than chance: the interval reaches 0"
+    champion = None if asked.name == "baseline" else before
+    return replace(nothing, champion=champion, challenger=after, **found._asdict(), passed=passed, note=note)
+
+
+def _surely_at_least(found: _Difference, bound: float) -> bool:
+    return found.low >= bound
+
+
+def _at_least(found: _Difference, bound: float) -> bool:
+    return found.difference >= bound
+
+
+def _at_most(found: _Difference, bound: float) -> bool:
+    return found.difference <= bound
+
+
+def _at_most_or_chance(found: _Difference, bound: float) -> bool:
+    """The worst group less the best is mostly noise on some hundred films: what fails is growth that is no chance."""
+    return found.difference <= bound or found.low <= 0
+
+
+def _below(found: _Difference, bound: float) -> bool:
+    return found.difference < bound
+
+
+def _above(found: _Difference, bound: float) -> bool:
+    return found.difference > bound
+
+
+def _auroc(truth: Array, said: Array, weights: Array) -> Array:
+    return weighted_ranking(truth, said, weights)[0]
+
+
+def _brier(truth: Array, said: Array, weights: Array) -> Array:
+    known = truth != UNKNOWN
+    squares = np.where(known, (said - truth) ** 2, 0).astype(np.float32)
+    return ratio(weights @ squares, weights @ known.astype(np.float32))
+
+
+def _sensitivity(truth: Array, said: Array, weights: Array) -> Array:
+    """The share of the positives among the FLAG_SHARE of all films that are given the highest probabilities."""
+    has = weights * (truth == 1)
+    flagged = _flagged(said, weights, FLAG_SHARE * weights.sum(axis=1))
+    return ratio((has * flagged).sum(axis=1), has.sum(axis=1))
+
+
+def _flagged(said: Array, weights: Array, films: Array) -> Array:
+    """Whether a film (R, N), in draws that count it (R, N) times, is among the `films` (R,) with the highest `said`.
+
+    In [0, 1]: films of equal probability at the cut share what is left, as though one of them were drawn.
+    """
+    heights, height = np.unique(-said, return_inverse=True)  # the highest first
+    order = np.argsort(height, kind="stable")
+    starts = np.searchsorted(height[order], np.arange(len(heights)))
+    together = np.add.reduceat(weights[:, order], starts, axis=1)  # (R, heights): films of one probability
+    above = np.cumsum(together, axis=1) - together
+    share = np.clip(np.nan_to_num(ratio(films[:, None] - above, together)), 0, 1)
+    return np.asarray(share[:, height])

@@ -28,6 +28,11 @@ def worklist(session: Session, *, limit: int | None = None) -> Sequence[RowMappi
     return session.execute(statement, {"limit": limit} if bound else {}).mappings().all()
 
 
+def columns(session: Session) -> list[str]:
+    """The names of the reading order's columns, which an empty list has too."""
+    return list(session.execute(text("SELECT * FROM worklist LIMIT 0")).keys())
+
+
 def place(session: Session, study_id: int) -> RowMapping | None:
     """One study's row of the view study_place; None when it has been read or was never on the list."""
     statement = text("SELECT * FROM study_place WHERE study_id = :study_id").columns(**_TYPES)

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from db.books import read_books
 from training.checkpoint import CheckpointError
 from training.cli import app as training
-from worker import drift_cli, logs, reading_cli, retraining_cli
+from worker import drift_cli, logs, reading_cli, retraining_cli, simulation_cli
 from worker.errors import Unavailable
 from worker.models_cli import app as models
 from worker.policy_cli import app as policy
@@ -26,7 +26,6 @@ from worker.terminal import DONE, SOME_LEFT_OUT, UNAVAILABLE, AsJson, err, open_
 
 RESCORED_AT_ONCE = 1000  # studies in one transaction
 STOPPED = 130  # by Ctrl-C
-MAIN_GROUPS = ("all", "normal", "category A", "Pneumothorax", "Effusion", "Consolidation")  # that simulate shows
 
 app = typer.Typer(
     name="nightread",
@@ -40,6 +39,7 @@ app.add_typer(training, name="train")
 app.add_typer(models, name="models")
 app.add_typer(policy, name="policy")
 reading_cli.register(app)
+simulation_cli.register(app)
 retraining_cli.register(app)
 drift_cli.register(app)
 
@@ -86,6 +86,7 @@ def _progress(description: str, *, total: int | None) -> Iterator[Callable[[int]
 
 
 def _existing(paths: Sequence[Path]) -> list[Path]:
+    """The paths, each once and none that lies in another, so that no file is counted twice."""
     for path in paths:
         try:
             path.lstat()
@@ -93,7 +94,8 @@ def _existing(paths: Sequence[Path]) -> list[Path]:
             raise typer.BadParameter(f"{path} does not exist") from error
         except OSError as error:
             raise typer.BadParameter(f"cannot look at this path: {error.strerror}") from error
-    return list(paths)
+    real = dict.fromkeys(Path(os.path.realpath(path)) for path in paths)
+    return [path for path in real if real.keys().isdisjoint(path.parents)]
 
 
 def _receive(house: Any, paths: Sequence[Path]) -> Any:
@@ -263,15 +265,16 @@ def worklist(
 ) -> None:
     """What to read first: the unread studies in reading order."""
     from db.session import read_scope
+    from db.worklist import columns
     from db.worklist import worklist as read_worklist
     from worker.tables import worklist_table
 
     with read_scope(open_house().engine) as session:
-        rows = [dict(row) for row in read_worklist(session, limit=limit)]
+        names, rows = columns(session), [dict(row) for row in read_worklist(session, limit=limit)]
     if as_json:
         print_json(rows)
     elif as_csv:
-        writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]) if rows else ["priority_rank"])
+        writer = csv.DictWriter(sys.stdout, fieldnames=names)
         writer.writeheader()
         writer.writerows(rows)
     else:
@@ -325,67 +328,8 @@ def explain(
 
 
 @app.command()
-def simulate(
-    department: Annotated[Path | None, typer.Option(help="JSON: arrivals and reading rates by hour, readers.")] = None,
-    cases: Annotated[Path | None, typer.Option(help="JSON: prevalences and operating points per finding.")] = None,
-    history: Annotated[
-        int | None, typer.Option(min=1, help="Replay this site's own last so many days instead.")
-    ] = None,
-    days: Annotated[int, typer.Option(min=1, help="Simulated days per seed.")] = 60,
-    seeds: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 4,
-    preemptive: Annotated[bool, typer.Option(help="A more urgent film interrupts a reading.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Also draw it (.png, .svg or .pdf).")] = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Every finding and category, not only the main groups.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """What a reading order buys: minutes to the report, by finding, under several policies side by side."""
-    from worker import simulation, simulation_plot
-    from worker.reading_room import SimulationError
-
-    house = open_house()
-    live = house.live()
-    try:
-        if history is not None:
-            rows = _replayed(house, days=history)
-        else:
-            rows = simulation.simulate_files(
-                policy=live.policy.policy,
-                department_file=department,
-                cases_file=cases,
-                aucs=live.header.training.get("auroc", {}),
-                preemptive=preemptive,
-                days=days,
-                seeds=seeds,
-            )
-        if plot is not None:
-            simulation_plot.plot(rows, plot)
-    except (SimulationError, simulation_plot.PlotUnavailable) as error:
-        raise typer.BadParameter(str(error)) from error
-    if as_json:
-        print_json(simulation.as_records(rows))
-    else:
-        out.print(simulation_plot.table(rows, groups=None if everything else MAIN_GROUPS))
-
-
-def _replayed(house: Any, *, days: int) -> Any:
-    from db.base import database_now
-    from db.session import read_scope
-    from worker.replay import read_history, replay
-    from worker.simulation import default_disciplines
-
-    policy = house.live().policy.policy
-    with read_scope(house.engine) as session:
-        since = database_now(session) - timedelta(days=days)
-        return replay(read_history(session, since=since), disciplines=default_disciplines(policy))
-
-
-@app.command()
 def doctor(
-    role: Annotated[
-        str | None, typer.Option(help="worker, beat or training: only whether its work gets on.")
-    ] = None,
+    role: Annotated[str | None, typer.Option(help="worker, beat or training: only whether its work gets on.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check database, schema, checkpoint, device, broker, clock and disk; exit code 3 when something is wrong."""

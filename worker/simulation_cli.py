@@ -1,0 +1,72 @@
+"""nightread simulate: what a reading order buys, side by side."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from worker.terminal import AsJson, open_house, out, print_json
+
+MAIN_GROUPS = ("all", "normal", "category A", "Pneumothorax", "Effusion", "Consolidation")  # that are shown by default
+
+
+def register(app: typer.Typer) -> None:
+    """Give the nightread command this one."""
+    app.command()(simulate)
+
+
+def simulate(
+    department: Annotated[Path | None, typer.Option(help="JSON: arrivals and reading rates by hour, readers.")] = None,
+    cases: Annotated[Path | None, typer.Option(help="JSON: prevalences and operating points per finding.")] = None,
+    history: Annotated[
+        int | None, typer.Option(min=1, help="Replay this site's own last so many days instead.")
+    ] = None,
+    days: Annotated[int, typer.Option(min=1, help="Simulated days per seed.")] = 60,
+    seeds: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 4,
+    preemptive: Annotated[bool, typer.Option(help="A more urgent film interrupts a reading.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it (.png, .svg or .pdf).")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every finding and category, not only the main groups.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a reading order buys: minutes to the report, by finding, under several policies side by side."""
+    from worker import simulation, simulation_plot
+    from worker.reading_room import SimulationError
+
+    house = open_house()
+    live = house.live()
+    try:
+        if history is not None:
+            rows = _replayed(house, days=history)
+        else:
+            rows = simulation.simulate_files(
+                policy=live.policy.policy,
+                department_file=department,
+                cases_file=cases,
+                aucs=live.header.training.get("auroc", {}),
+                preemptive=preemptive,
+                days=days,
+                seeds=seeds,
+            )
+        if plot is not None:
+            simulation_plot.plot(rows, plot)
+    except (SimulationError, simulation_plot.PlotUnavailable) as error:
+        raise typer.BadParameter(str(error)) from error
+    if as_json:
+        print_json(simulation.as_records(rows))
+    else:
+        out.print(simulation_plot.table(rows, groups=None if everything else MAIN_GROUPS))
+
+
+def _replayed(house: Any, *, days: int) -> Any:
+    from db.base import database_now
+    from db.session import read_scope
+    from worker.replay import read_history, replay
+    from worker.simulation import default_disciplines
+
+    policy = house.live().policy.policy
+    with read_scope(house.engine) as session:
+        since = database_now(session) - timedelta(days=days)
+        return replay(read_history(session, since=since), disciplines=default_disciplines(policy))

@@ -13,7 +13,7 @@ SEED ?= $(shell date +%s)
 STUDIES ?= 500
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint bench chaos lock help
+.PHONY: demo test lint bench chaos audit lock help
 
 demo: $(VENV)/installed  ## Score thirty generated studies and show the morning they make
 	$(BIN)/nightread demo
@@ -27,12 +27,16 @@ lint: $(VENV)/installed-for-tests  ## Check style, types and imports only
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/installed-for-tests  ## Measure: the worklist at a million studies, the simulator beside theory (minutes)
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/worklist_at_size.py --studies 1000000 --unread 100000
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/simulation_checks.py
+bench: $(VENV)/installed-for-tests  ## Measure what docs/performance.md shows: films per second beside other ways (minutes)
+	$(BIN)/python -m tests.benchmarks
 
 chaos: $(VENV)/installed-for-tests  ## Score a load while everything breaks: make chaos SEED=7 STUDIES=500
 	$(BIN)/python tests/chaos.py --seed $(SEED) --studies $(STUDIES)
+
+audit:  ## Ask PyPI for known weaknesses of the pinned packages; fails when one cannot be asked for
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet 'pip-audit>=2.10'
+	build/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 lock: $(VENV)/installed-for-tests  ## Write the newest versions that fit together to constraints.txt (downloads no wheels)
 	mkdir -p build

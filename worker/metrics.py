@@ -7,7 +7,7 @@ restarts. Each keeps to the registry that it is given, so that two of them in on
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from db.models import DRIFT_LEVELS, Drift
 from db.session import read_scope
 from db.vitals import Vitals, vitals
 
@@ -53,9 +54,15 @@ class WorkMetrics:
         )
         self._stages = Histogram(
             "nightread_stage_seconds",
-            "Seconds per stage of a batch: claim, read, predict, record.",
+            "Seconds per stage of a batch: claim, read, predict, shadow, record.",
             ["stage"],
             buckets=STAGE_BUCKETS_SECONDS,
+            registry=self.registry,
+        )
+        self._shadow = Counter(
+            "nightread_shadow_failures",
+            "Times that the shadow was left out; no study is the worse for it.",
+            ["reason"],
             registry=self.registry,
         )
         self._progress = Gauge(
@@ -73,6 +80,9 @@ class WorkMetrics:
     def predicted(self, films: int, *, batch_size: int) -> None:
         self._films.inc(films)
         self._fill.observe(films / batch_size)
+
+    def shadow_failed(self, reason: str) -> None:
+        self._shadow.labels(code(reason)).inc()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -148,6 +158,30 @@ def _gauges(found: Vitals) -> Iterator[Metric]:
         yield GaugeMetricFamily(
             "nightread_seconds_since_settled", "Since a run last settled a study.", value=found.seconds_since_settled
         )
+    if found.seconds_since_drift is not None:
+        yield from _drift(found.drift)
+        yield GaugeMetricFamily(
+            "nightread_drift_age_seconds",
+            "Since the end of the day that was last judged; negative while it goes on.",
+            value=found.seconds_since_drift,
+        )
+
+
+def _drift(figures: Sequence[Drift]) -> Iterator[Metric]:
+    moved = GaugeMetricFamily(
+        "nightread_drift",
+        "How far the last judged day moved: psi, ks and shares less what chance gives, rate as a change.",
+        labels=["measure", "subject"],
+    )
+    level = GaugeMetricFamily(
+        "nightread_drift_level", "The same in levels: 0 quiet, 1 warn, 2 act.", labels=["measure", "subject"]
+    )
+    for figure in figures:
+        if figure.reference is not None:  # there was something to compare with
+            labels = [code(figure.measure), code(figure.subject.lower())]
+            moved.add_metric(labels, figure.value)
+            level.add_metric(labels, DRIFT_LEVELS.index(figure.level))
+    yield from (moved, level)
 
 
 def _counts(name: str, text: str, label: str, counts: Mapping[str | None, int] | Mapping[str, int]) -> Metric:

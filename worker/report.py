@@ -62,6 +62,7 @@ SET_ASIDE = (
 SENTENCES = {
     **REASONS,
     **{kind.reason: (kind.__doc__ or "").partition("\n")[0] for kind in UnusablePixels.__subclasses__()},
+    priority.BLIND: "It belongs to the blind share: the model has scored it, and it is listed as if it had not.",
     "decoder_crashed": "Decoding the film ended the decoder’s process, twice.",
     "decoder_raised": "Decoding the film failed with an unexpected error.",
     "decoder_timeout": "Decoding the film took longer than the time limit, twice.",
@@ -282,14 +283,16 @@ def _entry(row: RowMapping, films: Sequence[Film], facts: Facts, pictures: Mappi
 
 
 def _film_to_show(films: Sequence[Film], bars: Sequence[Bar]) -> Film | None:
-    """The scored film that speaks most for the first finding; else one that was not scored for its view.
+    """The scored film that speaks most for the first finding; of a blind study the first, of others one that was not
+    scored for its view.
 
     A film that failed when it was read is not read again for its picture.
     """
     if bars:
         index = FINDINGS.index(bars[0].finding)
         return max((film for film in films if film.probabilities), key=lambda film: (film.probabilities or ())[index])
-    return next((film for film in films if film.state == "skipped" and film.in_scope), None)
+    shown = [film for film in films if film.state in ("scored", "skipped") and film.in_scope]
+    return min(shown, key=lambda film: film.state != "scored", default=None)
 
 
 def _bars(row: RowMapping, scored: Sequence[Film], facts: Facts) -> tuple[Bar, ...]:
@@ -316,6 +319,8 @@ def _kinds(films: Iterable[Film]) -> str:
 def _remark(row: RowMapping, films: Sequence[Film]) -> str | None:
     if not row["flag"]:
         return None
+    if row["flag"] == priority.BLIND:
+        return sentence(priority.BLIND)
     reason = row["reason"] or next((film.reason for film in films if film.reason), None)
     return sentence(reason) if reason else "It still waits for the model."
 

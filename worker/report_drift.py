@@ -53,6 +53,8 @@ class Came:
 class Drifted:
     """The block: the last day that was judged, and the weeks before it."""
 
+    first: date
+    last: date
     day: date
     films: int | None  # scored on that day; None: too few
     level: str
@@ -78,6 +80,8 @@ def drifted(rows: Sequence[Drift], *, last: date, order: Sequence[str], rules: S
     by_finding = {finding: [row for row in rows if row.subject == finding] for finding in order}
     of_kind = {row.subject: row for row in newest if row.subject in NAMES}
     return Drifted(
+        first=first_day(last),
+        last=last,
         day=date.fromisoformat(newest[0].day),
         films=next((row.films for row in newest if row.measure == "psi"), None),
         level=worst(row.level for row in newest),

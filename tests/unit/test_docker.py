@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from night_rows import add_house
 from prometheus_client import CollectorRegistry
 
 from db import roles
-from db.models import Base, Run
+from db.models import Base, Drift, Run
 from db.session import make_engine, session_scope
 from worker import cli, settings
 from worker.metrics import LedgerCollector, WorkMetrics
@@ -212,6 +213,9 @@ def metric_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     now = datetime.now(UTC)
     with session_scope(engine) as session:
         session.add(Run(kind="night", started_at=now, last_settled_at=now, settings={}))
+        champion = add_house(session)
+        moved = {"measure": "psi", "subject": "Mass", "value": 0.2, "reference": 0.05, "level": "warn", "films": 300}
+        session.add(Drift(day=f"{now:%Y-%m-%d}", checkpoint_id=champion.id, computed_at=now, **moved))
     work, ledger = WorkMetrics().registry, CollectorRegistry()
     ledger.register(LedgerCollector(engine))
     names = set()

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from db.base import database_now
 from db.bulk import update_many
-from db.models import Instance, Study, StudyPriority
+from db.models import Instance, Study
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 600.0  # between two tries to reach a study's files
 
@@ -31,6 +31,7 @@ class ClaimedStudy:
     """A study that one worker holds until its lease ends, with the films to read."""
 
     study_id: int
+    study_instance_uid: str
     revision: int
     attempts: int
     suspect: bool
@@ -144,11 +145,19 @@ def _claimed(session: Session, ids: Sequence[int], now: datetime) -> list[Claime
             broken[study_id] += 1
         else:
             films[study_id].append(ClaimedFilm(instance_id, uid, path, view or ""))
-    columns = (Study.id, Study.revision, Study.attempts, Study.suspect, Study.unavailable_since)
+    columns = (
+        Study.id,
+        Study.study_instance_uid,
+        Study.revision,
+        Study.attempts,
+        Study.suspect,
+        Study.unavailable_since,
+    )
     found = {row.id: row for row in session.execute(select(*columns).where(Study.id.in_(ids)))}
     return [
         ClaimedStudy(
             study_id=i,
+            study_instance_uid=found[i].study_instance_uid,
             revision=found[i].revision,
             attempts=found[i].attempts,
             suspect=found[i].suspect,
@@ -290,30 +299,11 @@ def requeue(session: Session, *, study_instance_uid: str | None = None, reason: 
     if reason is not None:
         chosen = chosen.where(Study.reason == reason)
     ids = list(session.scalars(chosen.with_for_update(skip_locked=True)))
-    _wait_again(session, ids)
-    films = update(Instance).where(Instance.study_id.in_(ids), Instance.state == "quarantined")
-    session.execute(films.values(state="waiting", reason=None, evidence=None))
-    return ids
-
-
-def rescore(session: Session, *, checkpoint_id: int, limit: int) -> list[int]:
-    """Send up to `limit` scored studies whose priority is another checkpoint's back to wait; returns their ids."""
-    chosen = (
-        select(Study.id)
-        .join(StudyPriority, StudyPriority.study_id == Study.id)
-        .where(Study.state == "scored", StudyPriority.checkpoint_id.is_distinct_from(checkpoint_id))
-        .order_by(Study.id)
-        .limit(limit)
-        .with_for_update(of=Study, skip_locked=True)
-    )
-    ids = list(session.scalars(chosen))
-    _wait_again(session, ids)
-    return ids
-
-
-def _wait_again(session: Session, ids: Sequence[int]) -> None:
     session.execute(
         update(Study)
         .where(Study.id.in_(ids))
         .values(state="waiting", reason=None, detail=None, attempts=0, suspect=False, not_before=None, rung_at=None)
     )
+    films = update(Instance).where(Instance.study_id.in_(ids), Instance.state == "quarantined")
+    session.execute(films.values(state="waiting", reason=None, evidence=None))
+    return ids

@@ -27,7 +27,7 @@ class CategoryCount:
     studies: int
     stat: int
     overdue: int
-    flagged: int  # not, or only partly, scored
+    flagged: int  # not, or only partly, scored, or blind
     read: int  # since the run ended
     oldest: datetime  # received
 

@@ -10,6 +10,8 @@ from db.base import database_now
 from db.models import Audit, Checkpoint
 from db.upsert import insert
 
+AFTERWARDS = {"champion": "retired", "shadow": "challenger"}  # what the one before becomes, of each only one
+
 
 class UnknownCheckpoint(LookupError):
     """No checkpoint with this digest is registered."""
@@ -17,7 +19,16 @@ class UnknownCheckpoint(LookupError):
 
 def champion(session: Session) -> Checkpoint | None:
     """The checkpoint that ranks, or None before the first."""
-    return session.scalars(select(Checkpoint).where(Checkpoint.state == "champion")).one_or_none()
+    return _only(session, "champion")
+
+
+def shadow(session: Session) -> Checkpoint | None:
+    """The checkpoint that looks at what the champion reads and ranks nothing, or None."""
+    return _only(session, "shadow")
+
+
+def _only(session: Session, state: str) -> Checkpoint | None:
+    return session.scalars(select(Checkpoint).where(Checkpoint.state == state)).one_or_none()
 
 
 def by_digest(session: Session, digest: str) -> Checkpoint:
@@ -46,13 +57,16 @@ def register(session: Session, *, digest: str, path: str, network: str, header: 
 
 
 def set_state(session: Session, checkpoint: Checkpoint, state: str, *, by: str, reason: str | None = None) -> None:
-    """Move a checkpoint to `state`; a new champion retires the old one in the same transaction."""
+    """Move a checkpoint to `state`; the champion or shadow that it replaces moves on in the same transaction."""
     now = database_now(session)
-    if state == "champion" and (old := champion(session)) is not None and old.id != checkpoint.id:
-        _move(old, "retired", now, by, f"replaced by {checkpoint.digest[:12]}")
-        session.flush()  # the unique index allows one champion at a time
+    old = _only(session, state) if state in AFTERWARDS else None
+    if old is not None and old.id != checkpoint.id:
+        _move(old, AFTERWARDS[state], now, by, f"replaced by {checkpoint.digest[:12]}")
+        session.flush()  # the unique indexes allow one champion and one shadow at a time
     _move(checkpoint, state, now, by, reason)
-    session.add(Audit(at=now, actor=by, action=f"checkpoint {state}", detail={"digest": checkpoint.digest}))
+    session.add(
+        Audit(at=now, actor=by, action=f"checkpoint {state}", detail={"digest": checkpoint.digest, "reason": reason})
+    )
 
 
 def _move(checkpoint: Checkpoint, state: str, now: Any, by: str, reason: str | None) -> None:

@@ -42,13 +42,20 @@ def record_films(session: Session, films: Sequence[FilmResult], *, checkpoint_id
     told, untold = _split(films)
     update_many(session, Instance, [_state(film) | {"evidence": film.evidence} for film in told], key="id", same={})
     update_many(session, Instance, [_state(film) for film in untold], key="id", same={})
-    scores = [
-        {"instance_id": film.instance_id, **dict(zip(FINDING_COLUMNS, film.probabilities, strict=True))}
-        for film in films
-        if film.state == "scored"
+    scores = [(film.instance_id, film.probabilities) for film in films if film.state == "scored"]
+    record_scores(session, scores, checkpoint_id=checkpoint_id, run_id=run_id)
+
+
+def record_scores(
+    session: Session, scores: Sequence[tuple[int, tuple[float, ...]]], *, checkpoint_id: int, run_id: int | None
+) -> None:
+    """Write what a checkpoint saw on films, each (instance id, probabilities in vocabulary order), and nothing else."""
+    rows = [
+        {"instance_id": instance_id, **dict(zip(FINDING_COLUMNS, probabilities, strict=True))}
+        for instance_id, probabilities in scores
     ]
     same = {"checkpoint_id": checkpoint_id, "run_id": run_id, "scored_at": database_now(session)}
-    upsert_many(session, FilmScore, scores, unique=["instance_id", "checkpoint_id"], same=same)
+    upsert_many(session, FilmScore, rows, unique=["instance_id", "checkpoint_id"], same=same)
 
 
 def _split(films: Sequence[FilmResult]) -> tuple[list[FilmResult], list[FilmResult]]:

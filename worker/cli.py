@@ -3,29 +3,36 @@
 import csv
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from db.books import read_books
 from training.checkpoint import CheckpointError
 from training.cli import app as training
-from worker import drift_cli, logs, reading_cli, retraining_cli, simulation_cli
+from worker import drift_cli, logs, reading_cli, rescoring_cli, retraining_cli, simulation_cli
 from worker.errors import Unavailable
 from worker.models_cli import app as models
 from worker.policy_cli import app as policy
 from worker.settings import Settings
-from worker.terminal import DONE, SOME_LEFT_OUT, UNAVAILABLE, AsJson, err, open_house, out, print_json, refuse
-
-RESCORED_AT_ONCE = 1000  # studies in one transaction
-STOPPED = 130  # by Ctrl-C
+from worker.terminal import (
+    DONE,
+    SOME_LEFT_OUT,
+    STOPPED,
+    UNAVAILABLE,
+    AsJson,
+    err,
+    open_house,
+    out,
+    print_json,
+    progress,
+    refuse,
+)
 
 app = typer.Typer(
     name="nightread",
@@ -39,6 +46,7 @@ app.add_typer(training, name="train")
 app.add_typer(models, name="models")
 app.add_typer(policy, name="policy")
 reading_cli.register(app)
+rescoring_cli.register(app)
 simulation_cli.register(app)
 retraining_cli.register(app)
 drift_cli.register(app)
@@ -70,21 +78,6 @@ def main() -> None:
         refuse(f"{error.strerror or type(error).__name__}: check the folders that the settings name", code=UNAVAILABLE)
 
 
-@contextmanager
-def _progress(description: str, *, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error; yields what advances it."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=False) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda count: bar.advance(task, count)
-
-
 def _existing(paths: Sequence[Path]) -> list[Path]:
     """The paths, each once and none that lies in another, so that no file is counted twice."""
     for path in paths:
@@ -102,7 +95,7 @@ def _receive(house: Any, paths: Sequence[Path]) -> Any:
     from worker.intake import find_files, receive
 
     paths = _existing(paths)
-    with _progress("Reading headers", total=sum(1 for _ in find_files(paths))) as advance:
+    with progress("Reading headers", total=sum(1 for _ in find_files(paths))) as advance:
         return receive(house, paths, on_file=lambda: advance(1))
 
 
@@ -119,7 +112,7 @@ def score(paths: Paths) -> None:
     received = _receive(house, paths)
     with read_scope(house.engine) as session:
         waiting = read_books(session).waiting
-    with open_scorer(house) as scorer, _progress("Scoring studies", total=waiting) as advance:
+    with open_scorer(house) as scorer, progress("Scoring studies", total=waiting) as advance:
         try:
             tally = score_until_done(scorer, on_settled=advance)
         except KeyboardInterrupt:
@@ -148,7 +141,7 @@ def enqueue(
     except BackfillError as error:
         raise typer.BadParameter(str(error)) from error
     celery = make_app(house.settings)
-    with _progress("Reading headers", total=sum(1 for _ in find_files(paths))) as advance:
+    with progress("Reading headers", total=sum(1 for _ in find_files(paths))) as advance:
         done = backfill(house, celery, paths, studies_per_minute=pace, window=window, on_file=lambda: advance(1))
     received = done.received
     out.print(f"{received.files} files: {received.new_instances} new instances of {len(received.studies)} studies, "
@@ -198,28 +191,6 @@ def requeue(
     if study is not None and not ids:
         refuse("this study has nothing in quarantine, or the database does not know it")
     out.print(f"{len(ids)} studies wait again; `nightread score` or the next sweep takes them.")
-
-
-@app.command()
-def rescore(
-    limit: Annotated[int, typer.Option(min=1, help="At most so many studies.")] = 1_000_000,
-) -> None:
-    """Let studies that another checkpoint has ranked be scored again by the one that is live.
-
-    Each keeps its place until it has its new one.
-    """
-    from db import ledger
-    from db.session import session_scope
-
-    house = open_house()
-    checkpoint_id, total = house.live().checkpoint_id, 0
-    while total < limit:
-        with session_scope(house.engine) as session:
-            found = ledger.rescore(session, checkpoint_id=checkpoint_id, limit=min(RESCORED_AT_ONCE, limit - total))
-        total += len(found)
-        if not found:
-            break
-    out.print(f"{total} studies wait again; `nightread score` or the next sweep takes them.")
 
 
 @app.command()

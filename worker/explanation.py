@@ -15,9 +15,15 @@ from training.dicom import PixelHeader, UnusablePixels, open_dataset, read_heade
 from worker import policy, priority
 from worker.house import House
 from worker.intake import INTAKE_TAGS
+from worker.priority import BLIND
 from worker.views import Skipped, evidence_lines, frontal
 
 TableOf: TypeAlias = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # heading, columns, rows
+
+
+BLIND_SENTENCE = (
+    "it belongs to the blind share: the model has scored it, and it is listed as if it had not, whatever it saw"
+)
 
 
 class NothingToExplain(LookupError):
@@ -79,6 +85,8 @@ def _explain_study(session: Session, study: Study) -> Explained:
     facts += _rank_facts(worklist.neighbours(session, study.id), study.id)
     facts += [("flag", place.flag)] if place.flag else []
     facts += [("policy", f"version {stored.version}")] if stored else []
+    if place.flag == BLIND:
+        return Explained("Blind", [*facts, ("why", BLIND_SENTENCE)], tables)
     if stored is None or checkpoint is None:
         return Explained("Not scored", facts, tables)
     facts.append(("checkpoint", f"{checkpoint.network}, digest {checkpoint.digest[:12]}"))

@@ -12,12 +12,13 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from db import arrivals, registry, schema
+from db import arrivals, lookup, registry, schema
 from db.models import Checkpoint as CheckpointRow
-from db.session import make_engine, session_scope
+from db.session import make_engine, read_scope, session_scope
 from training.checkpoint import SHIPPED, Header, MissingCheckpoint, read_header
 from training.dicom import PixelLimits
 from worker import policy
+from worker.blinding import Blinding
 from worker.errors import Unavailable
 from worker.priority import standing
 from worker.settings import Settings
@@ -118,6 +119,12 @@ class House:
         raise MissingCheckpoint(
             f"the file of checkpoint {row.digest[:12]} is not in the state folder: copy it there, or promote another"
         )
+
+    @cached_property
+    def blinding(self) -> Blinding:
+        """Which studies are listed as if no model had scored them."""
+        with read_scope(self.engine) as session:
+            return Blinding(self.settings.blind_share, lookup.patient_key_secret(session))
 
     @cached_property
     def view_rules(self) -> ViewRules:

@@ -1,12 +1,14 @@
 """`nightread models`: the registry of checkpoints."""
 
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from worker.terminal import DONE, SOME_LEFT_OUT, open_house, out, refuse
+from worker.terminal import DONE, SOME_LEFT_OUT, AsJson, open_house, out, print_json, refuse
 
 app = typer.Typer(no_args_is_help=True, help="The checkpoints: which are known, which one ranks, and the way back.")
 
@@ -115,3 +117,71 @@ def rollback(reason: Reason) -> None:
     except models.NotPromoted as error:
         refuse(str(error))
     out.print(f"{row.digest[:12]} ranks again")
+
+
+@app.command()
+def shadow(digest: Annotated[str, typer.Argument(help="The digest's first characters.")], reason: Reason) -> None:
+    """Let a challenger score beside the champion: it sees the same films, and ranks nothing."""
+    from db import registry
+    from db.session import session_scope
+    from worker.shadow import NoShadow, enter
+
+    house = open_house()
+    champion = house.live()
+    try:
+        with session_scope(house.engine) as session:
+            row = registry.by_digest(session, digest)
+            enter(house, session, row, champion=champion, reason=reason)
+    except (registry.UnknownCheckpoint, NoShadow) as error:
+        refuse(str(error))
+    out.print(f"{row.digest[:12]} is in shadow; `nightread models compare` shows what it would change")
+
+
+@app.command()
+def unshadow(reason: Reason) -> None:
+    """End the shadow; what it saw is kept."""
+    from db.session import session_scope
+    from worker.shadow import NoShadow, leave
+
+    try:
+        with session_scope(open_house().engine) as session:
+            row = leave(session, reason=reason)
+    except NoShadow as error:
+        refuse(str(error))
+    out.print(f"{row.digest[:12]} is a challenger again")
+
+
+@app.command()
+def compare(
+    digest: Annotated[
+        str | None, typer.Argument(help="The digest's first characters; by default the shadow's.")
+    ] = None,
+    days: Annotated[float, typer.Option(min=0.1, help="Studies received in the last so many days.")] = 7.0,
+    night: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only this night.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How another checkpoint would have ordered each night, of the studies that it and the champion have seen."""
+    from db import registry
+    from db import shadow as rows
+    from db.base import database_now
+    from db.session import read_scope
+    from worker.comparison import compare, pairs_by_night
+    from worker.shadow import beside
+    from worker.tables import comparison_tables
+
+    house = open_house()
+    champion = house.live()
+    with read_scope(house.engine) as session:
+        try:
+            row = registry.by_digest(session, digest) if digest else registry.shadow(session)
+        except registry.UnknownCheckpoint as error:
+            refuse(str(error))
+        if row is None or row.id == champion.checkpoint_id:
+            refuse("name a checkpoint that does not rank: `nightread models list`; none is in shadow")
+        studies = rows.of_night(session, f"{night:%Y-%m-%d}") if night else rows.of_days(session, days)
+        nights = pairs_by_night(session, studies, champion, beside(house, row, champion))
+        found = [compare(name, pairs, now=database_now(session)) for name, pairs in nights.items()]
+    if as_json:
+        print_json([asdict(comparison) for comparison in found])
+    else:
+        out.print(*comparison_tables(found, titles=("champion", row.digest[:12])))

@@ -64,6 +64,12 @@ def store(session: Session, policy: Policy, *, capacity: Mapping[str, float], by
     )
 
 
+def as_promoted(policy: Policy) -> Policy:
+    """`policy` without its own threshold for category A's finding: there a new champion's takes its place."""
+    rows = (replace(row, threshold=None) if row.finding == CAPACITY_FINDING else row for row in policy.findings)
+    return replace(policy, findings=tuple(rows))
+
+
 @dataclass(frozen=True)
 class Changes:
     """What an administrator wants otherwise: by finding, or for the whole policy. None leaves it as it is."""

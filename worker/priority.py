@@ -16,6 +16,7 @@ from training.findings import FINDINGS
 CATEGORIES = ("A", "B", "C", "D")
 NOT_SCORED = "not_scored"  # no film of the study got probabilities
 PARTLY_SCORED = "partly_scored"  # some films did, and the others may hold what the model did not see
+BLIND = "blind"  # it was scored, and drawn to be listed as though it were not
 
 Probabilities: TypeAlias = Mapping[str, float] | npt.ArrayLike
 

@@ -16,7 +16,8 @@ from db.results import PriorityResult, record_priorities
 from db.session import session_scope
 from training.findings import FINDINGS
 from worker import policy, priority
-from worker.priority import NOT_SCORED, Policy, PolicyError
+from worker.placing import placed
+from worker.priority import BLIND, Policy, PolicyError
 
 BATCH = 5_000  # studies
 STRAGGLER_HOURS = 1.0  # a worker looks for a new policy every few seconds; what it held before is placed by the old one
@@ -109,20 +110,14 @@ def placed_by(batch: Sequence[Placed], rules: Policy, thresholds: Thresholds) ->
 
 
 def _one(study: Placed, rules: Policy, thresholds: Thresholds) -> PriorityResult:
-    if study.probabilities is None or study.checkpoint_id is None:
-        place = priority.standing(None, rules, {})
-        return PriorityResult(study.study_id, place.category, round(place.urgency, 6), NOT_SCORED, None, None, None)
-    cuts = thresholds[study.checkpoint_id]
-    place = priority.standing(study.probabilities, rules, cuts, complete=study.flag is None)
-    top = priority.contributions(study.probabilities, rules)[0]
-    return PriorityResult(
-        study_id=study.study_id,
-        category=place.category,
-        urgency=round(place.urgency, 6),
-        flag=place.flag,
-        top_finding=top.finding,
-        top_probability=top.probability,
+    return placed(
+        study.study_id,
+        study.probabilities,
+        rules=rules,
+        thresholds={} if study.checkpoint_id is None else thresholds[study.checkpoint_id],
         checkpoint_id=study.checkpoint_id,
+        complete=study.flag is None,
+        blind=study.flag == BLIND,
     )
 
 

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import structlog
@@ -27,7 +27,9 @@ from worker import priority
 from worker.house import House, Live
 from worker.inference import Classifier, choose_device, share_processor
 from worker.metrics import WorkMetrics
+from worker.placing import placed
 from worker.reading import Failure, Reader, Reading, ReadingRules, Square
+from worker.shadow import Seen, Shadow, open_shadow
 
 log = structlog.get_logger()
 
@@ -109,19 +111,32 @@ class Scorer:
 def open_scorer(
     house: House, *, metrics: WorkMetrics | None = None, should_stop: Callable[[], bool] = lambda: False
 ) -> Iterator[Scorer]:
-    """Load the live checkpoint (and the shadow) onto the device and start the decoders; all end with the block."""
-    settings, live, metrics = house.settings, house.live(), metrics or WorkMetrics()
+    """Load the live checkpoint and the shadow onto the device and start the decoders; all end with the block."""
+    live, metrics = house.live(), metrics or WorkMetrics()
+    worker = f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:12]}"
+    with open_network(house, live) as (classifier, reader):
+        shadow = open_shadow(house, live, classifier, metrics=metrics)
+        yield Scorer(house, live, classifier, shadow, reader, metrics, worker, should_stop)
+
+
+@contextmanager
+def open_network(house: House, live: Live) -> Iterator[tuple[Classifier, Reader]]:
+    """A checkpoint's network on the device, and decoders that make the squares it reads."""
+    settings = house.settings
     checkpoint, device = load_checkpoint(live.path, expected_digest=live.digest), choose_device(settings.device)
     if device.type == "cpu":
         share_processor()
     classifier = Classifier(checkpoint, device=device, batch_size=settings.batch_size)
-    shadow = open_shadow(house, live, classifier, metrics=metrics)
     rules = ReadingRules(
         checkpoint.preprocessing, house.pixel_limits, settings.decode_timeout_seconds, settings.decode_memory_mb
     )
-    worker = f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:12]}"
     with Reader(rules, decoders=settings.decoders) as reader:
-        yield Scorer(house, live, classifier, shadow, reader, metrics, worker, should_stop)
+        yield classifier, reader
+
+
+def with_shadow(scorer: Scorer) -> Scorer:
+    """The same scorer with what is in shadow now; only between two studies, or it would mix two checkpoints in one."""
+    return replace(scorer, shadow=open_shadow(scorer.house, scorer.live, scorer.classifier, metrics=scorer.metrics))
 
 
 def score_waiting(
@@ -325,10 +340,10 @@ def record(scorer: Scorer, finished: Sequence[StudyInHand], *, run_id: int, tall
     """Films, priorities and outcomes of finished studies, in one transaction; then count and log them."""
     away = [study for study in finished if _must_wait(study, hours=scorer.house.settings.unavailable_hours)]
     done = [study for study in finished if study not in away]
-    films = {study.claimed.study_id: film_results(study) for study in done}
-    outcomes = {study.claimed.study_id: study_outcome(study, films[study.claimed.study_id]) for study in done}
-    draws = scorer.house.blinding.draws
-    blind = {study.claimed.study_id: draws(study.claimed.study_instance_uid) for study in done}
+    hand = {study.claimed.study_id: study for study in done}
+    films = {i: film_results(study) for i, study in hand.items()}
+    outcomes = {i: study_outcome(study, films[i]) for i, study in hand.items()}
+    blind = {i: scorer.house.blinding.draws(study.claimed.study_instance_uid) for i, study in hand.items()}
     with scorer.metrics.stage("record"), session_scope(scorer.engine) as session:
         for study in away:
             failure = next(failure for failure in study.failures.values() if failure.transient)
@@ -349,7 +364,7 @@ def record(scorer: Scorer, finished: Sequence[StudyInHand], *, run_id: int, tall
     for outcome in settled:
         _count(scorer, outcome, films[outcome.study.study_id], tally)
     # Last, and in a transaction of its own: nothing that the shadow does can undo what has just been recorded.
-    seen = [seen_by_shadow(study, outcomes, films, blind=blind) for study in done if study.claimed.study_id in mine]
+    seen = [seen_by_shadow(hand[i], outcomes[i], films[i], blind=blind[i]) for i in mine]
     scorer.shadow.record(scorer.engine, [study for study in seen if study is not None], run_id=run_id)
 
 
@@ -407,6 +422,15 @@ def study_priority(live: Live, outcome: Outcome, films: Sequence[FilmResult], *,
 def is_complete(outcome: Outcome) -> bool:
     """Whether every film of the study that is in scope was scored, now or before."""
     return outcome.reason is None and not outcome.study.broken_films
+
+
+def seen_by_shadow(study: StudyInHand, outcome: Outcome, films: Sequence[FilmResult], *, blind: bool) -> Seen | None:
+    """What the shadow saw of a study; None where it missed a film, or there was none to see."""
+    scored = [film.instance_id for film in films if film.state == "scored"]
+    if not scored or any(i not in study.by_shadow for i in scored):
+        return None
+    seen = {i: study.by_shadow[i] for i in scored}
+    return Seen(study.claimed.study_id, seen, complete=is_complete(outcome), blind=blind)
 
 
 def _count(scorer: Scorer, outcome: Outcome, films: Sequence[FilmResult], tally: Tally) -> None:

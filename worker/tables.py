@@ -8,6 +8,7 @@ from rich.table import Table
 
 from db.books import Books
 from db.drift import Figure
+from worker.comparison import FAR, HEADS, Comparison
 from worker.doctor import Finding
 from worker.drift import Judged, worst
 from worker.explanation import Explained
@@ -142,4 +143,34 @@ def drift_table(judged: Judged) -> Table:
         level = worst(figure.level for figure in figures)
         cells = (moved.get(column, "") for column in DRIFT_COLUMNS)
         table.add_row(subject.replace("_", " "), *cells, level, style=DRIFT_STYLES[level])
+    return table
+
+
+def comparison_tables(found: Sequence[Comparison], *, titles: tuple[str, str]) -> list[Table]:
+    """Two orders beside each other: a line for each list, and of the first one who moves and why."""
+    lists = Table(title=" beside ".join(reversed(titles)), title_justify="left")
+    headings = ("list", "studies", "seen by both", f"moved > {FAR}", *(f"same in top {n}" for n in HEADS))
+    for heading in (*headings, "Spearman", "Kendall", "leave A", "enter A"):
+        lists.add_column(heading, justify="left" if heading == "list" else "right")
+    for each in found:
+        counts = (each.studies, each.seen_by_both, each.moved)
+        same = (f"{same} of {min(n, each.studies)}" for n, same in each.same_head.items())
+        alike = ("-" if value is None else f"{value:.3f}" for value in (each.spearman, each.kendall))
+        lists.add_row(each.name, *map(str, counts), *same, *alike, str(len(each.leave_a)), str(len(each.enter_a)))
+    return [lists, *([_movers_table(found[0], titles), _differences_table(found[0], titles)] if found else [])]
+
+
+def _movers_table(found: Comparison, titles: tuple[str, str]) -> Table:
+    table = Table("study", *(f"{what} {title}" for title in titles for what in ("rank", "category")), "places",
+                  title=f"The farthest moves in {found.name}", title_justify="left")  # fmt: skip
+    for each in found.movers:
+        ranks = str(each.rank_before), each.category_before, str(each.rank_after), each.category_after
+        table.add_row(each.study, *ranks, f"{each.rank_before - each.rank_after:+d}")
+    return table
+
+
+def _differences_table(found: Comparison, titles: tuple[str, str]) -> Table:
+    table = Table("finding", "study", *titles, title=f"The largest differences in {found.name}", title_justify="left")
+    for each in found.differences:
+        table.add_row(each.finding, each.study, f"{each.before:.3f}", f"{each.after:.3f}")
     return table

@@ -1,4 +1,7 @@
-"""What the messages do: score and sweep. Each task is a few lines; the work stands in scoring.py and sweep.py."""
+"""What the messages of the scoring queue do: score, sweep and judge the day's drift.
+
+Each task is a few lines; the work stands in scoring.py, sweep.py and drift.py.
+"""
 
 import threading
 import time
@@ -11,11 +14,13 @@ from db import ledger, registry
 from db.policies import active
 from db.session import read_scope
 from training.checkpoint import CheckpointError
-from worker.app import SCORE, SWEEP
+from worker import shadow
+from worker.app import DRIFT, SCORE, SWEEP, ask_for_retraining
+from worker.drift import daily
 from worker.house import House
 from worker.metrics import WorkMetrics
 from worker.reading import DecodersGone
-from worker.scoring import Scorer, open_scorer, score_waiting
+from worker.scoring import Scorer, open_scorer, score_waiting, with_shadow
 from worker.sweep import sweep
 
 log = structlog.get_logger()
@@ -40,6 +45,8 @@ class Service:
         """The scorer for what is live now; while that cannot be loaded, the one at work goes on."""
         if self._scorer is None or self._is_stale(self._scorer):
             self._scorer = self._opened(self._scorer)
+        elif self._has_other_shadow(self._scorer):
+            self._scorer = with_shadow(self._scorer)
         return self._scorer
 
     def _opened(self, at_work: Scorer | None) -> Scorer:
@@ -72,12 +79,16 @@ class Service:
         other_checkpoint = not named and champion is not None and champion.digest != scorer.live.digest
         return other_checkpoint or (policy is not None and policy.id != scorer.live.policy.policy_id)
 
+    def _has_other_shadow(self, scorer: Scorer) -> bool:
+        return shadow.is_stale(scorer.shadow, self.house, scorer.live)
+
     def may_claim(self) -> bool:
         """Whether what is loaded is still live; looked up every few seconds, between two batches."""
         now = time.monotonic()
         if now - self._looked_at >= LOOK_FOR_CHAMPION_SECONDS:
             self._looked_at = now
-            self._may_claim = self._scorer is not None and not self._is_stale(self._scorer)
+            at_work = self._scorer
+            self._may_claim = not (at_work is None or self._is_stale(at_work) or self._has_other_shadow(at_work))
         return self._may_claim
 
     def score(self, study_id: int) -> None:
@@ -106,3 +117,8 @@ def register(app: Celery, service: Service) -> None:
     @app.task(name=SWEEP)  # type: ignore[untyped-decorator]
     def sweep_() -> None:
         sweep(service.house, app)
+
+    @app.task(name=DRIFT)  # type: ignore[untyped-decorator]
+    def drift() -> None:
+        if daily(service.house).retrain:
+            ask_for_retraining(app, "drift")

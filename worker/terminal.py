@@ -1,13 +1,15 @@
 """What the commands share: two consoles, the house as the settings make it, JSON for programs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from worker import logs
 from worker.settings import Settings
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from worker.house import House
 
 DONE, SOME_LEFT_OUT, WRONG_USAGE, UNAVAILABLE = 0, 1, 2, 3
+STOPPED = 130  # by Ctrl-C
 
 out, err = Console(), Console(stderr=True)
 
@@ -35,6 +38,21 @@ def refuse(message: str, *, code: int = WRONG_USAGE) -> NoReturn:
     """End the command with one line on standard error; by default as wrongly used."""
     err.print(f"[red]nightread:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise SystemExit(code)
+
+
+@contextmanager
+def progress(description: str, *, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error; yields what advances it."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=False) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:

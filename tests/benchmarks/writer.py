@@ -83,7 +83,8 @@ def night(films: int) -> list[tuple[Outcome, FilmResult, PriorityResult]]:
     dice = random.Random(1)
     held = []
     for number in range(1, films + 1):
-        study = ClaimedStudy(number, 1, 1, False, (ClaimedFilm(number, f"2.25.1.{number}", f"/films/{number}", "PA"),))
+        film = ClaimedFilm(number, f"2.25.1.{number}", f"/films/{number}", "PA")
+        study = ClaimedStudy(number, f"2.25.{number}", 1, 1, False, (film,))
         probabilities = tuple(round(dice.random(), 6) for _ in FINDING_COLUMNS)
         film = FilmResult(number, "scored", pixel_digest="d" * 64, probabilities=probabilities)
         category = "A" if probabilities[3] > 0.9 else dice.choice("BCD")

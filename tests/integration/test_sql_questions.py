@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, inspect
+from sqlalchemy import Connection, Engine, inspect, update
 from sqlalchemy.orm import Session
 
 from db.models import (
     FINDING_COLUMNS,
     Checkpoint,
+    Drift,
     FilmScore,
     Instance,
     PolicyFindingRow,
@@ -27,7 +28,7 @@ from db.models import (
 )
 from db.session import session_scope
 from training.findings import FINDINGS
-from worker.priority import DEFAULT_POLICY, NOT_SCORED, contributions, standing
+from worker.priority import BLIND, DEFAULT_POLICY, NOT_SCORED, contributions, standing
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sql.md").read_text(encoding="utf-8")
 QUESTIONS = {
@@ -153,6 +154,17 @@ def fill(session: Session) -> None:
     add_study(session, "N1", received_at=now, probabilities=n1)
     add_study(session, "N2", received_at=now, probabilities=n2)
     add_study(session, "N3", received_at=now, state="waiting", stat=True)
+
+    for day, measure, subject, value, level in (
+        ("2026-10-31", "psi", "Hernia", 0.9, "act"),
+        ("2026-11-18", "psi", "Effusion", 0.01, "quiet"),
+        ("2026-11-19", "psi", "Effusion", 0.4, "act"),
+        ("2026-11-19", "ks", "Mass", 0.15, "warn"),
+        ("2026-11-19", "shares", "view", 0.0, "quiet"),
+        ("2026-11-20", "psi", "Effusion", 0.2, "warn"),
+    ):
+        figure = {"day": day, "measure": measure, "subject": subject, "value": value, "level": level}
+        session.add(Drift(**figure, reference=0.04, films=250, checkpoint_id=1, computed_at=EVENING))
 
     session.add(Run(id=1, kind="night", started_at=EVENING, settings={}))
     session.flush()
@@ -299,6 +311,24 @@ def drift(rows: Rows) -> None:
     assert float(night["category_a_percent"]) == 50
 
 
+def blind_beside_ranked(rows: Rows) -> None:
+    found = {(row["confirmed_as"], row["listed"]): (row["studies"], row["median_minutes"]) for row in rows}
+    assert found.pop(("pneumothorax", "ranked")) == (2, pytest.approx(30))
+    assert found.pop(("other", "ranked")) == (2, pytest.approx(420))
+    assert found in (
+        {},
+        {("pneumothorax", "blind"): (3, pytest.approx(300)), ("other", "blind"): (2, pytest.approx(150))},
+    )
+
+
+def days_that_drifted(rows: Rows) -> None:
+    assert [(row["measure"], row["subject"]) for row in rows] == [("psi", "Effusion"), ("ks", "Mass")]
+    effusion, mass = rows
+    assert (effusion["days_judged"], effusion["days_that_warn"], effusion["days_to_act"]) == (3, 1, 1)
+    assert (effusion["last_alarm"], effusion["farthest"]) == ("2026-11-20", pytest.approx(0.4))
+    assert (mass["days_that_warn"], mass["days_to_act"], mass["last_alarm"]) == (1, 0, "2026-11-19")
+
+
 ANSWERS = {
     1: next_ten,
     2: place_of_one,
@@ -320,6 +350,8 @@ ANSWERS = {
     18: contradictions,
     19: order_kept,
     20: drift,
+    21: blind_beside_ranked,
+    22: days_that_drifted,
 }
 
 
@@ -338,8 +370,25 @@ def connection(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Conn
     time.tzset()
 
 
-def test_the_page_asks_twenty_questions():
-    assert sorted(QUESTIONS) == sorted(ANSWERS) == list(range(1, 21))
+def test_every_question_of_the_page_has_an_answer_here():
+    assert len(QUESTIONS) >= 20
+    assert sorted(QUESTIONS) == sorted(ANSWERS) == list(range(1, len(QUESTIONS) + 1))
+
+
+def test_blind_studies_are_timed_beside_ranked_ones(engine: Engine):
+    with session_scope(engine) as session:
+        fill(session)
+        for i, (minutes, confirmed) in enumerate(((200, True), (300, True), (900, True), (100, False), (200, False))):
+            blind = add_study(session, f"B{i}", received_at=EVENING, probabilities={}, read_after_minutes=minutes)
+            session.execute(update(StudyPriority).where(StudyPriority.study_id == blind).values(flag=BLIND))
+            if confirmed:
+                verdict = {"finding": "Pneumothorax", "verdict": "present", "reader": "kim", "reviewed_at": EVENING}
+                session.add(Review(study_id=blind, **verdict))
+        add_study(session, "STAT", received_at=EVENING, probabilities={}, read_after_minutes=1, stat=True)
+    with engine.connect() as connection:
+        rows = [dict(row) for row in connection.exec_driver_sql(QUESTIONS[21]).mappings()]
+    assert len(rows) == 4
+    blind_beside_ranked(rows)
 
 
 def test_every_question_gets_its_answer(connection: Connection, subtests: pytest.Subtests):

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 from dicom_files import make_film
 from pydicom.uid import generate_uid
-from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
-from db.session import make_engine, session_scope
 from worker import cli
 from worker.settings import Settings
 
@@ -182,12 +180,3 @@ def test_explain_draws_what_the_network_looks_at(tmp_path):
 def test_explain_cannot_draw_what_is_no_film(tmp_path):
     make_film(tmp_path / "a.dcm", PixelData=b"\0\0")
     assert nightread("explain", tmp_path / "a.dcm", "--heatmap", tmp_path / "pictures").exit_code == 2
-
-
-def test_rescore_takes_only_what_another_checkpoint_has_ranked(tmp_path, settings):
-    make_film(tmp_path / "a.dcm")
-    nightread("score", tmp_path)
-    assert "0 studies wait again" in nightread("rescore").output
-    with session_scope(make_engine(settings.database_url)) as session:
-        session.execute(text("UPDATE study_priority SET checkpoint_id = NULL"))
-    assert "1 studies wait again" in nightread("rescore").output

@@ -1,0 +1,342 @@
+"""A second checkpoint looks at the night beside the champion, on both databases, and costs it nothing."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from crew import books, enqueue, running, wait_until
+from dicom_files import make_film, texture
+from sqlalchemy import select, text
+from typer.testing import CliRunner
+from untrained import save_untrained
+
+from db import registry, schema
+from db.models import FINDING_COLUMNS, Checkpoint, FilmScore, ShadowPriority, StudyPriority
+from db.session import make_engine, read_scope, session_scope
+from training.checkpoint import CheckpointError
+from worker import cli, models, tasks
+from worker.house import House, file_digest
+from worker.intake import receive
+from worker.metrics import WorkMetrics
+from worker.scoring import open_scorer, score_waiting
+from worker.shadow import NoShadow, Seen, Shadow, enter, is_stale, leave, open_shadow
+from worker.tasks import Service
+
+
+@pytest.fixture
+def house(settings, engine, database_url) -> House:
+    """A house whose champion is the untrained checkpoint, no longer named by the settings."""
+    House(settings.model_copy(update={"database_url": database_url})).live()
+    return House(settings.model_copy(update={"database_url": database_url, "checkpoint": None}))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with other weights."""
+    return save_untrained(tmp_path_factory.mktemp("other") / "other.safetensors", seed=1)
+
+
+def put_into_shadow(house: House, path: Path) -> Checkpoint:
+    champion = house.live()
+    with session_scope(house.engine) as session:
+        row = house.register(session, path)
+        enter(house, session, row, champion=champion, reason="a test")
+        return row
+
+
+def end_shadow(house: House) -> None:
+    with session_scope(house.engine) as session:
+        leave(session, reason="a test")
+
+
+def films(folder: Path, count: int = 3) -> Path:
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        make_film(folder / f"{i}.dcm", pixels=texture(seed=i), bits=12)
+    return folder
+
+
+def score(house: House, folder: Path, metrics: WorkMetrics | None = None):
+    receive(house, [folder])
+    with open_scorer(house, metrics=metrics) as scorer:
+        return score_waiting(scorer, kind="score")
+
+
+def scores(house: House, checkpoint_id: int) -> list[tuple]:
+    columns = [getattr(FilmScore, name) for name in FINDING_COLUMNS]
+    with read_scope(house.engine) as session:
+        rows = select(FilmScore.instance_id, *columns).where(FilmScore.checkpoint_id == checkpoint_id)
+        return [tuple(row) for row in session.execute(rows.order_by(FilmScore.instance_id))]
+
+
+def shadow_places(house: House) -> dict[int, ShadowPriority]:
+    with read_scope(house.engine) as session:
+        return {row.study_id: row for row in session.scalars(select(ShadowPriority))}
+
+
+def failures(metrics: WorkMetrics, reason: str) -> float:
+    return metrics.registry.get_sample_value("nightread_shadow_failures_total", {"reason": reason}) or 0
+
+
+def test_the_shadow_sees_what_the_champion_sees_and_only_the_champion_ranks(house, other, tmp_path):
+    folder = films(tmp_path / "films", 5)
+    pair = make_film(folder / "pair-1.dcm", pixels=texture(seed=8), bits=12)
+    make_film(folder / "pair-2.dcm", StudyInstanceUID=pair.StudyInstanceUID, PixelData=b"\0\0")
+    make_film(folder / "broken.dcm", PixelData=b"\0\0")
+    alone = House(house.settings.model_copy(update={"database_url": f"sqlite:///{tmp_path / 'alone.db'}",
+                                                    "checkpoint": other}))  # fmt: skip
+    score(alone, folder)
+    row, champion = put_into_shadow(house, other), house.live()
+    score(house, folder)
+    with read_scope(house.engine) as session:
+        places = {place.study_id: place for place in session.scalars(select(StudyPriority))}
+        ranks = session.execute(text("SELECT count(*), max(shadow_rank) FROM shadow_ranks")).one()
+    seen = shadow_places(house)
+    assert {place.checkpoint_id for place in places.values()} == {champion.checkpoint_id, None}
+    assert len(scores(house, champion.checkpoint_id)) == len(seen) == 6
+    approximately = [pytest.approx(values, abs=1e-6) for values in scores(alone, alone.live().checkpoint_id)]
+    assert scores(house, row.id) == approximately
+    assert scores(house, row.id) != scores(house, champion.checkpoint_id)
+    assert sorted(str(place.flag) for place in seen.values()) == ["None"] * 5 + ["partly_scored"]
+    assert all(places[i].flag == place.flag for i, place in seen.items())
+    assert tuple(ranks) == (6, 6)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:999])])
+def test_a_shadow_file_that_is_gone_or_damaged_costs_no_study(house, other, tmp_path, damage):
+    row, metrics = put_into_shadow(house, other), WorkMetrics()
+    damage(house.file_of(row))
+    tally = score(house, films(tmp_path / "films"), metrics)
+    assert (tally.scored, tally.quarantined) == (3, 0)
+    assert shadow_places(house) == {}
+    assert failures(metrics, "shadow_not_loaded") == 1
+
+
+def test_a_film_that_fails_for_want_of_memory_is_tried_again_without_the_shadow(house, other, tmp_path):
+    put_into_shadow(house, other)
+    receive(house, [films(tmp_path / "films")])
+    metrics = WorkMetrics()
+    with open_scorer(house, metrics=metrics) as scorer:
+        whole = scorer.classifier.predict
+
+        def predict(squares):
+            if scorer.shadow.classifier is not None:
+                raise RuntimeError("not enough memory")
+            return whole(squares)
+
+        scorer.classifier.predict = predict
+        tally = score_waiting(scorer, kind="score")
+    assert (tally.scored, tally.quarantined) == (3, 0)
+    assert failures(metrics, "shadow_gave_way") == 1
+    with read_scope(house.engine) as session:
+        assert session.execute(text("SELECT max(attempts) FROM study")).scalar() == 1
+
+
+class Fake:
+    """A network that answers, or raises, what it was given."""
+
+    batch_size, device = 4, torch.device("cpu")
+
+    def __init__(self, answer: object) -> None:
+        self.answer = answer
+
+    def predict(self, squares: np.ndarray) -> np.ndarray:
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return np.full((len(squares), 11), self.answer, dtype=np.float32)
+
+
+def looking(answer: object, *, patience_seconds: float = 60) -> tuple[Shadow, WorkMetrics]:
+    metrics = WorkMetrics()
+    at_work = Shadow("d" * 64, metrics=metrics, patience_seconds=patience_seconds)
+    at_work.classifier = Fake(answer)
+    return at_work, metrics
+
+
+SQUARES = np.zeros((2, 64, 64), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("answer", [float("nan"), 1.5, RuntimeError(), MemoryError(), torch.cuda.OutOfMemoryError()])
+def test_what_a_shadow_raises_or_gets_wrong_is_counted_and_goes_no_further(answer):
+    at_work, metrics = looking(answer)
+    assert at_work.look(SQUARES) is None
+    assert failures(metrics, "shadow_failed") == 1
+
+
+def test_a_shadow_that_takes_a_quarter_of_a_lease_is_left_out_from_then_on():
+    at_work, metrics = looking(0.5, patience_seconds=-1)
+    assert at_work.look(SQUARES) is not None
+    assert at_work.look(SQUARES) is None
+    assert failures(metrics, "shadow_too_slow") == 1
+
+
+def test_what_the_shadow_cannot_record_is_left_out(house, other, tmp_path):
+    receive(house, [films(tmp_path / "films", 1)])
+    put_into_shadow(house, other)
+    metrics = WorkMetrics()
+    at_work = open_shadow(house, house.live(), Fake(0.5), metrics=metrics)
+    at_work.record(house.engine, [Seen(1, {99: (0.5,) * 11}, complete=True, blind=False)], run_id=None)
+    assert shadow_places(house) == {}
+    assert failures(metrics, "shadow_not_recorded") == 1
+    at_work.record(house.engine, [Seen(1, {1: (0.5,) * 11}, complete=True, blind=False)], run_id=None)
+    assert list(shadow_places(house)) == [1]
+
+
+# ---------------------------------------------------------------------------------------------------- into it, and out
+
+
+def test_only_a_challenger_goes_into_shadow_and_one_at_a_time(house, other, tmp_path):
+    first = put_into_shadow(house, other)
+    second = put_into_shadow(house, save_untrained(tmp_path / "third.safetensors", seed=2))
+    with read_scope(house.engine) as session:
+        assert registry.shadow(session).id == second.id
+        assert session.get_one(Checkpoint, first.id).state == "challenger"
+        champion = registry.champion(session)
+    live = house.live()
+    with pytest.raises(NoShadow, match="is champion"), session_scope(house.engine) as session:
+        enter(house, session, champion, champion=live, reason="a test")
+    end_shadow(house)
+    with pytest.raises(NoShadow, match="no checkpoint"):
+        end_shadow(house)
+
+
+def test_a_checkpoint_that_reads_other_squares_is_refused_with_both_sizes(house, tmp_path):
+    with pytest.raises(NoShadow, match=r"squash, 96 pixels.*squash, 64 pixels"):
+        put_into_shadow(house, save_untrained(tmp_path / "large.safetensors", size=96))
+
+
+def test_a_damaged_file_does_not_go_into_shadow(house, other):
+    with session_scope(house.engine) as session:
+        row = house.register(session, other)
+    kept = house.file_of(row)
+    kept.write_bytes(kept.read_bytes() + b"x")
+    with pytest.raises(CheckpointError):
+        put_into_shadow(house, other)
+    with read_scope(house.engine) as session:
+        assert registry.shadow(session) is None
+
+
+def test_a_shadow_beside_a_champion_with_other_squares_is_left_out(house, other, tmp_path):
+    put_into_shadow(house, other)
+    with session_scope(house.engine) as session:
+        large = house.register(session, save_untrained(tmp_path / "large.safetensors", size=96))
+        models.promote(house, session, large, reason="a test", override="a test")
+    metrics = WorkMetrics()
+    assert open_shadow(house, house.live(), Fake(0.5), metrics=metrics).classifier is None
+    assert failures(metrics, "shadow_not_loaded") == 1
+
+
+def test_a_shadow_that_could_not_be_loaded_is_tried_again_after_a_minute(house, other, monkeypatch):
+    row = put_into_shadow(house, other)
+    kept, live = house.file_of(row), house.live()
+    bytes_of_it = kept.read_bytes()
+    kept.write_bytes(b"")
+    at_work = open_shadow(house, live, Fake(0.5), metrics=WorkMetrics())
+    assert not is_stale(at_work, house, live)
+    kept.write_bytes(bytes_of_it)
+    soon = time.monotonic() + 61
+    monkeypatch.setattr(time, "monotonic", lambda: soon)
+    assert is_stale(at_work, house, live)
+    assert not is_stale(open_shadow(house, live, Fake(0.5), metrics=WorkMetrics()), house, live)
+
+
+# ------------------------------------------------------------------------------------------------------------- workers
+
+
+def test_a_worker_takes_up_a_new_shadow_and_lets_go_of_an_ended_one_without_reopening(house, other, tmp_path):
+    service, studies = Service(house, metrics=WorkMetrics()), []
+    reader = service.scorer().reader
+    try:
+        for i, change in enumerate((lambda: None, lambda: put_into_shadow(house, other), lambda: end_shadow(house))):
+            change()
+            folder = tmp_path / str(i)
+            folder.mkdir()
+            make_film(folder / "a.dcm", pixels=texture(seed=i), bits=12)
+            studies += receive(house, [folder]).studies
+            service.score(studies[-1])
+        assert service.scorer().reader is reader
+    finally:
+        service.close()
+    assert list(shadow_places(house)) == [studies[1]]
+
+
+def test_a_shadow_that_ends_in_the_middle_of_a_night_leaves_whole_studies_only(house, other, tmp_path, monkeypatch):
+    folder = films(tmp_path / "films", 10)
+    for i in range(3):
+        pair = make_film(folder / f"pair-{i}.dcm", pixels=texture(seed=20 + i), bits=12)
+        make_film(
+            folder / f"pair-{i}b.dcm", StudyInstanceUID=pair.StudyInstanceUID, pixels=texture(seed=30 + i), bits=12
+        )
+    row = put_into_shadow(house, other)
+    monkeypatch.setattr(tasks, "LOOK_FOR_CHAMPION_SECONDS", 0.0)
+    service, settled = Service(house, metrics=WorkMetrics()), WorkMetrics.settled
+    first = receive(house, [folder]).studies
+
+    def settled_and_ended(self, *args, **kwargs):
+        settled(self, *args, **kwargs)
+        with read_scope(house.engine) as session:
+            ended = registry.shadow(session) is None
+        if not ended:
+            end_shadow(house)
+
+    monkeypatch.setattr(WorkMetrics, "settled", settled_and_ended)
+    try:
+        service.score(min(first))
+    finally:
+        service.close()
+    assert (books(house).scored, books(house).balance) == (13, True)
+    seen = shadow_places(house)
+    assert 0 < len(seen) < 13
+    with read_scope(house.engine) as session:
+        by_study = "SELECT count(*) FROM instance WHERE study_id IN (SELECT study_id FROM shadow_priority)"
+        assert len(scores(house, row.id)) == session.execute(text(by_study)).scalar()
+
+
+def test_two_workers_write_a_shadow_row_for_every_study(settings, postgres_url, redis_url, other, tmp_path):
+    schema.upgrade(make_engine(postgres_url))
+    urls = {"database_url": postgres_url, "broker_url": redis_url}
+    House(settings.model_copy(update=urls)).live()
+    house = House(settings.model_copy(update={**urls, "checkpoint": None}))
+    row = put_into_shadow(house, other)
+    enqueue(house, films(tmp_path / "films", 24))
+    log = tmp_path / "worker.log"
+    with running(house, "worker", log), running(house, "worker", log):
+        wait_until(lambda: books(house).waiting == 0, log=log)
+        wait_until(lambda: len(shadow_places(house)) == 24, seconds=10, log=log)
+    assert books(house).scored == 24
+    assert len(scores(house, row.id)) == len(scores(house, house.live().checkpoint_id)) == 24
+    assert log.read_text().count("shadow_loaded") == 2
+
+
+# ------------------------------------------------------------------------------------------------------------- commands
+
+
+def test_the_commands_put_into_shadow_compare_and_end_it(settings, other, tmp_path, monkeypatch):
+    for name in ("database_url", "state_folder", "decoders", "batch_size"):
+        monkeypatch.setenv(f"NIGHTREAD_{name.upper()}", str(getattr(settings, name)))
+    monkeypatch.setenv("COLUMNS", "200")
+    House(settings).live()
+
+    def nightread(*arguments: str, code: int = 0) -> str:
+        result = CliRunner().invoke(cli.app, list(arguments))
+        assert result.exit_code == code, result.output
+        return result.output
+
+    nightread("models", "add", str(other))
+    digest = file_digest(other)[:12]
+    nightread("models", "compare", code=2)
+    assert "is in shadow" in nightread("models", "shadow", digest, "--reason", "a test")
+    nightread("models", "shadow", "00000000", "--reason", "a test", code=2)
+    nightread("score", str(films(tmp_path / "films", 4)))
+    (night,) = json.loads(nightread("models", "compare", "--json"))
+    assert (night["studies"], night["seen_by_both"]) == (4, 4)
+    assert [row["finding"] for row in night["differences"]]
+    shown = nightread("models", "compare", "--night", night["name"])
+    assert night["name"] in shown
+    assert "Pneumothorax" in shown
+    assert json.loads(nightread("models", "compare", "--night", "2020-01-01", "--json")) == []
+    assert "is a challenger again" in nightread("models", "unshadow", "--reason", "a test")
+    assert len(json.loads(nightread("models", "compare", digest, "--json"))) == 1

@@ -1,0 +1,58 @@
+"""The draw of the blind share, and what being blind does and does not do to a study's place."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.findings import FINDINGS
+from worker.blinding import Blinding
+from worker.placing import placed
+from worker.priority import BLIND, DEFAULT_POLICY, Standing, reading_key
+
+SECRET, OTHER = "ab" * 32, "cd" * 32
+UIDS = [f"1.2.3.{number}" for number in range(4000)]
+THRESHOLDS = dict.fromkeys(FINDINGS, 0.5)
+
+probabilities = st.lists(st.floats(0, 1), min_size=11, max_size=11)
+
+
+def drawn(share: float, secret: str = SECRET) -> set[str]:
+    return {uid for uid in UIDS if Blinding(share, secret).draws(uid)}
+
+
+def test_a_share_of_nothing_draws_nobody():
+    assert drawn(0.0) == set()
+
+
+def test_the_share_is_drawn_and_drawn_the_same_again():
+    assert 0.08 < len(drawn(0.1)) / len(UIDS) < 0.12
+    assert drawn(0.1) == drawn(0.1)
+
+
+def test_a_larger_share_holds_a_smaller_one():
+    assert drawn(0.05) < drawn(0.1)
+
+
+def test_another_secret_draws_others_so_nobody_can_tell_without_it():
+    both = drawn(0.1) & drawn(0.1, OTHER)
+    assert len(both) < 0.03 * len(UIDS)
+
+
+@given(probabilities)
+def test_a_blind_study_stands_where_an_unscored_one_does_and_shows_nothing(values: list[float]):
+    rules = {"rules": DEFAULT_POLICY, "thresholds": THRESHOLDS}
+    blind = placed(1, values, checkpoint_id=1, blind=True, **rules)
+    unscored = placed(1, None, checkpoint_id=None, **rules)
+    assert (blind.category, blind.urgency) == (unscored.category, unscored.urgency) == ("B", 0.4)
+    assert (blind.flag, blind.top_finding, blind.top_probability, blind.checkpoint_id) == (BLIND, None, None, None)
+
+
+@given(st.lists(st.tuples(probabilities, st.booleans(), st.booleans(), st.floats(0, 2000)), min_size=2, max_size=8))
+def test_a_humans_stat_comes_first_and_the_overdue_next_whoever_is_blind(studies):
+    keys = []
+    for number, (values, stat, blind, waited) in enumerate(studies):
+        place = placed(number, values, rules=DEFAULT_POLICY, thresholds=THRESHOLDS, checkpoint_id=1, blind=blind)
+        standing = Standing(place.category, place.urgency, place.flag)
+        key = reading_key(standing, stat=stat, waited_minutes=waited, study_id=number, max_wait_minutes=720)
+        keys.append((key, (not stat, waited < 720)))
+    order = [rule for _, rule in sorted(keys)]
+    assert order == sorted(order)

@@ -102,14 +102,14 @@ def judge(
 ) -> list[Check]:
     """Every check of a challenger beside a champion and the baselines, but for those that need a reading room.
 
-    films: a manifest of films that neither learned from. champion, challenger: calibrated probabilities (N, F) for
-    them, columns as the manifest's findings. train: the films that the baselines are fitted on. categories: finding ->
-    "A" to "D". films_from goes into the checks as it is. Memory: 4 bytes per film and draw.
+    films: a manifest of films, one or more, that neither learned from. champion, challenger: calibrated probabilities
+    (N, F) for them, columns as the manifest's findings. train: the films that the baselines are fitted on. categories:
+    finding -> "A" to "D". films_from goes into the checks as it is. Memory: 4 bytes per film and draw.
     """
     old, new = np.asarray(champion, dtype=float), np.asarray(challenger, dtype=float)
     bench = _Bench.of(films, rules, categories)
     questions = [*bench.rankings(old), *bench.gaps(old), *bench.beside(baselines(train, films))]
-    draws = list(patient_draws(films["patient_id"], rng=rng, replicates=rules.replicates)) if len(films) else []
+    draws = list(patient_draws(films["patient_id"], rng=rng, replicates=rules.replicates))
     return [_answer(asked, new, draws, number, films_from) for number, asked in enumerate(questions, start=1)]
 
 

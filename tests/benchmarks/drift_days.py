@@ -3,14 +3,16 @@
 python -m tests.benchmarks.drift_days write hannover OUT
 python -m tests.benchmarks.drift_days write nih OUT [--list RUN/test.txt]
 NIGHTREAD_CHECKPOINT=... NIGHTREAD_DATABASE_URL=... nightread score OUT     (and nightread drift)
-NIGHTREAD_CHECKPOINT=... NIGHTREAD_DATABASE_URL=... python -m tests.benchmarks.drift_days draw --films 200 [--null]
+NIGHTREAD_CHECKPOINT=... NIGHTREAD_DATABASE_URL=... python -m tests.benchmarks.drift_days draw --films 200
+    [--null | --other URL --share .2]
 """
 
 import argparse
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -58,29 +60,38 @@ def write(source: str, out: Path, listed: set[str] | None) -> None:
         make_film(out / f"{number:05d}.dcm", pixels=pixels, AccessionNumber=f"{source}{number}", **attributes)
 
 
-def draw(*, films: int, days: int, null: bool, seed: int) -> None:
-    """The share of random days of so many films that warn and act, by their scores alone.
-
-    null: each score is moved to the same rank in the checkpoint's reference, so that nothing has drifted by
-    construction, and the findings still move together as they do on real films.
-    """
-    house, rng, rules = House(Settings()), np.random.default_rng(seed), Settings(drift_min_films=min(films, 200))
-    live = house.live()
+def scored(url: str | None) -> np.ndarray:
+    """All scores (N, 11) of the live checkpoint in this database, or in the one that the settings name."""
+    settings = Settings() if url is None else Settings(database_url=url)
+    house = House(settings)
     with read_scope(house.engine) as session:
-        scores = np.array(facts.scores(session, checkpoint_id=live.checkpoint_id, **EVER))
-    if null:
-        ranks = scores.argsort(axis=0).argsort(axis=0)
-        quantiles, levels = live.header.reference["probabilities"], live.header.reference["levels"]
-        for column, finding in enumerate(FINDINGS):
-            shares = (ranks[:, column] + 0.5) / len(scores)
-            scores[:, column] = np.interp(shares, levels, quantiles[finding])
-    levels_of_days = []
-    for _ in range(days):
-        day = scores[rng.permutation(len(scores))[:films]]  # films twice in a day would be more alike than a day's are
-        figures, _ = drift.judge(day, live.header.reference, NOTHING, NOTHING, rules=rules)
-        levels_of_days.append(drift.worst(figure.level for figure in figures))
-    counts = ", ".join(f"{level} {levels_of_days.count(level)}" for level in (drift.QUIET, drift.WARN, drift.ACT))
-    print(f"{days} days of {films} films drawn of {len(scores)}: {counts}")
+        return np.array(facts.scores(session, checkpoint_id=house.live().checkpoint_id, **EVER))
+
+
+def as_known(scores: np.ndarray, reference: Mapping[str, Any]) -> np.ndarray:
+    """Each score moved to the same rank in the reference: nothing has drifted by construction, and the findings still
+    move together as they do on real films."""
+    shares = (scores.argsort(axis=0).argsort(axis=0) + 0.5) / len(scores)
+    quantiles = [reference["probabilities"][finding] for finding in FINDINGS]
+    return np.stack([np.interp(shares[:, i], reference["levels"], q) for i, q in enumerate(quantiles)], axis=1)
+
+
+def draw(chosen: argparse.Namespace) -> None:
+    """Judge random days by their scores alone; print how many were quiet, warned, and asked to act."""
+    rules, rng = Settings(drift_min_films=min(chosen.films, 200)), np.random.default_rng(chosen.seed)
+    reference = House(Settings()).live().header.reference
+    usual = scored(None)
+    if chosen.null:
+        usual = as_known(usual, reference)
+    others = scored(chosen.other) if chosen.other else usual[:0]
+    strange = round(chosen.share * chosen.films)
+    levels = []
+    for _ in range(chosen.days):  # without repeats: films twice in a day are more alike than a day's films are
+        parts = rng.permutation(usual)[: chosen.films - strange], rng.permutation(others)[:strange]
+        figures, _ = drift.judge(np.concatenate(parts), reference, NOTHING, NOTHING, rules=rules)
+        levels.append(drift.worst(figure.level for figure in figures))
+    counts = ", ".join(f"{level} {levels.count(level)}" for level in (drift.QUIET, drift.WARN, drift.ACT))
+    print(f"{chosen.days} days of {chosen.films} films, {strange} of them from elsewhere: {counts}")
 
 
 def main() -> None:
@@ -94,13 +105,15 @@ def main() -> None:
     drawn.add_argument("--films", type=int, default=200)
     drawn.add_argument("--days", type=int, default=1000)
     drawn.add_argument("--null", action="store_true", help="by scores that follow the reference exactly")
+    drawn.add_argument("--other", help="URL of a database with films from elsewhere, scored by the same checkpoint")
+    drawn.add_argument("--share", type=float, default=0.0, help="their share of a day")
     drawn.add_argument("--seed", type=int, default=0)
     chosen = arguments.parse_args()
     if chosen.what == "write":
         listed = None if chosen.list is None else set(chosen.list.read_text().split())
         write(chosen.source, chosen.out, listed)
     else:
-        draw(films=chosen.films, days=chosen.days, null=chosen.null, seed=chosen.seed)
+        draw(chosen)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from worker.settings import Settings
 
 # DESIGN's contract, and what later pieces added.
 COMMANDS = {
-    "beat", "db", "demo", "doctor", "enqueue", "explain", "models", "policy", "prune", "read", "report", "requeue",
-    "rescore", "review", "score", "simulate", "status", "train", "unread", "worker", "worklist",
+    "beat", "db", "demo", "doctor", "drift", "enqueue", "explain", "models", "policy", "prune", "read", "report",
+    "requeue", "rescore", "review", "score", "simulate", "status", "train", "unread", "worker", "worklist",
 }  # fmt: skip
 
 

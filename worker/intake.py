@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import structlog
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from sqlalchemy.exc import DataError
 from sqlalchemy.orm import Session
@@ -138,7 +139,7 @@ def _read(house: House, file: Path, secret: str) -> Arrival | UnusableStudy:
 def confined(file: Path, roots: Sequence[str]) -> Path:
     """The file's real path. Raises UnusableStudy when it lies (or links) outside the roots, if there are any."""
     try:
-        path = file.resolve()
+        path = Path(os.path.realpath(file))  # Path.resolve raises where links lead in a circle
         str(path).encode()
     except UnicodeEncodeError as error:
         raise UnusableStudy(
@@ -271,6 +272,8 @@ def _uid(header: Dataset, keyword: str) -> str:
     name = {"StudyInstanceUID": "Study Instance UID", "SOPInstanceUID": "SOP Instance UID"}[keyword]
     code = {"StudyInstanceUID": "study_uid", "SOPInstanceUID": "sop_uid"}[keyword]
     text = _text(header, keyword, 1024)
+    if text is None and max(header.keys(), default=0) < (tag_for_keyword(keyword) or 0):
+        raise UnusableStudy("truncated", f"the file ends before its {name}; send it again")
     if text is None:
         raise UnusableStudy(f"{code}_missing", f"the header has no {name}; the sender must add one")
     if len(text) > 64:

@@ -283,7 +283,18 @@ def test_what_is_no_regular_file_leaves_a_trace(house, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     (tmp_path / "folder").symlink_to(tmp_path)
-    assert receive(house, [tmp_path]).rejected == 3
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    assert receive(house, [tmp_path]).rejected == 4
+
+
+def test_a_header_that_is_cut_off_before_its_uids_is_told_from_one_without_them(house, tmp_path):
+    make_film(tmp_path / "cut.dcm")
+    (tmp_path / "cut.dcm").write_bytes((tmp_path / "cut.dcm").read_bytes()[:600])
+    make_film(tmp_path / "without.dcm", StudyInstanceUID=None)
+    receive(house, [tmp_path])
+    with read_scope(house.engine) as session:
+        reasons = session.scalars(select(RejectedFile.reason).order_by(RejectedFile.path)).all()
+    assert reasons == ["truncated", "study_uid_missing"]
 
 
 def test_stat_that_comes_when_the_same_film_is_sent_again_counts(house, tmp_path):

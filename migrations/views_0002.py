@@ -39,14 +39,14 @@ def views(dialect: str) -> dict[str, str]:
             JOIN checkpoint challenger ON challenger.id = v.challenger_id
             JOIN checkpoint champion ON champion.id = v.champion_id
             JOIN gate_check k ON k.verdict_id = v.id""",
-        # The unread studies that another checkpoint has looked at too, ranked by both among themselves.
+        # The unread studies that another checkpoint has placed too, by the same policy, ranked by both.
         "shadow_ranks": f"""
             SELECT c.digest AS shadow_digest, y.study_instance_uid, y.accession_number, s.study_id, s.received_at,
                    s.category, s.urgency, w.category AS shadow_category, w.urgency AS shadow_urgency,
                    row_number() OVER (PARTITION BY w.checkpoint_id ORDER BY {ORDER.format(p="s")}) AS priority_rank,
                    row_number() OVER (PARTITION BY w.checkpoint_id ORDER BY {ORDER.format(p="w")}) AS shadow_rank
             FROM shadow_priority w
-            JOIN study_priority s ON s.study_id = w.study_id AND s.read_at IS NULL
+            JOIN study_priority s ON s.study_id = w.study_id AND s.policy_id = w.policy_id AND s.read_at IS NULL
             JOIN study y ON y.id = w.study_id
             JOIN checkpoint c ON c.id = w.checkpoint_id""",  # noqa: S608
         "drift_log": """

@@ -131,7 +131,7 @@ def test_studies_whose_films_changed_or_are_gone_stay_where_they_are(house, othe
     with read_scope(house.engine) as session:
         uid = session.execute(text("SELECT study_instance_uid FROM study WHERE accession_number = 'A1'")).scalar()
     make_film(folder / "late.dcm", pixels=texture(seed=9), bits=12, StudyInstanceUID=uid)
-    receive(house, [folder])
+    receive(house, [folder / "late.dcm"])
     assert make_live(house, live, read=False) == Moved(moved=4, left_out=2)
     with read_scope(house.engine) as session:
         unmoved = StudyPriority.checkpoint_id != live.checkpoint_id

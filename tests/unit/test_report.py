@@ -134,6 +134,18 @@ def test_the_finding_that_decides_the_category_is_shown_first(house: House, tmp_
     assert len(page.of("li", class_="reaches")) == 1
 
 
+def test_a_blind_study_says_that_it_is_blind_and_shows_nothing_that_the_model_saw(house: House, tmp_path: Path) -> None:
+    def blind(session: Session, run: Run) -> None:
+        add_studies(session, run, [{"Pneumothorax": 0.9}])
+        session.execute(update(StudyPriority).values(flag="blind", category="B", category_a=False, checkpoint_id=None))
+
+    a_night(house, blind)
+    page, _ = page_of(house, tmp_path)
+    assert "It belongs to the blind share" in page.words
+    assert len(page.of("li", class_="card")) == 1
+    assert not page.of("ul", class_="bars")
+
+
 def test_a_study_that_was_not_scored_says_why(house: House, tmp_path: Path) -> None:
     a_night(house, ordinary)
     page, _ = page_of(house, tmp_path)

@@ -1,0 +1,88 @@
+"""The blind share: scored like everyone, listed like the unscored, and kept so by whatever places studies again."""
+
+from pathlib import Path
+
+import pytest
+from dicom_files import make_film, texture
+from sqlalchemy import select, text
+from untrained import save_untrained
+
+from db.models import FilmScore, ShadowPriority, StudyPriority
+from db.session import read_scope, session_scope
+from db.worklist import worklist
+from worker import models, policy, reranking
+from worker.explanation import BLIND_SENTENCE, explain_uid
+from worker.house import House
+from worker.intake import receive
+from worker.policy import Changes
+from worker.rescoring import Moved, make_live, preview
+from worker.scoring import open_scorer, score_waiting
+from worker.shadow import enter
+from worker.tables import notes
+
+NEARLY_ALL = 0.999999
+
+
+@pytest.fixture
+def house(settings, engine, database_url) -> House:
+    """A house that lists nearly every study blind; its champion is not named by the settings."""
+    settings = settings.model_copy(update={"database_url": database_url, "blind_share": NEARLY_ALL})
+    House(settings).live()
+    return House(settings.model_copy(update={"checkpoint": None}))
+
+
+def listed(house: House) -> list[dict]:
+    with read_scope(house.engine) as session:
+        return [dict(row) for row in worklist(session)]
+
+
+def places(house: House) -> list[tuple]:
+    names = ("study_id", "category", "urgency", "flag", "top_finding", "top_probability", "checkpoint_id")
+    with read_scope(house.engine) as session:
+        columns = [getattr(StudyPriority, name) for name in names]
+        return [tuple(row) for row in session.execute(select(*columns).order_by(StudyPriority.study_id))]
+
+
+def score(house: House, folder: Path) -> None:
+    receive(house, [folder])
+    with open_scorer(house) as scorer:
+        score_waiting(scorer, kind="score")
+
+
+def test_a_blind_study_is_scored_listed_as_unscored_and_stays_so(house, tmp_path):
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for i in range(2):
+        make_film(folder / f"{i}.dcm", pixels=texture(seed=i), bits=12)
+    stat = make_film(folder / "stat.dcm", pixels=texture(seed=3), bits=12, RequestedProcedurePriority="STAT")
+    champion = house.live()
+    with session_scope(house.engine) as session:
+        other = house.register(session, save_untrained(tmp_path / "other.safetensors", seed=1))
+        enter(house, session, other, champion=champion, reason="a test")
+    score(house, folder)
+
+    rows, before = listed(house), places(house)
+    assert rows[0]["study_instance_uid"] == stat.StudyInstanceUID, "a human's STAT holds"
+    assert before == [(i, "B", 0.4, "blind", None, None, None) for i in (1, 2, 3)]
+    assert [notes(row) for row in rows] == ["STAT, blind", "blind", "blind"]
+    assert ("why", BLIND_SENTENCE) in explain_uid(house, stat.StudyInstanceUID).facts
+    with read_scope(house.engine) as session:
+        assert len(session.scalars(select(FilmScore.id)).all()) == 6, "both checkpoints' scores are kept"
+        assert {place.flag for place in session.scalars(select(ShadowPriority))} == {"blind"}
+        assert session.execute(text("SELECT count(*) FROM study_findings")).scalar() == 0
+
+    with session_scope(house.engine) as session:
+        rules = policy.edited(champion.policy.policy, Changes(weights={"Effusion": 0.7}))
+        version = policy.store(session, rules, capacity={}, by="test", note="a test").version
+    reranking.activate(house.engine, version, by="test")
+    assert [row[2:] for row in places(house)] == [(0.7, "blind", None, None, None)] * 3
+
+    with session_scope(house.engine) as session:
+        models.promote(house, session, other, reason="a test", override="a test")
+    live = house.live()
+    assert preview(house, live, read=False).movers == []
+    assert make_live(house, live, read=False) == Moved(0, 0)
+    with session_scope(house.engine) as session:
+        session.execute(text("UPDATE study SET state = 'waiting'"))
+    score(house, folder)
+    assert [row[2:] for row in places(house)] == [(0.7, "blind", None, None, None)] * 3

@@ -9,12 +9,14 @@ which films do not have, and native pixel data.
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import pairwise
 from typing import Any
 
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
@@ -62,6 +64,7 @@ class Stream:
     samples: int
     bits: int
     signed: bool = False
+    halves: bool = False  # whether it can be decoded at half its resolution: see training/halves.py
 
 
 Decode = Callable[[bytes, Stream], Pixels]
@@ -90,6 +93,28 @@ def decode(dataset: Dataset, header: PixelHeader) -> tuple[Pixels, str]:
         _require_native(dataset, header)
     stored, photometric = _by_pydicom(dataset, syntax)
     return (_stored(stored, None, header) if header.samples == 1 else stored), photometric
+
+
+def decode_half(dataset: Dataset, header: PixelHeader) -> Pixels | None:
+    """The low band of a lossless JPEG 2000 or HTJ2K film: uint16 (ceil(rows / 2), ceil(columns / 2)).
+
+    None where the codestream does not give it, or it would not do for the whole film: of fewer than 10 bits the
+    wavelet's rounding, half a step, shows; of more than 14, or signed, what overshoots cannot be told from what wrapped
+    around. Raises Truncated or Undecodable.
+    """
+    syntax = header.transfer_syntax
+    if syntax not in HALVING_DECODERS or header.samples != 1 or header.signed:
+        return None
+    codestream = _codestream(dataset)
+    stream = _described(codestream, syntax)
+    agreed = (stream.rows, stream.columns, stream.samples) == (header.rows, header.columns, 1)
+    if not (stream.halves and agreed and 10 <= min(stream.bits, header.bits_stored) <= 14) or stream.signed:
+        return None
+    try:
+        low = HALVING_DECODERS[syntax](codestream, stream)
+    except (RuntimeError, ValueError, OSError, SyntaxError) as error:
+        raise Undecodable from error
+    return low if low.max() < 2**15 and low.shape == (-(-header.rows // 2), -(-header.columns // 2)) else None
 
 
 def _require_native(dataset: Dataset, header: PixelHeader) -> None:
@@ -151,6 +176,23 @@ def _openjph(codestream: bytes, stream: Stream) -> Pixels:
     return _openjpeg(codestream, stream) if (pixels[-1] == 0x55).all() else pixels
 
 
+def _openjpeg_half(codestream: bytes, stream: Stream) -> Pixels:
+    """OpenJPEG by Pillow, which clips what overshoots and shifts it up to 16 bits."""
+    with Image.open(BytesIO(codestream), formats=("JPEG2000",)) as film:
+        film.reduce = 1  # type: ignore[method-assign, assignment]  # the plugin's own: halvings
+        return np.asarray(film).astype(np.uint16) >> (16 - stream.bits)
+
+
+def _openjph_half(codestream: bytes, stream: Stream) -> Pixels:
+    """OpenJPH by imagecodecs: as in `_openjph`, and what is less than nothing has wrapped around."""
+    low = np.full((-(-stream.rows // 2), -(-stream.columns // 2)), 0x5555, dtype=np.uint16)
+    imagecodecs.htj2k_decode(codestream, skipres=1, out=low)
+    if (low[-1] == 0x5555).all():
+        raise Undecodable
+    low[low >= 3 * 2**14] = 0
+    return low
+
+
 # Retired processes that libjpeg-turbo reads and pydicom does not know (PS3.5-2006, table A.4-1).
 JPEG_SPECTRAL_SELECTION = UID("1.2.840.10008.1.2.4.53")
 JPEG_FULL_PROGRESSION = UID("1.2.840.10008.1.2.4.55")
@@ -171,6 +213,11 @@ DECODERS: dict[UID, Decode] = {
     HTJ2KLossless: _openjph,
     HTJ2KLosslessRPCL: _openjph,
     HTJ2K: _openjph,
+}
+HALVING_DECODERS: dict[UID, Decode] = {  # of reversible wavelets only
+    JPEG2000Lossless: _openjpeg_half,
+    HTJ2KLossless: _openjph_half,
+    HTJ2KLosslessRPCL: _openjph_half,
 }
 
 
@@ -244,25 +291,33 @@ def _jpeg_2000(codestream: bytes) -> Stream:
     start = codestream.find(b"\xff\x4f\xff\x51")
     if start < 0:
         raise Undecodable("The compressed image has no JPEG 2000 codestream.")
-    right, bottom, left, top = struct.unpack_from(">4I", codestream, start + 8)
-    samples, depth = struct.unpack_from(">16xHB", codestream, start + 24)
-    _require_tile_parts(codestream, start + 2)
-    return Stream(bottom - top, right - left, samples, (depth & 0x7F) + 1, signed=bool(depth & 0x80))
+    right, bottom, left, top, *tile = struct.unpack_from(">8I", codestream, start + 8)
+    samples, depth = struct.unpack_from(">HB", codestream, start + 40)
+    one_tile = (left, top, *tile[2:]) == (0, 0, 0, 0) and tile[0] >= right and tile[1] >= bottom
+    halves = _require_tile_parts(codestream, start + 2) and one_tile and start == 0
+    return Stream(bottom - top, right - left, samples, (depth & 0x7F) + 1, signed=bool(depth & 0x80), halves=halves)
 
 
-def _require_tile_parts(codestream: bytes, at: int) -> None:
-    """Walk over the main header's segments and the tile-parts, each of which states its length (T.800 A.4.2)."""
+def _require_tile_parts(codestream: bytes, at: int) -> bool:
+    """Walk over the main header's segments and the tile-parts, each of which states its length (T.800 A.4.2).
+
+    Returns whether all do and the image is coded by at least one step of the reversible wavelet (A.6.1).
+    """
+    reversible = False
     while (marker := codestream[at : at + 2]) != END_MARKER:
         if not marker.startswith(b"\xff"):
             raise Truncated
         (length,) = struct.unpack_from(">H", codestream, at + 2)
+        if marker == b"\xff\x52":  # COD
+            reversible = codestream[at + 9] > 0 and codestream[at + 13] == 1
         if marker != b"\xff\x90":  # SOT
             at += 2 + length
             continue
         (tile_part,) = struct.unpack_from(">I", codestream, at + 6)
         if tile_part == 0:  # the last one, up to the end marker
-            return
+            return False
         at += tile_part
+    return reversible
 
 
 def _by_pydicom(dataset: Dataset, syntax: UID) -> tuple[Pixels, str]:

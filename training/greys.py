@@ -42,6 +42,11 @@ def grey_table(dataset: Dataset, header: PixelHeader, stored: Pixels, *, windowe
     return greys.astype(np.float32)
 
 
+def is_smooth(dataset: Dataset) -> bool:
+    """Whether a value's grey depends on the header alone, and like values look alike: a window, and no padding."""
+    return _voi(dataset, np.zeros(1)) is not None and element_value(dataset, "PixelPaddingValue") is None
+
+
 def _padding(dataset: Dataset, values: Pixels) -> Mask:
     """Which values stand for no image: Pixel Padding Value, to its Range Limit if there is one (C.7.5.1.1.2)."""
     first = _number(element_value(dataset, "PixelPaddingValue"))

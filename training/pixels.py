@@ -12,7 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
 
-from training.decoders import Pixels, decode
+from training import halves
+from training.decoders import Pixels, decode, decode_half
 from training.dicom import (
     DAMAGE,
     DEFAULT_LIMITS,
@@ -25,7 +26,8 @@ from training.dicom import (
     UnusablePixels,
     open_dataset,
 )
-from training.greys import grey_table
+from training.greys import grey_table, is_smooth
+from training.preprocessing import Preprocessing
 
 __all__ = [
     "Film",
@@ -47,12 +49,20 @@ class Film:
     pixels: the stored values as unsigned bit patterns, (rows, columns); of a film in colour its luminance, float32.
     greys: float32 in [0, 1], white = dense: what each pattern looks like; None beside a luminance.
     pixel_digest: SHA-256 (hex) of the decoded stored values, their shape, type and photometric interpretation: the
-    same for the same film in every lossless transfer syntax.
+    same for the same film in every lossless transfer syntax, when all of it was decoded.
+    whole: (rows, columns) of a film that was decoded at half its resolution; else None.
     """
 
     pixels: NDArray[Any]
     greys: NDArray[np.float32] | None
     pixel_digest: str
+    whole: tuple[int, int] | None = None
+
+    def square(self, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+        """The network's input: uint8 (size, size)."""
+        if self.whole is not None and self.greys is not None:
+            return halves.square(self.pixels, self.greys, self.whole, preprocessing.size)
+        return preprocessing.image(self.pixels, self.greys)
 
     @property
     def image(self) -> NDArray[np.float32]:
@@ -69,14 +79,20 @@ class Film:
         return bool(few.min() == few.max() and self.image.min() == self.image.max())
 
 
-def read_film(dataset: Dataset, *, limits: PixelLimits = DEFAULT_LIMITS) -> Film:
+def read_film(dataset: Dataset, *, limits: PixelLimits = DEFAULT_LIMITS, half_for: int = 0) -> Film:
     """Decode a single-frame image and show it as its header wants it shown.
 
+    half_for: the side of a square that is all that will be asked for; JPEG 2000 may then be decoded at half its
+    resolution. 0: all of it is decoded.
     Raises an UnusablePixels whose `reason` says what is wrong: no_pixel_data, multi_frame, bad_pixel_header,
     unsupported_pixels, unsupported_transfer_syntax, too_large, truncated, undecodable, bad_modality_lut,
     constant_image.
     """
     header = PixelHeader.of(dataset, limits=limits)
+    if half_for and min(header.rows, header.columns) >= 2 * halves.MARGIN * half_for:
+        half = _half(dataset, header)
+        if half is not None and not half.is_constant:
+            return half
     stored, photometric = decode(dataset, header)
     digest = _digest(stored, photometric)
     if header.photometric == "PALETTE COLOR":
@@ -92,6 +108,17 @@ def read_film(dataset: Dataset, *, limits: PixelLimits = DEFAULT_LIMITS) -> Film
     if film.is_constant:
         raise ConstantImage
     return film
+
+
+def _half(dataset: Dataset, header: PixelHeader) -> Film | None:
+    """The film at half its resolution; None where that would not do, or no decoder can."""
+    if not header.photometric.startswith("MONOCHROME") or not is_smooth(dataset):
+        return None
+    low = decode_half(dataset, header)
+    if low is None:
+        return None
+    digest = _digest(low, header.photometric)
+    return Film(low, grey_table(dataset, header, low), digest, whole=(header.rows, header.columns))
 
 
 def read_picture(source: Path | BinaryIO, *, limits: PixelLimits = DEFAULT_LIMITS) -> NDArray[np.float32]:

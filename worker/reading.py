@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import structlog
@@ -26,6 +26,9 @@ from training.pixels import read_film
 from training.preprocessing import Preprocessing
 from worker.allocator import keep_freed_memory
 from worker.errors import Unavailable
+
+if TYPE_CHECKING:  # a decoder needs no database
+    from worker.house import House
 
 log = structlog.get_logger()
 
@@ -57,6 +60,19 @@ class ReadingRules:
     limits: PixelLimits
     timeout_seconds: float
     memory_mb: int
+    halve_jpeg2000: bool = True
+
+    @classmethod
+    def of(cls, house: "House", preprocessing: Preprocessing) -> Self:
+        """The rules of this house for a checkpoint's films."""
+        settings = house.settings
+        return cls(
+            preprocessing,
+            house.pixel_limits,
+            settings.decode_timeout_seconds,
+            settings.decode_memory_mb,
+            settings.halve_jpeg2000,
+        )
 
 
 def read_square(path: str, sop_instance_uid: str, rules: ReadingRules) -> Square | Failure:
@@ -65,8 +81,9 @@ def read_square(path: str, sop_instance_uid: str, rules: ReadingRules) -> Square
         dataset = open_dataset(Path(path), limits=rules.limits)
         if str(dataset.get("SOPInstanceUID", "")) != sop_instance_uid:
             return Failure("file_replaced", "the file now holds another instance than the one that was registered")
-        film = read_film(dataset, limits=rules.limits)
-        return Square(rules.preprocessing.image(film.image), film.pixel_digest)
+        half_for = rules.preprocessing.size if rules.halve_jpeg2000 else 0
+        film = read_film(dataset, limits=rules.limits, half_for=half_for)
+        return Square(film.square(rules.preprocessing), film.pixel_digest)
     except UnusablePixels as error:
         return Failure(error.reason, str(error))
     except MemoryError:

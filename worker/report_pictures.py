@@ -52,9 +52,8 @@ def _squares(house: House, films: Sequence[Film], preprocessing: Preprocessing) 
 
     They are read as the scorer reads them: in child processes, within limits of time and memory.
     """
-    settings = house.settings
-    rules = ReadingRules(preprocessing, house.pixel_limits, settings.decode_timeout_seconds, settings.decode_memory_mb)
-    with Reader(rules, decoders=min(settings.decoders, max(1, len(films)))) as reader:
+    decoders = min(house.settings.decoders, max(1, len(films)))
+    with Reader(ReadingRules.of(house, preprocessing), decoders=decoders) as reader:
         readings = [(film, reader.submit(film.path, film.sop_instance_uid)) for film in films]
         return {film.instance_id: square.image for film, square in _finished(readings)
                 if isinstance(square, Square) and film.pixel_digest in (None, square.pixel_digest)}  # fmt: skip

@@ -127,10 +127,7 @@ def open_network(house: House, live: Live) -> Iterator[tuple[Classifier, Reader]
     if device.type == "cpu":
         share_processor()
     classifier = Classifier(checkpoint, device=device, batch_size=settings.batch_size)
-    rules = ReadingRules(
-        checkpoint.preprocessing, house.pixel_limits, settings.decode_timeout_seconds, settings.decode_memory_mb
-    )
-    with Reader(rules, decoders=settings.decoders) as reader:
+    with Reader(ReadingRules.of(house, checkpoint.preprocessing), decoders=settings.decoders) as reader:
         yield classifier, reader
 
 

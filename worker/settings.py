@@ -64,6 +64,8 @@ class Settings(BaseSettings):
     """A film that takes longer is given up and its decoder process ended."""
     decode_memory_mb: int = Field(4096, ge=512)
     """Address space of one decoder process."""
+    halve_jpeg2000: bool = True
+    """JPEG 2000 films with sides of twelve times the network's input or more are decoded at half their resolution."""
     straggler_seconds: float = Field(2.0, gt=0)
     """A batch that is not full waits this long for the next film."""
 

@@ -1,0 +1,117 @@
+"""JPEG 2000 at half its resolution gives the square of the whole film, or is not decoded so."""
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+from dicom_files import make_film, texture
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.uid import UID, HTJ2KLossless, JPEG2000Lossless, JPEGLosslessSV1
+
+from training.dicom import UnusablePixels
+from training.halves import squash_weights
+from training.pixels import Film, read_film
+from training.preprocessing import Preprocessing
+
+SIZE = 32
+HALVED = [JPEG2000Lossless, HTJ2KLossless]
+WINDOW = {"WindowCenter": 2048, "WindowWidth": 3800}
+
+
+def thorax(rows: int, columns: int) -> NDArray[np.uint16]:
+    """A smooth texture with grain on it, and a border that is black and white: the low band overshoots there."""
+    small = Image.fromarray(texture(rows // 20, columns // 20).astype(np.float32))
+    pixels = np.array(small.resize((columns, rows), Image.Resampling.BICUBIC))
+    pixels += np.random.default_rng(0).normal(0, 12, pixels.shape).astype(np.float32)
+    pixels[:9], pixels[9:18] = 0, 4095
+    return np.clip(np.rint(pixels), 0, 4095).astype(np.uint16)
+
+
+def film_in(syntax: UID, pixels: NDArray[np.uint16], **attributes: object) -> Dataset:
+    return make_film(pixels=pixels, bits=12, transfer_syntax=syntax, **(WINDOW | attributes))
+
+
+def halved(film: Dataset) -> Film:
+    return read_film(film, half_for=SIZE)
+
+
+@pytest.mark.parametrize("shape", [(400, 500), (401, 399), (777, 402)])
+@pytest.mark.parametrize("syntax", HALVED, ids=lambda syntax: syntax.keyword)
+def test_half_a_film_gives_the_square_of_the_whole(syntax: UID, shape: tuple[int, int]) -> None:
+    film = film_in(syntax, thorax(*shape))
+    half, whole = halved(film), read_film(film)
+    assert (half.whole, half.pixels.shape) == (shape, (-(-shape[0] // 2), -(-shape[1] // 2)))
+    differences = np.abs(half.square(Preprocessing(size=SIZE)).astype(int) - whole.square(Preprocessing(size=SIZE)))
+    assert differences.max() <= 8  # where the window cuts off what overshoots, at the border
+    assert differences[3:].max() <= 1
+    assert (differences[3:] > 0).mean() < 0.05
+
+
+@pytest.mark.parametrize("length", [64, 400, 401, 2500, 3333])
+def test_the_weights_of_a_side_are_what_squash_does_to_it(length: int) -> None:
+    side = np.random.default_rng(0).random(length, dtype=np.float32)
+    square = Preprocessing(size=SIZE).image(np.tile(side, (SIZE, 1)))
+    assert np.abs(squash_weights(length, SIZE) @ side * 255 - square[0]).max() < 0.501
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"WindowCenter": None, "WindowWidth": None},  # what a value looks like depends on all the others
+        {"PixelPaddingValue": 0},
+        {"PixelRepresentation": 1},
+    ],
+)
+def test_a_film_whose_greys_are_not_smooth_is_decoded_whole(attributes: dict[str, object]) -> None:
+    assert halved(film_in(JPEG2000Lossless, thorax(400, 400), **attributes)).whole is None
+
+
+def test_small_films_other_syntaxes_and_few_bits_are_decoded_whole() -> None:
+    assert halved(film_in(JPEG2000Lossless, thorax(400, 380))).whole is None
+    assert halved(film_in(JPEGLosslessSV1, thorax(400, 400))).whole is None
+    few = (thorax(400, 400) >> 4).astype(np.uint8)
+    assert (
+        halved(make_film(pixels=few, transfer_syntax=JPEG2000Lossless, WindowCenter=128, WindowWidth=256)).whole is None
+    )
+
+
+@pytest.mark.parametrize("options", [{"irreversible": True}, {"tile_size": (256, 256)}, {"num_resolutions": 1}])
+def test_other_wavelets_tiles_and_films_without_a_low_band_are_decoded_whole(options: dict[str, object]) -> None:
+    film = film_in(JPEG2000Lossless, thorax(400, 400))
+    for settings, whole in (({}, (400, 400)), (options, None)):
+        stream = BytesIO()
+        Image.fromarray(thorax(400, 400)).save(stream, format="JPEG2000", no_jp2=True, **settings)
+        film.PixelData = encapsulate([stream.getvalue()])
+        assert halved(film).whole == whole
+
+
+@pytest.mark.parametrize("syntax", HALVED, ids=lambda syntax: syntax.keyword)
+def test_a_truncated_film_is_refused_at_half_its_resolution_too(syntax: UID) -> None:
+    film = film_in(syntax, thorax(400, 400))
+    codestream = get_frame(film.PixelData, 0, number_of_frames=1).rstrip(b"\0")
+    for share in np.linspace(0.02, 0.98, 25):
+        for end in (b"", b"\xff\xd9"):
+            film.PixelData = encapsulate([codestream[: int(share * len(codestream))] + end])
+            with pytest.raises(UnusablePixels) as refused:
+                halved(film)
+            assert refused.value.reason in ("truncated", "undecodable")
+
+
+@pytest.mark.parametrize("syntax", HALVED, ids=lambda syntax: syntax.keyword)
+def test_a_damaged_film_ends_in_a_square_or_in_a_reason(syntax: UID) -> None:
+    film = film_in(syntax, thorax(400, 400))
+    codestream = get_frame(film.PixelData, 0, number_of_frames=1).rstrip(b"\0")
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        damaged = bytearray(codestream)
+        for place in rng.integers(0, len(damaged) // 4, 3):
+            damaged[place] ^= int(rng.integers(1, 256))
+        film.PixelData = encapsulate([bytes(damaged)])
+        try:
+            square = halved(film).square(Preprocessing(size=SIZE))
+        except UnusablePixels:
+            continue
+        assert square.shape == (SIZE, SIZE)

@@ -4,13 +4,17 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import torch
 from dicom_files import make_film
 from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from db.base import database_now
 from db.models import Instance, Review, Study, StudyPriority
+from training.checkpoint import Header, save_checkpoint
 from training.findings import FINDINGS
+from training.networks import make_network
+from training.preprocessing import Preprocessing
 
 SIDE = 96
 
@@ -58,3 +62,21 @@ def confirm_films(
         ]  # fmt: skip
     for table, rows in ((Study, studies), (Instance, instances), (StudyPriority, places), (Review, reviews)):
         session.execute(insert(table), rows)
+
+
+def save_beginner(path: Path) -> Path:
+    """A network with random weights whose norms have seen such films, so that it can learn from its first step on."""
+    torch.manual_seed(0)
+    network, rng = make_network("mobilenet"), np.random.default_rng(0)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the plain mean over what comes
+    preprocessing = Preprocessing(size=SIDE)
+    films = np.stack([picture(rng.random(len(FINDINGS)) < 0.3, rng) for _ in range(32)])
+    with torch.no_grad():
+        network.train()(preprocessing.tensor(torch.from_numpy(films)))
+    for norm in norms:
+        norm.momentum = 0.1
+    header = Header("mobilenet", preprocessing=preprocessing, thresholds={f: {"flag_10": 0.5} for f in FINDINGS})
+    save_checkpoint(path, header, state=network.state_dict())
+    return path

@@ -23,14 +23,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from confirmed import confirm_films
+from confirmed import confirm_films, save_beginner
 from crew import books, enqueue, environment_of, running, wait_until
 from dicom_files import make_film
 from PIL import Image
 from rich.console import Console
 from servers import PostgresServer, RedisServer
 from sqlalchemy import text
-from untrained import save_untrained
 
 from db import gate, training_runs
 from db.models import TrainingRun
@@ -91,9 +90,10 @@ def write_site(films: pd.DataFrame, folder: Path) -> None:
     folder.mkdir(parents=True)
     for number, film in enumerate(films.itertuples()):
         pixels = np.asarray(Image.open(FILMS / film.image).convert("L"))
+        age = None if pd.isna(film.age_years) else f"{int(film.age_years):03d}Y"
         make_film(
             folder / f"{number}.dcm", pixels=pixels, view_position=film.view_position, AccessionNumber=f"S{number}",
-            PatientID=f"NIH-{film.patient_id}", PatientSex=film.sex, PatientAge=f"{min(int(film.age_years), 120):03d}Y",
+            PatientID=f"NIH-{film.patient_id}", PatientSex=film.sex, PatientAge=age,
         )  # fmt: skip
 
 
@@ -294,8 +294,7 @@ def judge_worse_ones(site: Site, base: Path) -> None:
         folder.mkdir()
         prepared = prepare_base(table, folder)
         path = first_champion(prepared, folder / "run", epochs=4)
-        nightread(site.house, "models", "add", str(path))
-        digest = nightread(site.house, "models", "list").split("challenger")[0].split()[-2]
+        digest = nightread(site.house, "models", "add", str(path)).split()[0]
         say(f"judged: {name}", nightread(site.house, "models", "judge", digest, expect=1))
 
 
@@ -340,7 +339,7 @@ def _small_house(folder: Path) -> House:
         retrain_epochs=12, retrain_batch_size=16, retrain_min_new_films=10, retrain_min_positives=1, retrain_threads=1,
         gate_replicates=100,
     )  # fmt: skip
-    House(settings.model_copy(update={"checkpoint": save_untrained(folder / "untrained.safetensors")})).live()
+    House(settings.model_copy(update={"checkpoint": save_beginner(folder / "beginner.safetensors")})).live()
     house = House(settings)
     with session_scope(house.engine) as session:
         confirm_films(session, folder / "films", films=120)

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from sqlalchemy.orm import Session
-from training.gate import Check, Rules
 
 from db import gate as verdicts
 from db import registry
@@ -26,6 +25,7 @@ from training import gate
 from training.checkpoint import Checkpoint, load_checkpoint, read_header
 from training.crossfit import ask
 from training.findings import FINDINGS
+from training.gate import Check, Rules
 from training.manifest import UNKNOWN
 from training.prepared import NotPrepared, Prepared, combine, open_prepared, prepare
 from worker import labels, policy
@@ -43,6 +43,13 @@ SIMULATED_DAYS, SIMULATED_SEEDS = 60, 4
 
 class NothingToJudge(LookupError):
     """no confirmed film belongs to a test patient yet: confirm more"""
+
+
+class SaysNothing(ValueError):
+    """A checkpoint whose outputs are no numbers."""
+
+
+CANNOT_JUDGE = (labels.NothingConfirmed, NothingToJudge, SaysNothing, NotPrepared)
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ def judge(
     """Judge a registered challenger on the test films of a prepared set that holds a split.
 
     site_images: which images are the site's, `recent` those confirmed lately. Raises CheckpointError, NothingToJudge,
-    and NotPrepared when the champion or the challenger reads films of another size.
+    SaysNothing, and NotPrepared when the champion or the challenger reads films of another size.
     """
     with read_scope(house.engine) as session:
         row = registry.champion(session)
@@ -136,7 +143,10 @@ def _new_to_both(manifest: pd.DataFrame, *checkpoints: Checkpoint, site_images: 
 
 def _probabilities(checkpoint: Checkpoint, films: Prepared, gold: pd.DataFrame) -> NDArray[np.float32]:
     """(N, F) of the gold films, as the worker would give them."""
-    return checkpoint.calibration.probabilities(ask(checkpoint, replace(films, manifest=gold), accelerator="auto"))
+    said = checkpoint.calibration.probabilities(ask(checkpoint, replace(films, manifest=gold), accelerator="auto"))
+    if not np.isfinite(said).all():
+        raise SaysNothing(f"checkpoint {checkpoint.digest[:12]} gives no numbers: its training went astray")
+    return said
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,7 @@ def judge(digest: Annotated[str, typer.Argument(help="The digest's first charact
     """
     from db import registry
     from db.session import read_scope
-    from worker.judging import NothingToJudge, judge_by_hand
-    from worker.labels import NothingConfirmed
+    from worker.judging import CANNOT_JUDGE, judge_by_hand
     from worker.tables import verdict_table
 
     house = open_house()
@@ -57,7 +56,7 @@ def judge(digest: Annotated[str, typer.Argument(help="The digest's first charact
         with read_scope(house.engine) as session:
             row = registry.by_digest(session, digest)
         judged = judge_by_hand(house, row)
-    except (registry.UnknownCheckpoint, NothingConfirmed, NothingToJudge) as error:
+    except (registry.UnknownCheckpoint, *CANNOT_JUDGE) as error:
         refuse(str(error))
     out.print(verdict_table(judged.checks))
     out.print(f"{row.digest[:12]} {judged.reason}", highlight=False, soft_wrap=True)

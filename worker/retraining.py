@@ -44,14 +44,14 @@ from training.settings import Settings as Recipe
 from training.settings import UnusableSettings
 from worker import labels, models
 from worker.house import House
-from worker.judging import STABLE, Judged, NothingToJudge, judge, record_verdict
+from worker.judging import STABLE, Judged, NothingToJudge, SaysNothing, judge, record_verdict
 from worker.settings import Settings
 
 log = structlog.get_logger()
 
 LEASE_MINUTES = 2.0
 RENEW_SECONDS = 20.0
-WHAT_GOES_WRONG = (CheckpointError, Diverged, ManifestError, NotPrepared, OtherRun, UnusableSettings)
+WHAT_GOES_WRONG = (CheckpointError, Diverged, ManifestError, NotPrepared, OtherRun, SaysNothing, UnusableSettings)
 
 
 class Ended(Exception):

@@ -8,8 +8,9 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
-from confirmed import confirm_films
+from confirmed import confirm_films, save_beginner
 from crew import environment_of, running, wait_until
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
@@ -19,13 +20,14 @@ from db.base import database_now
 from db.models import Audit, Checkpoint, Review, StudyPriority, TrainingRun
 from db.session import read_scope, session_scope
 from db.training_runs import Busy
-from worker import models, retraining
+from training.findings import FINDINGS
+from worker import judging, models, retraining
 from worker.app import TRAINING, ask_for_retraining, make_app, schedule
 from worker.house import House
 from worker.retraining import retrain
 
 QUICK = {"retrain_epochs": 2, "retrain_batch_size": 16, "retrain_min_new_films": 10, "retrain_min_positives": 1,
-         "retrain_threads": 1, "gate_replicates": 100}  # fmt: skip
+         "retrain_threads": 1, "gate_replicates": 100, "gate_min_positives": 1}  # fmt: skip
 FILMS = 120
 once = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # where a second database says no more
 
@@ -35,10 +37,15 @@ def films(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("films")
 
 
+@pytest.fixture(scope="module")
+def beginner(tmp_path_factory) -> Path:
+    return save_beginner(tmp_path_factory.mktemp("beginner") / "beginner.safetensors")
+
+
 @pytest.fixture
-def house(settings, engine, database_url, films) -> House:
-    """A house with an untrained champion and a hundred and twenty confirmed films."""
-    House(settings.model_copy(update={"database_url": database_url})).live()
+def house(settings, engine, database_url, films, beginner) -> House:
+    """A house with a champion that has learned nothing yet, and a hundred and twenty confirmed films."""
+    House(settings.model_copy(update={"database_url": database_url, "checkpoint": beginner})).live()
     with session_scope(engine) as session:
         confirm_films(session, films, films=FILMS)
     return House(settings.model_copy(update={"database_url": database_url, "checkpoint": None, **QUICK}))
@@ -239,6 +246,17 @@ def test_a_full_disk_ends_the_run_and_says_so(house, monkeypatch):
     assert outcome.state == "failed"
     assert "disk of the state folder is full" in outcome.reason
     assert not (house.settings.state_folder / "retraining" / "run-1" / "site").exists()
+
+
+@once
+def test_a_challenger_that_says_no_numbers_has_failed_and_is_not_judged(house, monkeypatch):
+    def nonsense(checkpoint, prepared, **_: object):
+        return np.full((len(prepared.manifest), len(FINDINGS)), np.nan, dtype=np.float32)
+
+    monkeypatch.setattr(judging, "ask", nonsense)
+    outcome = retrain(house)
+    assert outcome.state == "failed"
+    assert "no numbers" in outcome.reason
 
 
 @once

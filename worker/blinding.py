@@ -23,7 +23,7 @@ class Blinding:
 
         A larger share holds every study of a smaller one.
         """
-        # A prefix of its own: the same secret makes the patients' keys.
-        message = f"blind\x1f{study_instance_uid}".encode()
+        # The same secret makes the patients' keys, of texts with one such separator: no key can be this one's.
+        message = f"\x1fblind\x1f{study_instance_uid}".encode()
         digest = hmac.new(bytes.fromhex(self.secret), message, hashlib.sha256).digest()
         return int.from_bytes(digest[:8], "big") < self.share * SCALE

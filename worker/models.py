@@ -1,6 +1,5 @@
 """Checkpoints by hand: which are known, which one ranks, and the way back."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -56,12 +55,7 @@ def renew_policy(session: Session, checkpoint: Path, *, note: str) -> None:
     """Activate the policy again with category A's threshold taken from `checkpoint`."""
     thresholds = thresholds_of(read_header(checkpoint))
     current = policy.active(session, thresholds=thresholds).policy
-    open_threshold = tuple(
-        replace(row, threshold=None) if row.finding == policy.CAPACITY_FINDING else row for row in current.findings
-    )
-    stored = policy.store(
-        session, replace(current, findings=open_threshold), capacity=thresholds, by=actor(), note=note
-    )
+    stored = policy.store(session, policy.as_promoted(current), capacity=thresholds, by=actor(), note=note)
     policies.activate(session, stored, by=actor())
 
 

@@ -30,7 +30,7 @@ from worker.placing import placed
 
 log = structlog.get_logger()
 
-TRY_AGAIN_SECONDS = 60.0  # a shadow that cannot be loaded is tried again so often
+TRY_AGAIN_SECONDS = 60.0  # a shadow that cannot be loaded is tried again so much later, when a worker has empty hands
 
 
 class NoThresholds(CheckpointError):
@@ -130,6 +130,11 @@ class Shadow:
         self._metrics = metrics
         self._patience_seconds = patience_seconds
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it could not be loaded and may be tried again."""
+        return time.monotonic() >= self.try_again_at
+
     @contextmanager
     def alone(self, code: str) -> Iterator[None]:
         """What fails in the block is logged and counted by `code`, and nobody else hears of it."""
@@ -208,10 +213,10 @@ def open_shadow(house: House, champion: Live, classifier: Classifier, *, metrics
     return shadow
 
 
-def is_stale(shadow: Shadow, house: House, champion: Live) -> bool:
-    """Whether something else is in shadow now, or nothing, or it is time to try again."""
+def has_changed(shadow: Shadow, house: House, champion: Live) -> bool:
+    """Whether something else is in shadow now, or nothing."""
     row = _wanted(house, champion)
-    return (row.digest if row else None) != shadow.digest or time.monotonic() >= shadow.try_again_at
+    return (row.digest if row else None) != shadow.digest
 
 
 def _wanted(house: House, champion: Live) -> CheckpointRow | None:

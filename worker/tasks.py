@@ -45,7 +45,7 @@ class Service:
         """The scorer for what is live now; while that cannot be loaded, the one at work goes on."""
         if self._scorer is None or self._is_stale(self._scorer):
             self._scorer = self._opened(self._scorer)
-        elif self._has_other_shadow(self._scorer):
+        elif self._has_other_shadow(self._scorer) or self._scorer.shadow.is_due:
             self._scorer = with_shadow(self._scorer)
         return self._scorer
 
@@ -80,7 +80,7 @@ class Service:
         return other_checkpoint or (policy is not None and policy.id != scorer.live.policy.policy_id)
 
     def _has_other_shadow(self, scorer: Scorer) -> bool:
-        return shadow.is_stale(scorer.shadow, self.house, scorer.live)
+        return shadow.has_changed(scorer.shadow, self.house, scorer.live)
 
     def may_claim(self) -> bool:
         """Whether what is loaded is still live; looked up every few seconds, between two batches."""

@@ -29,6 +29,13 @@ def house(settings, engine, database_url) -> House:
     return House(settings.model_copy(update={"database_url": database_url, "checkpoint": None}))
 
 
+@pytest.fixture
+def embedded(settings) -> House:
+    """The same on SQLite alone, for what does not depend on the database."""
+    House(settings).live()
+    return House(settings.model_copy(update={"checkpoint": None}))
+
+
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with other weights."""
@@ -101,10 +108,10 @@ def test_a_preview_changes_nothing_and_going_live_moves_all_at_once(house, other
     assert preview(house, live, read=False).movers == []
 
 
-def test_what_was_interrupted_goes_on_and_reads_no_film_twice(house, other, tmp_path, monkeypatch):
-    score(house, tmp_path / "films")
-    promote(house, other)
-    live, submitted, submit = house.live(), [], Reader.submit
+def test_what_was_interrupted_goes_on_and_reads_no_film_twice(embedded, other, tmp_path, monkeypatch):
+    score(embedded, tmp_path / "films")
+    promote(embedded, other)
+    live, submitted, submit = embedded.live(), [], Reader.submit
     monkeypatch.setattr(rescoring, "FILMS_AT_ONCE", 2)
     monkeypatch.setattr(Reader, "submit", lambda self, *film: submitted.append(film) or submit(self, *film))
 
@@ -112,12 +119,12 @@ def test_what_was_interrupted_goes_on_and_reads_no_film_twice(house, other, tmp_
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        look(house, live, read=False, on_films=interrupt)
-    assert seen(house, live.checkpoint_id) == 2
+        look(embedded, live, read=False, on_films=interrupt)
+    assert seen(embedded, live.checkpoint_id) == 2
     submitted.clear()
-    look(house, live, read=False)
+    look(embedded, live, read=False)
     assert len(submitted) == 4
-    assert seen(house, live.checkpoint_id) == 6
+    assert seen(embedded, live.checkpoint_id) == 6
 
 
 def test_studies_whose_films_changed_or_are_gone_stay_where_they_are(house, other, tmp_path):
@@ -139,20 +146,20 @@ def test_studies_whose_films_changed_or_are_gone_stay_where_they_are(house, othe
         assert set(session.scalars(left)) == {"A0", "A1"}
 
 
-def test_nothing_goes_live_by_another_policy_or_checkpoint_than_was_looked_at(house, other, tmp_path):
-    score(house, tmp_path / "films", 1)
-    old = house.live()
-    promote(house, other)
-    live = house.live()
-    preview(house, live, read=False)
+def test_nothing_goes_live_by_another_policy_or_checkpoint_than_was_looked_at(embedded, other, tmp_path):
+    score(embedded, tmp_path / "films", 1)
+    old = embedded.live()
+    promote(embedded, other)
+    live = embedded.live()
+    preview(embedded, live, read=False)
     with pytest.raises(NotLive, match="checkpoint"):
-        make_live(house, old, read=False)
-    with session_scope(house.engine) as session:
+        make_live(embedded, old, read=False)
+    with session_scope(embedded.engine) as session:
         rules = policy.edited(live.policy.policy, Changes(weights={"Edema": 2.0}))
         version = policy.store(session, rules, capacity={}, by="test", note="a test").version
-    reranking.activate(house.engine, version, by="test")
+    reranking.activate(embedded.engine, version, by="test")
     with pytest.raises(NotLive, match="policy"):
-        make_live(house, live, read=False)
+        make_live(embedded, live, read=False)
 
 
 def test_what_was_read_is_moved_only_when_asked(house, other, tmp_path):

@@ -22,7 +22,7 @@ from worker.house import House, file_digest
 from worker.intake import receive
 from worker.metrics import WorkMetrics
 from worker.scoring import open_scorer, score_waiting
-from worker.shadow import NoShadow, Seen, Shadow, enter, is_stale, leave, open_shadow
+from worker.shadow import NoShadow, Seen, Shadow, enter, has_changed, leave, open_shadow
 from worker.tasks import Service
 
 
@@ -31,6 +31,13 @@ def house(settings, engine, database_url) -> House:
     """A house whose champion is the untrained checkpoint, no longer named by the settings."""
     House(settings.model_copy(update={"database_url": database_url})).live()
     return House(settings.model_copy(update={"database_url": database_url, "checkpoint": None}))
+
+
+@pytest.fixture
+def embedded(settings) -> House:
+    """The same on SQLite alone, for what does not depend on the database."""
+    House(settings).live()
+    return House(settings.model_copy(update={"checkpoint": None}))
 
 
 @pytest.fixture(scope="module")
@@ -105,21 +112,21 @@ def test_the_shadow_sees_what_the_champion_sees_and_only_the_champion_ranks(hous
     assert tuple(ranks) == (6, 6)
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:999])])
-def test_a_shadow_file_that_is_gone_or_damaged_costs_no_study(house, other, tmp_path, damage):
+def test_a_shadow_file_that_is_damaged_costs_no_study(house, other, tmp_path):
     row, metrics = put_into_shadow(house, other), WorkMetrics()
-    damage(house.file_of(row))
+    kept = house.file_of(row)
+    kept.write_bytes(kept.read_bytes()[:999])
     tally = score(house, films(tmp_path / "films"), metrics)
     assert (tally.scored, tally.quarantined) == (3, 0)
     assert shadow_places(house) == {}
     assert failures(metrics, "shadow_not_loaded") == 1
 
 
-def test_a_film_that_fails_for_want_of_memory_is_tried_again_without_the_shadow(house, other, tmp_path):
-    put_into_shadow(house, other)
-    receive(house, [films(tmp_path / "films")])
+def test_a_film_that_fails_for_want_of_memory_is_tried_again_without_the_shadow(embedded, other, tmp_path):
+    put_into_shadow(embedded, other)
+    receive(embedded, [films(tmp_path / "films")])
     metrics = WorkMetrics()
-    with open_scorer(house, metrics=metrics) as scorer:
+    with open_scorer(embedded, metrics=metrics) as scorer:
         whole = scorer.classifier.predict
 
         def predict(squares):
@@ -131,7 +138,7 @@ def test_a_film_that_fails_for_want_of_memory_is_tried_again_without_the_shadow(
         tally = score_waiting(scorer, kind="score")
     assert (tally.scored, tally.quarantined) == (3, 0)
     assert failures(metrics, "shadow_gave_way") == 1
-    with read_scope(house.engine) as session:
+    with read_scope(embedded.engine) as session:
         assert session.execute(text("SELECT max(attempts) FROM study")).scalar() == 1
 
 
@@ -229,18 +236,19 @@ def test_a_shadow_beside_a_champion_with_other_squares_is_left_out(house, other,
     assert failures(metrics, "shadow_not_loaded") == 1
 
 
-def test_a_shadow_that_could_not_be_loaded_is_tried_again_after_a_minute(house, other, monkeypatch):
-    row = put_into_shadow(house, other)
-    kept, live = house.file_of(row), house.live()
+def test_a_shadow_that_could_not_be_loaded_is_tried_again_after_a_minute(embedded, other, monkeypatch):
+    row = put_into_shadow(embedded, other)
+    kept, live = embedded.file_of(row), embedded.live()
     bytes_of_it = kept.read_bytes()
-    kept.write_bytes(b"")
-    at_work = open_shadow(house, live, Fake(0.5), metrics=WorkMetrics())
-    assert not is_stale(at_work, house, live)
+    kept.unlink()
+    at_work = open_shadow(embedded, live, Fake(0.5), metrics=WorkMetrics())
+    assert not at_work.is_due
     kept.write_bytes(bytes_of_it)
     soon = time.monotonic() + 61
     monkeypatch.setattr(time, "monotonic", lambda: soon)
-    assert is_stale(at_work, house, live)
-    assert not is_stale(open_shadow(house, live, Fake(0.5), metrics=WorkMetrics()), house, live)
+    assert at_work.is_due
+    assert not has_changed(at_work, embedded, live), "it is still the same one: no worker empties its hands for it"
+    assert not open_shadow(embedded, live, Fake(0.5), metrics=WorkMetrics()).is_due
 
 
 # ------------------------------------------------------------------------------------------------------------- workers

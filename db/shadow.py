@@ -65,13 +65,13 @@ def read_before(session: Session, *, after: int, limit: int) -> list[Listed]:
 def of_night(session: Session, night: str) -> list[Listed]:
     """The studies of one night, such as 2026-11-25, that are or were on the worklist, by id."""
     noon = datetime.fromisoformat(f"{night}T12:00+00:00")  # of UTC; in any time zone the night lies within a day of it
-    around = StudyPriority.received_at.between(noon - timedelta(days=1), noon + timedelta(days=2))
+    around = Study.received_at.between(noon - timedelta(days=1), noon + timedelta(days=2))
     return _listed(session, around, column("night") == night)
 
 
 def of_days(session: Session, days: float) -> list[Listed]:
     """The studies of the last days that are or were on the worklist, by id."""
-    return _listed(session, StudyPriority.received_at >= database_now(session) - timedelta(days=days))
+    return _listed(session, Study.received_at >= database_now(session) - timedelta(days=days))
 
 
 def _listed(session: Session, *conditions: ColumnElement[bool], limit: int | None = None) -> list[Listed]:

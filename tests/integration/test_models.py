@@ -44,7 +44,7 @@ def register(house: House, path: Path) -> str:
 
 def promote(house: House, digest: str) -> None:
     with session_scope(house.engine) as session:
-        models.promote(house, session, registry.by_digest(session, digest), reason="a test")
+        models.promote(house, session, registry.by_digest(session, digest), reason="a test", override="a test")
 
 
 def test_a_promoted_checkpoint_ranks_with_its_own_threshold_for_category_a(house, challenger):

@@ -26,6 +26,8 @@ FLAG_SHARE: Final = 0.1
 """Of the films, flagged by either checkpoint where their sensitivities are compared."""
 URGENT: Final = ("A", "B")
 ATTRIBUTES: Final = ("sex", "age_years", "view")
+CHANCE: Final = 0.05
+"""A gap has grown when it has in all but so many of the draws."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,13 @@ class Check:
     note: str | None
 
 
-class _Difference(NamedTuple):
-    """The challenger's figure less the other's, with its 95 % interval."""
+class _Found(NamedTuple):
+    """The challenger's figure less the other's, its 95 % interval, and the share of draws in which it is 0 or less."""
 
     difference: float
     low: float
     high: float
+    fallen: float
 
 
 class _Question(NamedTuple):
@@ -85,7 +88,7 @@ class _Question(NamedTuple):
     figure: Figure
     other: Array
     bound: float
-    passes: Callable[[_Difference, float], bool]
+    passes: Callable[[_Found, float], bool]
     undecided: str = ""
 
 
@@ -147,13 +150,13 @@ class _Bench(NamedTuple):
 
     def gaps(self, champion: Array) -> Iterator[_Question]:
         """Whether one sex, age band or view is overlooked more than another."""
-        least, positives = self.rules.min_positives, (self.truth[:, self.urgent] == 1).sum(axis=1)  # (N,)
+        least, positives = self.rules.min_positives, (self.truth == 1).sum(axis=1)  # (N,)
         for attribute in ATTRIBUTES:
             every = [members for name, _, members in groups(self.films) if name == attribute]
             large = [members for members in every if positives[members].sum() >= least]
             # Films of one group alone have no gap that could grow; else two groups must be large enough to compare.
             enough = len(large) >= min(2, max(1, len(every)))
-            why = "" if enough else f"no two groups with {least} urgent findings each"
+            why = "" if enough else f"no two groups with {least} findings each"
             yield _Question("gap", attribute, self._gap(large), champion, self.rules.gap, _at_most_or_chance, why)
 
     def beside(self, said: Mapping[str, Array]) -> Iterator[_Question]:
@@ -172,21 +175,21 @@ class _Bench(NamedTuple):
         return lambda said, weights: np.nanmean([of_finding(said, weights) for of_finding in each], axis=0)
 
     def _gap(self, members: Sequence[npt.NDArray[np.bool_]]) -> Figure:
-        """False-negative rate, pooled over the urgent findings, of the worst group less that of the best.
+        """How much of what there is the worst group has overlooked, less the best: pooled over findings and cuts.
 
-        Either checkpoint calls as many films of each finding as have it: a rate of its ranking alone, at which neither
-        gains by calling more.
+        A group's false-negative rate is that of a cut within the group, averaged over all cuts, which is 1 - AUROC, and
+        over the findings by how many films have them.
         """
 
+        def overlooked(of: npt.NDArray[np.bool_], said: Array, weights: Array) -> Array:
+            truth, counted = self.truth[of], weights[:, of]
+            rates = 1 - np.stack([_auroc(*each, counted) for each in zip(truth.T, said[of].T, strict=True)], axis=1)
+            positives = np.where(np.isfinite(rates), counted @ (truth == 1).astype(np.float32), 0)  # (R, F)
+            return ratio(np.nansum(rates * positives, axis=1), positives.sum(axis=1))
+
         def figure(said: Array, weights: Array) -> Array:
-            missed, positives = np.zeros_like(weights), np.zeros_like(weights)  # (R, N)
-            for k in self.urgent:
-                known, has = weights * (self.truth[:, k] != UNKNOWN), weights * (self.truth[:, k] == 1)
-                missed += has * (1 - _flagged(said[:, k], known, has.sum(axis=1)))
-                positives += has
-            which = np.stack(members, axis=1).astype(np.float32)  # (N, G)
-            rates = ratio(missed @ which, positives @ which)  # (R, G)
-            return np.asarray(np.nanmax(rates, axis=1) - np.nanmin(rates, axis=1))
+            rates = np.stack([overlooked(of, said, weights) for of in members])  # (G, R)
+            return np.asarray(np.nanmax(rates, axis=0) - np.nanmin(rates, axis=0))
 
         return figure
 
@@ -208,39 +211,42 @@ def _answer(asked: _Question, challenger: Array, draws: Sequence[Array], number:
     everyone = np.ones((1, len(challenger)), dtype=np.float32)
     before, after = (float(asked.figure(said, everyone)[0]) for said in (asked.other, challenger))
     drawn = np.concatenate([asked.figure(challenger, each) - asked.figure(asked.other, each) for each in draws])
+    low, high = np.nanquantile(drawn, (0.025, 0.975))
     # Rounded, so that a difference of just the bound is not beyond it by the last bit of a float.
-    found = _Difference(*np.round([after - before, *np.nanquantile(drawn, (0.025, 0.975))], 6).tolist())
+    found = _Found(*np.round([after - before, low, high, (drawn <= 0).mean()], 6).tolist())
     passed, note = asked.passes(found, asked.bound), None
     if asked.name == "baseline":
         note = f"the baseline: {before:.4f}"
-    elif passed and asked.passes is _at_most_or_chance and not _at_most(found, asked.bound):
-        note = "above the bound, but no more than chance: the interval reaches 0"
-    champion = None if asked.name == "baseline" else before
-    return replace(nothing, champion=champion, challenger=after, **found._asdict(), passed=passed, note=note)
+    elif asked.name == "gap" and passed and found.difference > asked.bound:
+        note = f"above the bound, but no growth in {found.fallen:.0%} of the draws: chance"
+    return replace(
+        nothing, champion=None if asked.name == "baseline" else before, challenger=after, difference=found.difference,
+        low=found.low, high=found.high, passed=passed, note=note,
+    )  # fmt: skip
 
 
-def _surely_at_least(found: _Difference, bound: float) -> bool:
+def _surely_at_least(found: _Found, bound: float) -> bool:
     return found.low >= bound
 
 
-def _at_least(found: _Difference, bound: float) -> bool:
+def _at_least(found: _Found, bound: float) -> bool:
     return found.difference >= bound
 
 
-def _at_most(found: _Difference, bound: float) -> bool:
+def _at_most(found: _Found, bound: float) -> bool:
     return found.difference <= bound
 
 
-def _at_most_or_chance(found: _Difference, bound: float) -> bool:
+def _at_most_or_chance(found: _Found, bound: float) -> bool:
     """The worst group less the best is mostly noise on some hundred films: what fails is growth that is no chance."""
-    return found.difference <= bound or found.low <= 0
+    return found.difference <= bound or found.fallen > CHANCE
 
 
-def _below(found: _Difference, bound: float) -> bool:
+def _below(found: _Found, bound: float) -> bool:
     return found.difference < bound
 
 
-def _above(found: _Difference, bound: float) -> bool:
+def _above(found: _Found, bound: float) -> bool:
     return found.difference > bound
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
 
 from training import metrics
 from training.findings import FINDINGS
@@ -18,7 +19,7 @@ Array = NDArray[np.float64]
 
 CATEGORIES = {"Pneumothorax": "A", "Consolidation": "B", "Edema": "B", "Effusion": "B", "Mass": "C"}
 PREVALENCE = np.array([0.06, 0.3, 0.08, 0.08, 0.06, 0.04, 0.04, 0.08, 0.05, 0.04, 0.005])
-RULES = Rules(replicates=200)
+RULES = Rules(replicates=100)
 RARE = FINDINGS.index("Hernia")
 
 
@@ -148,29 +149,25 @@ def test_a_challenger_that_does_not_see_one_view_fails_by_the_gap_between_views(
 
 
 def _missed(group: pd.DataFrame, films: pd.DataFrame, said: Array) -> float:
-    """The pooled false-negative rate of a group, counted by hand."""
-    missed = positives = 0
-    for finding in URGENT:
-        column = said[:, FINDINGS.index(finding)]
-        called = set(films.index[np.argsort(-column)[: films[finding].sum()]])
-        has = set(group.index[group[finding] == 1])
-        missed, positives = missed + len(has - called), positives + len(has)
-    return missed / positives
+    """A group's false-negative rate within the group, averaged over cuts and findings, by scikit-learn."""
+    positives = group[list(FINDINGS)].sum().to_numpy()
+    known = [k for k in range(len(FINDINGS)) if positives[k]]
+    of_group = said[films.index.get_indexer(group.index)]
+    missed = [1 - roc_auc_score(group[FINDINGS[k]], of_group[:, k]) for k in known]
+    return float(np.average(missed, weights=positives[known]))
 
 
 def test_a_gap_that_may_be_chance_passes_with_a_remark() -> None:
-    """On 300 films the gap of honest networks grows by more than the bound as often as not."""
-    grown = []
-    for seed in range(8):
-        films, noise = drawn(films=300, seed=seed)
-        rules = replace(RULES, replicates=100)
-        checks = judged(
-            films, seen(films, noise, auroc=0.8), seen(films, noise, auroc=0.85, seed=seed + 50), rules=rules
-        )
-        grown += [check for check in checks.values() if check.name == "gap" and check.difference > 0.03]  # type: ignore[operator]
+    """On 200 films the gaps of two networks that are as good differ in half the cases, by as much as you like."""
+    rules, grown = replace(RULES, gap=0.005), []
+    for seed in range(4):
+        films, noise = drawn(films=200, seed=seed)
+        champion, challenger = (seen(films, noise, auroc=0.8, seed=seed + own, own=0.6) for own in (10, 20))
+        checks = judged(films, champion, challenger, rules=rules).values()
+        grown += [check for check in checks if check.name == "gap" and (check.difference or 0) > rules.gap]
     assert len(grown) >= 4
-    assert sum(check.passed for check in grown) >= len(grown) - 1
-    assert all("no more than chance" in (check.note or "") for check in grown if check.passed)
+    assert sum(not check.passed for check in grown) <= 1
+    assert all("chance" in (check.note or "") for check in grown if check.passed)
 
 
 def test_a_challenger_that_is_too_sure_of_itself_fails_by_its_calibration() -> None:
@@ -249,7 +246,7 @@ def test_films_of_one_view_alone_have_no_gap_between_views() -> None:
     assert judged(films.assign(view_position="AP"), said, said)["gap", "view"].passed
     one_of_another = films["view_position"].where(films.index == 0, "AP")
     checks = judged(films.assign(view_position=one_of_another.mask(films.index == 0, "PA")), said, said)
-    assert checks["gap", "view"].note == "undecided: no two groups with 10 urgent findings each"
+    assert checks["gap", "view"].note == "undecided: no two groups with 10 findings each"
     assert not checks["gap", "view"].passed
     assert not judged(films.assign(sex=""), said, said)["gap", "sex"].passed
 

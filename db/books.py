@@ -1,10 +1,11 @@
 """The books: how many studies came, and where each of them stands."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, and_, func, or_, select
+from sqlalchemy import RowMapping, Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from db.models import Instance, RejectedFile, Study
@@ -87,3 +88,9 @@ def _reason_counts(since: datetime | None, until: datetime | None) -> dict[str, 
     }
     rejected = select(RejectedFile.reason, func.count()).where(*_received(RejectedFile, since, until))
     return {**by_state, "rejected files": rejected.group_by(RejectedFile.reason)}
+
+
+def rejected_files(session: Session) -> Sequence[RowMapping]:
+    """Path, reason and sentence of every file that could not become an instance, newest first."""
+    columns = (RejectedFile.path, RejectedFile.reason, RejectedFile.detail, RejectedFile.received_at)
+    return session.execute(select(*columns).order_by(RejectedFile.received_at.desc(), RejectedFile.id)).mappings().all()

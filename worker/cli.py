@@ -211,9 +211,31 @@ def prune(
 
 
 @app.command()
-def status(as_json: AsJson = False) -> None:
+def status(
+    rejected: Annotated[
+        bool, typer.Option("--rejected", help="List the files that could not become an instance instead.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """The books: received = scored + skipped + quarantined + waiting, and why."""
-    _print_books(open_house(), as_json=as_json)
+    house = open_house()
+    if rejected:
+        _print_rejected(house, as_json=as_json)
+    else:
+        _print_books(house, as_json=as_json)
+
+
+def _print_rejected(house: Any, *, as_json: bool) -> None:
+    from db.books import rejected_files
+    from db.session import read_scope
+    from worker.tables import rejected_table
+
+    with read_scope(house.engine) as session:
+        files = [dict(row) for row in rejected_files(session)]
+    if as_json:
+        print_json(files)
+    else:
+        out.print(rejected_table(files))
 
 
 def _print_books(house: Any, *, as_json: bool) -> None:

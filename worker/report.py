@@ -56,7 +56,7 @@ SET_ASIDE = (
     ("Skipped", "skipped studies", "skipped instances"),
     ("Quarantined", "quarantined studies", "quarantined films"),
     ("Waiting", "waiting studies", ""),
-    ("Rejected at intake: files that became no instance", "", "rejected files"),
+    ("Rejected at intake: no instance (nightread status --rejected names the files)", "", "rejected files"),
 )
 
 SENTENCES = {

@@ -27,6 +27,7 @@ class Settings(BaseSettings):
         env_prefix="NIGHTREAD_",
         frozen=True,
         extra="ignore",
+        hide_input_in_errors=True,  # a URL holds a password
         use_attribute_docstrings=True,
         secrets_dir=SECRETS if SECRETS.is_dir() else None,
     )
@@ -162,6 +163,13 @@ class Settings(BaseSettings):
     """Port of the Prometheus page of worker and beat; 0: none."""
     metrics_address: str = "127.0.0.1"
     """The address that page listens on; 0.0.0.0 for all, behind a firewall or on a container's internal network."""
+
+    @field_validator("broker_url")
+    @classmethod
+    def _is_redis(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("redis://", "rediss://")):
+            raise ValueError("only redis:// and rediss:// are supported")
+        return value
 
     @field_validator("modalities", "roots", mode="before")
     @classmethod

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from db.books import Books
 from db.drift import Figure
@@ -76,6 +77,16 @@ def books_table(books: Books) -> Table:
             table.add_section()
         for reason, count in sorted(reasons.items(), key=lambda pair: (-pair[1], str(pair[0]))):
             table.add_row(f"{kind}: {str(reason).replace('_', ' ')}", str(count), style="dim")
+    return table
+
+
+def rejected_table(files: Sequence[Mapping[str, Any]]) -> Table:
+    """The files that could not become an instance; `explain FILE` says more of one."""
+    table = Table("file", "reason", "what is wrong", title="Rejected at intake", title_justify="left")
+    for file in files:
+        # A sender chose the path: no markup, and nothing that a terminal obeys.
+        path = "".join(letter if letter.isprintable() else "?" for letter in file["path"])
+        table.add_row(Text(path, overflow="fold"), str(file["reason"]).replace("_", " "), file["detail"] or "")
     return table
 
 

@@ -7,6 +7,7 @@ import ast
 import multiprocessing
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -324,6 +325,27 @@ def test_a_worker_that_is_recording_is_not_waited_for_by_the_sweep(
             recording.execute(update(Study).where(Study.id == first).values(detail="being recorded"))
             sweeping.execute(text("SET LOCAL lock_timeout = '2s'"))
             assert db.ledger.release_expired(sweeping, max_attempts=3) == (1, 0)
+
+
+def test_two_score_commands_on_one_sqlite_file_score_each_study_once(embedded: House, tmp_path: Path):
+    films_in(tmp_path / "films", 24)
+    log = tmp_path / "log"
+    scoring = [start(embedded, "score", log, tmp_path / "films") for _ in range(2)]
+    assert [process.wait(timeout=240) for process in scoring] == [0, 0], log.read_text()
+    assert books(embedded).scored == score_rows(embedded) == books(embedded).received == 24
+
+
+def test_both_connections_have_the_kernel_notice_a_network_that_swallows_packets(postgres_url: str, redis_url: str):
+    with make_engine(postgres_url).connect() as database:
+        told = socket.socket(fileno=os.dup(database.connection.dbapi_connection.fileno()))
+        assert told.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000  # milliseconds
+        assert told.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        told.close()
+    with make_app(Settings(broker_url=redis_url)).connection_for_write() as broker:
+        connection = broker.default_channel.client.connection_pool.get_connection()
+        assert connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert connection._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10  # seconds
+        assert connection._sock.gettimeout() == 30
 
 
 def test_nothing_in_db_reads_the_clock_of_its_machine():

@@ -81,6 +81,15 @@ def test_status_as_json_holds_the_sums(folder):
     assert books["balance"] is True
 
 
+def test_status_lists_the_files_that_became_no_instance(folder):
+    bad = folder / "bad[red]\x1b[2J.dcm"
+    make_film(bad, StudyInstanceUID=None)
+    nightread("score", folder)
+    (file,) = json.loads(nightread("status", "--rejected", "--json").stdout)
+    assert (file["path"], file["reason"]) == (str(bad), "study_uid_missing")
+    assert "\x1b" not in nightread("status", "--rejected").stdout
+
+
 def test_the_worklist_comes_as_table_json_and_csv(folder):
     nightread("score", folder)
     table = nightread("worklist").stdout

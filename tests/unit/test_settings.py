@@ -60,3 +60,10 @@ def test_only_settings_and_migrations_read_the_environment():
         if re.search(r"\bos\.(environ|getenv)\b", path.read_text())
     }
     assert readers <= {"worker/settings.py", "migrations/env.py"}, f"of {os.fspath(root)}"
+
+
+def test_another_broker_than_redis_is_refused_without_its_password(monkeypatch):
+    monkeypatch.setenv("NIGHTREAD_BROKER_URL", "amqp://user:canary@h/0")
+    with pytest.raises(ValidationError, match="only redis://") as refused:
+        Settings()
+    assert "canary" not in str(refused.value)

@@ -377,7 +377,9 @@ class Drift(Base):
     """One figure of one day beside its reference: how far what comes in has moved from what the checkpoint knows.
 
     Measures: psi and ks per finding (of the champion's scores), shares per attribute (psi over its values), rates
-    (skipped, quarantined). `level` is quiet, warn or act by the settings of that day.
+    (skipped, quarantined, view_unknown). `value` is how far it moved, `reference` from what: what chance gives for a
+    distance, the share before for a rate; none where there was nothing to compare with. `level` is by the settings of
+    that day.
     """
 
     __tablename__ = "drift"

@@ -80,7 +80,7 @@ class _Found(NamedTuple):
 class _Question(NamedTuple):
     """A figure of the challenger beside that of `other`, probabilities (N, F), and which differences pass.
 
-    undecided: why these films cannot answer it, if they cannot.
+    undecided: why these films cannot answer it, if they cannot. note: what else to know of the answer.
     """
 
     name: str
@@ -90,6 +90,7 @@ class _Question(NamedTuple):
     bound: float
     passes: Callable[[_Found, float], bool]
     undecided: str = ""
+    note: str | None = None
 
 
 def judge(
@@ -136,8 +137,9 @@ class _Bench(NamedTuple):
 
     def rankings(self, champion: Array) -> Iterator[_Question]:
         """How well both rank the films, and how far their probabilities can be believed."""
-        rules, none = self.rules, self._none
-        yield _Question("macro_auroc", "", self._macro(_auroc), champion, rules.macro_auroc, _surely_at_least, none)
+        rules, none, without = self.rules, self._none, self._without
+        macro, ece = self._macro(_auroc), self._macro(weighted_calibration_error)
+        yield _Question("macro_auroc", "", macro, champion, rules.macro_auroc, _surely_at_least, none, without)
         for k in self.urgent:
             auroc = self._of(k, _auroc)
             yield _Question("auroc", self.findings[k], auroc, champion, rules.finding_auroc, _at_least, self._few(k))
@@ -145,8 +147,7 @@ class _Bench(NamedTuple):
             k = self.findings.index(FLAGGED)
             flagged = self._of(k, _sensitivity)
             yield _Question("sensitivity", FLAGGED, flagged, champion, rules.sensitivity, _at_least, self._few(k))
-        ece = self._macro(weighted_calibration_error)
-        yield _Question("ece", "", ece, champion, rules.ece, _at_most, none)
+        yield _Question("ece", "", ece, champion, rules.ece, _at_most, none, without)
 
     def gaps(self, champion: Array) -> Iterator[_Question]:
         """Whether one sex, age band or view is overlooked more than another."""
@@ -200,6 +201,11 @@ class _Bench(NamedTuple):
     def _none(self) -> str:
         return "" if self.enough else f"no finding that {self.rules.min_positives} films have"
 
+    @property
+    def _without(self) -> str | None:
+        few = [finding for k, finding in enumerate(self.findings) if k not in self.enough]
+        return f"without {', '.join(few)}: too few films" if few else None
+
 
 def _answer(asked: _Question, challenger: Array, draws: Sequence[Array], number: int, films_from: str) -> Check:
     nothing = Check(
@@ -214,7 +220,7 @@ def _answer(asked: _Question, challenger: Array, draws: Sequence[Array], number:
     low, high = np.nanquantile(drawn, (0.025, 0.975))
     # Rounded, so that a difference of just the bound is not beyond it by the last bit of a float.
     found = _Found(*np.round([after - before, low, high, (drawn <= 0).mean()], 6).tolist())
-    passed, note = asked.passes(found, asked.bound), None
+    passed, note = asked.passes(found, asked.bound), asked.note
     if asked.name == "baseline":
         note = f"the baseline: {before:.4f}"
     elif asked.name == "gap" and passed and found.difference > asked.bound:

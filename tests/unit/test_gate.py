@@ -109,6 +109,7 @@ def test_a_worse_challenger_is_stopped_and_the_figures_are_the_metrics() -> None
     assert (macro.champion, macro.challenger) == pytest.approx((before.macro()["auroc"], after.macro()["auroc"]))
     assert effusion.challenger == pytest.approx(after.per_finding.loc["Effusion", "auroc"])
     assert (ece.champion, ece.challenger) == pytest.approx((before.macro()["ece"], after.macro()["ece"]), abs=1e-6)
+    assert macro.note == ece.note == "without Hernia: too few films"
     zero = checks["baseline", "all_zero"]
     assert zero.champion is None
     assert zero.challenger == pytest.approx(after.macro()["brier"])

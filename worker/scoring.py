@@ -254,14 +254,18 @@ class Hand:
         self._renewed = time.monotonic()
 
     def next_batch(self) -> list[tuple[int, int, Square]]:
-        """The next films for the network: a full batch, or fewer when no more come within the straggler time."""
+        """The next films for the network: a full batch, or fewer when the next film takes longer than a straggler may.
+
+        A pass costs the same however few films are in it, so slow films are worth waiting for, one after the other.
+        """
         size, patience = self.scorer.classifier.batch_size, self.scorer.house.settings.straggler_seconds
         with self._stage("read"):
             self._keep_leases()
-            deadline = time.monotonic() + patience
-            while self._collect() < size and self._reading and time.monotonic() < deadline:
+            while self._collect() < size and self._reading and not self.scorer.should_stop():
                 pending = [reading.future for _, reading in self._reading.values()]
-                wait(pending, timeout=max(0.0, deadline - time.monotonic()), return_when=FIRST_COMPLETED)
+                if not wait(pending, timeout=patience, return_when=FIRST_COMPLETED).done:
+                    break
+                self._keep_leases()
         batch, self._ready = self._ready[:size], self._ready[size:]
         return batch
 

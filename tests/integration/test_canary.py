@@ -8,6 +8,7 @@ import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 from dicom_files import make_film, texture
@@ -64,7 +65,9 @@ def environment(settings: Settings, postgres_url: str, redis_url: str) -> dict[s
     }
 
 
-def test_a_patient_shows_up_nowhere(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_patient_shows_up_nowhere_and_nothing_but_the_metrics_pages_listens(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     uids = films(tmp_path / "Kanarienvogel_Hansi")
     seen: dict[str, str] = {}
     enqueued = nightread(["enqueue", str(tmp_path / "Kanarienvogel_Hansi")], environment)
@@ -73,7 +76,7 @@ def test_a_patient_shows_up_nowhere(environment: dict[str, str], tmp_path: Path)
     with redis.Redis.from_url(environment["NIGHTREAD_BROKER_URL"]) as client:
         seen["messages"] = repr([client.dump(key) for key in client.scan_iter()] + client.lrange("scoring", 0, -1))
     with ExitStack() as stack:
-        ports = {}
+        ports, processes = {}, []
         for command in ("worker", "beat"):
             ports[command] = free_port()
             log = stack.enter_context((tmp_path / f"{command}.log").open("wb"))
@@ -85,7 +88,9 @@ def test_a_patient_shows_up_nowhere(environment: dict[str, str], tmp_path: Path)
             )
             stack.callback(process.wait, timeout=60)
             stack.callback(process.terminate)
+            processes.append(psutil.Process(process.pid))
         wait_for_the_night(environment["NIGHTREAD_DATABASE_URL"])
+        assert listening(processes) == {("127.0.0.1", port) for port in ports.values()}
         for command, port in ports.items():
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
                 seen[f"{command}'s metrics"] = page.read().decode()
@@ -100,6 +105,14 @@ def test_a_patient_shows_up_nowhere(environment: dict[str, str], tmp_path: Path)
         for place, what in seen.items()
     }
     assert {place: words for place, words in leaks.items() if words} == {}
+
+
+def listening(processes: list[psutil.Process]) -> set[tuple[str, int]]:
+    """Where these processes and their children take connections: address and port, or a Unix socket's path."""
+    family = [each for process in processes for each in (process, *process.children(recursive=True))]
+    inet = {c.laddr for each in family for c in each.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    unix = {(c.laddr, 0) for each in family for c in each.net_connections("unix") if c.laddr}
+    return {(address.ip, address.port) for address in inet} | unix
 
 
 def nightread(words: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

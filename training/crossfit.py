@@ -21,7 +21,7 @@ import pandas as pd
 from lightning.fabric import Fabric
 from numpy.typing import NDArray
 
-from training.calibration import at_site, fit_calibration
+from training.calibration import at_site, fit_calibration, reference
 from training.checkpoint import Checkpoint, build, load_checkpoint, save_checkpoint
 from training.fit import CHECKPOINT, Films, aurocs, fit, predict, with_evidence
 from training.manifest import UNKNOWN
@@ -70,7 +70,15 @@ def cross_fit(
     header = with_evidence(whole.header, calibration, logits, labels)
     shift = tuple((np.asarray(whole.calibration.shift) + centre).tolist())
     honest = {"folds": folds, "auroc": aurocs(labels, probabilities, findings=header.findings)}
-    header = replace(header, calibration=replace(calibration, shift=shift), training={**header.training, **honest})
+    # Drift is told by what this very network says, if of films it has seen: another of the recipe spreads its outputs
+    # otherwise, so that films like these would seem to have drifted (docs/drift.md).
+    own = reference(calibration.probabilities(outputs[-1] - centre), findings=header.findings)
+    header = replace(
+        header,
+        calibration=replace(calibration, shift=shift),
+        reference=own,
+        training={**header.training, **honest},
+    )
     save_checkpoint(folder / CHECKPOINT, header, state=whole.state, half=settings.half_checkpoint)
     return folder / CHECKPOINT
 

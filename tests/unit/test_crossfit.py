@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from training.calibration import reference
 from training.checkpoint import load_checkpoint
 from training.crossfit import ask, calibrated_out_of_fold, centred, cross_fit, deal
 from training.manifest import UNKNOWN
@@ -59,6 +60,10 @@ def test_what_ships_learned_from_all_films_and_is_calibrated_by_the_folds(prepar
     assert shipped.calibration.shift != whole.calibration.shift  # centred
     assert set(shipped.thresholds["Mass"]) == {"sensitivity_90", "flag_10"}
     assert shipped.reference["films"] == 40
+    logits = ask(shipped, prepared, accelerator="cpu")  # drift is judged by this network's own outputs
+    own = reference(shipped.calibration.probabilities(logits), findings=shipped.findings)
+    for finding, quantiles in shipped.reference["probabilities"].items():
+        assert quantiles == pytest.approx(own["probabilities"][finding], abs=2e-3)  # half precision in the file
 
 
 def test_started_again_it_changes_nothing(prepared: Prepared, folder: Path) -> None:

@@ -13,7 +13,7 @@ SEED ?= $(shell date +%s)
 STUDIES ?= 500
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint bench chaos audit lock help
+.PHONY: demo test lint bench chaos retraining audit lock help
 
 demo: $(VENV)/installed  ## Score thirty generated studies and show the morning they make
 	$(BIN)/nightread demo
@@ -33,6 +33,9 @@ bench: $(VENV)/installed-for-tests  ## Measure what docs/performance.md shows: f
 chaos: $(VENV)/installed-for-tests  ## Score a load while everything breaks: make chaos SEED=7 STUDIES=500
 	$(BIN)/python tests/chaos.py --seed $(SEED) --studies $(STUDIES)
 
+retraining: $(VENV)/installed-for-tests  ## From an empty database to a promoted challenger, on ../shared/data (minutes)
+	$(BIN)/python tests/retraining_run.py
+
 audit:  ## Ask PyPI for known weaknesses of the pinned packages; fails when one cannot be asked for
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/pip install --quiet 'pip-audit>=2.10'
@@ -49,14 +52,19 @@ lock: $(VENV)/installed-for-tests  ## Write the newest versions that fit togethe
 help:  ## List these commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-# An environment stands as long as what it was made from. Python compiles what is imported; torch alone holds a minute's
-# worth of modules that nobody will import, hence --no-compile.
+# An environment stands as long as what it was made from. Torch alone holds a minute's worth of modules that nobody will
+# import, hence --no-compile; what is imported is compiled here, once, also where PYTHONDONTWRITEBYTECODE is set: without
+# it every worker and decoder that a test starts would compile torch again, eight seconds each.
 $(VENV)/installed: EXTRAS :=
+$(VENV)/installed: IMPORTED := worker.scoring, worker.demo, alembic.command
 $(VENV)/installed-for-tests: EXTRAS := [train,test]
+$(VENV)/installed-for-tests: IMPORTED := worker.scoring, worker.report, worker.retraining, worker.tasks, training.plots, \
+  training.explain, alembic.command, hypothesis, pytest
 $(VENV)/installed $(VENV)/installed-for-tests: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), in a few minutes: torch with CUDA is 5.5 GB (without it: see the top of the Makefile)"
 	$(if $(TORCH_INDEX),$(PIP) install --no-compile --constraint constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
 	$(PIP) install --no-compile --constraint constraints.txt --editable '.$(EXTRAS)'
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'import $(IMPORTED)'
 	@touch $@
 
 $(BIN)/python:

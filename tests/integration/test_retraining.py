@@ -200,9 +200,11 @@ def test_a_retraining_that_is_killed_while_it_trains_is_gone_on_with_to_the_same
         stderr=subprocess.DEVNULL,
     )
     resumable = house.settings.state_folder / "retraining" / "run-1" / "training" / "resume.ckpt"
-    wait_until(resumable.exists)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    try:
+        wait_until(resumable.exists, seconds=240)  # at the lowest priority: everything else on the machine goes first
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     killed = the_run(house)
     assert (killed.state, killed.stage) == ("running", "train")
     with session_scope(house.engine) as session:

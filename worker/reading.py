@@ -108,13 +108,16 @@ class Reader:
     """Decoder processes; they start with the first film and end with the block."""
 
     def __init__(self, rules: ReadingRules, *, decoders: int) -> None:
-        self._rules = rules
+        self._rules, self._decoders = rules, decoders
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> ProcessPool:
         # Never fork: a child forked from a process in which torch has run threads can hang for ever.
-        self._pool = ProcessPool(
-            max_workers=decoders,
+        return ProcessPool(
+            max_workers=self._decoders,
             max_tasks=FILMS_PER_PROCESS,
             initializer=prepare_child,
-            initargs=(rules.memory_mb,),
+            initargs=(self._rules.memory_mb,),
             context=multiprocessing.get_context("spawn"),
         )
 
@@ -124,6 +127,9 @@ class Reader:
     def __exit__(
         self, error: type[BaseException] | None, _value: BaseException | None, _traceback: TracebackType | None
     ) -> None:
+        self._end_pool()
+
+    def _end_pool(self) -> None:
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
 
@@ -132,13 +138,19 @@ class Reader:
         return Reading(lambda: self._schedule(path, sop_instance_uid))
 
     def _schedule(self, path: str, sop_instance_uid: str) -> "Future[Any]":
-        args = (path, sop_instance_uid, self._rules)
-        future: Future[Any] = self._pool.schedule(read_square, args=args, timeout=self._rules.timeout_seconds)
+        args, seconds = (path, sop_instance_uid, self._rules), self._rules.timeout_seconds
+        try:
+            future: Future[Any] = self._pool.schedule(read_square, args=args, timeout=seconds)
+        except RuntimeError:  # pebble gives a pool up for good when a child ends while none has a film
+            log.warning("decoders_replaced")
+            self._end_pool()
+            self._pool = self._new_pool()
+            future = self._pool.schedule(read_square, args=args, timeout=seconds)
         return future
 
 
 class Reading:
-    """A film being read. A child that dies or runs out of time is given one more try: it may have been a bystander."""
+    """A film being read. When its child ends or takes too long it is given one more try: it may be a bystander."""
 
     def __init__(self, schedule: "Callable[[], Future[Any]]", *, tries: int = 2) -> None:
         self._schedule, self._tries_left = schedule, tries - 1
@@ -147,10 +159,11 @@ class Reading:
     def result(self) -> Square | Failure | None:
         """The outcome, or None when it is not known yet (also when a second try has just begun).
 
-        Raises DecodersGone when it is the pool that failed, and no film.
+        Raises DecodersGone when it is the pool that failed, twice, and no film.
         """
         if not self.future.done():
             return None
+        failure: Failure | None = None
         try:
             outcome: Square | Failure = self.future.result()
             return outcome
@@ -159,11 +172,12 @@ class Reading:
         except ProcessExpired:
             failure = Failure("decoder_crashed", "decoding it ended its process, twice")
         except BrokenProcessPool as error:
-            raise DecodersGone("no decoder process can be kept alive on this machine: see the log") from error
+            if not self._tries_left:
+                raise DecodersGone("no decoder process can be kept alive on this machine: see the log") from error
         except Exception as error:  # noqa: BLE001 - whatever a film makes its decoder raise, only that film pays
             log.error("decoder_raised", error=type(error).__name__)
             return Failure("decoder_raised", f"decoding it raised {type(error).__name__}")
-        if not self._tries_left:
+        if failure is not None and not self._tries_left:
             return failure
         self._tries_left -= 1
         self.future = self._schedule()

@@ -218,8 +218,9 @@ class Hand:
         missing = self.scorer.films_ahead - len(self._reading) - len(self._ready)
         if missing <= 0 or any(study.claimed.suspect for study in self.studies.values()):
             return
-        for study in self._claimed(missing, first):
-            self.studies[study.study_id] = StudyInHand(study)
+        claimed = self._claimed(missing, first)
+        self.studies |= {study.study_id: StudyInHand(study) for study in claimed}  # all of them: they may be given back
+        for study in claimed:
             for film in study.films:
                 reading = self.scorer.reader.submit(film.path, film.sop_instance_uid)
                 self._reading[film.instance_id] = (study.study_id, reading)

@@ -18,6 +18,7 @@ from db.session import read_scope, session_scope
 from db.worklist import worklist
 from worker.house import House
 from worker.intake import receive
+from worker.reading import DecodersGone
 from worker.scoring import open_scorer, score_waiting
 from worker.settings import Settings
 
@@ -214,6 +215,22 @@ def test_a_study_that_the_network_fails_on_is_found_and_quarantined_alone(house,
         scorer.classifier.predict = predict
         tally = score_waiting(scorer, kind="score")
     assert (tally.scored, tally.quarantined) == (3, 1)
+
+
+def test_studies_are_given_back_when_the_decoders_are_gone(house, tmp_path, monkeypatch):
+    for i in range(4):
+        make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12)
+    receive(house, [tmp_path])
+    with open_scorer(house) as scorer:
+
+        def submit(*_):
+            raise DecodersGone("none is left")
+
+        monkeypatch.setattr(scorer.reader, "submit", submit)
+        with pytest.raises(DecodersGone):
+            score_waiting(scorer, kind="score")
+    with read_scope(house.engine) as session:
+        assert session.execute(select(Study.state, Study.attempts).distinct()).all() == [("waiting", 0)]
 
 
 def test_stat_from_the_header_is_read_first(house, tmp_path):

@@ -73,9 +73,31 @@ def test_a_decoder_that_raises_what_nobody_foresaw_costs_only_its_film():
     assert "odd" not in failure.sentence
 
 
-def test_a_broken_pool_blames_no_film():
+def test_a_pool_that_breaks_twice_blames_no_film():
+    twice = reading(BrokenProcessPool("All workers expired"), BrokenProcessPool("All workers expired"))
+    assert twice.result() is None
     with pytest.raises(DecodersGone):
-        reading(BrokenProcessPool("All workers expired")).result()
+        twice.result()
+
+
+def test_a_decoder_that_is_killed_between_two_films_is_replaced(tmp_path):
+    film = make_film(tmp_path / "a.dcm")
+    before = psutil.Process().children()
+    with Reader(RULES, decoders=1) as reader:
+
+        def read() -> object:
+            film_read = reader.submit(str(tmp_path / "a.dcm"), film.SOPInstanceUID)
+            while (outcome := film_read.result()) is None:
+                time.sleep(0.05)
+            return outcome
+
+        assert isinstance(read(), Square)
+        for child in set(psutil.Process().children()) - set(before):
+            if "spawn_main" in "".join(child.cmdline()):
+                child.kill()
+        time.sleep(1)  # the pool notices
+        assert isinstance(read(), Square)
+        assert isinstance(read(), Square)
 
 
 def test_the_children_read_what_the_parent_asks_for(tmp_path):

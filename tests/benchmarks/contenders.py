@@ -386,7 +386,7 @@ class Decoders:
     rules: ReadingRules
 
     def measure(self, paths: Sequence[Path], *, seconds: float) -> Sample:
-        wait([self.pool.submit(os.getpid)])  # starts them all
+        wait([self.pool.submit(os.getpid) for _ in range(CORES)])  # each starts one
         gauge = Gauge(Tree([*self.pool._processes]))  # ours would count every contender's
         uids = {path: str(read_header(path).SOPInstanceUID) for path in paths}
         films, running = cycle(paths), set[Future[object]]()

@@ -132,7 +132,7 @@ def test_a_worker_that_has_run_long_enough_ends_by_itself_as_if_told_to_stop(hou
     log = tmp_path / "worker.log"
     with running(house, "worker", log) as worker:
         enqueue(house, films)
-        assert worker.wait(timeout=120) == 0
+        assert worker.wait(timeout=120) == 0, log.read_text()
     assert "worker_recycled" in log.read_text()
     assert books(house).claimed == 0
     assert books(house).balance

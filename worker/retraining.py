@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 import structlog
 import torch
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from db import registry, training_runs
 from db.base import database_now
@@ -123,7 +123,7 @@ def retrain(house: House, *, cause: str = "hand", say: Callable[[str], None] = l
             with suppress(Lost, DBAPIError), session_scope(house.engine) as session:
                 training_runs.let_go(session, run.held)
             raise
-        except (Lost, DBAPIError):
+        except (Lost, OperationalError, InterfaceError):  # lost, or the database is away: the next one goes on
             raise
         except Exception as error:
             _end(run, "failed", f"an error of ours: {type(error).__name__}")
@@ -342,8 +342,14 @@ def _metrics(run: Run, judged: Judged) -> dict[str, Any]:
     with read_scope(run.house.engine) as session:
         began = training_runs.by_id(session, run.held.run_id).started_at
         seconds = (database_now(session) - began).total_seconds()
-    epochs = pd.read_csv(run.folder / "training" / "metrics.csv")
-    return {"seconds": round(seconds), "epochs": epochs.round(5).to_dict("records"), "judged": judged.summary()}
+    epochs = epochs_of(run.folder / "training" / "metrics.csv")
+    return {"seconds": round(seconds), "epochs": epochs, "judged": judged.summary()}
+
+
+def epochs_of(metrics: Path) -> list[dict[str, Any]]:
+    """A run's figures, a row per epoch, as JSON has them: it knows no NaN, which is what an AUROC without positives is."""
+    written = pd.read_csv(metrics).round(5).astype(object)
+    return written.where(written.notna(), None).to_dict("records")
 
 
 def _end(run: Run, state: str, reason: str) -> Outcome:

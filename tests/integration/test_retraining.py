@@ -1,6 +1,7 @@
 """Retraining: what counts as confirmed, one at a time, gone on with after a kill, judged before it is promoted."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from confirmed import confirm_films, save_beginner
 from crew import environment_of, running, wait_until
 from sqlalchemy import select, text, update
+from sqlalchemy.exc import DataError
 from sqlalchemy.orm import Session
 
 from db import confirmed, gate, registry, training_runs
@@ -181,6 +183,28 @@ def test_a_retraining_leaves_a_judged_challenger_with_its_lineage_and_the_champi
     assert house.live().digest == before, "only a promotion changes what ranks"
     left = {path.name for path in (house.settings.state_folder / "retraining" / f"run-{run.id}").iterdir()}
     assert not left & {"site", "mixed", "confirmed.json"}, "patients' pixels and paths go when the run ends"
+
+
+def test_a_figure_that_is_none_is_null_in_the_record(tmp_path):
+    (tmp_path / "metrics.csv").write_text("epoch,validation/auroc/Hernia\n1,\n2,0.5\n")
+    found = retraining.epochs_of(tmp_path / "metrics.csv")
+    assert found == [
+        {"epoch": 1, "validation/auroc/Hernia": None},
+        {"epoch": 2, "validation/auroc/Hernia": 0.5},
+    ]
+    assert "NaN" not in json.dumps(found)
+
+
+@once
+def test_an_error_of_ours_ends_the_run_and_is_not_tried_again(house, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise DataError("INSERT", {}, Exception("invalid"))
+
+    monkeypatch.setattr(retraining, "fit", broken)
+    with pytest.raises(DataError):
+        retrain(house)
+    assert the_run(house).state == "failed"
+    assert "DataError" in the_run(house).reason
 
 
 @once

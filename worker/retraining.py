@@ -347,7 +347,7 @@ def _metrics(run: Run, judged: Judged) -> dict[str, Any]:
 
 
 def epochs_of(metrics: Path) -> list[dict[str, Any]]:
-    """A run's figures, a row per epoch, as JSON has them: it knows no NaN, which is what an AUROC without positives is."""
+    """A run's figures, a row per epoch, with None for the NaN of an AUROC without positives: JSON knows no NaN."""
     written = pd.read_csv(metrics).round(5).astype(object)
     return written.where(written.notna(), None).to_dict("records")
 

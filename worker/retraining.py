@@ -12,6 +12,7 @@ the champion, the settings, the moment up to which opinions count.
 import _thread
 import errno
 import hashlib
+import json
 import os
 import shutil
 import socket
@@ -347,9 +348,9 @@ def _metrics(run: Run, judged: Judged) -> dict[str, Any]:
 
 
 def epochs_of(metrics: Path) -> list[dict[str, Any]]:
-    """A run's figures, a row per epoch, with None for the NaN of an AUROC without positives: JSON knows no NaN."""
-    written = pd.read_csv(metrics).round(5).astype(object)
-    return written.where(written.notna(), None).to_dict("records")
+    """A run's figures, a row per epoch; the NaN of an AUROC without positives is None, for JSON knows no NaN."""
+    rows: list[dict[str, Any]] = json.loads(pd.read_csv(metrics).to_json(orient="records", double_precision=5))
+    return rows
 
 
 def _end(run: Run, state: str, reason: str) -> Outcome:

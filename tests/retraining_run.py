@@ -55,8 +55,9 @@ console = Console(width=150, highlight=False)
 
 def nightread(house: House, *arguments: str, expect: int = 0) -> str:
     """Run a command as a person would; what it printed."""
+    environment = {**_environment(), **environment_of(house.settings), "COLUMNS": "150"}
     done = subprocess.run(
-        [sys.executable, "-m", "worker.cli", *arguments], env={**_environment(), **environment_of(house.settings)},
+        [sys.executable, "-m", "worker.cli", *arguments], env=environment,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode != expect:
@@ -223,8 +224,9 @@ def whole_story(folder: Path, *, champion_epochs: int, epochs: int) -> None:
         challenger = show_run(site.house)
         if challenger is None:
             return
-        promote_and_roll_back(site, challenger)
-        judge_worse_ones(site, base)
+        promote(site, challenger)
+        judge_worse_ones(site)
+        roll_back_in_the_middle(site, challenger)
         say("the books", nightread(site.house, "status"))
         say("checkpoints", nightread(site.house, "models", "list"))
 
@@ -244,15 +246,14 @@ def show_run(house: House) -> str | None:
     return digest if run.state == "passed" else None
 
 
-def promote_and_roll_back(site: Site, challenger: str) -> None:
-    """Live within a minute, and back within a minute in the middle of a night; no study has two checkpoints."""
+def promote(site: Site, challenger: str) -> None:
+    """Live within a minute."""
     say("promote", nightread(site.house, "models", "promote", challenger[:12], "--reason", "passed the gate"))
     say("the champion now", _live_after(site, write_load(site.films, site.folder / "load-4", seed=4), challenger))
-    roll_back_in_the_middle(site, challenger)
 
 
 def roll_back_in_the_middle(site: Site, challenger: str) -> None:
-    """While a night's studies are being scored: which checkpoint has scored which, and from when on."""
+    """Back within a minute while a night is being scored; no study has two checkpoints."""
     enqueue(site.house, write_load(site.films, site.folder / "load-5", seed=5, studies=NIGHT))
     begun = books(site.house).scored + NIGHT // 10
     wait_until(lambda: books(site.house).scored >= begun, seconds=300, log=site.log)
@@ -292,7 +293,7 @@ def _live_after(site: Site, load: Path, challenger: str) -> str:
     return f"{found} within {time.monotonic() - began:.0f} s (asked for {challenger[:12]})"
 
 
-def judge_worse_ones(site: Site, base: Path) -> None:
+def judge_worse_ones(site: Site) -> None:
     """A challenger with one finding's labels shuffled, and one trained on AP films only: each must be refused."""
     films = pd.concat([site.films, labelled()[of_the_base(labelled())]])
     rng = np.random.default_rng(0)

@@ -25,6 +25,8 @@ FLAGGED: Final = "Pneumothorax"
 FLAG_SHARE: Final = 0.1
 """Of the films, flagged by either checkpoint where their sensitivities are compared."""
 URGENT: Final = ("A", "B")
+BESIDE: Final = ("baseline", "skill")
+"""Checks of the challenger alone, beside what needs no network."""
 ATTRIBUTES: Final = ("sex", "age_years", "view")
 CHANCE: Final = 0.05
 """A gap has grown when it has in all but so many of the draws."""
@@ -161,11 +163,15 @@ class _Bench(NamedTuple):
             yield _Question("gap", attribute, self._gap(large), champion, self.rules.gap, _at_most_or_chance, why)
 
     def beside(self, said: Mapping[str, Array]) -> Iterator[_Question]:
-        """Whether the challenger is worth more than silence, than a constant, and than what needs no film."""
+        """Whether the challenger is worth more than silence, a constant, what needs no film, and chance."""
         brier, auroc, none = self._macro(_brier), self._macro(_auroc), self._none
         yield _Question("baseline", "all_zero", brier, said["all_zero"], 0, _below, none)
         yield _Question("baseline", "prevalence", brier, said["prevalence"], 0, _below, none)
         yield _Question("baseline", "view_age_sex", auroc, said["view_age_sex"], 0, _above, none)
+        # Beside a champion that knows nothing of a finding, a challenger that knows nothing either is no worse.
+        for k in self.urgent:
+            chance = np.full(self.truth.shape, 0.5)
+            yield _Question("skill", self.findings[k], self._of(k, _auroc), chance, 0, _surely_above, self._few(k))
 
     def _of(self, k: int, figure: OfFinding) -> Figure:
         return lambda said, weights: figure(self.truth[:, k], said[:, k], weights)
@@ -221,12 +227,12 @@ def _answer(asked: _Question, challenger: Array, draws: Sequence[Array], number:
     # Rounded, so that a difference of just the bound is not beyond it by the last bit of a float.
     found = _Found(*np.round([after - before, low, high, (drawn <= 0).mean()], 6).tolist())
     passed, note = asked.passes(found, asked.bound), asked.note
-    if asked.name == "baseline":
-        note = f"the baseline: {before:.4f}"
+    if asked.name in BESIDE:
+        note = f"the baseline: {before:.4f}" if asked.name == "baseline" else "beside chance, .5"
     elif asked.name == "gap" and passed and found.difference > asked.bound:
         note = f"above the bound, but no growth in {found.fallen:.0%} of the draws: chance"
     return replace(
-        nothing, champion=None if asked.name == "baseline" else before, challenger=after, difference=found.difference,
+        nothing, champion=None if asked.name in BESIDE else before, challenger=after, difference=found.difference,
         low=found.low, high=found.high, passed=passed, note=note,
     )  # fmt: skip
 
@@ -250,6 +256,10 @@ def _at_most_or_chance(found: _Found, bound: float) -> bool:
 
 def _below(found: _Found, bound: float) -> bool:
     return found.difference < bound
+
+
+def _surely_above(found: _Found, bound: float) -> bool:
+    return found.low > bound
 
 
 def _above(found: _Found, bound: float) -> bool:

@@ -116,17 +116,18 @@ def doctor_table(findings: Sequence[Finding]) -> Table:
 def verdict_table(checks: Iterable[Any]) -> Table:
     """The gate's lines: a figure of champion and challenger, the difference with its interval, the bound."""
     table = Table(title="The gate", title_justify="left")
-    for heading in ("check", "of", "films", "champion", "challenger", "difference", "95 %", "bound", "", "note"):
-        right = heading in ("champion", "challenger", "difference", "95 %", "bound")
-        table.add_column(heading, justify="right" if right else "left")
+    for heading in ("check", "champion", "challenger", "difference (95 %)", "bound", ""):
+        right = heading in ("champion", "challenger", "difference (95 %)", "bound")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+    table.add_column("note")
     for check in checks:
-        low_to_high = "" if check.low is None else f"{check.low:+.3f} to {check.high:+.3f}"
-        figures = [_figure(check.champion), _figure(check.challenger), _figure(check.difference, signed=True)]
+        of = f"{check.name} {check.subject}".strip().replace("_", " ")
+        films = "" if check.films_from == "gold" else f", {check.films_from}"
+        interval = "" if check.low is None else f" ({check.low:+.3f} {check.high:+.3f})"
         mark = "[green]passed[/]" if check.passed else "[bold red]failed[/]"
-        bound = _figure(check.bound, signed=True)
-        subject = check.subject.replace("_", " ")
-        table.add_row(check.name.replace("_", " "), subject, check.films_from, *figures, low_to_high, bound, mark,
-                      check.note or "")  # fmt: skip
+        difference = _figure(check.difference, signed=True) + interval
+        figures = (_figure(check.champion), _figure(check.challenger), difference, _figure(check.bound, signed=True))
+        table.add_row(of + films, *figures, mark, check.note or "")
     return table
 
 

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from training import metrics
 from training.findings import FINDINGS
-from training.gate import Check, Rules, judge
+from training.gate import BESIDE, Check, Rules, judge
 from training.manifest import UNKNOWN
 
 Array = NDArray[np.float64]
@@ -74,6 +74,7 @@ EVERY_CHECK = [
     ("macro_auroc", ""), *(("auroc", finding) for finding in URGENT), ("sensitivity", "Pneumothorax"), ("ece", ""),
     ("gap", "sex"), ("gap", "age_years"), ("gap", "view"),
     ("baseline", "all_zero"), ("baseline", "prevalence"), ("baseline", "view_age_sex"),
+    *(("skill", finding) for finding in URGENT),
 ]  # fmt: skip
 
 
@@ -89,7 +90,7 @@ def test_an_identical_challenger_passes_every_comparison() -> None:
     said = seen(films, noise, auroc=0.8)
     for check in judged(films, said, said).values():
         assert check.passed
-        if check.name != "baseline":
+        if check.name not in BESIDE:
             assert (check.difference, check.low, check.high) == (0, 0, 0)
             assert check.champion == check.challenger
 
@@ -118,12 +119,26 @@ def test_a_worse_challenger_is_stopped_and_the_figures_are_the_metrics() -> None
         assert check.low <= check.high  # type: ignore[operator]
 
 
-def test_shuffled_effusions_fail_by_the_auroc_of_effusion_alone() -> None:
+def test_shuffled_effusions_fail_by_the_figures_of_effusion_alone() -> None:
     films, noise = drawn()
     challenger = seen(films, noise, auroc=0.87, seed=2)
     k = FINDINGS.index("Effusion")
     challenger[:, k] = seen(films, noise, auroc=0.52)[:, k]  # it has learned little more than the prevalence
-    assert failed(judged(films, seen(films, noise, auroc=0.75), challenger)) == {("auroc", "Effusion")}
+    assert failed(judged(films, seen(films, noise, auroc=0.75), challenger)) == {
+        ("auroc", "Effusion"),
+        ("skill", "Effusion"),
+    }
+
+
+def test_beside_a_champion_that_knows_nothing_of_a_finding_a_challenger_still_has_to() -> None:
+    films, noise = drawn()
+    champion, challenger = seen(films, noise, auroc=0.75), seen(films, noise, auroc=0.87, seed=2)
+    k = FINDINGS.index("Effusion")
+    for said, seed in ((champion, 5), (challenger, 6)):
+        said[:, k] = np.random.default_rng(seed).permutation(said[:, k])
+    checks = judged(films, champion, challenger)
+    assert ("skill", "Effusion") in failed(checks)
+    assert ("skill", "Pneumothorax") not in failed(checks)
 
 
 def test_two_findings_whose_columns_were_swapped_fail_by_their_aurocs() -> None:
@@ -235,10 +250,12 @@ def test_what_too_few_films_have_is_undecided_and_does_not_pass() -> None:
     few = films.assign(Edema=np.where(films["Edema"].cumsum() <= 9, films["Edema"], 0).astype("uint8"))
     said = seen(films, noise, auroc=0.8)
     checks = judged(few, said, said)
-    assert failed(checks) == {("auroc", "Edema")}
+    assert failed(checks) == {("auroc", "Edema"), ("skill", "Edema")}
     assert checks["auroc", "Edema"].note == "undecided: fewer than 10 films that have it, or that have not"
     assert checks["auroc", "Edema"].difference is None
-    assert failed(judged(few, said, said, rules=replace(RULES, min_positives=9))) == set()
+    enough = judged(few, said, said, rules=replace(RULES, min_positives=9))
+    assert failed(enough) <= {("skill", "Edema")}  # nine films may be too few to tell skill from chance
+    assert enough["skill", "Edema"].low is not None
 
 
 def test_films_of_one_view_alone_have_no_gap_between_views() -> None:

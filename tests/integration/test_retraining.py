@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from db import confirmed, gate, registry, training_runs
 from db.base import database_now
-from db.models import Audit, Checkpoint, Review, StudyPriority, TrainingRun
+from db.models import Audit, Checkpoint, FilmScore, Review, StudyPriority, TrainingRun
 from db.session import read_scope, session_scope
 from db.training_runs import Busy
 from training.findings import FINDINGS
@@ -155,6 +155,23 @@ def test_a_run_that_dies_again_and_again_is_given_up_and_nothing_begins_it_anew_
     assert run.state == "failed"
     assert "died 1 times" in run.reason
     assert retrain(house, cause=training_runs.RESUME) is None
+
+
+def test_the_lineage_of_a_score_is_the_one_query_of_the_docs(house):
+    page = (Path(__file__).parents[2] / "docs" / "retraining.md").read_text()
+    query = next(block for block in page.split("\n\n") if "FROM finding_score" in block).replace("= 7", "= 1")
+    with session_scope(house.engine) as session:
+        now, champion = database_now(session), registry.champion(session)
+        session.add(TrainingRun(state="passed", started_at=now, checkpoint_id=champion.id, data_digest="d" * 64,
+                                code_commit="abc", settings={}, counts={}, metrics={}))  # fmt: skip
+        session.add(FilmScore(instance_id=1, checkpoint_id=champion.id, scored_at=now,
+                              **dict.fromkeys(confirmed.FINDING_COLUMNS, 0.25)))  # fmt: skip
+        session.flush()
+        rows = session.execute(text(query)).mappings().all()
+    assert len(rows) == len(FINDINGS)
+    assert {(row["checkpoint_digest"], row["data_digest"], row["code_commit"]) for row in rows} == {
+        (champion.digest, "d" * 64, "abc")
+    }
 
 
 # ------------------------------------------------------------------------------------------------- from end to end

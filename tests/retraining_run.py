@@ -153,8 +153,9 @@ def train(*arguments: object) -> None:
         raise SystemExit(f"train {arguments[0]} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
 
 
-def first_champion(base: Path, folder: Path, *, epochs: int) -> Path:
-    train("fit", base, folder, "--split", "stable", "--start", WEIGHTS, "--epochs", epochs, "--batch-size", 32)
+def first_champion(base: Path, folder: Path, *, epochs: int, loss: str = "wbce_normalised") -> Path:
+    words = ("--split", "stable", "--start", WEIGHTS, "--epochs", epochs, "--batch-size", 32, "--loss", loss)
+    train("fit", base, folder, *words)
     return folder / "checkpoint.safetensors"
 
 
@@ -302,7 +303,7 @@ def judge_worse_ones(site: Site) -> None:
         folder = site.folder / name
         folder.mkdir()
         prepared = prepare_base(table, folder)
-        path = first_champion(prepared, folder / "run", epochs=4)
+        path = first_champion(prepared, folder / "run", epochs=4, loss="bce")  # few AP films hold a hernia
         digest = nightread(site.house, "models", "add", str(path)).split()[0]
         say(f"judged: {name}", nightread(site.house, "models", "judge", digest, expect=1))
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.base import database_now
 from db.bulk import upsert_many
-from db.models import FINDING_COLUMNS, Drift, FilmScore, Instance, Study
+from db.models import FINDING_COLUMNS, SETTLED, Drift, FilmScore, Instance, Study
 
 ATTRIBUTES: Mapping[str, InstrumentedAttribute[Any]] = {
     "view": Instance.view,
@@ -19,7 +19,6 @@ ATTRIBUTES: Mapping[str, InstrumentedAttribute[Any]] = {
     "modality": Instance.modality,
     "manufacturer": Instance.manufacturer,
 }
-SETTLED = ("scored", "skipped", "quarantined")
 
 
 @dataclass(frozen=True)

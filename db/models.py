@@ -12,8 +12,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from db.base import Base, BigKey
 
-STUDY_STATES = ("waiting", "claimed", "scored", "skipped", "quarantined")
-INSTANCE_STATES = ("waiting", "scored", "skipped", "quarantined")
+SETTLED = ("scored", "skipped", "quarantined")
+STUDY_STATES = ("waiting", "claimed", *SETTLED)
+INSTANCE_STATES = ("waiting", *SETTLED)
 CHECKPOINT_STATES = ("challenger", "shadow", "champion", "retired", "refused")
 CATEGORIES = ("A", "B", "C", "D")
 VERDICTS = ("present", "absent", "not_assessed")

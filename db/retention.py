@@ -11,9 +11,7 @@ from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.orm import Session
 
 from db.base import database_now
-from db.models import Audit, Instance, RejectedFile, Review, Study, StudyPriority
-
-SETTLED = ("scored", "skipped", "quarantined")
+from db.models import SETTLED, Audit, Instance, RejectedFile, Review, Study, StudyPriority
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ Everything is real: PostgreSQL, Redis, beat, three workers, the commands that pe
 
 import argparse
 import csv
+import os
 import random
 import signal
 import subprocess
@@ -55,7 +56,7 @@ console = Console(width=150, highlight=False)
 
 def nightread(house: House, *arguments: str, expect: int = 0) -> str:
     """Run a command as a person would; what it printed."""
-    environment = {**_environment(), **environment_of(house.settings), "COLUMNS": "150"}
+    environment = os.environ | environment_of(house.settings) | {"COLUMNS": "150"}
     done = subprocess.run(
         [sys.executable, "-m", "worker.cli", *arguments], env=environment,
         capture_output=True, text=True, check=False,
@@ -63,12 +64,6 @@ def nightread(house: House, *arguments: str, expect: int = 0) -> str:
     if done.returncode != expect:
         raise SystemExit(f"nightread {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)
 
 
 def say(heading: str, body: str = "") -> None:
@@ -320,7 +315,7 @@ def killed(folder: Path, *, kills: int, seed: int) -> None:
         for number in range(deaths):
             process = subprocess.Popen([sys.executable, "-m", "worker.cli", "retrain"], stdout=subprocess.DEVNULL,
                                        stderr=subprocess.DEVNULL,
-                                       env={**_environment(), **environment_of(house.settings)})  # fmt: skip
+                                       env=os.environ | environment_of(house.settings))  # fmt: skip
             time.sleep(rng.uniform(2, 14))
             process.send_signal(signal.SIGKILL)
             process.wait()

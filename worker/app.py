@@ -2,10 +2,12 @@
 
 import socket
 import ssl
+import threading
 from typing import Any
 
 from celery import Celery
 from celery.schedules import crontab
+from celery.signals import worker_shutting_down
 from kombu.entity import Queue
 
 from worker.errors import Unavailable
@@ -104,6 +106,26 @@ def ring(app: Celery, study_ids: list[int]) -> None:
     with app.producer_pool.acquire(block=True) as producer:
         for study_id in study_ids:
             app.send_task(SCORE, args=[study_id], queue=SCORING, producer=producer, retry=False)
+
+
+def consume(app: Celery, queue: str, *, stopping: threading.Event) -> None:
+    """Take a queue's messages until SIGTERM, which sets `stopping` at once; in one thread beside the connection's.
+
+    One process per GPU, and one thread in it that works while the main thread keeps the broker's connection: never a
+    forked pool, whose children would inherit CUDA and torch's threads. Raises Unavailable when the consumer ends by
+    itself: whoever watches over the process must start it again.
+    """
+
+    def stop(**_: Any) -> None:
+        stopping.set()
+
+    worker_shutting_down.connect(stop, weak=False)
+    app.worker_main(
+        ["worker", f"--queues={queue}", "--pool=threads", "--concurrency=1", "--loglevel=WARNING",
+         "--without-gossip", "--without-mingle"]
+    )  # fmt: skip
+    if not stopping.is_set():  # Celery logs what it did not survive and returns as if all were well
+        raise Unavailable("the worker's connection to the queue ended by an error; start it again")
 
 
 def ask_for_retraining(app: Celery, cause: str, *, expires_seconds: float = DROPPED_AFTER_SECONDS) -> None:

@@ -4,6 +4,8 @@ import getpass
 import hashlib
 import os
 import shutil
+import socket
+import uuid
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -156,6 +158,11 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def process_name() -> str:
+    """A name for this process to hold leases under: no other has it, and people see the machine in it."""
+    return f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:12]}"
 
 
 def actor() -> str:

@@ -228,7 +228,7 @@ def record_verdict(
         rules=judged.rules,
         by=actor(),
     )
-    standing = {True: "challenger", False: "refused"}[judged.passed]
+    standing = "challenger" if judged.passed else "refused"
     if challenger.state in ("challenger", "refused") and challenger.state != standing:
         registry.set_state(session, challenger, standing, by=actor(), reason=judged.reason)
     return verdict

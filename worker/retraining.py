@@ -15,12 +15,11 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ from training.sampling import SPLITS
 from training.settings import Settings as Recipe
 from training.settings import UnusableSettings
 from worker import labels, models
-from worker.house import House
+from worker.house import House, process_name
 from worker.judging import STABLE, Judged, NothingToJudge, SaysNothing, judge, record_verdict
 from worker.settings import Settings
 
@@ -88,7 +87,7 @@ class Run:
     def settings(self) -> Settings:
         return self.house.settings
 
-    @property
+    @cached_property
     def champion(self) -> Header:
         """The header of the checkpoint that the run starts from."""
         return read_header(self.house.file_of(self.parent))
@@ -141,7 +140,7 @@ def _begin(house: House, *, cause: str, say: Callable[[str], None]) -> Run | Non
         assert champion is not None  # noqa: S101  # live() has made one
         held = training_runs.take(
             session,
-            holder=f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:12]}",
+            holder=process_name(),
             cause=cause,
             settings=asked,
             parent_id=champion.id,
@@ -213,15 +212,10 @@ def _work(run: Run) -> Outcome:
     mixed = _mixed(run, site)
     digest = _digest(mixed.folder)
     _teaches(run, mixed.films.manifest, digest)
-    run.stage("train", data_digest=digest, code_commit=code_commit(), counts=_counts(mixed.films.manifest))
-    checkpoint = fit(
-        mixed.films,
-        _recipe(run),
-        run.folder / "training",
-        code_commit=code_commit(),
-        progress=False,
-        split=STABLE,
-    )
+    commit, counts = code_commit(), _counts(mixed.films.manifest, films)
+    run.stage("train", data_digest=digest, code_commit=commit, counts=counts)
+    folder = run.folder / "training"
+    checkpoint = fit(mixed.films, _recipe(run), folder, code_commit=commit, progress=False, split=STABLE)
     run.stage("judge")
     with session_scope(run.house.engine) as session:
         challenger = run.house.register(session, checkpoint)
@@ -290,8 +284,8 @@ def _teaches(run: Run, manifest: pd.DataFrame, digest: str) -> None:
         raise Ended(f"fewer than {least} training films with {', '.join(rare)}: mix in a base, or confirm more")
 
 
-def _counts(manifest: pd.DataFrame) -> dict[str, Any]:
-    site = manifest["image"].str.contains("film-", regex=False)
+def _counts(manifest: pd.DataFrame, films: labels.Confirmed) -> dict[str, Any]:
+    site = manifest["image"].isin(films.files)
     groups = {split: manifest["split"] == split for split in SPLITS}
     return {
         "films": {split: int(here.sum()) for split, here in groups.items()},

@@ -4,9 +4,7 @@ Studies are claimed a little ahead of the network, so that the decoders always h
 batches whatever study they belong to; a study is recorded in one transaction as soon as its last film is through.
 """
 
-import socket
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -24,7 +22,7 @@ from db.results import FilmResult, PriorityResult
 from db.session import read_scope, session_scope
 from training.checkpoint import load_checkpoint
 from worker import priority
-from worker.house import House, Live
+from worker.house import House, Live, process_name
 from worker.inference import Classifier, choose_device, share_processor
 from worker.metrics import WorkMetrics
 from worker.placing import placed
@@ -113,7 +111,7 @@ def open_scorer(
 ) -> Iterator[Scorer]:
     """Load the live checkpoint and the shadow onto the device and start the decoders; all end with the block."""
     live, metrics = house.live(), metrics or WorkMetrics()
-    worker = f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:12]}"
+    worker = process_name()
     with open_network(house, live) as (classifier, reader):
         shadow = open_shadow(house, live, classifier, metrics=metrics)
         yield Scorer(house, live, classifier, shadow, reader, metrics, worker, should_stop)

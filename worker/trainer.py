@@ -11,10 +11,8 @@ import threading
 
 import structlog
 from celery import Celery
-from celery.signals import worker_shutting_down
 
-from worker.app import RETRAIN, TRAINING, make_app
-from worker.errors import Unavailable
+from worker.app import RETRAIN, TRAINING, consume, make_app
 from worker.house import House
 
 log = structlog.get_logger()
@@ -53,13 +51,4 @@ def run_training_worker(house: House) -> None:
     celery, trainer = make_app(house.settings), Trainer()
     register(celery, trainer)
 
-    def stop(**_: object) -> None:
-        trainer.stopping.set()
-
-    worker_shutting_down.connect(stop, weak=False)
-    celery.worker_main(
-        ["worker", f"--queues={TRAINING}", "--pool=threads", "--concurrency=1", "--loglevel=WARNING",
-         "--without-gossip", "--without-mingle"]
-    )  # fmt: skip
-    if not trainer.stopping.is_set():
-        raise Unavailable("the worker's connection to the queue ended by an error; start it again")
+    consume(celery, TRAINING, stopping=trainer.stopping)

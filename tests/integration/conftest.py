@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -12,6 +13,7 @@ from sqlalchemy import Engine
 
 from db import schema
 from db.session import make_engine
+from worker.house import House
 
 S = TypeVar("S", bound=Server)
 
@@ -97,3 +99,25 @@ def engine(database_url: str) -> Iterator[Engine]:
     schema.upgrade(engine)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def house(settings, engine, database_url) -> House:
+    """A house whose champion is the untrained checkpoint, no longer named by the settings."""
+    House(settings.model_copy(update={"database_url": database_url})).live()
+    return House(settings.model_copy(update={"database_url": database_url, "checkpoint": None}))
+
+
+@pytest.fixture
+def embedded(settings) -> House:
+    """The same on SQLite alone, for what does not depend on the database."""
+    House(settings).live()
+    return House(settings.model_copy(update={"checkpoint": None}))
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with other weights."""
+    from untrained import save_untrained  # torch, which most tests do without
+
+    return save_untrained(tmp_path_factory.mktemp("other") / "other.safetensors", seed=1)

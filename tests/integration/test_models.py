@@ -21,13 +21,6 @@ from worker.tasks import Service
 
 
 @pytest.fixture
-def house(settings, engine, database_url) -> House:
-    """A house whose champion is the untrained checkpoint, no longer named by the settings."""
-    House(settings.model_copy(update={"database_url": database_url})).live()
-    return House(settings.model_copy(update={"database_url": database_url, "checkpoint": None}))
-
-
-@pytest.fixture
 def challenger(tmp_path: Path, untrained_checkpoint: Path) -> Path:
     """The same network under another digest, with other thresholds."""
     old = load_checkpoint(untrained_checkpoint)

@@ -7,7 +7,6 @@ import pytest
 from dicom_files import make_film, texture
 from sqlalchemy import select, text
 from typer.testing import CliRunner, Result
-from untrained import save_untrained
 
 from db.models import Audit, FilmScore, ShadowPriority, Study, StudyPriority
 from db.session import read_scope, session_scope
@@ -20,26 +19,6 @@ from worker.reading import Reader
 from worker.rescoring import Moved, NotLive, look, make_live, preview, to_see
 from worker.scoring import open_scorer, score_waiting
 from worker.shadow import enter
-
-
-@pytest.fixture
-def house(settings, engine, database_url) -> House:
-    """A house whose champion is the untrained checkpoint, no longer named by the settings."""
-    House(settings.model_copy(update={"database_url": database_url})).live()
-    return House(settings.model_copy(update={"database_url": database_url, "checkpoint": None}))
-
-
-@pytest.fixture
-def embedded(settings) -> House:
-    """The same on SQLite alone, for what does not depend on the database."""
-    House(settings).live()
-    return House(settings.model_copy(update={"checkpoint": None}))
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with other weights."""
-    return save_untrained(tmp_path_factory.mktemp("other") / "other.safetensors", seed=1)
 
 
 def score(house: House, folder: Path, count: int = 6) -> Path:

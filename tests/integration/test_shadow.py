@@ -26,26 +26,6 @@ from worker.shadow import NoShadow, Seen, Shadow, enter, has_changed, leave, ope
 from worker.tasks import Service
 
 
-@pytest.fixture
-def house(settings, engine, database_url) -> House:
-    """A house whose champion is the untrained checkpoint, no longer named by the settings."""
-    House(settings.model_copy(update={"database_url": database_url})).live()
-    return House(settings.model_copy(update={"database_url": database_url, "checkpoint": None}))
-
-
-@pytest.fixture
-def embedded(settings) -> House:
-    """The same on SQLite alone, for what does not depend on the database."""
-    House(settings).live()
-    return House(settings.model_copy(update={"checkpoint": None}))
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with other weights."""
-    return save_untrained(tmp_path_factory.mktemp("other") / "other.safetensors", seed=1)
-
-
 def put_into_shadow(house: House, path: Path) -> Checkpoint:
     champion = house.live()
     with session_scope(house.engine) as session:

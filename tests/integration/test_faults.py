@@ -90,6 +90,12 @@ class Night:
         films_in(folder, number)
         enqueue(self.house, folder)
 
+    def start_worker(self) -> None:
+        """A new worker after the one that ended, up to its first results: from then on it hears a signal."""
+        self.worker = start(self.house, "worker", self.log)
+        self.send(2)
+        wait_until(self.all_settled, seconds=RECOVERY_SECONDS, log=self.log)
+
     def all_settled(self) -> bool:
         try:
             return books(self.house).waiting == 0
@@ -228,9 +234,7 @@ def test_garbage_in_the_queue_ends_the_worker_and_the_next_one_goes_on(night: Ni
     with redis.Redis.from_url(night.redis.url) as client:
         client.rpush("scoring", b"not JSON")
     assert night.worker.wait(timeout=60) != 0, "so that whoever watches over it starts it again"
-    night.worker = start(night.house, "worker", night.log)
-    night.send(2)
-    wait_until(night.all_settled, seconds=RECOVERY_SECONDS, log=night.log)
+    night.start_worker()
     assert books(night.house).scored == score_rows(night.house) == books(night.house).received
 
 
@@ -244,8 +248,7 @@ def test_a_worker_stops_within_half_a_minute_while_postgres_is_away(night: Night
         assert night.worker.wait(timeout=STOP_SECONDS) == 0
     finally:
         night.postgres.start()
-    night.worker = start(night.house, "worker", night.log)
-    wait_until(night.all_settled, seconds=RECOVERY_SECONDS, log=night.log)
+    night.start_worker()
     assert books(night.house).scored == score_rows(night.house) == books(night.house).received
 
 

@@ -294,6 +294,8 @@ def _score_in_process(settings: Settings, connection: Connection) -> None:
             while not connection.poll(0.01):
                 score_waiting(scorer, kind="night")
             connection.recv()
+            # What was given back is still on its way through the decoders, and would slow whoever is measured next.
+            wait([scorer.reader.submit("/nowhere", "").future for _ in range(CORES)])
             connection.send("stopped")
 
 

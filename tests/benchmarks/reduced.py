@@ -1,6 +1,6 @@
 """What it saves, and what it changes, to decode JPEG 2000 at half its resolution (training/halves.py).
 
-python -m tests.benchmarks.reduced [--films 38]     (needs ../shared)
+python -m tests.benchmarks.reduced [--films 38] [--window 2048 3800]     (needs ../shared)
 """
 
 import argparse
@@ -23,17 +23,20 @@ from worker.priority import DEFAULT_POLICY, categories, urgencies
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--films", type=int, default=38)
+    arguments.add_argument("--window", type=float, nargs=2, default=(2048, 3800), help="center and width, of 4096")
+    chosen = arguments.parse_args()
+    center, width = chosen.window
     torch.set_num_threads(1)
     checkpoint, rng = load_checkpoint(SHIPPED), np.random.default_rng(0)
     classifier = Classifier(checkpoint, device=torch.device("cpu"), batch_size=3)
     thresholds = thresholds_of(read_header(SHIPPED))
     ways: dict[str, list[np.ndarray]] = {"whole": [], "half": [], "one in a hundred pixels of the square by one": []}
     cpu_ms = []
-    for original in sorted(SHARED.glob("*.png"))[: arguments.parse_args().films]:
+    for original in sorted(SHARED.glob("*.png"))[: chosen.films]:
         rows, columns = (int(side) for side in rng.uniform(*SIDES_PIXELS, size=2))
         pixels = upscaled(original, rows, columns, rng)
         dataset = make_film(
-            pixels=pixels, bits=12, transfer_syntax=JPEG2000Lossless, WindowCenter=2048, WindowWidth=3800
+            pixels=pixels, bits=12, transfer_syntax=JPEG2000Lossless, WindowCenter=center, WindowWidth=width
         )
         squares, spent = [], []
         for half_for in (0, checkpoint.preprocessing.size):

@@ -4,12 +4,12 @@ Two steps with a uint8 square between them: the square is what the training cach
 hands back, and it is small enough to travel. This module imports torch only where a tensor is made.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GAP = 2.0  # how many times the target's sides are left to the bilinear step, at least
 BLOCK_ROWS = 32  # a block of the film, its indices and its greys stay in the processor's cache
+ALIKE = 1e-6  # between two greys: a 4000th of what a square's pixel can show
 
 
 @dataclass(frozen=True)
@@ -85,18 +86,45 @@ class Preprocessing:
 def _fewer_rows(film: NDArray[Any], greys: NDArray[np.float32] | None, factor: int) -> NDArray[np.float32]:
     """The greys of a film, each `factor` rows averaged, the last ones from what is left: float32 (ceil(H / factor), W).
 
-    Block by block, so that the greys of a whole film never stand in memory: 7 ms for 2500 x 2048 pixels, where looking
-    them all up and then averaging them takes 16.
+    A table that is a ramp needs no look-up: pixels are clipped to its ends and added as the whole numbers that they
+    are, and only their averages become greys: 4 ms for 2750 x 2750 pixels, where looking all of them up takes 16.
     """
+    if greys is None:
+        return _averaged(film, lambda block: block, factor, sums=np.float32)
+    ramp = _ramp(greys)
+    if ramp is None:
+        return _averaged(film, lambda block: np.take(greys, block, mode="clip"), factor, sums=np.float32)
+    low, high = sorted(ramp)
+    sums = np.min_scalar_type(factor * (high - low))
+    averages = _averaged(film, lambda block: np.clip(block, low, high) - film.dtype.type(low), factor, sums=sums)
+    averages /= high - low
+    return averages if ramp == (low, high) else 1 - averages
+
+
+def _averaged(
+    film: NDArray[Any], show: Callable[[NDArray[Any]], NDArray[Any]], factor: int, *, sums: DTypeLike
+) -> NDArray[np.float32]:
+    """Each `factor` rows of what `show` makes of a film averaged, block by block, so that no film stands in memory in
+    another type than its own. sums: the type in which `factor` pixels are added."""
     averaged = np.empty((-(-len(film) // factor), film.shape[1]), dtype=np.float32)
     step = max(1, BLOCK_ROWS // factor)  # averaged rows in a block
     for top in range(0, len(averaged), step):
-        block = film[top * factor : (top + step) * factor]
-        shown = np.asarray(block, dtype=np.float32) if greys is None else np.take(greys, block, mode="clip")
+        shown = show(film[top * factor : (top + step) * factor])
         whole = len(shown) // factor
         boxes = shown[: whole * factor].reshape(whole, factor, film.shape[1])
-        np.add.reduce(boxes, axis=1, out=averaged[top : top + whole])
+        averaged[top : top + whole] = np.add.reduce(boxes, axis=1, dtype=sums)
         averaged[top : top + whole] /= factor
         if len(shown) % factor:
             averaged[top + whole] = shown[whole * factor :].mean(axis=0)
     return averaged
+
+
+def _ramp(greys: NDArray[np.float32]) -> tuple[int, int] | None:
+    """The last black value and the first white one of a table that is straight between them and flat outside, as most
+    windows are, MONOCHROME1's from white to black; None for any other table."""
+    black, white = np.flatnonzero(greys <= 0), np.flatnonzero(greys >= 1)
+    if not len(black) or not len(white):
+        return None
+    ends = (int(black[-1]), int(white[0])) if black[0] < white[0] else (int(black[0]), int(white[-1]))
+    straight = np.clip((np.arange(len(greys)) - ends[0]) / (ends[1] - ends[0]), 0, 1)
+    return ends if np.abs(greys - straight).max() < ALIKE else None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.preprocessing import Preprocessing
+from training.preprocessing import Preprocessing, _fewer_rows, _ramp
 
 
 def test_a_wide_film_is_squashed_to_a_square_without_keeping_its_aspect() -> None:
@@ -38,6 +38,37 @@ def test_a_film_and_a_table_of_its_greys_give_the_square_of_pillows_own_boxes(sh
     assert (square == Preprocessing(size=64).image(greys[film])).all()
     pillow = Image.fromarray(greys[film]).resize((64, 64), Image.Resampling.BILINEAR, reducing_gap=2.0)
     assert np.abs(square - 255 * np.asarray(pillow)).max() < 0.501
+
+
+BITS_12 = np.arange(2**16)
+RAMPS = {  # table -> whether pixels may be added before they are looked up
+    "window": (np.clip((BITS_12 - 148) / 3799, 0, 1), True),
+    "narrow window": (np.clip((BITS_12 - 1900) / 299, 0, 1), True),
+    "from white to black": (1 - np.clip((BITS_12 - 148) / 3799, 0, 1), True),
+    "black or white": ((BITS_12 > 2000).astype(float), True),
+    "all sixteen bits": (BITS_12 / 65535, True),
+    "between two values": (np.clip((BITS_12 - 148.5) / 3799, 0, 1), False),
+    "sigmoid": (1 / (1 + np.exp(-(BITS_12 - 2048) / 500)), False),
+    "signed": (np.clip((BITS_12.astype(np.uint16).view(np.int16) + 1000) / 3000, 0, 1), False),
+    "padding is black": (np.where(BITS_12 == 3000, 0, np.clip((BITS_12 - 148) / 3799, 0, 1)), False),
+    "never black": (0.1 + 0.9 * np.clip((BITS_12 - 148) / 3799, 0, 1), False),
+}
+
+
+@pytest.mark.parametrize("name", RAMPS)
+def test_a_film_whose_table_is_a_ramp_averages_to_what_its_greys_do(name: str) -> None:
+    table, is_ramp = RAMPS[name]
+    greys = table.astype(np.float32)
+    assert (_ramp(greys) is not None) is is_ramp
+    film = np.random.default_rng(0).integers(0, 4096, (2501, 90)).astype(np.uint16)
+    for factor in (1, 8, 16, 17):  # 2501 rows are no multiple of the last three; 17 x 4095 needs more than 16 bits
+        assert np.abs(_fewer_rows(film, greys, factor) - _fewer_rows(greys[film], None, factor)).max() < 1e-6
+
+
+def test_eight_bits_and_sixteen_are_added_without_wrapping_around() -> None:
+    for dtype, most in ((np.uint8, 255), (np.uint16, 65535)):
+        film = np.full((2560, 64), most, dtype=dtype)
+        assert (Preprocessing(size=64).image(film, np.linspace(0, 1, most + 1, dtype=np.float32)) == 255).all()
 
 
 def test_values_outside_the_unit_range_are_clipped() -> None:

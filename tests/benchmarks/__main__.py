@@ -1,6 +1,6 @@
 """Nightread beside the plain ways of scoring films, and beside what the machine could do at most: `make bench`.
 
-python -m tests.benchmarks [--turns 3] [--seconds 10] [--out docs/benchmarks]
+python -m tests.benchmarks [--turns 3] [--seconds 10] [--only NAME ...] [--out docs/benchmarks]
 """
 
 import argparse
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tests.benchmarks import films
 from tests.benchmarks.machine import machine
-from tests.benchmarks.throughput import GOALS, LIMIT, Results, run
+from tests.benchmarks.throughput import GOALS, LIMIT, Goal, Results, run
 from worker import logs
 
 
@@ -33,7 +33,8 @@ def measurements_table(results: Results) -> Table:
             start = results.start_up_seconds.get(contender)
             started = f"{start:.1f}" if start is not None and name == "mix" else ""
             table.add_row(contender, name, f"{rate:.2f}", f"{cpu:.0f}", f"{memory:,.0f}", started, f"{others:.0%}")
-    table.add_row(LIMIT, "mix", f"{statistics.median(results.rates(LIMIT, 'mix')):.2f}", "", "", "", "")
+    if limits := results.rates(LIMIT, "mix"):
+        table.add_row(LIMIT, "mix", f"{statistics.median(limits):.2f}", "", "", "", "")
     return table
 
 
@@ -43,11 +44,15 @@ COLUMNS = (
 )
 
 
+def known_goals(results: Results) -> list[Goal]:
+    return [goal for goal in GOALS if goal.is_known(results)]
+
+
 def goals_table(results: Results) -> Table:
     table = Table(title="Ratios")
     for column in ("", "films", "asked", "found (films/s)", "found (CPU time)"):
         table.add_column(column, justify="left" if column in ("", "films") else "right")
-    for goal in GOALS:
+    for goal in known_goals(results):
         found, by_cpu = goal.found(results), goal.found(results, by_cpu=True)
         mark = "[green]" if found >= goal.at_least else "[red]"
         table.add_row(
@@ -68,7 +73,7 @@ def record(results: Results, *, turns: int, seconds: float) -> dict[str, Any]:
     }
     ratios = [
         asdict(goal) | {"found": round(goal.found(results), 3), "by_cpu": round(goal.found(results, by_cpu=True), 3)}
-        for goal in GOALS
+        for goal in known_goals(results)
     ]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -86,11 +91,12 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--turns", type=int, default=3, help="how often each contender is measured")
     arguments.add_argument("--seconds", type=float, default=10.0, help="length of one measurement")
+    arguments.add_argument("--only", nargs="+", default=[], metavar="NAME", help="the contenders to measure, by name")
     arguments.add_argument("--out", type=Path, default=Path("docs/benchmarks"), help="folder of the JSON file")
     chosen = arguments.parse_args()
     logs.configure(level="warning", style="console")
     console = Console(width=130)
-    results = run(turns=chosen.turns, seconds=chosen.seconds, console=console)
+    results = run(turns=chosen.turns, seconds=chosen.seconds, only=chosen.only, console=console)
     console.print(measurements_table(results), goals_table(results))
     chosen.out.mkdir(parents=True, exist_ok=True)
     path = chosen.out / f"{datetime.now(UTC):%Y-%m-%d-%H%M}.json"

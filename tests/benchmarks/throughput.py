@@ -4,7 +4,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
@@ -64,7 +64,7 @@ class Results:
                 self.rates(DECODING, films, by_cpu=by_cpu), self.rates(NETWORK, films, by_cpu=by_cpu), strict=True
             )
             return [1 / (1 / decoding + 1 / network) for decoding, network in pairs]
-        samples = self.samples[contender][films]
+        samples = self.samples.get(contender, {}).get(films, [])
         return [1000 * CORES / each.cpu_ms_per_film if by_cpu else each.films_per_second for each in samples]
 
 
@@ -76,6 +76,10 @@ class Goal:
     other: str
     films: str
     at_least: float
+
+    def is_known(self, results: Results) -> bool:
+        """Whether both were measured."""
+        return bool(results.rates(self.contender, self.films) and results.rates(self.other, self.films))
 
     def found(self, results: Results, *, by_cpu: bool = False) -> float:
         """The median over the turns of each turn's ratio."""
@@ -95,15 +99,19 @@ GOALS = (
 )
 
 
-def run(*, turns: int, seconds: float, console: Console) -> Results:
-    """Measure every contender `turns` times, one after the other; `seconds` is the length of one measurement."""
+def run(*, turns: int, seconds: float, only: Sequence[str], console: Console) -> Results:
+    """Measure every contender `turns` times, one after the other; `seconds` is the length of one measurement.
+
+    only: the names of those to measure; all when it is empty.
+    """
     results = Results()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nightread-bench-")))
         console.print(f"Writing {len(SETS)} sets of films: {source()} ...")
         films = write_films(folder / "films")
         console.print("Starting servers and contenders ...")
-        measurements = Contenders(stack, films, folder, results, seconds).started()
+        started = Contenders(stack, films, folder, results, seconds).started()
+        measurements = [(name, measure) for name, measure in started if not only or name in only]
         for turn in range(1, turns + 1):
             for name, measure in measurements:
                 console.print(f"turn {turn} of {turns}: {name}")

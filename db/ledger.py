@@ -8,13 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Select, func, or_, select, update
+from sqlalchemy import Select, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from db.base import database_now
 from db.bulk import update_many
 from db.models import Instance, Study
 
+# An attempt that did not count. A study that was reopened while it was claimed has none left to take back.
+ONE_LESS = case((Study.attempts > 0, Study.attempts - 1), else_=0)
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 600.0  # between two tries to reach a study's files
 
 
@@ -221,7 +223,7 @@ def release(session: Session, studies: Sequence[ClaimedStudy], *, worker: str) -
         .where(Study.id.in_(mine))
         .values(
             state="waiting",
-            attempts=Study.attempts - 1,
+            attempts=ONE_LESS,
             claimed_by=None,
             lease_expires_at=None,
             rung_at=None,
@@ -246,7 +248,7 @@ def put_off(session: Session, study: ClaimedStudy, *, worker: str, reason: str, 
             state="waiting",
             reason=reason,
             detail=detail,
-            attempts=Study.attempts - 1,
+            attempts=ONE_LESS,
             claimed_by=None,
             lease_expires_at=None,
             rung_at=None,

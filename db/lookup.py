@@ -13,10 +13,15 @@ def patient_key_secret(session: Session) -> str:
     return session.scalars(select(Site.patient_key_secret)).one()
 
 
-def study_by_uid(session: Session, uid: str) -> Study | None:
-    """The study with this Study Instance UID, or with an instance of this SOP Instance UID."""
-    study = session.scalar(select(Study).where(Study.study_instance_uid == uid))
-    return study or session.scalar(select(Study).join(Instance).where(Instance.sop_instance_uid == uid))
+def study_named(session: Session, name: str) -> Study | None:
+    """The study with this Study Instance UID, or with an instance of this SOP Instance UID, or the only one with this
+    accession number."""
+    study = session.scalar(select(Study).where(Study.study_instance_uid == name))
+    study = study or session.scalar(select(Study).join(Instance).where(Instance.sop_instance_uid == name))
+    if study is not None:
+        return study
+    ordered = session.scalars(select(Study).where(Study.accession_number == name).limit(2)).all()
+    return ordered[0] if len(ordered) == 1 else None
 
 
 def instances_of(session: Session, study: Study) -> Sequence[Instance]:

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from confirmed import confirm_films, save_beginner
-from crew import books, enqueue, environment_of, running, wait_until
+from crew import books, enqueue, environment_of, running, start, wait_until
 from dicom_files import make_film
 from PIL import Image
 from rich.console import Console
@@ -48,7 +48,7 @@ WEIGHTS = SHARED / "weights" / "mobilenet_v2-b0353104.pth"
 SIZE = 160  # pixels
 BASE_PATIENTS = 4  # one in so many patients is the base's, the others are the hospital's
 LOAD, LOAD_SIDE = 200, 1536  # studies that measure the scoring, and the side of their films in pixels
-NIGHT = 800  # studies of the night in whose middle the champion is rolled back: longer than the command takes to start
+NIGHT = 1600  # studies of the night in whose middle the champion is rolled back: longer than the command takes to start
 SHUFFLED = "Effusion"
 
 console = Console(width=150, highlight=False)
@@ -250,11 +250,13 @@ def promote(site: Site, challenger: str) -> None:
 
 def roll_back_in_the_middle(site: Site, challenger: str) -> None:
     """Back within a minute while a night is being scored; no study has two checkpoints."""
-    enqueue(site.house, write_load(site.films, site.folder / "load-5", seed=5, studies=NIGHT))
-    begun = books(site.house).scored + NIGHT // 10
+    load = write_load(site.films, site.folder / "load-5", seed=5, studies=NIGHT)
+    begun = books(site.house).scored + NIGHT // 20
+    sender = start(site.house, "enqueue", site.log, str(load))
     wait_until(lambda: books(site.house).scored >= begun, seconds=300, log=site.log)
     nightread(site.house, "models", "rollback", "--reason", "in the middle of a night")
     asked = time.monotonic()
+    sender.wait(timeout=300)
     wait_until(lambda: books(site.house).waiting == 0, seconds=300, log=site.log)
     with read_scope(site.house.engine) as session:
         by = session.execute(text(BY_CHECKPOINT), {"load": "L5-%"}).all()

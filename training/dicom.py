@@ -159,6 +159,10 @@ class PixelLimits:
 DEFAULT_LIMITS = PixelLimits()
 
 
+def _stored_bits(dataset: Dataset) -> int:
+    return _whole(dataset, "BitsStored", default=_whole(dataset, "BitsAllocated"))
+
+
 @dataclass(frozen=True)
 class PixelHeader:
     """The Image Pixel Module (PS3.3 C.7.6.3) of one single-frame image, checked."""
@@ -168,6 +172,7 @@ class PixelHeader:
     samples: int  # per pixel: 1, or 3 for colour
     bits_allocated: int  # 8 or 16
     bits_stored: int  # 1 to bits_allocated
+    high_bit: int  # of a stored value: the one below bits_stored
     signed: bool
     photometric: str
     transfer_syntax: UID
@@ -181,7 +186,8 @@ class PixelHeader:
             columns=_whole(dataset, "Columns"),
             samples=_whole(dataset, "SamplesPerPixel", default=1),
             bits_allocated=_whole(dataset, "BitsAllocated"),
-            bits_stored=_whole(dataset, "BitsStored", default=_whole(dataset, "BitsAllocated")),
+            bits_stored=_stored_bits(dataset),
+            high_bit=_whole(dataset, "HighBit", default=_stored_bits(dataset) - 1),
             signed=_whole(dataset, "PixelRepresentation", default=0) == 1,
             photometric=str(element_value(dataset, "PhotometricInterpretation") or "").strip().upper(),
             transfer_syntax=_transfer_syntax(dataset),
@@ -198,6 +204,9 @@ class PixelHeader:
             raise UnsupportedPixels
         if not 1 <= self.bits_stored <= self.bits_allocated:
             raise BadPixelHeader("The header says that more bits are stored than allocated, or none.")
+        # PS3.5 8.1.1 allows nothing else; a codestream's samples are where they are, whatever the header says.
+        if self.high_bit != self.bits_stored - 1 and not self.transfer_syntax.is_compressed:
+            raise BadPixelHeader("High Bit is not one less than Bits Stored, so where the values lie is unknown.")
         if self.photometric not in PHOTOMETRICS[self.samples]:
             raise BadPixelHeader("The photometric interpretation is unknown or does not fit the samples per pixel.")
         if self.photometric == "YBR_FULL_422" and self.columns % 2 and not self.transfer_syntax.is_encapsulated:

@@ -23,6 +23,7 @@ from training.dicom import (
     PixelLimits,
     TooLarge,
     Undecodable,
+    UnsupportedPixels,
     UnusablePixels,
     open_dataset,
 )
@@ -39,7 +40,9 @@ __all__ = [
 ]
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, the Y of DICOM's YBR_FULL (C.7.6.3.1.2)
-FEW = 61  # every so manieth row and column
+FEW, FEWEST = 61, 32  # every so manieth row and column, but at least so many of each
+LEAST_CONTRAST = 2 / 255
+LEAST_SIDE = 32  # pixels: of the smallest network's input
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,10 @@ class Film:
     whole: tuple[int, int] | None = None
 
     def square(self, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-        """The network's input: uint8 (size, size)."""
+        """The network's input: uint8 (size, size). Raises UnsupportedPixels for a film of too few pixels."""
+        if min(self.pixels.shape) < LEAST_SIDE:
+            rows, columns = self.pixels.shape
+            raise UnsupportedPixels(f"The image has {rows} x {columns} pixels: too few to show a chest.")
         if self.whole is not None and self.greys is not None:
             return halves.square(self.pixels, self.greys, self.whole, preprocessing.size)
         return preprocessing.image(self.pixels, self.greys)
@@ -74,9 +80,11 @@ class Film:
 
     @property
     def is_constant(self) -> bool:
-        """Whether it shows nothing. A few of its pixels mostly tell that it does show something."""
-        few = replace(self, pixels=self.pixels[::FEW, ::FEW]).image
-        return bool(few.min() == few.max() and self.image.min() == self.image.max())
+        """Whether it shows nothing: all but a hundredth of its pixels, looked at here and there, are of one grey."""
+        step = max(1, min(FEW, *(side // FEWEST for side in self.pixels.shape)))
+        few = replace(self, pixels=self.pixels[::step, ::step]).image
+        black, white = np.percentile(few, (1, 99))
+        return bool(white - black < LEAST_CONTRAST)
 
 
 def read_film(dataset: Dataset, *, limits: PixelLimits = DEFAULT_LIMITS, half_for: int = 0) -> Film:
@@ -117,8 +125,10 @@ def _half(dataset: Dataset, header: PixelHeader) -> Film | None:
     low = decode_half(dataset, header)
     if low is None:
         return None
-    digest = _digest(low, header.photometric)
-    return Film(low, grey_table(dataset, header, low), digest, whole=(header.rows, header.columns))
+    greys = grey_table(dataset, header, low)
+    if not halves.is_straight(low, greys):
+        return None
+    return Film(low, greys, _digest(low, header.photometric), whole=(header.rows, header.columns))
 
 
 def read_picture(source: Path | BinaryIO, *, limits: PixelLimits = DEFAULT_LIMITS) -> NDArray[np.float32]:

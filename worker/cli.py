@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from rich.console import Console
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from db.books import read_books
@@ -292,18 +293,18 @@ def report(
 
 @app.command()
 def explain(
-    what: Annotated[str, typer.Argument(help="A file, a Study Instance UID or a SOP Instance UID.")],
+    what: Annotated[str, typer.Argument(help="A file, a Study or SOP Instance UID, or an accession number.")],
     heatmap: Annotated[Path | None, typer.Option(help="Write Grad-CAM pictures of a film into this folder.")] = None,
     layers: Annotated[bool, typer.Option(help="With --heatmap: also every filter of every layer.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Why a file is scored or not, or why a study stands where it stands."""
-    from worker.explanation import NothingToExplain, explain_file, explain_uid
+    from worker.explanation import NothingToExplain, explain_file, explain_named
     from worker.tables import explained_tables
 
     house = open_house()
     try:
-        found = explain_file(house, Path(what)) if os.path.isfile(what) else explain_uid(house, what)  # noqa: PTH113
+        found = explain_file(house, Path(what)) if os.path.isfile(what) else explain_named(house, what)  # noqa: PTH113
     except NothingToExplain as error:
         raise typer.BadParameter(str(error)) from error
     if heatmap is not None:
@@ -349,7 +350,7 @@ def demo(
 
     settings = Settings()
     logs.configure(level="warning", style=settings.log_format)
-    morning = run_demo(folder, settings=settings, console=out)
+    morning = run_demo(folder, settings=settings, console=Console())
     raise typer.Exit(SOME_LEFT_OUT if morning.surprises else DONE)
 
 

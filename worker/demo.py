@@ -28,7 +28,7 @@ from worker.phantom_film import Outcome
 from worker.phantoms import Written, generate, plan
 from worker.scoring import Tally, open_scorer, score_waiting
 from worker.settings import Settings
-from worker.tables import CATEGORY_STYLES, books_table, notes
+from worker.tables import books_table, category_cell, notes
 
 ON_SHEET = 12  # studies on the contact sheet
 WIDE = 120  # a terminal with so many columns has room for three findings of a study
@@ -174,11 +174,10 @@ def morning_table(
     table.add_column("Drawn")
     table.add_column("Notes", no_wrap=True)
     for row in rows:
-        style = CATEGORY_STYLES[row["category"]]
         scores = ranked_findings(row, findings.get(row["study_instance_uid"]))[:best]
         table.add_row(
             str(row["priority_rank"]),
-            f"[{style}] {row['category']} [/]",
+            category_cell(row["category"]),
             f"{row['urgency']:.2f}" if scores else "-",
             row["accession_number"],
             ", ".join(f"{finding.replace('_', ' ')} {probability:.2f}" for finding, probability in scores) or "-",

@@ -26,8 +26,16 @@ BLIND_SENTENCE = (
 )
 
 
+# Why a study stands higher than what was seen in it.
+FLAG_RULES = {
+    priority.NOT_SCORED: "no film of it was scored, so it stands as if its heaviest finding of category B were certain",
+    priority.PARTLY_SCORED: "some film of it could not be read, so it stands at least where an unscored study does",
+    BLIND: "where a study stands that no model has scored",
+}
+
+
 class NothingToExplain(LookupError):
-    """Neither a file nor a UID that the database knows."""
+    """Neither a file nor a UID or accession number that the database knows."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +73,15 @@ def _pixel_objection(path: Path, house: House) -> list[tuple[str, str]]:
     return []
 
 
-def explain_uid(house: House, uid: str) -> Explained:
-    """A study's rank and what made it, by its Study Instance UID or by the SOP Instance UID of one of its films."""
+def explain_named(house: House, name: str) -> Explained:
+    """A study's rank and what made it, by its Study Instance UID, the SOP Instance UID of one of its films, or its
+    accession number. Raises NothingToExplain for an unknown one, or an accession number of several studies."""
     with read_scope(house.engine) as session:
-        study = lookup.study_by_uid(session, uid)
+        study = lookup.study_named(session, name)
         if study is None:
-            raise NothingToExplain("no such file, and the database knows no study or film with this UID")
+            raise NothingToExplain(
+                "no such file, and the database knows no one study or film with this UID or accession number"
+            )
         return _explain_study(session, study)
 
 
@@ -85,6 +96,7 @@ def _explain_study(session: Session, study: Study) -> Explained:
     facts += _rank_facts(worklist.neighbours(session, study.id), study.id)
     facts += [("flag", place.flag)] if place.flag else []
     facts += [("policy", f"version {stored.version}")] if stored else []
+    facts += [("category", f"{place.category}: {FLAG_RULES[place.flag]}")] if place.flag in FLAG_RULES else []
     if place.flag == BLIND:
         return Explained("Blind", [*facts, ("why", BLIND_SENTENCE)], tables)
     if stored is None or checkpoint is None:
@@ -94,7 +106,8 @@ def _explain_study(session: Session, study: Study) -> Explained:
     films = lookup.film_probabilities(session, study, checkpoint)
     probabilities = [float(p) for p in priority.study_probabilities(films)]
     thresholds = {f: cuts[policy.THRESHOLD] for f, cuts in checkpoint.header.get("thresholds", {}).items()}
-    facts.append(("category", f"{place.category}: {_category_rule(probabilities, rules, thresholds)}"))
+    seen = priority.category(probabilities, rules, thresholds)
+    facts.append(("what was seen", f"category {seen}: {_category_rule(probabilities, rules, thresholds)}"))
     tables.append(_contributions_table(probabilities, rules, thresholds))
     return Explained("Why it stands where it stands", facts, tables)
 
@@ -104,6 +117,7 @@ def _rank_facts(rows: Sequence[RowMapping], study_id: int) -> list[tuple[str, st
     if own is None:
         return [("rank", "none: it has been read")]
     facts = [("rank", f"{own['priority_rank']}"), ("urgency", f"{own['urgency']:.3f}")]
+    facts.append(("has waited", f"{own['waited_minutes']:.0f} min"))
     facts += [("STAT", "yes, by a human")] if own["stat"] else []
     facts += [("overdue", "yes")] if own["overdue"] else []
     below = next((row for row in rows if row["priority_rank"] == own["priority_rank"] + 1), None)

@@ -35,7 +35,7 @@ def _path_of(house: House, what: str) -> Path:
     if os.path.isfile(what):  # noqa: PTH113 - Path.is_file raises where a folder above is closed
         return Path(what)
     with read_scope(house.engine) as session:
-        study = lookup.study_by_uid(session, what)
+        study = lookup.study_named(session, what)
         films = [] if study is None else [i for i in lookup.instances_of(session, study) if i.view is not None]
     named = [film for film in films if film.sop_instance_uid == what] or films
     if not named:

@@ -11,8 +11,13 @@ from torch.fx.experimental.optimization import fuse
 
 from training.checkpoint import Checkpoint, build
 from worker.allocator import keep_freed_memory
+from worker.errors import Unavailable
 
 DECIMALS = 6  # of a stored probability: what differs beyond them is the order of additions, not the film
+
+
+class DeviceGone(Unavailable):
+    """The device no longer computes: a fault of the house, for which no film is blamed."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -63,6 +68,15 @@ class Classifier:
             torch.cuda.empty_cache()
             return self.predict(squares)
         return np.concatenate(passes)
+
+    def still_works(self) -> bool:
+        """Whether the device computes at all: what fails beside it is a film's fault only then."""
+        side = self.preprocessing.size
+        try:
+            self.predict(np.zeros((1, side, side), dtype=np.uint8))
+        except RuntimeError:  # a broken CUDA context fails for good, and so does a device whose memory others hold
+            return False
+        return True
 
     @torch.inference_mode()
     def _one_pass(self, squares: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -190,5 +190,5 @@ def _finish(report: Report, *, as_json: bool) -> None:
     else:
         out.print(f"{report.changed} changed, {report.unchanged} known already, {len(left_out)} left out.")
         for problem in left_out:
-            out.print(f"  line {problem.line}: {problem.reason}", highlight=False, markup=False)
+            out.print(f"  line {problem.line}: {problem.reason}", highlight=False)
     raise typer.Exit(SOME_LEFT_OUT if left_out else DONE)

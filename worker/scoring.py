@@ -23,7 +23,7 @@ from db.session import read_scope, session_scope
 from training.checkpoint import load_checkpoint
 from worker import priority
 from worker.house import House, Live, process_name
-from worker.inference import Classifier, choose_device, share_processor
+from worker.inference import Classifier, DeviceGone, choose_device, share_processor
 from worker.metrics import WorkMetrics
 from worker.placing import placed
 from worker.reading import Failure, Reader, Reading, ReadingRules, Square
@@ -157,6 +157,7 @@ def score_waiting(
                 hand.claim(first)
             first = None
             if not hand.studies:
+                scorer.metrics.progressed()
                 return tally
             run_id = run_id or _open_run(scorer, kind)
             hand.predict(hand.next_batch())
@@ -284,7 +285,10 @@ class Hand:
         return len(self._ready)
 
     def predict(self, batch: Sequence[tuple[int, int, Square]]) -> None:
-        """Run the network on a batch; one that raises is split until the culprit stands alone."""
+        """Run the network on a batch; one that raises is split until the culprit stands alone.
+
+        Raises DeviceGone where a film that stands alone fails and a black square does too.
+        """
         if not batch:
             return
         classifier, shadow = self.scorer.classifier, self.scorer.shadow
@@ -292,10 +296,12 @@ class Hand:
         try:
             with self._stage("predict"):
                 probabilities = classifier.predict(squares)
-        except RuntimeError:
+        except RuntimeError as error:
             if len(batch) == 1 and shadow.give_up("shadow_gave_way"):  # the memory that it took may be what lacked
                 self.predict(batch)
                 return
+            if len(batch) == 1 and not classifier.still_works():
+                raise DeviceGone("the device no longer computes: start the worker again, and see its log") from error
             if len(batch) == 1:
                 study_id, instance_id, _ = batch[0]
                 self.studies[study_id].failures[instance_id] = Failure("prediction_failed", "the network failed on it")
@@ -359,7 +365,8 @@ def record(scorer: Scorer, finished: Sequence[StudyInHand], *, run_id: int, tall
         listed = [i for i in mine if outcomes[i].state != "skipped"]
         places = [study_priority(scorer.live, outcomes[i], films[i], blind=blind[i]) for i in listed]
         results.record_priorities(session, places, policy_id=scorer.live.policy.policy_id)
-        runs.touch(session, run_id)
+        if settled:
+            runs.touch(session, run_id)
     tally.put_off += len(away)
     for outcome in settled:
         _count(scorer, outcome, films[outcome.study.study_id], tally)

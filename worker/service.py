@@ -19,7 +19,7 @@ log = structlog.get_logger()
 def run_worker(house: House) -> None:
     """Consume the queue until SIGTERM. The checkpoint is loaded before the first message, so a bad one fails here.
 
-    Raises Unavailable when the consumer ends by itself.
+    Raises Unavailable when the consumer ends by itself, or the device does not compute any more.
     """
     settings, metrics = house.settings, WorkMetrics()
     celery, service = make_app(settings), Service(house, metrics=metrics)
@@ -33,6 +33,8 @@ def run_worker(house: House) -> None:
             _recycle_after(settings.recycle_hours)
         # What is in hand when it is told to stop ends after its batch, and the rest is given back.
         consume(celery, SCORING, stopping=service.stopping)
+        if service.device_gone is not None:
+            raise service.device_gone
 
 
 def _recycle_after(hours: float) -> None:

@@ -27,10 +27,9 @@ def worklist_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify="right" if heading in ("#", "Urgency", "p", "Waits") else "left")
     now = datetime.now(UTC)
     for row in rows:
-        style = CATEGORY_STYLES[row["category"]]
         table.add_row(
             str(row["priority_rank"]),
-            f"[{style}] {row['category']} [/]",
+            category_cell(row["category"]),
             f"{row['urgency']:.3f}",
             row["top_finding"] or "-",
             "-" if row["top_probability"] is None else f"{row['top_probability']:.2f}",
@@ -40,6 +39,11 @@ def worklist_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             notes(row),
         )
     return table
+
+
+def category_cell(category: str) -> Text:
+    """A category in its colour."""
+    return Text(f" {category} ", style=CATEGORY_STYLES[category])
 
 
 def shortened(uid: str) -> str:
@@ -105,11 +109,15 @@ def _plain_table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[s
     return table
 
 
+def _mark(good: bool, yes: str, no: str) -> Text:
+    return Text(yes, style="green") if good else Text(no, style="bold red")
+
+
 def doctor_table(findings: Sequence[Finding]) -> Table:
     """What the doctor found."""
     table = Table(title="Doctor", title_justify="left", show_header=False)
     for finding in findings:
-        table.add_row(finding.name, "[green]ok[/]" if finding.ok else "[bold red]ailing[/]", finding.text)
+        table.add_row(finding.name, _mark(finding.ok, "ok", "ailing"), finding.text)
     return table
 
 
@@ -124,7 +132,7 @@ def verdict_table(checks: Iterable[Any]) -> Table:
         of = f"{check.name} {check.subject}".strip().replace("_", " ")
         films = "" if check.films_from == "gold" else f", {check.films_from}"
         interval = "" if check.low is None else f" ({check.low:+.3f} {check.high:+.3f})"
-        mark = "[green]passed[/]" if check.passed else "[bold red]failed[/]"
+        mark = _mark(check.passed, "passed", "failed")
         difference = _figure(check.difference, signed=True) + interval
         figures = (_figure(check.champion), _figure(check.challenger), difference, _figure(check.bound, signed=True))
         table.add_row(of + films, *figures, mark, check.note or "")

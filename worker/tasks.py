@@ -3,6 +3,8 @@
 Each task is a few lines; the work stands in scoring.py, sweep.py and drift.py.
 """
 
+import os
+import signal
 import threading
 import time
 from contextlib import ExitStack
@@ -18,6 +20,7 @@ from worker import shadow
 from worker.app import DRIFT, SCORE, SWEEP, ask_for_retraining
 from worker.drift import daily
 from worker.house import House
+from worker.inference import DeviceGone
 from worker.metrics import WorkMetrics
 from worker.reading import DecodersGone
 from worker.scoring import Scorer, open_scorer, score_waiting, with_shadow
@@ -35,6 +38,7 @@ class Service:
     def __init__(self, house: House, *, metrics: WorkMetrics) -> None:
         self.house, self.metrics = house, metrics
         self.stopping = threading.Event()
+        self.device_gone: DeviceGone | None = None
         self._stack = ExitStack()
         self._scorer: Scorer | None = None
         self._looked_at = 0.0
@@ -102,6 +106,10 @@ class Service:
                 score_waiting(scorer, kind="night", first=study_id, may_claim=self.may_claim)
             except DecodersGone:
                 self.close()  # the next bell gets new ones
+                raise
+            except DeviceGone as gone:  # a CUDA context that broke stays broken: only a new process gets another
+                self.device_gone = gone
+                os.kill(os.getpid(), signal.SIGTERM)
                 raise
             if self.scorer() is scorer:
                 return

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from worker import logs
 from worker.settings import Settings
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 DONE, SOME_LEFT_OUT, WRONG_USAGE, UNAVAILABLE = 0, 1, 2, 3
 STOPPED = 130  # by Ctrl-C
 
-out, err = Console(), Console(stderr=True)
+# Without markup: what they print may hold a sender's words, and `[/]` in an accession number must end nothing.
+out, err = Console(markup=False), Console(stderr=True, markup=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
@@ -36,7 +37,7 @@ def open_house(*, log_level: str | None = None) -> "House":
 
 def refuse(message: str, *, code: int = WRONG_USAGE) -> NoReturn:
     """End the command with one line on standard error; by default as wrongly used."""
-    err.print(f"[red]nightread:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    err.print(Text("nightread:", style="red"), message, highlight=False, soft_wrap=True)
     raise SystemExit(code)
 
 

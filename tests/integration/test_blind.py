@@ -11,7 +11,7 @@ from db.models import FilmScore, ShadowPriority, StudyPriority
 from db.session import read_scope, session_scope
 from db.worklist import worklist
 from worker import models, policy, reranking
-from worker.explanation import BLIND_SENTENCE, explain_uid
+from worker.explanation import BLIND_SENTENCE, explain_named
 from worker.house import House
 from worker.intake import receive
 from worker.policy import Changes
@@ -65,7 +65,7 @@ def test_a_blind_study_is_scored_listed_as_unscored_and_stays_so(house, tmp_path
     assert rows[0]["study_instance_uid"] == stat.StudyInstanceUID, "a human's STAT holds"
     assert before == [(i, "B", 0.4, "blind", None, None, None) for i in (1, 2, 3)]
     assert [notes(row) for row in rows] == ["STAT, blind", "blind", "blind"]
-    assert ("why", BLIND_SENTENCE) in explain_uid(house, stat.StudyInstanceUID).facts
+    assert ("why", BLIND_SENTENCE) in explain_named(house, stat.StudyInstanceUID).facts
     with read_scope(house.engine) as session:
         assert len(session.scalars(select(FilmScore.id)).all()) == 6, "both checkpoints' scores are kept"
         assert {place.flag for place in session.scalars(select(ShadowPriority))} == {"blind"}

@@ -17,6 +17,7 @@ from db.models import FilmScore, Instance, RejectedFile, Run, RunRank, Study
 from db.session import read_scope, session_scope
 from db.worklist import worklist
 from worker.house import House
+from worker.inference import DeviceGone
 from worker.intake import receive
 from worker.reading import DecodersGone
 from worker.scoring import open_scorer, score_waiting
@@ -215,6 +216,22 @@ def test_a_study_that_the_network_fails_on_is_found_and_quarantined_alone(house,
         scorer.classifier.predict = predict
         tally = score_waiting(scorer, kind="score")
     assert (tally.scored, tally.quarantined) == (3, 1)
+
+
+def test_a_device_that_fails_blames_no_film(house, tmp_path):
+    for i in range(4):
+        make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12)
+    receive(house, [tmp_path])
+    with open_scorer(house) as scorer:
+
+        def predict(squares):
+            raise RuntimeError("CUDA error: unspecified launch failure")
+
+        scorer.classifier.predict = predict
+        with pytest.raises(DeviceGone):
+            score_waiting(scorer, kind="score")
+    with read_scope(house.engine) as session:
+        assert session.execute(select(Study.state, Study.attempts).distinct()).all() == [("waiting", 0)]
 
 
 def test_studies_are_given_back_when_the_decoders_are_gone(house, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from dicom_files import make_film
+from dicom_files import make_film, texture
 from pydicom.uid import generate_uid
 from typer.testing import CliRunner, Result
 
@@ -122,6 +122,34 @@ def test_explain_a_study_shows_its_rank_and_what_adds_to_its_urgency(tmp_path):
         found = json.loads(nightread("explain", uid, "--json").stdout)
         assert ["rank", "1"] in found["facts"]
         assert "What adds to its urgency" in [table[0] for table in found["tables"]]
+
+
+def test_explain_takes_an_accession_number_of_one_study(tmp_path):
+    for number, accession in enumerate(("N1", "N2", "N2")):
+        make_film(tmp_path / f"{number}.dcm", AccessionNumber=accession, pixels=texture(seed=number), bits=12)
+    nightread("score", tmp_path)
+    assert any(name == "has waited" for name, _ in json.loads(nightread("explain", "N1", "--json").stdout)["facts"])
+    assert nightread("explain", "N2").exit_code == 2
+
+
+def test_explain_says_why_a_study_that_was_partly_scored_stands_higher(tmp_path):
+    film = make_film(tmp_path / "a.dcm", AccessionNumber="N1")
+    make_film(tmp_path / "b.dcm", StudyInstanceUID=film.StudyInstanceUID, PixelData=b"\0\0", pixels=texture(seed=1))
+    nightread("score", tmp_path)
+    facts = dict(json.loads(nightread("explain", "N1", "--json").stdout)["facts"])
+    assert facts["flag"] == "partly_scored"
+    assert "could not be read" in facts["category"]
+    assert facts["what was seen"].startswith("category ")
+
+
+def test_what_a_sender_wrote_is_printed_as_it_is(tmp_path):
+    make_film(tmp_path / "a.dcm", AccessionNumber="A[/]1[b]")
+    nightread("score", tmp_path)
+    listed = nightread("worklist")
+    assert listed.exit_code == 0
+    assert "A[/]1[b]" in listed.output
+    assert nightread("policy", "edit", "--max-wait-minutes", "700", "--note", "see [/ticket]").exit_code == 0
+    assert "see [/ticket]" in nightread("policy", "show", "--all").output
 
 
 def test_explain_something_unknown_is_wrong_usage():

@@ -69,6 +69,25 @@ def test_a_film_whose_greys_are_not_smooth_is_decoded_whole(attributes: dict[str
     assert halved(film_in(JPEG2000Lossless, thorax(400, 400), **attributes)).whole is None
 
 
+@pytest.mark.parametrize(
+    ("attributes", "whole"),
+    [
+        ({"WindowWidth": 3800}, False),
+        ({"WindowWidth": 600}, True),  # its ends lie in the grain
+        ({"WindowWidth": 200, "VOILUTFunction": "SIGMOID"}, True),
+        ({"WindowWidth": 8000, "VOILUTFunction": "SIGMOID"}, False),
+    ],
+)
+def test_a_film_is_decoded_whole_where_its_window_bends_within_the_grain(
+    attributes: dict[str, object], whole: bool
+) -> None:
+    pixels = thorax(400, 400)
+    grain = np.random.default_rng(1).normal(0, 80, pixels.shape)
+    pixels[18:] = np.clip(pixels[18:] * 0.8 + 400 + grain[18:], 0, 4095).astype(np.uint16)
+    half = halved(film_in(JPEG2000Lossless, pixels, **attributes))
+    assert (half.whole is None) is whole
+
+
 def test_small_films_other_syntaxes_and_few_bits_are_decoded_whole() -> None:
     assert halved(film_in(JPEG2000Lossless, thorax(400, 380))).whole is None
     assert halved(film_in(JPEGLosslessSV1, thorax(400, 400))).whole is None

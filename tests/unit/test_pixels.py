@@ -13,8 +13,9 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
-from training.dicom import ConstantImage, PixelLimits, UnusablePixels
+from training.dicom import BadPixelHeader, ConstantImage, PixelLimits, UnsupportedPixels, UnusablePixels
 from training.pixels import open_dataset, read_film, read_picture
+from training.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -66,6 +67,34 @@ def test_the_pixel_digest_tells_other_pixels_shapes_and_photometrics_apart() -> 
 def test_a_film_of_one_value_shows_nothing(value: int, window: dict[str, int]) -> None:
     with pytest.raises(ConstantImage):
         read_film(make_film(pixels=np.full((9, 9), value, np.uint16), bits=12, **window))
+
+
+def test_a_film_that_shows_something_in_a_few_pixels_alone_shows_nothing() -> None:
+    pixels = np.zeros((400, 400), np.uint16)
+    pixels[7, 9] = 1
+    with pytest.raises(ConstantImage):
+        read_film(make_film(pixels=pixels, bits=12))
+
+
+def test_a_window_that_shows_a_few_pixels_alone_is_left_out() -> None:
+    pixels = texture(400, 300)
+    pixels[0, 0] = 4095
+    square = read_film(make_film(pixels=pixels, bits=12, WindowCenter=4094.5, WindowWidth=1)).square(Preprocessing())
+    assert (square == read_film(make_film(pixels=pixels, bits=12)).square(Preprocessing())).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (1, 6000), (4000, 31)])
+def test_a_film_of_too_few_pixels_makes_no_square(shape: tuple[int, int]) -> None:
+    film = read_film(make_film(pixels=texture(*shape), bits=12))
+    with pytest.raises(UnsupportedPixels):
+        film.square(Preprocessing())
+
+
+def test_values_that_lie_in_other_bits_than_the_lowest_are_refused() -> None:
+    film = make_film(pixels=texture() << 4, bits=12)
+    film.HighBit = 15
+    with pytest.raises(BadPixelHeader, match="High Bit"):
+        read_film(film)
 
 
 @pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL"])

@@ -63,7 +63,7 @@ def _modality_lut(dataset: Dataset, values: Numbers) -> Numbers:
         entries = _lut(item, dataset)
         if entries is None:
             raise BadModalityLut
-        return _looked_up(values, *entries)
+        return _looked_up(values, *entries[:2])
     slope = _number(element_value(dataset, "RescaleSlope"), default=1.0)
     intercept = _number(element_value(dataset, "RescaleIntercept"), default=0.0)
     if not slope or intercept is None:
@@ -78,9 +78,11 @@ def _modality_lut(dataset: Dataset, values: Numbers) -> Numbers:
 def _voi(dataset: Dataset, levels: Numbers) -> Numbers | None:
     """Greys by the first VOI LUT, else by the first window; None where neither can be used (C.11.2)."""
     if (item := _first_item(dataset, "VOILUTSequence")) and (lut := _lut(item, dataset)):
-        first, entries = lut
-        # Some writers declare 16 bits and fill 12. An honest LUT uses its highest bit, so the entries tell.
-        greys: Numbers = _looked_up(levels, first, entries) / (2 ** int(entries.max()).bit_length() - 1)
+        first, entries, bits = lut
+        # Some writers declare 16 bits and fill 12. An honest LUT uses its highest bit; of any other the highest entry is
+        # white.
+        highest = int(entries.max())
+        greys: Numbers = _looked_up(levels, first, entries) / (2**bits - 1 if highest.bit_length() == bits else highest)
         return greys
     center = _number(element_value(dataset, "WindowCenter"))
     width = _number(element_value(dataset, "WindowWidth"))
@@ -133,8 +135,9 @@ def _looked_up(levels: Numbers, first: int, entries: Numbers) -> Numbers:
     return np.take(entries, np.rint(levels - first).astype(np.int64), mode="clip")
 
 
-def _lut(item: Dataset, dataset: Dataset) -> tuple[int, Numbers] | None:
-    """The first value that a LUT maps, and its entries; None where it cannot be used (C.11.1.1.1, C.11.2.1.1)."""
+def _lut(item: Dataset, dataset: Dataset) -> tuple[int, Numbers, int] | None:
+    """The first value that a LUT maps, its entries and the bits that it declares; None where it cannot be used
+    (C.11.1.1.1, C.11.2.1.1)."""
     try:
         count, first, bits = (int(number) for number in item.LUTDescriptor)
         data = item.LUTData
@@ -150,7 +153,7 @@ def _lut(item: Dataset, dataset: Dataset) -> tuple[int, Numbers] | None:
     entries = np.frombuffer(data, dtype=f"{order}u2" if bits > 8 or len(data) >= 2 * count else "u1")[:count]
     if len(entries) < count or not entries.any():
         return None
-    return first, entries.astype(np.float64)
+    return first, entries.astype(np.float64), bits
 
 
 def _first_item(dataset: Dataset, keyword: str) -> Dataset | None:

@@ -66,6 +66,13 @@ def test_the_greys_are_those_of_pydicom(attributes: dict[str, Any]) -> None:
     np.testing.assert_allclose(read_film(film).image, (theirs - low) / (high - low), atol=2e-4)
 
 
+@pytest.mark.parametrize("highest", [2047, 4095, 4096, 5000, 32767])
+def test_the_highest_entry_is_white_of_a_voi_lut_that_does_not_fill_the_bits_it_declares(highest: int) -> None:
+    entries = [round(highest * value / 4095) for value in range(4096)]
+    image = shown(VOILUTSequence=lut(first=0, bits=16, entries=entries))
+    np.testing.assert_allclose(image, RAMP / 4095, atol=5e-4)
+
+
 def test_a_sigmoid_window_is_half_at_its_center_and_never_overflows() -> None:
     image = shown(WindowCenter=2048, WindowWidth=1, VOILUTFunction="SIGMOID")
     assert image[0, 0] == 0

@@ -79,7 +79,7 @@ def _voi(dataset: Dataset, levels: Numbers) -> Numbers | None:
     """Greys by the first VOI LUT, else by the first window; None where neither can be used (C.11.2)."""
     if (item := _first_item(dataset, "VOILUTSequence")) and (lut := _lut(item, dataset)):
         first, entries, bits = lut
-        # Some writers declare 16 bits and fill 12. An honest LUT uses its highest bit; any other's highest entry is white.
+        # Some writers declare 16 bits and fill 12. An honest LUT uses its highest bit; else its highest entry is white.
         highest = int(entries.max())
         greys: Numbers = _looked_up(levels, first, entries) / (2**bits - 1 if highest.bit_length() == bits else highest)
         return greys

@@ -21,6 +21,8 @@ SESSION_SETTINGS = (
     (READER, "idle_in_transaction_session_timeout", "60s"),
 )
 
+READERS = 20  # connections that nightread_reader may hold at once: it must leave the workers theirs
+
 APPEND_ONLY = ("audit",)
 NOT_FOR_WORKERS = ("alembic_version",)
 
@@ -89,6 +91,8 @@ def _create_role(connection: Connection, role: str, password: str) -> None:
         _execute(connection, sql.SQL("CREATE ROLE {} LOGIN").format(name))
     hashed = _driver(connection).pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
     _execute(connection, sql.SQL("ALTER ROLE {} PASSWORD {}").format(name, sql.Literal(hashed.decode())))
+    if role == READER:
+        _execute(connection, sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}").format(name, sql.Literal(READERS)))
     for member, setting, value in SESSION_SETTINGS:
         if member == role:
             statement = sql.SQL("ALTER ROLE {} SET {} = {}")

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, text
 
 from db import roles
 
+UPGRADE_WAITS = "60s"  # for another upgrade
 UPGRADE_LOCK = 0x6E69676874  # "night": PostgreSQL's advisory lock that keeps two upgrades apart
 
 
@@ -38,6 +39,7 @@ def downgrade(engine: Engine, revision: str) -> None:
 
 def _lock(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SET LOCAL lock_timeout = '{UPGRADE_WAITS}'"))  # anybody may hold an advisory lock
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})
 
 

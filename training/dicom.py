@@ -31,7 +31,9 @@ from pydicom.uid import (
 )
 
 PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
-HEADER_BYTES = (2**17, 2**23)  # what most headers need; what nearly all need
+HEADER_BYTES = (2**17, 2**23)  # what most headers need; the most that one may need
+ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # FFFE,E000, little and big endian (PS3.5 7.5)
+MOST_ITEMS = 50_000  # pydicom takes 40 microseconds for each, and 8 MB may hold a million
 
 # pydicom has no one error for damaged bytes; this is what its parser and its value converters let through.
 DAMAGE = (
@@ -250,14 +252,15 @@ def dataset_in(content: bytes, *, limits: PixelLimits = DEFAULT_LIMITS) -> Datas
 def read_header(
     path: Path, *, limits: PixelLimits = DEFAULT_LIMITS, specific_tags: Sequence[int | str] | None = None
 ) -> Dataset:
-    """The data set without its pixels, or only `specific_tags` of it (tags or keywords); reads no more than it needs.
+    """The data set without its pixels, or only `specific_tags` of it (tags or keywords); reads no more than it needs,
+    and nothing past HEADER_BYTES.
 
-    Raises an UnusablePixels (EmptyFile, NotDicom, DirectoryFile, UnreadableDicom), or OSError when the file cannot be
-    reached.
+    Raises an UnusablePixels (EmptyFile, NotDicom, DirectoryFile, TooLarge, UnreadableDicom), or OSError when the file
+    cannot be reached.
     """
     with _opened(path) as file:
         size = min(os.fstat(file.fileno()).st_size, limits.max_bytes)
-        for length in sorted({min(size, length) for length in (*HEADER_BYTES, size)}):
+        for length in sorted({min(size, length) for length in HEADER_BYTES}):
             file.seek(0)
             # From memory: an element that claims 4 GB costs nothing there, and 4 GB when read from a file.
             content = file.read(length)
@@ -267,9 +270,9 @@ def read_header(
                 if length == size:  # else it may be our own cut that hurts
                     raise
                 continue
-            if reached:
-                break
-    return dataset
+            if reached or length == size:
+                return dataset
+    raise TooLarge(f"The header does not end within {HEADER_BYTES[-1] // 2**20} MB.")
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -313,6 +316,7 @@ def _parse(
         reached = reached or int(tag) in PIXEL_TAGS
         return reached and stop_at_pixels
 
+    _require_few_items(content)
     tags: list[BaseTag | int] | None = [Tag(tag) for tag in specific_tags] if specific_tags else None
     file = BytesIO(content)
     try:
@@ -320,6 +324,7 @@ def _parse(
         meta = FileMetaDataset(read_dataset(file, False, True, stop_when=lambda tag, _vr, _length: tag >> 16 != 2))
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             inflated = _inflate(file.read(), max_bytes=max_bytes, whole=not stop_at_pixels)
+            _require_few_items(inflated)
             dataset = read_dataset(BytesIO(inflated), False, True, stop_when=at_pixels, specific_tags=tags)
             dataset.file_meta = meta
         else:
@@ -334,6 +339,11 @@ def _parse(
     if not dataset and not reached:
         raise UnreadableDicom
     return dataset, reached
+
+
+def _require_few_items(content: bytes) -> None:
+    if max(content.count(tag) for tag in ITEM_TAGS) > MOST_ITEMS:
+        raise TooLarge("Its sequences hold more items than any film's do.")
 
 
 def _inflate(deflated: bytes, *, max_bytes: int, whole: bool) -> bytes:

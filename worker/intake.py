@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
@@ -132,6 +133,8 @@ def _read(house: House, file: Path, secret: str) -> Arrival | UnusableStudy:
         return UnusableStudy(error.reason, str(error))
     except UnusableStudy as error:
         return error
+    except MemoryError:
+        return UnusableStudy("too_large", "its header needs more memory than there is")
     except OSError as error:
         return UnusableStudy("file_unavailable", f"the file cannot be read: {error.strerror}; send it again")
 
@@ -201,7 +204,7 @@ def _resolve_taken(house: House, file: Path, arrival: Arrival, known: Registered
     if known.same_study and not os.path.lexists(known.path or ""):
         with session_scope(house.engine) as session:
             received.studies.add(arrivals.relocate(session, arrival))
-    elif not (known.same_study and _is_copy(Path(known.path or ""), file)):
+    elif not (known.same_study and _is_copy(Path(known.path or ""), file, roots=house.settings.roots)):
         reason = UnusableStudy("uid_taken", "its SOP Instance UID belongs to another file; the first one is kept")
         with session_scope(house.engine) as session:
             _reject(session, file, reason, received)
@@ -209,11 +212,16 @@ def _resolve_taken(house: House, file: Path, arrival: Arrival, known: Registered
     received.known += 1
 
 
-def _is_copy(held: Path, file: Path) -> bool:
-    """Whether two files have the same bytes; one that cannot be read is no copy of anything."""
+def _is_copy(held: Path, file: Path, *, roots: Sequence[str]) -> bool:
+    """Whether two files have the same bytes; one that cannot be read is no copy of anything, nor is a link or a pipe
+    that has taken the place of the file that was registered."""
     try:
-        return file_digest(held) == file_digest(file)
-    except OSError:
+        if confined(held, roots) != held:
+            return False
+        first, second = held.stat(), file.stat()
+        alike = stat.S_ISREG(first.st_mode) and first.st_size == second.st_size
+        return alike and file_digest(held) == file_digest(file)
+    except (OSError, UnusableStudy):
         return False
 
 

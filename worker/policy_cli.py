@@ -98,7 +98,7 @@ def capacity(
         name = finding or policy.capacity_finding(rules)
         if weeks is None:
             value = policy.threshold_from_reference(live.header.reference, finding=name, share=rules.category_a_share)
-            source = f"{live.header.reference['films']} validation films"
+            source = f"the {live.header.reference['films']} films of the checkpoint's reference"
         else:
             with session_scope(house.engine) as session:
                 value, films = policy.threshold_from_site(

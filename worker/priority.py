@@ -14,6 +14,7 @@ import numpy.typing as npt
 from training.findings import FINDINGS
 
 CATEGORIES = ("A", "B", "C", "D")
+LONGEST_WAIT_MINUTES = 525_600  # a year; from some centuries on no database can subtract it from a moment
 NOT_SCORED = "not_scored"  # no film of the study got probabilities
 PARTLY_SCORED = "partly_scored"  # some films did, and the others may hold what the model did not see
 BLIND = "blind"  # it was scored, and drawn to be listed as though it were not
@@ -126,6 +127,8 @@ def validate(policy: Policy) -> list[str]:
         errors.append("no finding is in category B, so a study that cannot be scored has no place")
     if not (math.isfinite(policy.max_wait_minutes) and policy.max_wait_minutes > 0):
         errors.append(f"max_wait_minutes must be above 0, not {policy.max_wait_minutes}")
+    elif policy.max_wait_minutes > LONGEST_WAIT_MINUTES:
+        errors.append(f"max_wait_minutes must be at most a year ({LONGEST_WAIT_MINUTES})")
     if not 0 < policy.category_a_share < 1:
         errors.append(f"category_a_share must lie between 0 and 1, not {policy.category_a_share}")
     return errors

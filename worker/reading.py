@@ -6,6 +6,7 @@ every core decodes, and no decoder's hold on the interpreter slows another.
 """
 
 import multiprocessing
+import os
 import resource
 from collections.abc import Callable
 from concurrent.futures import Future, TimeoutError
@@ -77,6 +78,8 @@ class ReadingRules:
 
 def read_square(path: str, sop_instance_uid: str, rules: ReadingRules) -> Square | Failure:
     """Read one file, check that it still holds this instance, decode it and make the network's input."""
+    if os.path.realpath(path) != path:  # intake registered where the file really lay, within the roots
+        return Failure("file_replaced", "a link has taken the place of the file that was registered")
     try:
         dataset = open_dataset(Path(path), limits=rules.limits)
         if str(dataset.get("SOPInstanceUID", "")) != sop_instance_uid:

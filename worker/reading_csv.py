@@ -6,7 +6,8 @@ A row that makes no sense becomes a Problem with its line; the whole file is ref
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from datetime import UTC, datetime, tzinfo
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -83,31 +84,50 @@ def _parsed(
 ) -> Iterator[tuple[int, T] | Problem]:
     for line, fields in _rows(path, also=also):
         try:
-            if fields is None:
-                raise WrongValue("it has more fields than the header")
+            if isinstance(fields, str):
+                raise WrongValue(fields)
             for row in parse(fields):
                 yield line, row
         except WrongValue as error:
             yield Problem(line, str(error))
 
 
-def _rows(path: Path, *, also: Sequence[str]) -> Iterator[tuple[int, Fields | None]]:
-    """Line number and fields by lower-case column name, or None for a line that is too long; empty lines are passed."""
+def _rows(path: Path, *, also: Sequence[str]) -> Iterator[tuple[int, Fields | str]]:
+    """Line number and fields by lower-case column name, or what is wrong with the line; empty lines are passed."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             separator = max(",;\t", key=header.count)
-            names = [name.strip().lower() for name in next(csv.reader([header], delimiter=separator), [])]
+            names = [_plain(name) for name in next(csv.reader([header], delimiter=separator), [])]
             _check_columns(names, also=also)
             rows = csv.reader(file, delimiter=separator, strict=True)
-            for values in rows:
+            while True:
+                try:
+                    values = next(rows)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield rows.line_num + 1, f"it is no CSV: {error}"
+                    continue
                 if any(value.strip() for value in values):
-                    fields = dict(zip(names, (value.strip() for value in values), strict=False))
-                    yield rows.line_num + 1, fields if len(values) <= len(names) else None
+                    yield rows.line_num + 1, _fields(names, values)
     except UnicodeDecodeError as error:
         raise WrongFile("it is not UTF-8 text; save it as CSV UTF-8") from error
     except csv.Error as error:
         raise WrongFile(f"it is no CSV: {error}") from error
+
+
+def _plain(name: str) -> str:
+    """A column's or a finding's name as it is written here, whatever its case and whatever parts its words."""
+    return name.strip().lower().replace(" ", "_").replace("-", "_")
+
+
+def _fields(names: Sequence[str], values: Sequence[str]) -> Fields | str:
+    if len(values) > len(names):
+        return "it has more fields than the header"
+    if any("\0" in value for value in values):  # PostgreSQL's text holds everything else
+        return "it holds a NUL character"
+    return dict(zip(names, (value.strip() for value in values), strict=False))
 
 
 def _check_columns(names: Sequence[str], *, also: Sequence[str]) -> None:
@@ -115,6 +135,9 @@ def _check_columns(names: Sequence[str], *, also: Sequence[str]) -> None:
         raise WrongFile("no column study_instance_uid or accession_number in its first line")
     if also and not set(names) & set(also):
         raise WrongFile("no column finding, and none named like a finding, in its first line")
+    for name in names if also else ():
+        if name not in KEYS and (meant := get_close_matches(name, KEYS, cutoff=0.8)):
+            raise WrongFile(f"no finding is called as its column {name!r}: is it {meant[0]}?")
     if len(set(names)) < len(names):
         raise WrongFile("two columns have the same name")
 
@@ -132,16 +155,17 @@ def moment(text: str | None, zone: tzinfo | None) -> datetime | None:
         return None
     try:
         at = datetime.fromisoformat(text)
-    except ValueError as error:
+        in_utc = (at if at.tzinfo else at.replace(tzinfo=zone or UTC)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:  # the calendar's first day has no moment in UTC everywhere
         raise WrongValue("the time is not ISO 8601, as 2026-11-20T23:15:00+01:00") from error
     if at.tzinfo is None and zone is None:
         raise WrongValue("the time has no zone: write its offset (+01:00), or give --time-zone")
-    return at if at.tzinfo else at.replace(tzinfo=zone)
+    return in_utc
 
 
 def finding_key(name: str) -> str:
     """The finding's key, whatever its case. Raises WrongValue."""
-    key = KEYS.get(name.strip().lower())
+    key = KEYS.get(_plain(name))
     if key is None:
         raise WrongValue(f"no finding is called {name[:32]!r}; there are {', '.join(FINDINGS)}")
     return key

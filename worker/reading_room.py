@@ -47,6 +47,10 @@ class Department:
             raise SimulationError("arrivals_per_hour and reading_minutes need 24 values each")
         if min(self.arrivals_per_hour) < 0 or min(self.reading_minutes) <= 0 or self.readers < 1:
             raise SimulationError("arrivals must be 0 or more, reading times above 0, and readers at least 1")
+        if self.readers != int(self.readers):
+            raise SimulationError("readers must be a whole number")
+        if not 0 <= self.stat_share <= 1 or min(self.stat_reading_factor, self.abnormal_reading_factor) <= 0:
+            raise SimulationError("stat_share must lie between 0 and 1, and the reading factors above 0")
         if self.pace_from_start and math.inf in self.reading_minutes:
             raise SimulationError("a reading that keeps its pace would never end where nobody reads")
 

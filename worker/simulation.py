@@ -134,9 +134,12 @@ def cases_from_aucs(aucs: Mapping[str, float], prevalence: Mapping[str, float] =
 def read_department(path: Path) -> Department:
     """A department from a JSON file with the names of its fields; an hour in which nobody reads is null."""
     fields = _json_object(path)
-    minutes = fields.get("reading_minutes", DEFAULT_DEPARTMENT.reading_minutes)
-    fields["reading_minutes"] = tuple(math.inf if value is None else value for value in minutes)
-    fields["arrivals_per_hour"] = tuple(fields.get("arrivals_per_hour", DEFAULT_DEPARTMENT.arrivals_per_hour))
+    try:
+        minutes = fields.get("reading_minutes", DEFAULT_DEPARTMENT.reading_minutes)
+        fields["reading_minutes"] = tuple(math.inf if value is None else value for value in minutes)
+        fields["arrivals_per_hour"] = tuple(fields.get("arrivals_per_hour", DEFAULT_DEPARTMENT.arrivals_per_hour))
+    except TypeError as error:
+        raise SimulationError(f"{path.name}: reading_minutes and arrivals_per_hour are lists of 24 numbers") from error
     return _built(Department, fields, path)
 
 
@@ -242,8 +245,10 @@ def simulate_files(
 ) -> list[Row]:
     """What `nightread simulate` asks: the default disciplines on a department and operating points from files.
 
-    Without `cases_file` the operating points are `aucs`, a checkpoint's area per finding, at NIH's prevalences.
+    Without `cases_file` the operating points are `aucs`, a checkpoint's area per finding, at NIH's prevalences. The
+    policy's own thresholds are left out: they are of the live checkpoint's probabilities, and these are drawn.
     """
+    policy = replace(policy, findings=tuple(replace(row, threshold=None) for row in policy.findings))
     if cases_file is None and not aucs:
         raise SimulationError("how well the model sees is not known: give the operating points in a file")
     return simulate(

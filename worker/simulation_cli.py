@@ -20,7 +20,7 @@ def simulate(
     department: Annotated[Path | None, typer.Option(help="JSON: arrivals and reading rates by hour, readers.")] = None,
     cases: Annotated[Path | None, typer.Option(help="JSON: prevalences and operating points per finding.")] = None,
     history: Annotated[
-        int | None, typer.Option(min=1, help="Replay this site's own last so many days instead.")
+        int | None, typer.Option(min=1, max=36_500, help="Replay this site's own last so many days instead.")
     ] = None,
     days: Annotated[int, typer.Option(min=1, help="Simulated days per seed.")] = 60,
     seeds: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 4,

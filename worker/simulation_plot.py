@@ -51,7 +51,10 @@ def plot(rows: Sequence[Row], path: Path, *, groups: Iterable[str] | None = None
     axes.set_yticks(range(len(shown)), shown)
     axes.invert_yaxis()
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.savefig(path, dpi=150)
+    try:
+        figure.savefig(path, dpi=150)
+    except ValueError as error:
+        raise PlotUnavailable(f"{path.name} cannot be drawn: name a .png, .svg or .pdf file") from error
 
 
 def _groups(rows: Sequence[Row], groups: Iterable[str] | None) -> list[str]:

@@ -206,6 +206,32 @@ def test_reviews_come_as_one_finding_per_line_or_as_a_column_per_finding(
     }
 
 
+def test_a_cell_that_no_csv_may_hold_costs_its_own_line(command: typer.Typer, filled: Engine, tmp_path: Path):
+    table = tmp_path / "ris.csv"
+    table.write_text(
+        "accession_number,read_at,read_by\n"
+        "A-1,2026-11-20T23:30:00Z,kim\n"
+        'A-2,2026-11-20T23:30:00Z,"kim"x\n'
+        "A-2,0001-01-01T00:00:00+14:00,kim\n"
+        "A-2,2026-11-20T23:30:00Z,k\0m\n"
+        f"A-2,2026-11-20T23:30:00Z,{'k' * 65}\n"
+    )
+    said = invoke(command, "read", "--csv", str(table), code=1)
+    assert said["changed"] == 2
+    assert [problem["line"] for problem in said["left_out"]] == [3, 4, 5]
+    assert invoke(command, "read", "2.25.5", "--reader", "k" * 65, code=0)["changed"] == 1
+
+
+def test_a_column_per_finding_may_be_written_in_words_and_is_never_lost(
+    command: typer.Typer, filled: Engine, tmp_path: Path
+):
+    table = tmp_path / "wide.csv"
+    table.write_text("accession_number,reader,pneumothorax,Pleural Thickening,Modality\nA-1,kim,1,1,DX\n")
+    assert invoke(command, "review", "--csv", str(table), code=0)["changed"] == 2
+    table.write_text("accession_number,reader,pneumothorax,efusion\nA-1,kim,1,1\n")
+    assert "is it effusion?" in invoke(command, "review", "--csv", str(table), code=2)
+
+
 def test_one_study_is_read_brought_back_and_reviewed_by_hand(command: typer.Typer, filled: Engine):
     assert invoke(command, "read", "A-1", "--reader", "kim", code=0)["changed"] == 1
     assert "2.25.1" not in unread_uids(filled)

@@ -57,6 +57,23 @@ def test_reader_reads_every_view(site: Site) -> None:
     reader.dispose()
 
 
+def test_reader_leaves_the_workers_their_connections(site: Site) -> None:
+    with site.admin.connect() as connection:
+        limit = text("SELECT rolconnlimit FROM pg_roles WHERE rolname = :role")
+        assert connection.scalar(limit, {"role": roles.READER}) == roles.READERS
+
+
+def test_an_upgrade_gives_up_where_somebody_holds_its_lock(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "UPGRADE_WAITS", "1s")
+    reader, migrate = site.as_role(roles.READER), site.as_role(roles.MIGRATE)
+    with reader.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": schema.UPGRADE_LOCK})
+        with pytest.raises(OperationalError, match="lock timeout"):
+            schema.upgrade(migrate)
+    reader.dispose()
+    migrate.dispose()
+
+
 def test_reader_reads_no_table_and_so_no_patient(site: Site) -> None:
     reader = site.as_role(roles.READER)
     tables = inspect(site.admin).get_table_names()

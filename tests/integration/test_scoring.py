@@ -166,6 +166,29 @@ def test_a_uid_with_other_pixels_is_rejected_and_the_first_is_kept(house, tmp_pa
     assert one(house, select(RejectedFile.reason))[0] == "uid_taken"
 
 
+def test_a_uid_whose_first_file_became_a_link_or_a_pipe_is_no_copy(house, tmp_path):
+    first = make_film(tmp_path / "a.dcm")
+    receive(house, [tmp_path])
+    for replace in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        (tmp_path / "a.dcm").unlink()
+        replace(tmp_path / "a.dcm")
+        first.save_as(tmp_path / "b.dcm")
+        receive(house, [tmp_path / "b.dcm"])
+        assert one(house, select(RejectedFile.reason))[0] == "uid_taken"
+
+
+def test_a_link_in_the_place_of_a_registered_film_is_not_followed(house, tmp_path):
+    film = make_film(tmp_path / "a.dcm")
+    receive(house, [tmp_path])
+    other = tmp_path / "elsewhere"
+    make_film(other, SOPInstanceUID=film.SOPInstanceUID)
+    (tmp_path / "a.dcm").unlink()
+    (tmp_path / "a.dcm").symlink_to(other)
+    with open_scorer(house) as scorer:
+        score_waiting(scorer, kind="score")
+    assert state_of(house, film.StudyInstanceUID) == ("quarantined", "file_replaced")
+
+
 def test_what_is_no_dicom_is_rejected_with_a_reason_and_forgotten_when_it_is_mended(house, tmp_path):
     (tmp_path / "a.dcm").write_text("not DICOM")
     (tmp_path / "b.dcm").touch()

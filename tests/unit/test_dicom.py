@@ -191,6 +191,33 @@ def deflated_bomb(path: Path, *, megabytes: int) -> None:
     path.write_bytes(content[:meta_length] + packed + packer.flush())
 
 
+EXPLICIT_ITEM = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
+
+
+@pytest.mark.parametrize("megabytes", [1, 7])
+def test_a_sequence_of_a_million_empty_items_is_refused_at_once(tmp_path: Path, megabytes: int) -> None:
+    path = tmp_path / "a.dcm"
+    make_film(path)
+    views = struct.pack("<HH2sHI", 0x0054, 0x0220, b"SQ", 0, 0xFFFFFFFF) + EXPLICIT_ITEM * (megabytes * 2**17)
+    path.write_bytes(path.read_bytes().partition(b"\xe0\x7f\x10\x00")[0] + views)
+    began = time.monotonic()
+    with pytest.raises(UnusablePixels) as refused:
+        read_header(path, specific_tags=["ViewCodeSequence"])
+    assert refused.value.reason == "too_large"
+    assert time.monotonic() - began < 2, "it took 5 seconds a megabyte"
+
+
+def test_a_header_that_does_not_end_within_its_bound_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.dcm"
+    make_film(path)
+    private = struct.pack("<HH2sHI", 0x0029, 0x1010, b"OB", 0, 9 * 2**20) + bytes(9 * 2**20)
+    head, tag, pixels = path.read_bytes().partition(b"\xe0\x7f\x10\x00")
+    path.write_bytes(head + private + tag + pixels)
+    with pytest.raises(UnusablePixels) as refused:
+        read_header(path)
+    assert refused.value.reason == "too_large"
+
+
 def test_a_deflate_bomb_is_refused_before_it_goes_off(tmp_path: Path) -> None:
     deflated_bomb(tmp_path / "bomb", megabytes=100)
     assert (tmp_path / "bomb").stat().st_size < 150_000

@@ -95,6 +95,7 @@ def test_default_order_of_weights_is_the_published_one():
         (with_finding("Mass", finding="Nodule"), "Nodule is not a finding"),
         (replace(DEFAULT_POLICY, max_wait_minutes=0), "max_wait_minutes must be above 0, not 0"),
         (replace(DEFAULT_POLICY, max_wait_minutes=float("inf")), "max_wait_minutes must be above 0, not inf"),
+        (replace(DEFAULT_POLICY, max_wait_minutes=9_999_999_999.0), "max_wait_minutes must be at most a year (525600)"),
         (replace(DEFAULT_POLICY, category_a_share=1.0), "category_a_share must lie between 0 and 1, not 1.0"),
         (
             replace(DEFAULT_POLICY, findings=(FindingPolicy("Mass", "A", 1.0),)),

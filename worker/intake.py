@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from itertools import islice
 from pathlib import Path
@@ -16,10 +16,11 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from sqlalchemy.exc import DataError
 from sqlalchemy.orm import Session
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_exponential
 
 from db import arrivals, lookup
 from db.arrivals import Arrival, Placement, Registered
-from db.session import read_scope, session_scope
+from db.session import is_away, read_scope, session_scope
 from training.dicom import UnusablePixels, read_header
 from worker.errors import UnusableStudy
 from worker.house import House, file_digest
@@ -29,6 +30,14 @@ from worker.views import HEADER_TAGS, Skipped, ViewRules, frontal
 log = structlog.get_logger()
 
 FILES_PER_TRANSACTION = 64
+
+# A database that restarts must not end a backfill of a year. No lease runs out meanwhile, as a worker's would.
+patiently = retry(
+    retry=retry_if_exception(is_away),
+    wait=wait_exponential(multiplier=0.5, max=5),
+    stop=stop_after_delay(120),
+    reraise=True,
+)
 
 # PS3.3 C.4.11: Requested Procedure Priority; C.7.2.1 (retired): Study Priority ID, whose highest value is HIGH.
 STAT_ATTRIBUTES = ("RequestedProcedurePriority", "StudyPriorityID")
@@ -109,9 +118,7 @@ def receive(house: House, paths: Iterable[Path], *, on_file: Callable[[], None] 
 
     Each file is committed with a few neighbours, and what fails costs only itself.
     """
-    received, unscored = Received(), house.live().unscored
-    with read_scope(house.engine) as session:
-        secret = lookup.patient_key_secret(session)
+    received, (unscored, secret) = Received(), _placement_and_secret(house)
     found = find_files(paths)
     while files := list(islice(found, FILES_PER_TRANSACTION)):
         read = [(file, _read(house, file, secret)) for file in files]
@@ -122,6 +129,14 @@ def receive(house: House, paths: Iterable[Path], *, on_file: Callable[[], None] 
             on_file()
     log.info("files_received", files=received.files, instances=received.new_instances, rejected=received.rejected)
     return received
+
+
+@patiently
+def _placement_and_secret(house: House) -> tuple[Placement, str]:
+    """Where a new study stands, and what makes this site's patient keys."""
+    unscored = house.live().unscored
+    with read_scope(house.engine) as session:
+        return unscored, lookup.patient_key_secret(session)
 
 
 def _read(house: House, file: Path, secret: str) -> Arrival | UnusableStudy:
@@ -163,24 +178,23 @@ def _register_all(
 
     A file that the database itself refuses is found by trying each alone: it must not cost its neighbours.
     """
-    before = replace(received, studies=set(received.studies))
     try:
-        return _register_together(house, read, unscored, received)
+        counted, taken = _register_together(house, read, unscored)
     except DataError:
-        vars(received).update(vars(before))
-    if len(read) == 1:
+        if len(read) > 1:
+            return [taken for each in read for taken in _register_all(house, [each], unscored, received)]
         refused = UnusableStudy("header_not_storable", "a value of its header does not fit the database")
-        return _register_together(house, [(read[0][0], refused)], unscored, received)
-    return [taken for each in read for taken in _register_all(house, [each], unscored, received)]
+        counted, taken = _register_together(house, [(read[0][0], refused)], unscored)
+    received.add(counted)
+    return taken
 
 
+@patiently
 def _register_together(
-    house: House,
-    read: Sequence[tuple[Path, Arrival | UnusableStudy]],
-    unscored: Placement,
-    received: Received,
-) -> list[tuple[Path, Arrival, Registered]]:
-    taken = []
+    house: House, read: Sequence[tuple[Path, Arrival | UnusableStudy]], unscored: Placement
+) -> tuple[Received, list[tuple[Path, Arrival, Registered]]]:
+    """One transaction: what it counted, and the arrivals whose SOP Instance UID was taken."""
+    received, taken = Received(), []
     with session_scope(house.engine) as session:
         arrivals.forget_rejections(session, [_path_digest(file) for file, _ in read])
         for file, arrival in read:
@@ -196,9 +210,10 @@ def _register_together(
                 received.known += 1
             else:
                 taken.append((file, arrival, registered))
-    return taken
+    return received, taken
 
 
+@patiently
 def _resolve_taken(house: House, file: Path, arrival: Arrival, known: Registered, received: Received) -> None:
     """A SOP Instance UID that is registered from another path: a copy, a file that moved, or two films with one UID."""
     if known.same_study and not os.path.lexists(known.path or ""):

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psycopg
 import pytest
 from dicom_files import make_film, save, texture
 from pydicom.uid import generate_uid
 from sqlalchemy import select, text
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DataError, OperationalError
 
 from db import arrivals, ledger
 from db.books import read_books
@@ -371,6 +372,22 @@ def test_a_study_that_says_scored_without_a_scored_film_upsets_the_books(house, 
         session.execute(text("UPDATE instance SET state = 'waiting'"))
     with read_scope(house.engine) as session:
         assert not read_books(session).balance
+
+
+def test_a_database_that_goes_away_does_not_end_an_intake_and_counts_nothing_twice(house, tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        make_film(tmp_path / f"{name}.dcm", AccessionNumber=name)
+    register, away = arrivals.register, ["b", "c"]
+
+    def restarting(session, arrival, **kwargs):
+        if away and arrival.study["accession_number"] == away[0]:
+            away.pop(0)
+            raise OperationalError("INSERT", {}, psycopg.errors.AdminShutdown("terminating connection"))
+        return register(session, arrival, **kwargs)
+
+    monkeypatch.setattr(arrivals, "register", restarting)
+    received = receive(house, [tmp_path])
+    assert (received.files, received.new_instances, received.rejected, len(received.studies)) == (3, 3, 0, 3)
 
 
 def test_a_header_that_the_database_refuses_costs_only_its_file(house, tmp_path, monkeypatch):

@@ -51,9 +51,13 @@ class Film:
     probabilities: tuple[float, ...] | None
 
 
+def _is_id(name: str) -> bool:
+    return name.isdecimal() and len(name) < 19  # a signed integer of 64 bits
+
+
 def run_named(session: Session, name: str) -> Run:
     """The run with this number, or for "latest" the one started last. Raises NoSuchRun."""
-    run = runs.latest(session) if name == "latest" else session.get(Run, int(name)) if name.isdecimal() else None
+    run = runs.latest(session) if name == "latest" else session.get(Run, int(name)) if _is_id(name) else None
     if run is None:
         raise NoSuchRun(NoSuchRun.__doc__)
     return run

@@ -82,13 +82,15 @@ def edit(
 def capacity(
     finding: Annotated[str | None, typer.Option(help="Which; by default the one finding in category A.")] = None,
     weeks: Annotated[
-        float | None, typer.Option(min=0.1, help="From this site's films of so many weeks; else from validation.")
+        float | None,
+        typer.Option(min=0.1, max=5200, help="From this site's films of so many weeks; else from validation."),
     ] = None,
     at_least: Annotated[int, typer.Option(min=1, help="Refuse fewer films of this site.")] = 1000,
     note: Note = "",
 ) -> None:
     """Compute the threshold by which category A holds the share it is meant to; writes a new version."""
     from db.session import session_scope
+    from training.findings import FINDINGS
     from worker import policy
 
     house = open_house()
@@ -96,6 +98,8 @@ def capacity(
     rules = live.policy.policy
     with _refusals():
         name = finding or policy.capacity_finding(rules)
+        if name not in FINDINGS:
+            refuse(f"no finding is called {name!r}; there are {', '.join(FINDINGS)}")
         if weeks is None:
             value = policy.threshold_from_reference(live.header.reference, finding=name, share=rules.category_a_share)
             source = f"the {live.header.reference['films']} films of the checkpoint's reference"

@@ -142,6 +142,30 @@ def test_explain_says_why_a_study_that_was_partly_scored_stands_higher(tmp_path)
     assert facts["what was seen"].startswith("category ")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("report", "--run", "9" * 20),
+        ("policy", "capacity", "--finding", "Foo", "--weeks", "4"),
+        ("policy", "capacity", "--weeks", "1e12"),
+        ("simulate", "--history", "1000000"),
+    ],
+)
+def test_an_odd_parameter_is_refused_in_one_line(monkeypatch, capsys, words):
+    assert main(monkeypatch, *words) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"reading_minutes": 5}', '{"readers": 1.5}', '{"stat_share": 7}', '{"stat_reading_factor": -1}',
+     '{"abnormal_reading_factor": -3}'],
+)  # fmt: skip
+def test_a_department_that_cannot_be_is_refused(tmp_path, monkeypatch, text):
+    (tmp_path / "department.json").write_text(text)
+    assert main(monkeypatch, "simulate", "--department", str(tmp_path / "department.json")) == 2
+
+
 def test_what_a_sender_wrote_is_printed_as_it_is(tmp_path):
     make_film(tmp_path / "a.dcm", AccessionNumber="A[/]1[b]")
     nightread("score", tmp_path)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -215,16 +216,30 @@ SLOW_COMMIT = """
 """
 
 
-def test_a_database_killed_while_it_commits_has_each_score_once(night: Night):
-    with psycopg.connect(night.postgres.url.replace("+psycopg", ""), autocommit=True) as admin:
+@contextmanager
+def slow_commits(night: Night) -> Iterator[None]:
+    """What a worker records takes 1.5 seconds a film to commit; the database may restart meanwhile."""
+    url = night.postgres.url.replace("+psycopg", "")
+    with psycopg.connect(url, autocommit=True) as admin:
         admin.execute(SLOW_COMMIT)
-        night.send(2)
-        committing = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-        wait_until(lambda: admin.execute(committing).fetchone()[0] > 0, log=night.log)
-        night.postgres.kill()
-    night.postgres.start()
-    with psycopg.connect(night.postgres.url.replace("+psycopg", ""), autocommit=True) as admin:
+    yield
+    with psycopg.connect(url, autocommit=True) as admin:
         admin.execute("DROP FUNCTION slow_commit CASCADE")
+
+
+def commits(night: Night) -> bool:
+    """Whether somebody is committing slowly."""
+    with psycopg.connect(night.postgres.url.replace("+psycopg", ""), autocommit=True) as admin:
+        sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        return admin.execute(sleeping).fetchone()[0] > 0
+
+
+def test_a_database_killed_while_it_commits_has_each_score_once(night: Night):
+    with slow_commits(night):
+        night.send(2)
+        wait_until(lambda: commits(night), log=night.log)
+        night.postgres.kill()
+        night.postgres.start()
     wait_until(night.all_settled, seconds=RECOVERY_SECONDS, log=night.log)
     assert books(night.house).scored == score_rows(night.house) == books(night.house).received
 
@@ -239,15 +254,16 @@ def test_garbage_in_the_queue_ends_the_worker_and_the_next_one_goes_on(night: Ni
 
 
 def test_a_worker_stops_within_half_a_minute_while_postgres_is_away(night: Night):
-    night.send(12)
-    wait_until(lambda: books(night.house).claimed > 0, log=night.log)
-    night.postgres.kill()
-    try:
-        time.sleep(3)  # it has noticed, and tries again with pauses
-        night.worker.terminate()
-        assert night.worker.wait(timeout=STOP_SECONDS) == 0
-    finally:
-        night.postgres.start()
+    with slow_commits(night):
+        night.send(12)
+        wait_until(lambda: commits(night), log=night.log)
+        night.postgres.kill()
+        try:
+            time.sleep(3)  # it has noticed, and tries again with pauses
+            night.worker.terminate()
+            assert night.worker.wait(timeout=STOP_SECONDS) == 0
+        finally:
+            night.postgres.start()
     night.start_worker()
     assert books(night.house).scored == score_rows(night.house) == books(night.house).received
 

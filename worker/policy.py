@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from db import policies
 from db.models import PolicyRow
+from training.checkpoint import Header
 from training.findings import FINDINGS, column
 from worker.priority import DEFAULT_POLICY, FindingPolicy, Policy, PolicyError, threshold_for_share, validate
 
@@ -115,8 +116,18 @@ def capacity_finding(policy: Policy) -> str:
     return found[0]
 
 
+def reference_films(header: Header) -> str:
+    """How many films the quantiles in a header are of, and what films: a crossfitted network had none to set apart."""
+    count, films = header.reference["films"], header.training.get("films", {})
+    if films.get("validation"):
+        return f"the checkpoint's {count} validation films"
+    return f"the {count} films " + (
+        "that the checkpoint learned from" if films.get("train") else "of the checkpoint's reference"
+    )
+
+
 def threshold_from_reference(reference: Mapping[str, Any], *, finding: str, share: float) -> float:
-    """The probability that `share` of a checkpoint's validation films reach, from the quantiles in its header.
+    """The probability that `share` of a checkpoint's reference films reach, from the quantiles in its header.
 
     Raises PolicyError when the header has none.
     """

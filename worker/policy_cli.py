@@ -20,7 +20,10 @@ T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, help="The versions of the reading policy: what is urgent, and how urgent.")
 
-Version = Annotated[int | None, typer.Option("--version", min=1, help="This version instead of the active one.")]
+MOST_VERSIONS = 2**31 - 1  # what the column holds; SQLite's driver ends with a traceback far above it
+Version = Annotated[
+    int | None, typer.Option("--version", min=1, max=MOST_VERSIONS, help="This version instead of the active one.")
+]
 Note = Annotated[str, typer.Option(help="Why; kept with the version.")]
 EachFinding = Annotated[list[str] | None, typer.Option(metavar="FINDING=VALUE", help="May be given several times.")]
 
@@ -83,7 +86,7 @@ def capacity(
     finding: Annotated[str | None, typer.Option(help="Which; by default the one finding in category A.")] = None,
     weeks: Annotated[
         float | None,
-        typer.Option(min=0.1, max=5200, help="From this site's films of so many weeks; else from validation."),
+        typer.Option(min=0.1, max=5200, help="From this site's films of so many weeks; else from the checkpoint's."),
     ] = None,
     at_least: Annotated[int, typer.Option(min=1, help="Refuse fewer films of this site.")] = 1000,
     note: Note = "",
@@ -102,7 +105,7 @@ def capacity(
             refuse(f"no finding is called {name!r}; there are {', '.join(FINDINGS)}")
         if weeks is None:
             value = policy.threshold_from_reference(live.header.reference, finding=name, share=rules.category_a_share)
-            source = f"the {live.header.reference['films']} films of the checkpoint's reference"
+            source = policy.reference_films(live.header)
         else:
             with session_scope(house.engine) as session:
                 value, films = policy.threshold_from_site(
@@ -119,7 +122,9 @@ def capacity(
 
 
 @app.command()
-def activate(version: Annotated[int, typer.Argument(min=1, help="As `policy edit` printed it.")]) -> None:
+def activate(
+    version: Annotated[int, typer.Argument(min=1, max=MOST_VERSIONS, help="As `policy edit` printed it.")],
+) -> None:
     """Make a version the one that ranks, and place every study by it again; none is scored again."""
     from worker import reranking
     from worker.house import actor

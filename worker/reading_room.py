@@ -45,11 +45,15 @@ class Department:
     def __post_init__(self) -> None:
         if len(self.arrivals_per_hour) != 24 or len(self.reading_minutes) != 24:
             raise SimulationError("arrivals_per_hour and reading_minutes need 24 values each")
-        if min(self.arrivals_per_hour) < 0 or min(self.reading_minutes) <= 0 or self.readers < 1:
-            raise SimulationError("arrivals must be 0 or more, reading times above 0, and readers at least 1")
-        if self.readers != int(self.readers):
-            raise SimulationError("readers must be a whole number")
-        if not 0 <= self.stat_share <= 1 or min(self.stat_reading_factor, self.abnormal_reading_factor) <= 0:
+        # Each asks for what is right and not for what is wrong: JSON may hold NaN, which compares false.
+        if not isinstance(self.readers, int) or self.readers < 1:
+            raise SimulationError("readers must be a whole number, at least 1")
+        if not all(0 <= rate < math.inf for rate in self.arrivals_per_hour) or not all(
+            minutes > 0 for minutes in self.reading_minutes
+        ):
+            raise SimulationError("arrivals must be 0 or more, and reading times above 0")
+        factors = (self.stat_reading_factor, self.abnormal_reading_factor)
+        if not 0 <= self.stat_share <= 1 or not all(0 < factor < math.inf for factor in factors):
             raise SimulationError("stat_share must lie between 0 and 1, and the reading factors above 0")
         if self.pace_from_start and math.inf in self.reading_minutes:
             raise SimulationError("a reading that keeps its pace would never end where nobody reads")

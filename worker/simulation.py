@@ -91,6 +91,10 @@ class OperatingPoint:
 class Cases(Protocol):
     """Where studies come from."""
 
+    @property
+    def abnormal_share(self) -> float:
+        """The share of studies that have any finding."""
+
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Booleans, Floats]:
         """Findings present and probabilities of `count` studies, each (N, 11) in FINDINGS order."""
 
@@ -100,6 +104,11 @@ class BinormalCases:
     """Studies whose findings come and go independently, one operating point each; a finding left out does not occur."""
 
     points: Mapping[str, OperatingPoint]
+
+    @property
+    def abnormal_share(self) -> float:
+        """See Cases.abnormal_share."""
+        return 1 - math.prod(1 - point.prevalence for point in self.points.values())
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Booleans, Floats]:
         """See Cases.draw."""
@@ -117,6 +126,11 @@ class EvaluatedCases:
 
     present: Booleans
     probabilities: Floats
+
+    @property
+    def abnormal_share(self) -> float:
+        """See Cases.abnormal_share."""
+        return float(self.present.any(axis=1).mean())
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Booleans, Floats]:
         """See Cases.draw."""
@@ -218,6 +232,7 @@ def simulate(
     `thresholds` per finding default to those that flag the policy's `category_a_share` of films drawn from `cases`.
     Raises SimulationError when the readers cannot keep up: waits would grow with `days` and mean nothing.
     """
+    _refuse_overload(department, cases)
     disciplines = default_disciplines(policy) if disciplines is None else disciplines
     if thresholds is None:
         thresholds = reference_thresholds(cases, share=policy.category_a_share, rng=np.random.default_rng(first_seed))
@@ -272,6 +287,20 @@ def reference_thresholds(cases: Cases, *, share: float, rng: np.random.Generator
     return {finding: threshold_for_share(p, share) if p.any() else 1.0 for finding, p in columns}
 
 
+def _refuse_overload(department: Department, cases: Cases) -> None:
+    """SimulationError when a day's expected work is all that a day's readers can do, or more.
+
+    Expected, not drawn: whether a department near 1 is refused must not be luck. A day is summed over its hours, since
+    what the night leaves is read in the morning.
+    """
+    stat = 1 + department.stat_share * (department.stat_reading_factor - 1)
+    abnormal = 1 + cases.abnormal_share * (department.abnormal_reading_factor - 1)
+    capacity = ReadingClock(department).per_day * department.readers
+    needed = sum(department.arrivals_per_hour) * stat * abnormal / capacity
+    if needed > 1 - 1e-9:  # sums of fractions of 1 come out a little below it
+        raise SimulationError(f"the readers cannot keep up: {needed:.0%} of the time they have would be needed")
+
+
 def _draw(
     department: Department,
     cases: Cases,
@@ -288,14 +317,8 @@ def _draw(
     present, probabilities = cases.draw(len(arrived), rng)
     stat = rng.random(len(arrived)) < department.stat_share
     normal = np.logical_not(present.any(axis=1))
-    factor = np.where(normal, 1.0, department.abnormal_reading_factor)
-    factor[stat] *= department.stat_reading_factor
-    work = rng.exponential(size=len(arrived)) * factor
-    # What is expected, not what was drawn: a department at .98 keeps up, in whatever luck.
-    expected = sum(department.arrivals_per_hour) * (factor.mean() if len(factor) else 0.0)
-    needed = expected / (ReadingClock(department).per_day * department.readers)
-    if needed >= 1:
-        raise SimulationError(f"the readers cannot keep up: {needed:.0%} of the time they have would be needed")
+    work = rng.exponential(size=len(arrived)) * np.where(normal, 1.0, department.abnormal_reading_factor)
+    work[stat] *= department.stat_reading_factor
     category = categories(probabilities, policy, thresholds)
     groups = groups_of(stat, category, normal=normal, present=present)
     return Studies(arrived, stat, category, urgencies(probabilities, policy), groups), work

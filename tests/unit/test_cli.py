@@ -148,6 +148,8 @@ def test_explain_says_why_a_study_that_was_partly_scored_stands_higher(tmp_path)
         ("report", "--run", "9" * 20),
         ("policy", "capacity", "--finding", "Foo", "--weeks", "4"),
         ("policy", "capacity", "--weeks", "1e12"),
+        ("policy", "show", "--version", "9" * 20),
+        ("policy", "activate", "9" * 20),
         ("simulate", "--history", "1000000"),
     ],
 )
@@ -158,12 +160,27 @@ def test_an_odd_parameter_is_refused_in_one_line(monkeypatch, capsys, words):
 
 @pytest.mark.parametrize(
     "text",
-    ['{"reading_minutes": 5}', '{"readers": 1.5}', '{"stat_share": 7}', '{"stat_reading_factor": -1}',
-     '{"abnormal_reading_factor": -3}'],
+    ['{"reading_minutes": 5}', '{"readers": 1.5}', '{"readers": 2.0}', '{"readers": Infinity}', '{"stat_share": 7}',
+     '{"stat_reading_factor": -1}', '{"stat_reading_factor": NaN}', '{"abnormal_reading_factor": -3}'],
 )  # fmt: skip
-def test_a_department_that_cannot_be_is_refused(tmp_path, monkeypatch, text):
-    (tmp_path / "department.json").write_text(text)
-    assert main(monkeypatch, "simulate", "--department", str(tmp_path / "department.json")) == 2
+def test_a_department_that_cannot_be_is_refused(tmp_path, monkeypatch, capsys, text):
+    # With cases, since without them (the untrained checkpoint has no areas) every department is refused.
+    department, cases = tmp_path / "department.json", tmp_path / "cases.json"
+    department.write_text(text)
+    cases.write_text('{"Pneumothorax": {"prevalence": 0.1, "auc": 0.9}}')
+    ask = ("simulate", "--department", str(department), "--cases", str(cases), "--days", "1")
+    assert main(monkeypatch, *ask) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert any(field in said for field in ("reading", "readers", "stat_share"))
+
+
+def test_a_picture_of_no_known_kind_is_refused(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "cases.json").write_text('{"Pneumothorax": {"prevalence": 0.1, "auc": 0.9}}')
+    ask = ("simulate", "--cases", str(tmp_path / "cases.json"), "--days", "1", "--seeds", "1")
+    assert main(monkeypatch, *ask, "--plot", str(tmp_path / "x.xyz")) == 2
+    assert ".png, .svg or .pdf" in capsys.readouterr().err
 
 
 def test_what_a_sender_wrote_is_printed_as_it_is(tmp_path):

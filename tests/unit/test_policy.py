@@ -2,7 +2,8 @@
 
 import pytest
 
-from worker.policy import Changes, capacity_finding, edited, threshold_from_reference
+from training.checkpoint import Header
+from worker.policy import Changes, capacity_finding, edited, reference_films, threshold_from_reference
 from worker.priority import DEFAULT_POLICY, PolicyError
 
 LEVELS = [i / 100 for i in range(101)]
@@ -45,3 +46,15 @@ def test_the_reference_gives_the_probability_that_its_share_reaches():
         threshold_from_reference(reference, finding="Edema", share=0.1)
     with pytest.raises(PolicyError, match="no reference"):
         threshold_from_reference({}, finding="Pneumothorax", share=0.1)
+
+
+@pytest.mark.parametrize(
+    ("films", "words"),
+    [
+        ({"train": 1155, "validation": 399, "test": 377}, "the checkpoint's 399 validation films"),
+        ({"train": 399, "validation": 0, "test": 0}, "the 399 films that the checkpoint learned from"),
+        ({}, "the 399 films of the checkpoint's reference"),
+    ],
+)
+def test_a_reference_is_called_what_its_films_were(films, words):
+    assert reference_films(Header("mobilenet", reference={"films": 399}, training={"films": films})) == words

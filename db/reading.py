@@ -18,6 +18,7 @@ from db.bulk import update_many
 from db.models import Audit, Review, Study, StudyPriority
 from db.upsert import insert
 
+LONGEST_NAME = 64  # characters of a reader's name that are kept
 UNKNOWN = "no study has this UID or accession number"
 SHARED = "{} studies share this accession number: name the Study Instance UID, or take all with --whole-order"
 SHARED_REVIEW = "{} studies share this accession number: name the Study Instance UID"
@@ -70,7 +71,11 @@ def mark_read(session: Session, readings: Sequence[Reading], *, whole_order: boo
             refused = NOT_LISTED
         mine = [] if refused else [study_id for study_id in ids if unread.get(study_id) and study_id not in rows]
         for study_id in mine:
-            rows[study_id] = {"study_id": study_id, "read_at": reading.read_at or now, "read_by": reading.read_by}
+            rows[study_id] = {
+                "study_id": study_id,
+                "read_at": reading.read_at or now,
+                "read_by": _name(reading.read_by),
+            }
         answers.append(Answer(len(mine), refused))
     update_many(session, StudyPriority, list(rows.values()), key="study_id", same={})
     return answers
@@ -150,9 +155,18 @@ def _too_late(moment: datetime | None, now: datetime) -> str | None:
     return FUTURE if moment is not None and moment > now else None
 
 
+def _name(reader: str | None) -> str | None:
+    """As much of a reader's name as its column holds."""
+    return reader and reader[:LONGEST_NAME]
+
+
 def _upsert_review(session: Session, study_id: int, opinion: Opinion, at: datetime) -> int:
     statement = insert(session, Review).values(
-        study_id=study_id, finding=opinion.finding, verdict=opinion.verdict, reader=opinion.reader, reviewed_at=at
+        study_id=study_id,
+        finding=opinion.finding,
+        verdict=opinion.verdict,
+        reader=_name(opinion.reader),
+        reviewed_at=at,
     )
     given = statement.excluded
     news = or_(Review.reviewed_at < given.reviewed_at, Review.verdict != given.verdict)

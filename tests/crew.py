@@ -1,5 +1,7 @@
 """Worker and beat as processes of their own, as users start them, and what tests ask of the ledger beside them."""
 
+import base64
+import json
 import os
 import subprocess
 import sys
@@ -8,10 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import redis
+
 from db import ledger
 from db.books import Books, read_books
 from db.session import read_scope, session_scope
-from worker.app import make_app, ring
+from worker.app import SCORING, make_app, ring
 from worker.house import House
 from worker.intake import receive
 from worker.settings import Settings
@@ -65,3 +69,10 @@ def enqueue(house: House, folder: Path) -> list[int]:
         studies = ledger.studies_to_ring(session, ring_again_minutes=1, limit=10_000)
     ring(make_app(house.settings), studies)
     return studies
+
+
+def messages(broker_url: str) -> str:
+    """What waits in the scoring queue, each message as it stands in Redis and with its body (base64 there) opened."""
+    with redis.Redis.from_url(broker_url) as client:
+        waiting = [message.decode() for message in client.lrange(SCORING, 0, -1)]
+    return "\n".join(waiting + [base64.b64decode(json.loads(message)["body"]).decode() for message in waiting])

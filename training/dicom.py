@@ -316,7 +316,8 @@ def _parse(
         reached = reached or int(tag) in PIXEL_TAGS
         return reached and stop_at_pixels
 
-    _require_few_items(content)
+    if stop_at_pixels:  # what is read whole was registered by its header, and its pixels would all be searched
+        _require_few_items(content)
     tags: list[BaseTag | int] | None = [Tag(tag) for tag in specific_tags] if specific_tags else None
     file = BytesIO(content)
     try:
@@ -324,7 +325,8 @@ def _parse(
         meta = FileMetaDataset(read_dataset(file, False, True, stop_when=lambda tag, _vr, _length: tag >> 16 != 2))
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             inflated = _inflate(file.read(), max_bytes=max_bytes, whole=not stop_at_pixels)
-            _require_few_items(inflated)
+            if stop_at_pixels:
+                _require_few_items(inflated)
             dataset = read_dataset(BytesIO(inflated), False, True, stop_when=at_pixels, specific_tags=tags)
             dataset.file_meta = meta
         else:

@@ -60,10 +60,11 @@ def _padding(dataset: Dataset, values: Pixels) -> Mask:
 def _modality_lut(dataset: Dataset, values: Numbers) -> Numbers:
     """Stored values -> the modality's own scale: Modality LUT Sequence, else rescale (C.11.1)."""
     if item := _first_item(dataset, "ModalityLUTSequence"):
-        entries = _lut(item, dataset)
-        if entries is None:
+        lut = _lut(item, dataset)
+        if lut is None:
             raise BadModalityLut
-        return _looked_up(values, *entries[:2])
+        first, entries, _bits = lut
+        return _looked_up(values, first, entries)
     slope = _number(element_value(dataset, "RescaleSlope"), default=1.0)
     intercept = _number(element_value(dataset, "RescaleIntercept"), default=0.0)
     if not slope or intercept is None:

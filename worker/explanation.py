@@ -106,8 +106,11 @@ def _explain_study(session: Session, study: Study) -> Explained:
     films = lookup.film_probabilities(session, study, checkpoint)
     probabilities = [float(p) for p in priority.study_probabilities(films)]
     thresholds = {f: cuts[policy.THRESHOLD] for f, cuts in checkpoint.header.get("thresholds", {}).items()}
-    seen = priority.category(probabilities, rules, thresholds)
-    facts.append(("what was seen", f"category {seen}: {_category_rule(probabilities, rules, thresholds)}"))
+    because = _category_rule(probabilities, rules, thresholds)
+    if place.flag in FLAG_RULES:
+        facts.append(("what was seen", f"category {priority.category(probabilities, rules, thresholds)}: {because}"))
+    else:
+        facts.append(("category", f"{place.category}: {because}"))
     tables.append(_contributions_table(probabilities, rules, thresholds))
     return Explained("Why it stands where it stands", facts, tables)
 

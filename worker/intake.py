@@ -200,7 +200,8 @@ def _register_together(
         for file, arrival in read:
             received.files += 1
             if isinstance(arrival, UnusableStudy):
-                _reject(session, file, arrival, received)
+                _reject(session, file, arrival)
+                received.rejected += 1
                 continue
             registered = arrivals.register(session, arrival, placement=unscored)
             if registered.outcome == "new" and registered.study_id is not None:
@@ -222,7 +223,8 @@ def _resolve_taken(house: House, file: Path, arrival: Arrival, known: Registered
     elif not (known.same_study and _is_copy(Path(known.path or ""), file, roots=house.settings.roots)):
         reason = UnusableStudy("uid_taken", "its SOP Instance UID belongs to another file; the first one is kept")
         with session_scope(house.engine) as session:
-            _reject(session, file, reason, received)
+            _reject(session, file, reason)
+        received.rejected += 1  # after the commit: whatever comes before it may be tried again
         return
     received.known += 1
 
@@ -240,8 +242,7 @@ def _is_copy(held: Path, file: Path, *, roots: Sequence[str]) -> bool:
         return False
 
 
-def _reject(session: Session, file: Path, reason: UnusableStudy, received: Received) -> None:
-    received.rejected += 1
+def _reject(session: Session, file: Path, reason: UnusableStudy) -> None:
     path = os.fsencode(file.absolute()).decode(errors="replace")
     arrivals.reject(session, path=path, path_digest=_path_digest(file), reason=reason.reason, detail=str(reason))
 

@@ -68,7 +68,7 @@ def read(
         rows: Iterable[Any] = reading_csv.readings(table, reading_csv.Defaults(reader, zone))
     else:
         moment = _moment(at, zone)
-        rows = enumerate((Reading(study, moment, reader and reader[:64]) for study in studies or ()), start=1)
+        rows = enumerate((Reading(study, moment, reader) for study in studies or ()), start=1)
     _finish(_answered(rows, lambda session, some: mark_read(session, some, whole_order=whole_order)), as_json=as_json)
 
 
@@ -111,7 +111,7 @@ def review(
         if not reader or not said:
             refuse("a review needs --reader and at least one of --present, --absent, --not-assessed")
         moment = _moment(at, zone)
-        rows = enumerate((Opinion(study or "", key, word, reader[:64], moment) for key, word in said.items()), start=1)
+        rows = enumerate((Opinion(study or "", key, word, reader, moment) for key, word in said.items()), start=1)
     _finish(_answered(rows, record_opinions), as_json=as_json)
 
 

@@ -51,7 +51,7 @@ def readings(path: Path, defaults: Defaults) -> Iterator[tuple[int, Reading] | P
 
     def parse(fields: Fields) -> list[Reading]:
         reader = fields.get("read_by") or defaults.reader
-        return [Reading(_study(fields), moment(fields.get("read_at"), defaults.zone), reader and reader[:64])]
+        return [Reading(_study(fields), moment(fields.get("read_at"), defaults.zone), reader)]
 
     return _parsed(path, parse, also=())
 
@@ -70,7 +70,7 @@ def opinions(path: Path, defaults: Defaults) -> Iterator[tuple[int, Opinion] | P
         if not said:
             raise WrongValue("no finding has a verdict")
         study, at = _study(fields), moment(fields.get("reviewed_at"), defaults.zone)
-        return [Opinion(study, finding_key(name), verdict(word), reader[:64], at) for name, word in said]
+        return [Opinion(study, finding_key(name), verdict(word), reader, at) for name, word in said]
 
     return _parsed(path, parse, also=("finding", *KEYS))
 

@@ -28,11 +28,17 @@ GRAIN = 12.0  # standard deviation of a detector's noise, in steps of 12 bits
 SV1, J2K, NATIVE = JPEGLosslessSV1, JPEG2000Lossless, ExplicitVRLittleEndian
 HALVES = [(SV1, J2K, SV1, NATIVE, SV1, rare, SV1, J2K, SV1, NATIVE) for rare in (JPEGLSLossless, HTJ2KLossless)]
 MIX: tuple[UID, ...] = (*HALVES[0], *HALVES[1])
+SYNTAXES: dict[str, UID] = {
+    "JPEG Lossless": SV1,
+    "uncompressed": NATIVE,
+    "JPEG-LS": JPEGLSLossless,
+    "HTJ2K": HTJ2KLossless,
+    "JPEG 2000": J2K,
+}
 # name of a set of films -> which of the twenty it takes
 SETS: dict[str, tuple[UID, ...]] = {
     "mix": tuple(dict.fromkeys(MIX)),
-    "JPEG Lossless": (JPEGLosslessSV1,),
-    "JPEG 2000": (JPEG2000Lossless,),
+    **{name: (SYNTAXES[name],) for name in ("JPEG Lossless", "JPEG 2000")},
 }
 STUDIES = {"mix": 100, "JPEG Lossless": 60, "JPEG 2000": 60}
 
@@ -69,14 +75,18 @@ def source() -> str:
 
 def _drawn(rng: np.random.Generator) -> Iterator[Dataset]:
     """One DX film per entry of the mix: 12 bits in 16, sides of 2000 to 3500 pixels, a window in the header."""
-    originals = sorted(SHARED.glob("*.png")) if SHARED.is_dir() else []
     for i, syntax in enumerate(MIX):
         rows, columns = (int(side) // 2 * 2 for side in rng.uniform(*SIDES_PIXELS, size=2))
-        if originals:
-            pixels = upscaled(originals[i % len(originals)], rows, columns, rng)
-        else:
-            pixels = texture(rows, columns, seed=i)
+        pixels = textured(i, rows, columns, rng)
         yield make_film(pixels=pixels, bits=12, transfer_syntax=syntax, WindowCenter=2048, WindowWidth=3800)
+
+
+def textured(number: int, rows: int, columns: int, rng: np.random.Generator) -> NDArray[np.uint16]:
+    """12-bit pixels (rows, columns) with the texture of the real film of this number, or a generated one."""
+    originals = sorted(SHARED.glob("*.png")) if SHARED.is_dir() else []
+    if originals:
+        return upscaled(originals[number % len(originals)], rows, columns, rng)
+    return texture(rows, columns, seed=number)
 
 
 def upscaled(original: Path, rows: int, columns: int, rng: np.random.Generator) -> NDArray[np.uint16]:

@@ -12,31 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pydicom.uid import (
-    UID,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    JPEG2000Lossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-)
 from rich.console import Console
 
-from tests.benchmarks.films import SHARED, upscaled
-from tests.dicom_files import make_film, texture
-from training.checkpoint import SHIPPED, load_checkpoint
+from tests.benchmarks.films import SYNTAXES, textured
+from tests.dicom_files import make_film
+from training.checkpoint import SHIPPED, read_header
 from training.decoders import decode, decode_half
 from training.dicom import DEFAULT_LIMITS, PixelHeader, open_dataset
 from training.pixels import _digest, read_film
+from training.preprocessing import Preprocessing
 from worker.allocator import keep_freed_memory
 
-SYNTAXES: dict[str, UID] = {
-    "JPEG Lossless": JPEGLosslessSV1,
-    "uncompressed": ExplicitVRLittleEndian,
-    "JPEG-LS": JPEGLSLossless,
-    "HTJ2K": HTJ2KLossless,
-    "JPEG 2000": JPEG2000Lossless,
-}
 TIMES = 9
 
 
@@ -50,7 +36,7 @@ def milliseconds(work: Callable[[], object]) -> float:
     return statistics.median(spent)
 
 
-def profile(path: Path, *, size: int) -> dict[str, float]:
+def profile(path: Path, preprocessing: Preprocessing) -> dict[str, float]:
     """step -> milliseconds; "all" is measured by itself, and what the steps leave of it is tables and checks."""
     dataset = open_dataset(path)
     header = PixelHeader.of(dataset, limits=DEFAULT_LIMITS)
@@ -59,8 +45,8 @@ def profile(path: Path, *, size: int) -> dict[str, float]:
     def pixels() -> np.ndarray:
         return decode(dataset, header)[0] if halved is None else decode_half(dataset, header)
 
+    size = preprocessing.size
     stored, film = pixels(), read_film(dataset, half_for=size)
-    preprocessing = load_checkpoint(SHIPPED).preprocessing
     return {
         "open the file": milliseconds(lambda: open_dataset(path)),
         "decode": milliseconds(pixels),
@@ -76,19 +62,14 @@ def main() -> None:
     arguments.add_argument("--columns", type=int, default=2048)
     chosen = arguments.parse_args()
     keep_freed_memory()
-    rng = np.random.default_rng(0)
-    originals = sorted(SHARED.glob("*.png")) if SHARED.is_dir() else []
-    if originals:
-        pixels = upscaled(originals[0], chosen.rows, chosen.columns, rng)
-    else:
-        pixels = texture(chosen.rows, chosen.columns, seed=0)
-    size = load_checkpoint(SHIPPED).preprocessing.size
+    pixels = textured(0, chosen.rows, chosen.columns, np.random.default_rng(0))
+    preprocessing = read_header(SHIPPED).preprocessing
     found = {}
     with tempfile.TemporaryDirectory(prefix="nightread-steps-") as made:
         for name, syntax in SYNTAXES.items():
             path = Path(made) / "film.dcm"
             make_film(path, pixels=pixels, bits=12, transfer_syntax=syntax, WindowCenter=2048, WindowWidth=3800)
-            found[name] = profile(path, size=size)
+            found[name] = profile(path, preprocessing)
     Console().print(pd.DataFrame(found).round(1).to_string())
 
 

@@ -22,7 +22,7 @@ import psycopg
 import pytest
 import redis
 import torch
-from crew import books, enqueue, running, start, wait_until
+from crew import books, enqueue, environment_of, running, start, wait_until
 from dicom_files import make_film, texture
 from hostile import read_hostile_square
 from servers import PostgresServer, RedisServer
@@ -43,7 +43,7 @@ from worker.scoring import Hand, open_scorer, score_waiting
 from worker.settings import Settings
 from worker.sweep import sweep
 from worker.tasks import Service
-from worker.terminal import WRONG_USAGE
+from worker.terminal import UNAVAILABLE, WRONG_USAGE
 
 RECOVERY_SECONDS = 120  # what is promised for every fault; these tests use shorter leases
 STOP_SECONDS = 30  # what is promised for SIGTERM (docs/operations.md)
@@ -276,6 +276,34 @@ def test_a_worker_stops_within_half_a_minute_while_redis_is_away(night: Night):
     finally:
         night.redis.start()
     assert books(night.house).claimed == 0
+
+
+BROKEN_DEVICE = """
+import sys
+from worker import cli, inference
+
+def predict(self, squares):
+    raise RuntimeError("CUDA error: unspecified launch failure")
+
+inference.Classifier.predict = predict
+sys.argv = ["nightread", "worker"]
+cli.main()
+"""
+
+
+def test_a_worker_whose_device_does_not_compute_any_more_ends_and_blames_no_study(
+    settings: Settings, postgres_url: str, redis_url: str, tmp_path: Path
+):
+    schema.upgrade(make_engine(postgres_url))
+    house = House(settings.model_copy(update={"database_url": postgres_url, "broker_url": redis_url}))
+    films_in(tmp_path, 6)
+    enqueue(house, tmp_path)
+    environment = os.environ | environment_of(house.settings)
+    ended = subprocess.run([sys.executable, "-c", BROKEN_DEVICE], env=environment, capture_output=True, timeout=120)
+    assert ended.returncode == UNAVAILABLE, ended.stderr.decode()
+    assert b"the device no longer computes" in ended.stderr
+    with read_scope(house.engine) as session:
+        assert session.execute(select(Study.state, Study.attempts).distinct()).all() == [("waiting", 0)]
 
 
 # ----------------------------------------------------------------------------------------------- senders and sweeps

@@ -1,21 +1,18 @@
 """The same story through real Redis and real PostgreSQL, with worker processes as users start them."""
 
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import redis
-from crew import books, enqueue, start
+from crew import books, enqueue, messages, running, wait_until
 from dicom_files import make_film, texture
 from sqlalchemy import select, text
 
 from db import schema
 from db.models import FINDING_COLUMNS, FilmScore, Instance, StudyPriority
-from db.session import read_scope
+from db.session import make_engine, read_scope
 from worker.app import make_app
 from worker.house import House
 from worker.intake import receive
@@ -27,28 +24,8 @@ from worker.sweep import sweep
 @pytest.fixture
 def house(settings: Settings, postgres_url: str, redis_url: str) -> House:
     house = House(settings.model_copy(update={"database_url": postgres_url, "broker_url": redis_url}))
-    from db.session import make_engine
-
     schema.upgrade(make_engine(postgres_url))
     return house
-
-
-@contextmanager
-def running(house: House, command: str, log: Path) -> Iterator[subprocess.Popen]:
-    """`nightread COMMAND` as a process of its own, ended with SIGTERM."""
-    process = start(house, command, log)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        assert process.wait(timeout=30) is not None
-
-
-def wait_until(condition, *, seconds: float = 60, log: Path | None = None) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, log.read_text() if log else "it never came true"
-        time.sleep(0.1)
 
 
 def rows(house: House) -> set[tuple]:
@@ -95,12 +72,11 @@ def test_two_workers_write_the_same_rows_as_one_process(house, films, tmp_path):
 
 def test_a_message_is_a_row_id_and_nothing_else(house, films):
     make_film(films / "named.dcm", PatientName="Canary^Name", PatientID="CANARY-ID", AccessionNumber="CANARYACC")
-    enqueue(house, films)
-    with redis.Redis.from_url(house.settings.broker_url) as client:
-        messages = b"".join(client.lrange("scoring", 0, -1))
-    assert messages
-    for secret in (b"Canary", b"CANARY", b".dcm", b"2.25", b"1.2.826"):
-        assert secret not in messages
+    study_id, *_others = enqueue(house, films)
+    sent = messages(house.settings.broker_url)
+    assert f"[[{study_id}]" in sent
+    for secret in ("Canary", "CANARY", ".dcm", "2.25", "1.2.826"):
+        assert secret not in sent
 
 
 def test_a_worker_that_is_killed_loses_nothing(house, films, tmp_path):

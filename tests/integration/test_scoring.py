@@ -390,6 +390,24 @@ def test_a_database_that_goes_away_does_not_end_an_intake_and_counts_nothing_twi
     assert (received.files, received.new_instances, received.rejected, len(received.studies)) == (3, 3, 0, 3)
 
 
+def test_a_file_refused_while_the_database_goes_away_is_counted_once(house, tmp_path, monkeypatch):
+    first = make_film(tmp_path / "a.dcm")
+    receive(house, [tmp_path])
+    make_film(tmp_path / "b.dcm", StudyInstanceUID=first.StudyInstanceUID, SOPInstanceUID=first.SOPInstanceUID)
+    reject, away = arrivals.reject, [True]
+
+    def restarting(session, **kwargs):
+        reject(session, **kwargs)
+        if away:
+            away.pop()
+            raise OperationalError("INSERT", {}, psycopg.errors.AdminShutdown("terminating connection"))
+
+    monkeypatch.setattr(arrivals, "reject", restarting)
+    received = receive(house, [tmp_path / "b.dcm"])
+    assert (received.files, received.known, received.rejected) == (1, 0, 1)
+    assert one(house, select(RejectedFile.reason))[0] == "uid_taken"
+
+
 def test_a_header_that_the_database_refuses_costs_only_its_file(house, tmp_path, monkeypatch):
     for name in ("a", "b", "c"):
         make_film(tmp_path / f"{name}.dcm", AccessionNumber=name)

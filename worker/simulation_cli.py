@@ -17,8 +17,14 @@ def register(app: typer.Typer) -> None:
 
 
 def simulate(
-    department: Annotated[Path | None, typer.Option(help="JSON: arrivals and reading rates by hour, readers.")] = None,
-    cases: Annotated[Path | None, typer.Option(help="JSON: prevalences and operating points per finding.")] = None,
+    department: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="JSON: arrivals and reading rates by hour, readers."),
+    ] = None,
+    cases: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="JSON: prevalences and operating points per finding."),
+    ] = None,
     history: Annotated[
         int | None, typer.Option(min=1, max=36_500, help="Replay this site's own last so many days instead.")
     ] = None,

@@ -119,6 +119,7 @@ def test_a_truncated_film_is_refused_at_half_its_resolution_too(syntax: UID) -> 
             assert refused.value.reason in ("truncated", "undecodable")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imagecodecs loses OpenJPH's errors
 @pytest.mark.parametrize("syntax", HALVED, ids=lambda syntax: syntax.keyword)
 def test_a_damaged_film_ends_in_a_square_or_in_a_reason(syntax: UID) -> None:
     film = film_in(syntax, thorax(400, 400))

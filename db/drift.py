@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select
+from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from db.base import database_now
@@ -88,7 +88,8 @@ def _came(since: datetime, until: datetime) -> tuple[ColumnElement[bool], Column
 
 
 def record(session: Session, figures: Sequence[Figure], *, day: str, checkpoint_id: int) -> None:
-    """Write a day's figures; those of a day that was judged before are replaced."""
+    """Write a day's figures; those of a day that was judged before go, also where nothing takes their place."""
+    session.execute(delete(Drift).where(Drift.day == day, Drift.checkpoint_id == checkpoint_id))
     same = {"day": day, "checkpoint_id": checkpoint_id, "computed_at": database_now(session)}
     upsert_many(session, Drift, [asdict(figure) for figure in figures], unique=UNIQUE, same=same)
 

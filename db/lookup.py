@@ -1,11 +1,22 @@
 """Single rows by what people know of them: a UID. Reads only."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db.models import FINDING_COLUMNS, Checkpoint, FilmScore, Instance, PolicyRow, Site, Study, StudyPriority
+
+
+@dataclass(frozen=True)
+class FilmFile:
+    """Where a scored film lies, and what must still lie there."""
+
+    instance_id: int
+    sop_instance_uid: str
+    path: str
+    pixel_digest: str | None
 
 
 def patient_key_secret(session: Session) -> str:
@@ -27,6 +38,13 @@ def study_named(session: Session, name: str) -> Study | None:
 def instances_of(session: Session, study: Study) -> Sequence[Instance]:
     """A study's instances, in the order in which they came."""
     return session.scalars(select(Instance).where(Instance.study_id == study.id).order_by(Instance.id)).all()
+
+
+def film_files(session: Session, instance_ids: Sequence[int]) -> list[FilmFile]:
+    """The files of these instances, as far as they are known, by instance id."""
+    columns = (Instance.id, Instance.sop_instance_uid, Instance.path, Instance.pixel_digest)
+    files = select(*columns).where(Instance.id.in_(instance_ids)).order_by(Instance.id)
+    return [FilmFile(*row) for row in session.execute(files)]
 
 
 def place_of(session: Session, study: Study) -> tuple[StudyPriority, PolicyRow | None, Checkpoint | None] | None:

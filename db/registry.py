@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db.base import database_now
-from db.models import Audit, Checkpoint
+from db.models import Audit, Checkpoint, Site
 from db.upsert import insert
 
 AFTERWARDS = {"champion": "retired", "shadow": "challenger"}  # what the one before becomes, of each only one
@@ -15,6 +15,14 @@ AFTERWARDS = {"champion": "retired", "shadow": "challenger"}  # what the one bef
 
 class UnknownCheckpoint(LookupError):
     """No checkpoint with this digest is registered."""
+
+
+def take_turns(session: Session) -> None:
+    """Wait for whoever else is about to change what ranks, or to begin a retraining; the others wait for our commit.
+
+    On SQLite every writing transaction takes turns from its beginning.
+    """
+    session.execute(select(Site.id).with_for_update())
 
 
 def champion(session: Session) -> Checkpoint | None:
@@ -80,6 +88,6 @@ def everything(session: Session) -> Sequence[Checkpoint]:
 
 
 def last_retired(session: Session) -> Checkpoint | None:
-    """The champion before this one, or None."""
+    """The champion before this one, or None. One that a rollback took back is refused, and does not come again."""
     retired = select(Checkpoint).where(Checkpoint.state == "retired")
     return session.scalars(retired.order_by(Checkpoint.state_changed_at.desc(), Checkpoint.id.desc()).limit(1)).first()

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from db.base import database_now
 from db.bulk import upsert_many
+from db.lookup import FilmFile
 from db.models import FINDING_COLUMNS, Audit, FilmScore, Instance, ShadowPriority, Study, StudyPriority
 from db.results import PriorityResult
 
@@ -37,16 +38,6 @@ class Listed:
     def name(self) -> str:
         """What people call it: its accession number, else its row's."""
         return self.accession_number or str(self.study_id)
-
-
-@dataclass(frozen=True)
-class FilmToSee:
-    """A scored film that a checkpoint has not seen."""
-
-    instance_id: int
-    sop_instance_uid: str
-    path: str
-    pixel_digest: str | None
 
 
 # ----------------------------------------------------------------------------------------------------- what is listed
@@ -128,10 +119,10 @@ def count_to_see(session: Session, *, checkpoint_id: int, read: bool) -> int:
     return session.scalar(select(func.count()).select_from(_to_see(checkpoint_id, read=read).subquery())) or 0
 
 
-def films_to_see(session: Session, *, checkpoint_id: int, read: bool, after: int, limit: int) -> list[FilmToSee]:
+def films_to_see(session: Session, *, checkpoint_id: int, read: bool, after: int, limit: int) -> list[FilmFile]:
     """The next of those films, by instance id."""
     films = _to_see(checkpoint_id, read=read).where(Instance.id > after).order_by(Instance.id).limit(limit)
-    return [FilmToSee(*row) for row in session.execute(films)]
+    return [FilmFile(*row) for row in session.execute(films)]
 
 
 def _to_see(checkpoint_id: int, *, read: bool) -> Select[int, str, str, str | None]:

@@ -3,7 +3,7 @@
 The lock is the running row's lease. It survives a crash: whoever finds it expired goes on with the same run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from db import registry
 from db.base import database_now
-from db.models import Audit, Site, TrainingRun
+from db.models import Audit, TrainingRun
 
 RESUME = "resume"
 
@@ -43,7 +44,7 @@ def take(
     A run that died `max_attempts` times is ended as failed. Where only an end of what was begun is asked for (`cause`
     is RESUME) no new one begins: then, without one to go on with, None.
     """
-    session.execute(select(Site.id).with_for_update())  # two that begin take turns
+    registry.take_turns(session)
     now = database_now(session)
     lease = now + timedelta(minutes=lease_minutes)
     run = running(session)
@@ -85,8 +86,8 @@ def finish(session: Session, held: Held, state: str, *, reason: str | None, **fa
 
 
 def let_go(session: Session, held: Held) -> None:
-    """Stop without an end: the next one goes on at once instead of waiting for the lease."""
-    note(session, held, lease_expires_at=database_now(session))
+    """Stop without an end: the next one goes on at once instead of waiting for the lease, and this was no death."""
+    note(session, held, lease_expires_at=database_now(session), attempts=TrainingRun.attempts - 1)
 
 
 def by_id(session: Session, run_id: int) -> TrainingRun:
@@ -100,8 +101,11 @@ def of_checkpoint(session: Session, checkpoint_id: int) -> TrainingRun | None:
     return session.scalars(made.limit(1)).first()
 
 
-def same_before(session: Session, held: Held, *, data_digest: str) -> int | None:
-    """The id of an earlier run, judged to its end, that learned the same from the same films; None if there is none."""
+def same_before(session: Session, held: Held, *, data_digest: str, recipe: Collection[str]) -> TrainingRun | None:
+    """An earlier run, judged to its end, that learned the same from the same films; None if there is none.
+
+    recipe: the settings that decide what is learned.
+    """
     run = by_id(session, held.run_id)
     judged = select(TrainingRun).where(
         TrainingRun.state.in_(("passed", "refused")),
@@ -109,7 +113,8 @@ def same_before(session: Session, held: Held, *, data_digest: str) -> int | None
         TrainingRun.parent_checkpoint_id == run.parent_checkpoint_id,
         TrainingRun.id != run.id,
     )
-    return next((other.id for other in session.scalars(judged) if other.settings == run.settings), None)
+    asked = [run.settings.get(name) for name in recipe]
+    return next((one for one in session.scalars(judged) if [one.settings.get(n) for n in recipe] == asked), None)
 
 
 def running(session: Session) -> TrainingRun | None:

@@ -13,7 +13,8 @@ ORDER = "s.stat DESC, {p}.category_a DESC, {p}.urgency DESC, s.received_at, s.st
 def views(dialect: str) -> dict[str, str]:
     """The views by name, in the order they must be created."""
     return {
-        # Which checkpoint, trained when, on which data, by which code, said this of a film.
+        # Which checkpoint, trained when, on which data, by which code, said this of a film. Two runs can have made one
+        # checkpoint, byte for byte (the second after the first's verdict failed): the first did.
         "film_lineage": f"""
             SELECT f.instance_id, f.checkpoint_id, f.run_id, f.scored_at, c.digest AS checkpoint_digest, c.network,
                    t.id AS training_run_id, t.started_at AS trained_at, t.data_digest,
@@ -21,7 +22,7 @@ def views(dialect: str) -> dict[str, str]:
                    parent.digest AS parent_digest
             FROM film_score f
             JOIN checkpoint c ON c.id = f.checkpoint_id
-            LEFT JOIN training_run t ON t.checkpoint_id = c.id
+            LEFT JOIN training_run t ON t.id = (SELECT min(id) FROM training_run WHERE checkpoint_id = c.id)
             LEFT JOIN checkpoint parent ON parent.id = t.parent_checkpoint_id""",  # noqa: S608
         "training_log": """
             SELECT t.id AS training_run_id, t.state, t.stage, t.reason, t.cause, t.attempts, t.started_at,

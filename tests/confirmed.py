@@ -40,7 +40,7 @@ def confirm_films(
         view, path = ("AP", "PA")[number % 2], folder / f"{number}.dcm"
         pixels = picture(present, rng)
         if not path.exists():  # the same seed drew the same film
-            make_film(path, pixels=pixels, view_position=view)
+            make_film(path, pixels=pixels, view_position=view, SOPInstanceUID=f"2.25.1.{number}")
         at = now - timedelta(days=days_ago)
         studies.append(
             {"id": number, "study_instance_uid": f"2.25.{number}", "patient_key": f"patient-{number // 2}",

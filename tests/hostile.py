@@ -12,7 +12,9 @@ import pydicom
 from worker.reading import Failure, ReadingRules, Square, read_square
 
 
-def read_hostile_square(path: str, sop_instance_uid: str, rules: ReadingRules) -> Square | Failure:
+def read_hostile_square(
+    path: str, sop_instance_uid: str, rules: ReadingRules, pixel_digest: str | None = None
+) -> Square | Failure:
     """`worker.reading.read_square`, but for films that are described as hostile."""
     match str(pydicom.dcmread(Path(path), stop_before_pixels=True).get("SeriesDescription", "")):
         case "raises":
@@ -21,4 +23,4 @@ def read_hostile_square(path: str, sop_instance_uid: str, rules: ReadingRules) -
             time.sleep(3600)
         case "kills":
             os._exit(139)
-    return read_square(path, sop_instance_uid, rules)
+    return read_square(path, sop_instance_uid, rules, pixel_digest)

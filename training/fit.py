@@ -33,14 +33,14 @@ from torch import Tensor, nn
 
 from training.augmentation import Augmentation
 from training.calibration import fit_calibration, reference, thresholds
-from training.checkpoint import Calibration, Header, build, load_checkpoint, save_checkpoint
+from training.checkpoint import Calibration, Header, build, load_checkpoint, read_header, save_checkpoint
 from training.losses import make_loss, shift_of, targets
 from training.manifest import UNKNOWN, prevalence
 from training.metrics import evaluate
 from training.networks import WrongWeights, input_of, make_network
 from training.prepared import Prepared
 from training.preprocessing import Preprocessing
-from training.sampling import SPLITS, save_lists
+from training.sampling import SPLITS, STABLE, save_lists
 from training.settings import Settings, UnusableSettings
 
 CHECKPOINT: Final = "checkpoint.safetensors"
@@ -99,6 +99,9 @@ def fit(
     split: str = "",
 ) -> Path:
     """Train on the films whose split is "train"; the path of the checkpoint, which records how they were split.
+
+    It says "stable" only where what it starts from says so too: weights that may have learned from a test patient do
+    not forget him.
 
     Started again on its own folder, after a kill at any moment, it goes on from the last whole epoch; on a CPU with as
     many threads the figures and the checkpoint's digest are those of an undisturbed run. Raises OtherRun when the
@@ -319,12 +322,19 @@ def _begin(fabric: Fabric, folder: Path, prepared: Prepared, settings: Settings)
         written.write_text(json.dumps(asked, indent=2) + "\n")
 
 
+def _split_said(split: str, start: str) -> str:
+    """How the films were split, which a network that starts from a checkpoint can claim no better than it can."""
+    if split == STABLE and start.endswith(".safetensors") and read_header(Path(start)).training.get("split") != STABLE:
+        return f"{STABLE}, but not of what it starts from"
+    return split
+
+
 def _header(prepared: Prepared, learner: Learner, *, code_commit: str, split: str) -> Header:
     """What is known before training; the same for the same settings and films, wherever they lie."""
     parts = {split: prepared.manifest[prepared.manifest["split"] == split] for split in SPLITS}
     training = {
         "settings": asdict(learner.settings) | {"start": Path(learner.settings.start).name},
-        "split": split,
+        "split": _split_said(split, learner.settings.start),
         "films": {name: len(part) for name, part in parts.items()},
         "patients": {name: part["patient_id"].nunique() for name, part in parts.items()},
         "known": {

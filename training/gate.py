@@ -153,13 +153,13 @@ class _Bench(NamedTuple):
 
     def gaps(self, champion: Array) -> Iterator[_Question]:
         """Whether one sex, age band or view is overlooked more than another."""
-        least, positives = self.rules.min_positives, (self.truth == 1).sum(axis=1)  # (N,)
+        least = self.rules.min_positives
         for attribute in ATTRIBUTES:
             every = [members for name, _, members in groups(self.films) if name == attribute]
-            large = [members for members in every if positives[members].sum() >= least]
+            large = [members for members in every if self._comparable(members) >= least]
             # Films of one group alone have no gap that could grow; else two groups must be large enough to compare.
             enough = len(large) >= min(2, max(1, len(every)))
-            why = "" if enough else f"no two groups with {least} findings each"
+            why = "" if enough else f"no two groups with {least} findings each that others of the group have not"
             yield _Question("gap", attribute, self._gap(large), champion, self.rules.gap, _at_most_or_chance, why)
 
     def beside(self, said: Mapping[str, Array]) -> Iterator[_Question]:
@@ -181,6 +181,14 @@ class _Bench(NamedTuple):
         each = [self._of(k, figure) for k in self.enough]
         return lambda said, weights: np.nanmean([of_finding(said, weights) for of_finding in each], axis=0)
 
+    def _comparable(self, members: npt.NDArray[np.bool_]) -> int:
+        """How many findings a group has that can be overlooked for another film of the group, known not to have them.
+
+        Where only what is present was confirmed there are none, and a group's false-negative rate has no value.
+        """
+        positives, negatives = ((self.truth[members] == label).sum(axis=0) for label in (1, 0))  # (F,)
+        return int(positives[negatives > 0].sum())
+
     def _gap(self, members: Sequence[npt.NDArray[np.bool_]]) -> Figure:
         """How much of what there is the worst group has overlooked, less the best: pooled over findings and cuts.
 
@@ -196,7 +204,7 @@ class _Bench(NamedTuple):
 
         def figure(said: Array, weights: Array) -> Array:
             rates = np.stack([overlooked(of, said, weights) for of in members])  # (G, R)
-            return np.asarray(np.nanmax(rates, axis=0) - np.nanmin(rates, axis=0))
+            return np.asarray(rates.max(axis=0) - rates.min(axis=0))  # NaN in a draw that leaves a group without
 
         return figure
 
@@ -223,7 +231,10 @@ def _answer(asked: _Question, challenger: Array, draws: Sequence[Array], number:
     everyone = np.ones((1, len(challenger)), dtype=np.float32)
     before, after = (float(asked.figure(said, everyone)[0]) for said in (asked.other, challenger))
     drawn = np.concatenate([asked.figure(challenger, each) - asked.figure(asked.other, each) for each in draws])
-    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    drawn = drawn[np.isfinite(drawn)]
+    if not np.isfinite(after - before) or not drawn.size:
+        return replace(nothing, note="undecided: these films give it no value")
+    low, high = np.quantile(drawn, (0.025, 0.975))
     # Rounded, so that a difference of just the bound is not beyond it by the last bit of a float.
     found = _Found(*np.round([after - before, low, high, (drawn <= 0).mean()], 6).tolist())
     passed, note = asked.passes(found, asked.bound), asked.note

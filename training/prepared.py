@@ -71,11 +71,15 @@ class NotPrepared(ValueError):
 
 
 class Decoded(NamedTuple):
-    """One film's squares, one per size (none when it is unusable), and what became of it."""
+    """One film's squares, one per size (none when it is unusable), and what became of it: READY, or why not."""
 
     row: int
     outcome: str
     squares: tuple[npt.NDArray[np.uint8], ...]
+
+
+ReadFilms = Callable[[Mapping[str, int]], Iterable[Decoded]]
+"""Reads the films of these rows (image name -> row) in a way of its own; what it leaves out is missing."""
 
 
 def open_prepared(folder: Path, *, size: int | None = None) -> Prepared:
@@ -105,7 +109,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
 
 def prepare(
     manifest: pd.DataFrame,
-    sources: Sequence[Path] | Mapping[str, Path],
+    sources: Sequence[Path] | ReadFilms,
     folder: Path,
     *,
     sizes: Sequence[int] = (224,),
@@ -115,10 +119,10 @@ def prepare(
     """Read the manifest's films from the sources into `folder`; how many there are of each outcome.
 
     Killed at any moment and started again it goes on where it stopped, and the files come out byte for byte as from an
-    undisturbed run. Sources are folders and archives, or each image's own file; they may arrive one by one: films still
-    missing are looked for at every run. `processes` decode
-    side by side (0: this one); `progress` hears how many more films are done. Memory does not grow with the films. A
-    film that could not be used is tried again, in case its file was replaced.
+    undisturbed run. Sources are folders and archives, which may arrive one by one, or a function that reads the films:
+    those still missing are looked for at every run, and one that could not be used is tried again, in case its file was
+    replaced. `processes` decode side by side (0: this one), where no function does; `progress` hears how many more
+    films are done. Memory does not grow with the films.
 
     Raises NotPrepared when the folder was begun with other films or sizes, and what `encoded_films` raises.
     """
@@ -129,8 +133,11 @@ def prepare(
     rows = {image: row for row, image in enumerate(manifest["image"]) if outcomes.get(row) not in _KEPT}
     progress(len(manifest) - len(rows))
     damaged: list[Path] = []
-    films = encoded_films(sources, rows, on_damage=damaged.append)
-    decoded = _side_by_side(partial(decode, preprocessings=preprocessings), films, processes=processes)
+    if callable(sources):
+        decoded = sources(rows)
+    else:
+        films = encoded_films(sources, rows, on_damage=damaged.append)
+        decoded = _side_by_side(partial(decode, preprocessings=preprocessings), films, processes=processes)
     with _Cache(folder, preprocessings) as cache:
         for film in decoded:
             cache.write(film)
@@ -319,6 +326,12 @@ def _finish(folder: Path, manifest: pd.DataFrame, outcomes: dict[int, str], dama
     counts = Counter(outcome.tolist())
     counts.update({TOO_OLD: int(too_old.sum()), DAMAGED_ARCHIVE: len(damaged)})
     return +counts
+
+
+def left_out(folder: Path) -> Counter[str]:
+    """How many films of a finished preparation could not be used, by reason."""
+    bad = pd.read_csv(folder / "bad_files.csv")
+    return Counter(bad.loc[bad["kept"] == 0, "reason"].tolist())
 
 
 def _write_safely(path: Path, text: str) -> None:

@@ -36,6 +36,10 @@ def split_by_patient(
     return manifest.assign(split=_drawn(patients, shares=shares, rng=rng))
 
 
+STABLE: Final = "stable"
+"""What a checkpoint says of a network that has never learned from a patient whom `split_stable` puts in test."""
+
+
 def split_stable(manifest: pd.DataFrame) -> pd.DataFrame:
     """Every patient to the side that a hash of `patient_id` says, in STABLE_SHARES.
 

@@ -33,7 +33,7 @@ def _split(manifest: pd.DataFrame, selection: Selection, *, rng: np.random.Gener
         return sampling.split_by_lists(manifest, {name: selection.lists / f"{name}.txt" for name in sampling.SPLITS})
     if selection.split == "patient":
         return sampling.split_by_patient(manifest, rng=rng, shares=selection.shares)
-    if selection.split == "stable":
+    if selection.split == sampling.STABLE:
         return sampling.split_stable(manifest)
     if selection.split == "official":
         return sampling.split_official(manifest, rng=rng)

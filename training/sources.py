@@ -24,29 +24,19 @@ class AmbiguousImage(ValueError):
 
 
 def encoded_films(
-    sources: Iterable[Path] | Mapping[str, Path], rows: Mapping[str, int], *, on_damage: Callable[[Path], None]
+    sources: Iterable[Path], rows: Mapping[str, int], *, on_damage: Callable[[Path], None]
 ) -> Iterator[Encoded]:
     """Every film of `rows` (image name -> row) found in the sources, each row at most once, in the order they lie.
 
-    Sources may also say which file each image is (image name -> path); then the films come in the order of the rows.
     A source is a folder (read through all its depths, archives in it included), a .zip, a .tar or a .tar.gz. A file
     answers to an image when its path ends in the image's name: "images_001/images/1_000.png" is "1_000.png".
     `on_damage` hears of an archive that broke off; what lay before the break has been read.
 
     Raises FileNotFoundError for a source that is not there and AmbiguousImage when two files answer to one image.
     """
-    if isinstance(sources, Mapping):
-        yield from _named(sources, rows)
-        return
     left = dict(rows)  # it shrinks as films are found, so that a second copy in a later source is passed over
     for source in sources:
         yield from _films_of(source, left, on_damage)
-
-
-def _named(files: Mapping[str, Path], rows: Mapping[str, int]) -> Iterator[Encoded]:
-    for image, row in rows.items():
-        if image in files and os.path.exists(files[image]):  # noqa: PTH110  # Path.exists raises where it may not look
-            yield Encoded(row, _content(files[image]))
 
 
 def _content(path: Path) -> bytes:

@@ -5,8 +5,10 @@ films split the same way (`split_stable`), the base's. A patient who was once in
 """
 
 import hashlib
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,21 +24,23 @@ from db.models import Checkpoint as CheckpointRow
 from db.models import GateVerdict
 from db.session import read_scope, session_scope
 from training import gate
-from training.checkpoint import Checkpoint, load_checkpoint, read_header
+from training.checkpoint import Checkpoint, Header, load_checkpoint, read_header
 from training.crossfit import ask
 from training.findings import FINDINGS
 from training.gate import Check, Rules
 from training.manifest import UNKNOWN
-from training.prepared import NotPrepared, Prepared, combine, open_prepared, prepare
+from training.prepared import NotPrepared, Prepared, combine
+from training.sampling import STABLE
 from worker import labels, policy
 from worker.house import House, actor
 from worker.policy import CAPACITY_FINDING
 from worker.priority import Policy
+from worker.reading import DecodersGone
 from worker.reading_room import SimulationError
 from worker.settings import Settings
 from worker.simulation import EvaluatedCases, default_disciplines, simulate
 
-STABLE = "stable"
+JUDGING = "judging-"  # how the folders begin in which films lie while they are judged on
 SEED = 2026
 SIMULATED_DAYS, SIMULATED_SEEDS = 60, 4
 
@@ -49,7 +53,7 @@ class SaysNothing(ValueError):
     """A checkpoint whose outputs are no numbers."""
 
 
-CANNOT_JUDGE = (labels.NothingConfirmed, NothingToJudge, SaysNothing, NotPrepared)
+CANNOT_JUDGE = (labels.NothingConfirmed, labels.Unread, DecodersGone, NothingToJudge, SaysNothing, NotPrepared)
 
 
 @dataclass(frozen=True)
@@ -86,25 +90,35 @@ class Judged:
 
 
 def judge(
-    house: House, challenger: CheckpointRow, films: Prepared, *, site_images: Collection[str], recent: Collection[str]
+    house: House,
+    challenger: CheckpointRow,
+    films: Sequence[Prepared],
+    *,
+    site_images: Collection[str],
+    recent: Collection[str],
 ) -> Judged:
     """Judge a registered challenger on the test films of a prepared set that holds a split.
 
-    site_images: which images are the site's, `recent` those confirmed lately. Raises CheckpointError, NothingToJudge,
-    SaysNothing, and NotPrepared when the champion or the challenger reads films of another size.
+    films: the set at each size that the champion or the challenger reads. site_images: which images are the site's,
+    `recent` those confirmed lately. Raises CheckpointError, NothingToJudge, SaysNothing, and NotPrepared when a size is
+    missing.
     """
     with read_scope(house.engine) as session:
         row = registry.champion(session)
         assert row is not None  # noqa: S101  # a house with a challenger has had a champion
         rules_of_reading = policy.active(session, thresholds={}).policy
     champion, other = (load_checkpoint(house.file_of(each), expected_digest=each.digest) for each in (row, challenger))
-    _readable(films, champion, other)
-    settings, manifest = house.settings, films.manifest
+    theirs = [_readable(films, checkpoint) for checkpoint in (champion, other)]
+    settings, manifest = house.settings, films[0].manifest
     rules = rules_of(settings)
-    gold = manifest[(manifest["split"] == "test") & _new_to_both(manifest, champion, other, site_images=site_images)]
+    gold = gold_of(manifest, champion, other, site_images=site_images)
     if gold.empty:
         raise NothingToJudge(NothingToJudge.__doc__)
-    said, challenged = (_probabilities(each, films, gold) for each in (champion, other))
+    accelerator = accelerator_of(settings.device)
+    said, challenged = (
+        _probabilities(each, seen, gold, accelerator=accelerator)
+        for each, seen in zip((champion, other), theirs, strict=True)
+    )
     compare = Comparison(manifest[manifest["split"] == "train"], rules, rules_of_reading)
     checks = compare.films(gold, said, challenged, films_from="gold")
     checks.append(compare.time_to_report(gold, said, challenged, most=settings.gate_time_minutes))
@@ -125,25 +139,42 @@ def rules_of(settings: Settings) -> Rules:
     return Rules(**{field.name: getattr(settings, f"gate_{field.name}") for field in fields(Rules)})
 
 
-def _readable(films: Prepared, *checkpoints: Checkpoint) -> None:
-    for checkpoint in checkpoints:
-        if checkpoint.preprocessing.size != films.preprocessing.size:
-            raise NotPrepared(
-                f"the films are prepared at {films.preprocessing.size} pixels, and a checkpoint reads "
-                f"{checkpoint.preprocessing.size}: prepare the base at both sizes, and judge by hand (`models judge`)"
-            )
+@cache  # the list of GPUs is narrowed once
+def accelerator_of(device: str) -> str:
+    """Fabric's word for a torch device. Of several GPUs ("cuda:1") this process sees that one alone from then on: asked
+    before CUDA is first used, for Fabric would take the first, on which others may be scoring."""
+    kind, _, number = device.partition(":")
+    if kind == "cuda" and number:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(number)] if seen else number
+    return kind.replace("cuda", "gpu")
 
 
-def _new_to_both(manifest: pd.DataFrame, *checkpoints: Checkpoint, site_images: Collection[str]) -> "pd.Series[bool]":
-    """Which films no checkpoint can have learned from, if they are test films."""
+def _readable(films: Sequence[Prepared], checkpoint: Checkpoint) -> Prepared:
+    """The films at the size that a checkpoint reads."""
+    size = checkpoint.preprocessing.size
+    for prepared in films:
+        if prepared.preprocessing.size == size:
+            return prepared
+    raise NotPrepared(
+        f"no films are prepared at {size} pixels, which a checkpoint reads: prepare the base at that size too, and "
+        "judge by hand (`models judge`)"
+    )
+
+
+def gold_of(manifest: pd.DataFrame, *checkpoints: Checkpoint | Header, site_images: Collection[str]) -> pd.DataFrame:
+    """The test films that none of the checkpoints can have learned from."""
+    test = manifest[manifest["split"] == "test"]
     if all(checkpoint.training.get("split") == STABLE for checkpoint in checkpoints):
-        return pd.Series(data=True, index=manifest.index)
-    return manifest["image"].isin(site_images)
+        return test
+    return test[test["image"].isin(site_images)]
 
 
-def _probabilities(checkpoint: Checkpoint, films: Prepared, gold: pd.DataFrame) -> NDArray[np.float32]:
+def _probabilities(
+    checkpoint: Checkpoint, films: Prepared, gold: pd.DataFrame, *, accelerator: str
+) -> NDArray[np.float32]:
     """(N, F) of the gold films, as the worker would give them."""
-    said = checkpoint.calibration.probabilities(ask(checkpoint, replace(films, manifest=gold), accelerator="auto"))
+    said = checkpoint.calibration.probabilities(ask(checkpoint, replace(films, manifest=gold), accelerator=accelerator))
     if not np.isfinite(said).all():
         raise SaysNothing(f"checkpoint {checkpoint.digest[:12]} gives no numbers: its training went astray")
     return said
@@ -176,7 +207,10 @@ class Comparison:
         checks = self.films(films, champion, challenger, films_from="recent")
         note = "few films: only an interval wholly below the bound fails"
         return [
-            replace(check, bound=0.0, passed=check.high is None or check.high >= 0, note=note)
+            # Too few to say anything are so few that nothing is held against it.
+            replace(check, bound=0.0, passed=True, note=f"{check.note}, which passes on recent films")
+            if check.high is None
+            else replace(check, bound=0.0, passed=check.high >= 0, note=note)
             for check in checks
             if check.name == "macro_auroc"
         ]
@@ -239,23 +273,32 @@ def judge_by_hand(house: House, challenger: CheckpointRow) -> Judged:
 
     Only the test patients' films are decoded: the others' labels are enough for the baselines.
     """
-    size = read_header(house.file_of(challenger)).preprocessing.size
-    with TemporaryDirectory(prefix="nightread-gate-") as made:
-        folder = Path(made)
-        site = labels.kept(house, folder)
-        tested = site.manifest["split"] == "test"
-        prepare(site.manifest[tested], site.files, folder / "site", sizes=(size,))
-        parts = [open_prepared(folder / "site", size=size)]
-        learned = [site.manifest[~tested]]
-        if (base := labels.base_films(house.settings, size=size)) is not None:
-            parts.append(replace(base, manifest=base.manifest[base.manifest["split"] == "test"]))
-            learned.append(base.manifest[base.manifest["split"] != "test"])
-        films = _with_labels(combine(parts, folder / "mixed"), pd.concat(learned))
+    with read_scope(house.engine) as session:
+        both = [row for row in (registry.champion(session), challenger) if row is not None]
+    sizes = sorted({read_header(house.file_of(row)).preprocessing.size for row in both})
+    within = house.settings.state_folder.expanduser().resolve() / "retraining"
+    within.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=JUDGING, dir=within) as made:
+        site = labels.kept(house, Path(made))
+        films = [_test_films(house, site, Path(made) / str(size), size=size) for size in sizes]
+        if any(not films[0].manifest["image"].equals(other.manifest["image"]) for other in films):
+            raise NotPrepared("a film could be read for one of the checkpoints only: judge again")
         recent = site.recent(days=house.settings.retrain_recent_days)
-        judged = judge(house, challenger, films, site_images=site.files.keys(), recent=recent)
+        judged = judge(house, challenger, films, site_images=site.images, recent=recent)
     with session_scope(house.engine) as session:
         record_verdict(session, judged, session.get_one(CheckpointRow, challenger.id), training_run_id=None)
     return judged
+
+
+def _test_films(house: House, site: labels.Confirmed, folder: Path, *, size: int) -> Prepared:
+    """The test films of the site and of the base at one size, and the labels of all others."""
+    tested = site.manifest["split"] == "test"
+    parts = [labels.squares(house, site.manifest[tested], folder / "site", size=size)]
+    learned = [site.manifest[~tested]]
+    if (base := labels.base_films(house.settings, size=size)) is not None:
+        parts.append(replace(base, manifest=base.manifest[base.manifest["split"] == "test"]))
+        learned.append(base.manifest[base.manifest["split"] != "test"])
+    return _with_labels(combine(parts, folder / "mixed"), pd.concat(learned))
 
 
 def _with_labels(films: Prepared, others: pd.DataFrame) -> Prepared:

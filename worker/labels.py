@@ -1,7 +1,7 @@
 """The films with labels: what radiologists confirmed here, and the base data set, split alike by patient."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,29 +12,42 @@ import pandas as pd
 from db import confirmed
 from db.base import database_now
 from db.confirmed import ConfirmedFilm
+from db.lookup import FilmFile, film_files
 from db.session import read_scope
 from training.findings import FINDINGS
 from training.manifest import UNKNOWN
-from training.prepared import Prepared, open_prepared, read_manifest
+from training.prepared import READY, Decoded, Prepared, ReadFilms, left_out, open_prepared, prepare, read_manifest
+from training.preprocessing import Preprocessing
 from training.sampling import split_stable
 from worker.house import House
+from worker.reading import Reader, ReadingRules, Square
 from worker.settings import Settings
 
-TABLE, PLACES = "confirmed.csv", "confirmed.json"
+TABLE, MOMENTS = "confirmed.csv", "confirmed.json"
+NAME = "film-"  # and the row's id: a film's name in a manifest; never its file's, which may be a patient's
+FILES_AT_ONCE = 5_000  # asked of the database in one statement
 
 
 class NothingConfirmed(LookupError):
     """no film was confirmed yet: record opinions with `nightread review`"""
 
 
+class Unread(Exception):
+    """Too many of the confirmed films cannot be read; the text says how many, and why."""
+
+
 @dataclass(frozen=True)
 class Confirmed:
-    """The confirmed films as they were at a moment: their manifest with a split, each one's file and confirmation."""
+    """The confirmed films as they were at a moment: their manifest with a split, and when each was confirmed."""
 
     manifest: pd.DataFrame
-    files: Mapping[str, Path]
     confirmed_at: Mapping[str, datetime]
     until: datetime
+
+    @property
+    def images(self) -> Collection[str]:
+        """What the manifest calls them."""
+        return self.confirmed_at.keys()
 
     def since(self, first: datetime | None) -> set[str]:
         """The images that were confirmed from this moment on; all when it is None."""
@@ -50,14 +63,12 @@ def kept(house: House, folder: Path) -> Confirmed:
 
     Raises NothingConfirmed.
     """
-    if not (folder / PLACES).exists():
+    if not (folder / MOMENTS).exists():
         _ask(house, folder)
-    told = json.loads((folder / PLACES).read_text())
-    films = told["films"]
+    told = json.loads((folder / MOMENTS).read_text())
     return Confirmed(
         manifest=read_manifest(folder / TABLE),
-        files={image: Path(film["path"]) for image, film in films.items()},
-        confirmed_at={image: datetime.fromisoformat(film["confirmed_at"]) for image, film in films.items()},
+        confirmed_at={image: datetime.fromisoformat(at) for image, at in told["confirmed_at"].items()},
         until=datetime.fromisoformat(told["until"]),
     )
 
@@ -71,15 +82,10 @@ def _ask(house: House, folder: Path) -> None:
     if not films:
         raise NothingConfirmed(NothingConfirmed.__doc__)
     manifest_of(films).to_csv(folder / TABLE, index_label="row")
-    places = {image_of(film): {"path": film.path, "confirmed_at": film.confirmed_at.isoformat()} for film in films}
-    part = folder / f"{PLACES}.part"
-    part.write_text(json.dumps({"until": until.isoformat(), "films": places}))
-    part.replace(folder / PLACES)  # last: where it lies, the table is whole
-
-
-def image_of(film: ConfirmedFilm) -> str:
-    """What a film is called in a manifest: by its row, never by its file, whose name may be a patient's."""
-    return f"film-{film.instance_id}"
+    moments = {f"{NAME}{film.instance_id}": film.confirmed_at.isoformat() for film in films}
+    part = folder / f"{MOMENTS}.part"
+    part.write_text(json.dumps({"until": until.isoformat(), "confirmed_at": moments}))
+    part.replace(folder / MOMENTS)  # last: where it lies, the table is whole
 
 
 def manifest_of(films: list[ConfirmedFilm]) -> pd.DataFrame:
@@ -88,7 +94,7 @@ def manifest_of(films: list[ConfirmedFilm]) -> pd.DataFrame:
     return split_stable(
         pd.DataFrame(
             {
-                "image": [image_of(film) for film in films],
+                "image": [f"{NAME}{film.instance_id}" for film in films],
                 "patient_id": [film.patient for film in films],
                 "age_years": [film.patient_age_years for film in films],
                 "sex": [film.patient_sex or "" for film in films],
@@ -98,6 +104,47 @@ def manifest_of(films: list[ConfirmedFilm]) -> pd.DataFrame:
             }
         )
     )
+
+
+def squares(house: House, manifest: pd.DataFrame, folder: Path, *, size: int) -> Prepared:
+    """Those of the confirmed films that can be read and still show what was scored, as squares in `folder`.
+
+    They are read once: a share that comes back while a retraining is under way must not change what it learns from.
+    Raises Unread where more of them cannot be read than the settings allow, and reading.DecodersGone.
+    """
+    if not (folder / "manifest.csv").exists():
+        prepare(manifest, _reading(house, size=size), folder, sizes=(size,))
+    unread = left_out(folder)
+    if unread.total() > house.settings.retrain_max_unread * len(manifest):
+        why = ", ".join(f"{reason} {films}" for reason, films in unread.most_common())
+        raise Unread(
+            f"{unread.total()} of {len(manifest)} confirmed films cannot be read ({why}): is their share mounted here?"
+        )
+    return open_prepared(folder, size=size)
+
+
+def _reading(house: House, *, size: int) -> ReadFilms:
+    """How films are read: as the worker reads them, in child processes, within limits of time and memory."""
+    decoders, rules = house.settings.retrain_threads, ReadingRules.of(house, Preprocessing(size=size))
+
+    def read(rows: Mapping[str, int]) -> Iterator[Decoded]:
+        with Reader(rules, decoders=decoders) as reader:
+            for film, found in reader.squares(_files(house, list(rows)), ahead=4 * decoders):
+                row = rows[f"{NAME}{film.instance_id}"]
+                if isinstance(found, Square):
+                    yield Decoded(row, READY, (found.image,))
+                else:
+                    yield Decoded(row, found.reason, ())
+
+    return read
+
+
+def _files(house: House, images: list[str]) -> Iterator[FilmFile]:
+    for start in range(0, len(images), FILES_AT_ONCE):
+        ids = [int(image.removeprefix(NAME)) for image in images[start : start + FILES_AT_ONCE]]
+        with read_scope(house.engine) as session:
+            files = film_files(session, ids)
+        yield from files
 
 
 def base_films(settings: Settings, *, size: int) -> Prepared | None:

@@ -18,11 +18,13 @@ class NotPromoted(ValueError):
 def promote(house: House, session: Session, row: Checkpoint, *, reason: str, override: str | None = None) -> None:
     """Make a registered checkpoint the champion. Workers take it up between two batches, without a restart.
 
-    It must have passed the gate beside the champion of today, or have been champion before; else only somebody's
-    `override`, the reason why not, lets it through, and is kept. Its file is loaded and checked first, so that a
-    damaged one changes nothing. Category A is a capacity, so the policy goes live in a new version with the threshold
-    at which the new champion flags that share. Raises NotPromoted.
+    It must have passed the gate beside the champion of today, or have been champion before and not have failed beside
+    it; else only somebody's `override`, the reason why not, lets it through, and is kept. Its file is loaded and
+    checked first, so that a damaged one changes nothing. Category A is a capacity, so the policy goes live in a new
+    version with the threshold at which the new champion flags that share. Raises NotPromoted.
     """
+    registry.take_turns(session)  # else another champion could come between the look at the verdict and the change
+    session.refresh(row)
     objection = _objection(session, row)
     if objection is not None and override is None:
         raise NotPromoted(objection)
@@ -37,10 +39,12 @@ def promote(house: House, session: Session, row: Checkpoint, *, reason: str, ove
 def _objection(session: Session, row: Checkpoint) -> str | None:
     """Why the gate does not let this checkpoint through, or None."""
     champion = registry.champion(session)
-    if champion is None or row.state == "retired" or row.id == champion.id:
+    if champion is None or row.id == champion.id:
         return None
     short = row.digest[:12]
     verdict = gate.latest(session, row.id)
+    if row.state == "retired" and (verdict is None or verdict.champion_id != champion.id):
+        return None
     if verdict is None:
         return f"nobody has judged checkpoint {short}: `nightread models judge {short}`"
     if verdict.champion_id != champion.id:
@@ -60,9 +64,16 @@ def renew_policy(session: Session, checkpoint: Path, *, note: str) -> None:
 
 
 def rollback(house: House, session: Session, *, reason: str) -> Checkpoint:
-    """Make the last retired champion the champion again. Raises NotPromoted where there is none."""
-    previous = registry.last_retired(session)
+    """Make the last retired champion the champion again, whatever the gate said of it; today's is refused.
+
+    So a second rollback goes one champion further back, and never to the one that was taken back. Raises NotPromoted
+    where there is none.
+    """
+    registry.take_turns(session)
+    taken_back, previous = registry.champion(session), registry.last_retired(session)
     if previous is None:
         raise NotPromoted("no checkpoint was champion before this one")
-    promote(house, session, previous, reason=reason)
+    promote(house, session, previous, reason=reason, override="a rollback")
+    if taken_back is not None:
+        registry.set_state(session, taken_back, "refused", by=actor(), reason=f"taken back: {reason}")
     return previous

@@ -8,22 +8,24 @@ every core decodes, and no decoder's hold on the interpreter slows another.
 import multiprocessing
 import os
 import resource
-from collections.abc import Callable
-from concurrent.futures import Future, TimeoutError
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 from pebble import ProcessExpired, ProcessPool
+from pydicom.dataset import Dataset
 
 from training.children import leave_with_the_parent
 from training.dicom import PixelLimits, UnusablePixels, open_dataset, quieten_pydicom
-from training.pixels import read_film
+from training.pixels import LEAST_SIDE, read_film
 from training.preprocessing import Preprocessing
 from worker.allocator import keep_freed_memory
 from worker.errors import Unavailable
@@ -76,8 +78,13 @@ class ReadingRules:
         )
 
 
-def read_square(path: str, sop_instance_uid: str, rules: ReadingRules) -> Square | Failure:
-    """Read one file, check that it still holds this instance, decode it and make the network's input."""
+def read_square(
+    path: str, sop_instance_uid: str, rules: ReadingRules, pixel_digest: str | None = None
+) -> Square | Failure:
+    """Read one file, check that it still holds this instance, decode it and make the network's input.
+
+    pixel_digest: that of a film that was scored; it must still show these pixels.
+    """
     if os.path.realpath(path) != path:  # intake registered where the file really lay, within the roots
         return Failure("file_replaced", "a link has taken the place of the file that was registered")
     try:
@@ -86,6 +93,8 @@ def read_square(path: str, sop_instance_uid: str, rules: ReadingRules) -> Square
             return Failure("file_replaced", "the file now holds another instance than the one that was registered")
         half_for = rules.preprocessing.size if rules.halve_jpeg2000 else 0
         film = read_film(dataset, limits=rules.limits, half_for=half_for)
+        if pixel_digest not in (None, film.pixel_digest) and not _shows(dataset, pixel_digest, rules):
+            return Failure("file_replaced", "the file now holds other pixels than those that were scored")
         return Square(film.square(rules.preprocessing), film.pixel_digest)
     except UnusablePixels as error:
         return Failure(error.reason, str(error))
@@ -93,6 +102,13 @@ def read_square(path: str, sop_instance_uid: str, rules: ReadingRules) -> Square
         return Failure("too_large", f"decoding it needs more than {rules.memory_mb} MB of memory")
     except OSError as error:
         return Failure("file_unavailable", f"the file cannot be read: {error.strerror}", transient=True)
+
+
+def _shows(dataset: Dataset, pixel_digest: str | None, rules: ReadingRules) -> bool:
+    """Whether the digest is the whole film's or its half's: which of them is scored depends on the network's input."""
+    return any(
+        read_film(dataset, limits=rules.limits, half_for=side).pixel_digest == pixel_digest for side in (0, LEAST_SIDE)
+    )
 
 
 def prepare_child(memory_mb: int) -> None:
@@ -105,6 +121,20 @@ def prepare_child(memory_mb: int) -> None:
 
 class DecodersGone(Unavailable):
     """The pool of decoder processes broke down: a fault of the house, for which no film is blamed."""
+
+
+class ScoredFilm(Protocol):
+    """A film that was scored: where it lies, and what must still lie there."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def sop_instance_uid(self) -> str: ...
+    @property
+    def pixel_digest(self) -> str | None: ...
+
+
+AnyFilm = TypeVar("AnyFilm", bound=ScoredFilm)
 
 
 class Reader:
@@ -136,12 +166,25 @@ class Reader:
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
 
-    def submit(self, path: str, sop_instance_uid: str) -> "Reading":
+    def submit(self, path: str, sop_instance_uid: str, pixel_digest: str | None = None) -> "Reading":
         """Begin to read one film."""
-        return Reading(lambda: self._schedule(path, sop_instance_uid))
+        return Reading(lambda: self._schedule(path, sop_instance_uid, self._rules, pixel_digest))
 
-    def _schedule(self, path: str, sop_instance_uid: str) -> "Future[Any]":
-        args, seconds = (path, sop_instance_uid, self._rules), self._rules.timeout_seconds
+    def squares(self, films: Iterable[AnyFilm], *, ahead: int) -> Iterator[tuple[AnyFilm, Square | Failure]]:
+        """Read films that were scored, up to `ahead` of them side by side, and give them back in their order.
+
+        Raises DecodersGone.
+        """
+        under_way: deque[tuple[AnyFilm, Reading]] = deque()
+        for film in films:
+            under_way.append((film, self.submit(film.path, film.sop_instance_uid, film.pixel_digest)))
+            if len(under_way) >= ahead:
+                yield _awaited(*under_way.popleft())
+        while under_way:
+            yield _awaited(*under_way.popleft())
+
+    def _schedule(self, *args: Any) -> "Future[Any]":
+        seconds = self._rules.timeout_seconds
         try:
             future: Future[Any] = self._pool.schedule(read_square, args=args, timeout=seconds)
         except RuntimeError:  # pebble gives a pool up for good when a child ends while none has a film
@@ -185,3 +228,9 @@ class Reading:
         self._tries_left -= 1
         self.future = self._schedule()
         return None
+
+
+def _awaited(film: AnyFilm, reading: Reading) -> tuple[AnyFilm, Square | Failure]:
+    while (outcome := reading.result()) is None:
+        wait([reading.future])
+    return film, outcome

@@ -2,8 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import wait
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ from db.morning import Film
 from training.checkpoint import Checkpoint, build
 from training.preprocessing import Preprocessing
 from worker.house import House
-from worker.reading import Failure, Reader, Reading, ReadingRules, Square
+from worker.reading import Reader, ReadingRules, Square
 
 PICTURE_PIXELS = 320  # the longer side of a picture on the page
 JPEG_QUALITY = 78
@@ -54,16 +53,8 @@ def _squares(house: House, films: Sequence[Film], preprocessing: Preprocessing) 
     """
     decoders = min(house.settings.decoders, max(1, len(films)))
     with Reader(ReadingRules.of(house, preprocessing), decoders=decoders) as reader:
-        readings = [(film, reader.submit(film.path, film.sop_instance_uid)) for film in films]
-        return {film.instance_id: square.image for film, square in _finished(readings)
-                if isinstance(square, Square) and film.pixel_digest in (None, square.pixel_digest)}  # fmt: skip
-
-
-def _finished(readings: Sequence[tuple[Film, Reading]]) -> Iterator[tuple[Film, Square | Failure]]:
-    for film, reading in readings:
-        while (outcome := reading.result()) is None:
-            wait([reading.future])
-        yield film, outcome
+        found = reader.squares(films, ahead=2 * decoders)
+        return {film.instance_id: square.image for film, square in found if isinstance(square, Square)}
 
 
 def _heat(

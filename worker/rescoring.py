@@ -3,9 +3,7 @@
 Looking writes scores and shadow places, by which nobody reads. Going live is one transaction.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,13 +12,14 @@ from sqlalchemy.orm import Session
 
 from db import policies, registry, shadow
 from db.base import database_now
+from db.lookup import FilmFile
 from db.results import PriorityResult, record_priorities, record_scores
 from db.session import read_scope, session_scope
-from db.shadow import FilmToSee, Listed
+from db.shadow import Listed
 from worker.comparison import Comparison, compare, pairs_of_list, places_to_be
 from worker.house import House, Live, actor
 from worker.inference import Classifier
-from worker.reading import Failure, Reader, Reading, Square
+from worker.reading import Square
 from worker.scoring import open_network
 
 FILMS_AT_ONCE = 64  # recorded together: what Ctrl-C costs
@@ -56,16 +55,16 @@ def look(house: House, live: Live, *, read: bool, on_films: Callable[[int], None
     """
     with open_network(house, live) as (classifier, reader):
         ahead = 2 * classifier.batch_size + house.settings.decoders
-        films = _read(reader, _films(house, live, read=read), ahead=ahead)
+        films = reader.squares(_films(house, live, read=read), ahead=ahead)
         while batch := list(islice(films, FILMS_AT_ONCE)):
-            good = [(film, read) for film, read in batch if isinstance(read, Square) and _is_same(film, read)]
+            good = [(film, square) for film, square in batch if isinstance(square, Square)]
             scores = _scores(classifier, good)
             with session_scope(house.engine) as session:
                 record_scores(session, scores, checkpoint_id=live.checkpoint_id, run_id=None)
             on_films(len(batch))
 
 
-def _films(house: House, live: Live, *, read: bool) -> Iterator[FilmToSee]:
+def _films(house: House, live: Live, *, read: bool) -> Iterator[FilmFile]:
     last = 0
     while True:
         with read_scope(house.engine) as session:
@@ -78,30 +77,7 @@ def _films(house: House, live: Live, *, read: bool) -> Iterator[FilmToSee]:
         last = films[-1].instance_id
 
 
-def _read(reader: Reader, films: Iterable[FilmToSee], *, ahead: int) -> Iterator[tuple[FilmToSee, Square | Failure]]:
-    """Read films side by side, up to `ahead` of them, and give them back in their order."""
-    under_way: deque[tuple[FilmToSee, Reading]] = deque()
-    for film in films:
-        under_way.append((film, reader.submit(film.path, film.sop_instance_uid)))
-        if len(under_way) >= ahead:
-            yield _first(under_way)
-    while under_way:
-        yield _first(under_way)
-
-
-def _first(under_way: deque[tuple[FilmToSee, Reading]]) -> tuple[FilmToSee, Square | Failure]:
-    film, reading = under_way.popleft()
-    while (outcome := reading.result()) is None:
-        wait([reading.future])
-    return film, outcome
-
-
-def _is_same(film: FilmToSee, square: Square) -> bool:
-    """Whether the file still holds the pixels that were scored."""
-    return film.pixel_digest in (None, square.pixel_digest)
-
-
-def _scores(classifier: Classifier, films: Sequence[tuple[FilmToSee, Square]]) -> list[tuple[int, tuple[float, ...]]]:
+def _scores(classifier: Classifier, films: Sequence[tuple[FilmFile, Square]]) -> list[tuple[int, tuple[float, ...]]]:
     """Instance ids with probabilities; a film on which the network fails is found by halves and passed over."""
     if not films:
         return []

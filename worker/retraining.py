@@ -4,7 +4,7 @@ One retraining runs at a time; its row in training_run is the lock. Every stage 
 row), so whoever goes on after a kill does the stage at hand again and no other. What it reads is fixed when it begins:
 the champion, the settings, the moment up to which opinions count.
 
-    confirmed.csv .json   the films that were confirmed, with their labels and their files (see labels.py)
+    confirmed.csv .json   the films that were confirmed, with their labels and when (see labels.py)
     site/ mixed/          the films as squares; removed at the end, for they are patients' pixels
     training/             the run, as `train fit` writes it
 """
@@ -16,7 +16,8 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -28,6 +29,7 @@ import pandas as pd
 import structlog
 import torch
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.orm import Session
 
 from db import registry, training_runs
 from db.base import database_now
@@ -37,21 +39,27 @@ from db.training_runs import Held, Lost
 from training.checkpoint import CheckpointError, Header, read_header
 from training.fit import Diverged, OtherRun, fit
 from training.manifest import ManifestError
-from training.prepared import NotPrepared, Prepared, combine, open_prepared, prepare
+from training.prepared import NotPrepared, Prepared, combine, left_out
 from training.provenance import code_commit
-from training.sampling import SPLITS
+from training.sampling import SPLITS, STABLE
 from training.settings import Settings as Recipe
 from training.settings import UnusableSettings
 from worker import labels, models
 from worker.house import House, process_name
-from worker.judging import STABLE, Judged, NothingToJudge, SaysNothing, judge, record_verdict
+from worker.judging import JUDGING, Judged, NothingToJudge, SaysNothing, accelerator_of, gold_of, judge, record_verdict
+from worker.reading import DecodersGone
 from worker.settings import Settings
 
 log = structlog.get_logger()
 
 LEASE_MINUTES = 2.0
 RENEW_SECONDS = 20.0
-WHAT_GOES_WRONG = (CheckpointError, Diverged, ManifestError, NotPrepared, OtherRun, SaysNothing, UnusableSettings)
+RECIPE = ("retrain_learning_rate", "retrain_epochs", "retrain_batch_size", "retrain_seed")  # beside parent and films
+KEPT_ASIDE_HOURS = 24.0  # what a judging by hand that was killed has left
+WHAT_GOES_WRONG = (
+    CheckpointError, DecodersGone, Diverged, ManifestError, NotPrepared, OtherRun, SaysNothing, UnusableSettings,
+    labels.Unread,
+)  # fmt: skip
 
 
 class Ended(Exception):
@@ -127,6 +135,7 @@ def retrain(house: House, *, cause: str = "hand", say: Callable[[str], None] = l
             raise
         except Exception as error:
             _end(run, "failed", f"an error of ours: {type(error).__name__}")
+            _clear(run.folder)
             raise
     _clear(run.folder)
     return outcome
@@ -147,13 +156,16 @@ def _begin(house: House, *, cause: str, say: Callable[[str], None]) -> Run | Non
             lease_minutes=LEASE_MINUTES,
             max_attempts=house.settings.max_attempts,
         )
-        if held is None:
-            return None
-        row = training_runs.by_id(session, held.run_id)
-        parent = session.get_one(CheckpointRow, row.parent_checkpoint_id)
-        # A run that is gone on with keeps what it was asked, whatever the settings say by now.
-        house = House(house.settings.model_copy(update=_typed(row.settings)))
-    folder = house.settings.state_folder.expanduser().resolve() / "retraining" / f"run-{held.run_id}"
+        if held is not None:
+            row = training_runs.by_id(session, held.run_id)
+            parent = session.get_one(CheckpointRow, row.parent_checkpoint_id)
+            # A run that is gone on with keeps what it was asked, whatever the settings say by now.
+            house = House(house.settings.model_copy(update=_typed(row.settings)))
+    folders = _folders(house)
+    _clear_others(folders, f"run-{held.run_id}" if held else None)
+    if held is None:
+        return None
+    folder = folders / f"run-{held.run_id}"
     folder.mkdir(parents=True, exist_ok=True)
     say(f"retraining {held.run_id}" + (", gone on with" if held.resumed else ""))
     return Run(house, held, parent, folder, say)
@@ -205,32 +217,28 @@ def _work(run: Run) -> Outcome:
     torch.set_num_threads(run.settings.retrain_threads)
     run.stage("labels")
     films = labels.kept(run.house, run.folder)
-    _new_enough(run, films)
+    _new_enough(run, films, read=films.images)
     run.stage("squares")
-    site = _prepared(run, films)
+    site = labels.squares(run.house, films.manifest, run.folder / "site", size=run.champion.preprocessing.size)
+    _new_enough(run, films, read=set(site.manifest["image"]))
     run.stage("mix")
     mixed = _mixed(run, site)
     digest = _digest(mixed.folder)
-    _teaches(run, mixed.films.manifest, digest)
-    commit, counts = code_commit(), _counts(mixed.films.manifest, films)
+    _teaches(run, mixed.films.manifest, films, digest)
+    commit, counts = code_commit(), _counts(mixed.films.manifest, films) | {"unread": left_out(run.folder / "site")}
     run.stage("train", data_digest=digest, code_commit=commit, counts=counts)
     folder = run.folder / "training"
     checkpoint = fit(mixed.films, _recipe(run), folder, code_commit=commit, progress=False, split=STABLE)
     run.stage("judge")
     with session_scope(run.house.engine) as session:
         challenger = run.house.register(session, checkpoint)
+        training_runs.note(session, run.held, checkpoint_id=challenger.id)
     recent = films.recent(days=run.settings.retrain_recent_days)
-    judged = judge(run.house, challenger, mixed.films, site_images=films.files.keys(), recent=recent)
+    judged = judge(run.house, challenger, [mixed.films], site_images=films.images, recent=recent)
     return _settle(run, challenger, judged)
 
 
 # ------------------------------------------------------------------------------------------------------------ films
-
-
-def _prepared(run: Run, films: labels.Confirmed) -> Prepared:
-    size = run.champion.preprocessing.size
-    prepare(films.manifest, films.files, run.folder / "site", sizes=(size,))
-    return open_prepared(run.folder / "site", size=size)
 
 
 @dataclass(frozen=True)
@@ -264,28 +272,35 @@ def _drawn(
     return rng.choice(places, size=wanted, replace=False)
 
 
-def _new_enough(run: Run, films: labels.Confirmed) -> None:
-    """Raises Ended where hardly anything was confirmed since the champion was trained."""
+def _new_enough(run: Run, films: labels.Confirmed, *, read: Collection[str]) -> None:
+    """Raises Ended where hardly any of the films that can be read was confirmed since the champion was trained."""
     with read_scope(run.house.engine) as session:
         made = training_runs.of_checkpoint(session, run.parent.id)
-    new, least = len(films.since(None if made is None else made.started_at)), run.settings.retrain_min_new_films
+    since = films.since(None if made is None else made.started_at)
+    new, least = len(since.intersection(read)), run.settings.retrain_min_new_films
     if new < least:
         raise Ended(f"{new} films were confirmed since the champion was trained; {least} are needed")
 
 
-def _teaches(run: Run, manifest: pd.DataFrame, digest: str) -> None:
-    """Raises Ended where these very films were learned from before, or too few of them hold a finding."""
+def _teaches(run: Run, manifest: pd.DataFrame, films: labels.Confirmed, digest: str) -> None:
+    """Raises Ended where these very films were learned from before, or too few of them hold a finding, and
+    NothingToJudge where none could judge what is learned."""
     with read_scope(run.house.engine) as session:
-        same = training_runs.same_before(session, run.held, data_digest=digest)
+        same = training_runs.same_before(session, run.held, data_digest=digest, recipe=RECIPE)
     if same is not None:
-        raise Ended(f"retraining {same} learned the same from the same films: confirm more, or change the recipe")
+        raise Ended(
+            f"retraining {same.id} learned the same from the same films: confirm more, change the recipe, or let its "
+            "checkpoint be judged again (`nightread models judge`)"
+        )
+    if gold_of(manifest, run.champion, site_images=films.images).empty:  # what comes of it says no more than it
+        raise NothingToJudge(NothingToJudge.__doc__)
     train, least = manifest[manifest["split"] == "train"], run.settings.retrain_min_positives
     if rare := [finding for finding in run.champion.findings if int((train[finding] == 1).sum()) < least]:
         raise Ended(f"fewer than {least} training films with {', '.join(rare)}: mix in a base, or confirm more")
 
 
 def _counts(manifest: pd.DataFrame, films: labels.Confirmed) -> dict[str, Any]:
-    site = manifest["image"].isin(films.files)
+    site = manifest["image"].isin(films.images)
     groups = {split: manifest["split"] == split for split in SPLITS}
     return {
         "films": {split: int(here.sum()) for split, here in groups.items()},
@@ -312,7 +327,7 @@ def _recipe(run: Run) -> Recipe:
         epochs=settings.retrain_epochs,
         batch_size=settings.retrain_batch_size,
         seed=settings.retrain_seed,
-        accelerator=settings.device.partition(":")[0].replace("cuda", "gpu"),
+        accelerator=accelerator_of(settings.device),
     )
 
 
@@ -320,17 +335,27 @@ def _recipe(run: Run) -> Recipe:
 
 
 def _settle(run: Run, challenger: CheckpointRow, judged: Judged) -> Outcome:
-    """Verdict, registry and run in one transaction: there is never a challenger without its verdict's record."""
-    state = "passed" if judged.passed else "refused"
+    """Verdict, registry and run in one transaction; a promotion that does not come about takes none of it back."""
+    state, reason = ("passed" if judged.passed else "refused"), judged.reason
     facts: dict[str, Any] = {"checkpoint_id": challenger.id, "metrics": _metrics(run, judged)}
     with session_scope(run.house.engine) as session:
         row = session.get_one(CheckpointRow, challenger.id)
         record_verdict(session, judged, row, training_run_id=run.held.run_id)
-        training_runs.finish(session, run.held, state, reason=judged.reason, **facts)
         if judged.passed and run.settings.retrain_promotes:
-            models.promote(run.house, session, row, reason=f"passed the gate after retraining {run.held.run_id}")
+            reason += _promoted(run, session, row)
+        training_runs.finish(session, run.held, state, reason=reason, **facts)
     log.info("retraining_ended", training_run=run.held.run_id, state=state)
-    return Outcome(run.held.run_id, state, judged.reason, judged)
+    return Outcome(run.held.run_id, state, reason, judged)
+
+
+def _promoted(run: Run, session: Session, challenger: CheckpointRow) -> str:
+    """Make it the champion, or say why it is none: somebody may have promoted another meanwhile."""
+    try:
+        with session.begin_nested():
+            models.promote(run.house, session, challenger, reason=f"passed the gate after retraining {run.held.run_id}")
+    except (models.NotPromoted, CheckpointError) as objection:
+        return f"; not promoted: {objection}"
+    return "; promoted"
 
 
 def _metrics(run: Run, judged: Judged) -> dict[str, Any]:
@@ -358,6 +383,21 @@ def _of_files(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         return "the disk of the state folder is full: free some of it, and start again"
     return f"a file could not be read or written ({error.strerror or type(error).__name__})"
+
+
+def _folders(house: House) -> Path:
+    return house.settings.state_folder.expanduser().resolve() / "retraining"
+
+
+def _clear_others(folders: Path, mine: str | None) -> None:
+    """Clear what ended without its process (there is one run at a time), and what a killed judging has left."""
+    for folder in folders.glob("run-*"):
+        if folder.name != mine:
+            _clear(folder)
+    for folder in folders.glob(f"{JUDGING}*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > KEPT_ASIDE_HOURS * 3600:
+                shutil.rmtree(folder)
 
 
 def _clear(folder: Path) -> None:

@@ -29,6 +29,8 @@ def retrain(
 
     house = open_house()
     in_background()
+    # Also where a shell's "&" or cron made this process ignore SIGINT, by which a lost lease ends the work.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _stop)
     try:
         outcome = run(house, cause=cause, say=lambda stage: err.print(stage, highlight=False))

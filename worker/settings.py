@@ -102,6 +102,8 @@ class Settings(BaseSettings):
     """Films confirmed since the champion was trained, below which a retraining ends at once."""
     retrain_min_positives: int = Field(10, ge=1)
     """Films with a finding that training needs to hold, for every finding the champion scores."""
+    retrain_max_unread: float = Field(0.1, ge=0, le=1)
+    """Share of the confirmed films that may be gone or unreadable, above which a retraining ends."""
     retrain_recent_days: float = Field(90.0, gt=0)
     """The window of recently confirmed films on which both checkpoints are judged too."""
     retrain_epochs: int = Field(8, ge=1)

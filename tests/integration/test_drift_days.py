@@ -91,6 +91,15 @@ def test_a_day_judged_twice_leaves_the_same_rows(house: House) -> None:
     assert len(kept(house)) == len(rows)
 
 
+def test_a_day_judged_again_with_less_to_say_leaves_no_old_alarm(house: House) -> None:
+    with session_scope(house.engine) as session:
+        figures = [facts.Figure("psi", finding, 0.5, 0.1, "act", 300) for finding in FINDINGS]
+        facts.record(session, figures, day=DAY.isoformat(), checkpoint_id=house.live().checkpoint_id)
+    assert daily(house, day=DAY).level == "quiet"
+    with read_scope(house.engine) as session:
+        assert session.scalars(select(Drift).where(Drift.level == "act")).all() == []
+
+
 def test_a_day_is_a_day_in_utc_of_the_live_checkpoints_scores(house: House) -> None:
     fill(house, received_at=MORNING - timedelta(seconds=1), power=0.4, first=1000)
     fill(house, received_at=MORNING + timedelta(days=1), power=0.4, first=2000)

@@ -64,6 +64,23 @@ def test_rollback_brings_the_old_champion_back(house, challenger):
     assert house.live().policy.policy.version == 3
 
 
+def test_a_second_rollback_goes_further_back_and_never_to_what_was_taken_back(house, challenger, other):
+    first = house.live().digest
+    second = register(house, other)
+    promote(house, second)
+    third = register(house, challenger)
+    promote(house, third)
+    for before in (second, first):
+        with session_scope(house.engine) as session:
+            models.rollback(house, session, reason="worse at night")
+        assert house.live().digest == before
+    with pytest.raises(models.NotPromoted), session_scope(house.engine) as session:
+        models.rollback(house, session, reason="worse at night")
+    with read_scope(house.engine) as session:
+        taken_back = registry.by_digest(session, third)
+        assert (taken_back.state, taken_back.state_reason) == ("refused", "taken back: worse at night")
+
+
 def test_rollback_without_a_former_champion_says_so(house):
     with pytest.raises(models.NotPromoted), session_scope(house.engine) as session:
         models.rollback(house, session, reason="none")

@@ -6,26 +6,38 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
-from confirmed import confirm_films, save_beginner
+from confirmed import SIDE, confirm_films, save_beginner
 from crew import environment_of, running, wait_until
-from sqlalchemy import select, text, update
+from dicom_files import make_film, texture
+from sqlalchemy import delete, select, text, update
 from sqlalchemy.exc import DataError
 from sqlalchemy.orm import Session
 
 from db import confirmed, gate, registry, training_runs
 from db.base import database_now
-from db.models import Audit, Checkpoint, FilmScore, Review, StudyPriority, TrainingRun
+from db.models import Audit, Checkpoint, FilmScore, Instance, Review, StudyPriority, TrainingRun
 from db.session import read_scope, session_scope
 from db.training_runs import Busy
+from training.checkpoint import Checkpoint as LoadedCheckpoint
+from training.checkpoint import Header, build, load_checkpoint, read_header, save_checkpoint
+from training.dicom import DEFAULT_LIMITS
 from training.findings import FINDINGS
-from worker import judging, models, retraining
+from training.networks import make_network
+from training.preprocessing import Preprocessing
+from training.sampling import STABLE
+from worker import judging, labels, models, retraining
 from worker.app import TRAINING, ask_for_retraining, make_app, schedule
 from worker.house import House
+from worker.judging import judge_by_hand
+from worker.reading import ReadingRules, read_square
 from worker.retraining import retrain
 
 QUICK = {"retrain_epochs": 2, "retrain_batch_size": 16, "retrain_min_new_films": 10, "retrain_min_positives": 1,
@@ -194,12 +206,21 @@ def test_a_retraining_leaves_a_judged_challenger_with_its_lineage_and_the_champi
         challenger = session.get_one(Checkpoint, run.checkpoint_id)
         verdict = gate.latest(session, challenger.id)
         checks = gate.checks_of(session, verdict)
+        header = read_header(house.file_of(challenger))
     assert challenger.state == ("challenger" if verdict.passed else "refused")
+    assert header.training["split"] != STABLE, "the beginner may have learned from anybody"
     assert verdict.passed == all(check.passed for check in checks)
     assert {"macro_auroc", "time_to_report"} <= {check.name for check in checks}
     assert house.live().digest == before, "only a promotion changes what ranks"
-    left = {path.name for path in (house.settings.state_folder / "retraining" / f"run-{run.id}").iterdir()}
-    assert not left & {"site", "mixed", "confirmed.json"}, "patients' pixels and paths go when the run ends"
+    assert what_is_left(house, run.id) == set(), "patients' pixels and keys go when the run ends"
+
+
+def what_is_left(house: House, run: int) -> set[str]:
+    """The files of a run's folder that came of patients."""
+    folder = house.settings.state_folder / "retraining" / f"run-{run}"
+    figures = {"run.json", "metrics.csv", "train.txt", "validation.txt", "test.txt"}
+    there = {path.name for path in folder.rglob("*") if path.is_file()}
+    return {name for name in there - figures if not name.startswith("events.out.tfevents")}
 
 
 def test_a_figure_that_is_none_is_null_in_the_record(tmp_path):
@@ -220,6 +241,7 @@ def test_an_error_of_ours_ends_the_run_and_is_not_tried_again(house, monkeypatch
     monkeypatch.setattr(retraining, "fit", broken)
     with pytest.raises(DataError):
         retrain(house)
+    assert what_is_left(house, 1) == set()
     assert the_run(house).state == "failed"
     assert "DataError" in the_run(house).reason
 
@@ -230,6 +252,128 @@ def test_the_same_films_are_not_learned_from_twice(house):
     again = retrain(house)
     assert again.state == "ended"
     assert f"retraining {first.run_id} learned the same" in again.reason
+
+
+@once
+def test_another_bound_of_the_gate_is_no_reason_to_learn_the_same_again(house):
+    first = retrain(house)
+    again = retrain(with_settings(house, gate_finding_auroc=-0.5))
+    assert again.state == "ended"
+    assert f"retraining {first.run_id} learned the same" in again.reason
+    assert "models judge" in again.reason
+
+
+@once
+def test_a_run_that_was_given_up_leaves_no_film_behind(house, monkeypatch):
+    monkeypatch.setattr(retraining, "fit", _killed)
+    with pytest.raises(SystemExit):
+        retrain(house)
+    assert "images-96.npy" in what_is_left(house, 1)
+    with session_scope(house.engine) as session:
+        session.execute(update(TrainingRun).values(attempts=house.settings.max_attempts))
+        expire(session)
+    assert retrain(house, cause=training_runs.RESUME) is None
+    assert the_run(house).state == "failed"
+    assert what_is_left(house, 1) == set()
+
+
+def _killed(*_: object, **__: object) -> None:
+    raise SystemExit  # which nothing here catches, as nothing catches a kill
+
+
+@once
+def test_a_film_in_whose_place_another_lies_is_not_learned_from(house, films):
+    path = films / "1.dcm"
+    there, was = path.read_bytes(), read_square(str(path), "2.25.1.1", RULES)
+    with session_scope(house.engine) as session:
+        session.execute(update(Instance).where(Instance.id == 1).values(pixel_digest=was.pixel_digest))
+    try:
+        make_film(path, pixels=texture(96, 96), bits=12, SOPInstanceUID="2.25.1.1")
+        retrain(house)
+        assert the_run(house).counts["unread"] == {"file_replaced": 1}
+        make_film(path, pixels=texture(96, 96), bits=12)
+        confirm_more(house, films)
+        retrain(house)
+    finally:
+        path.write_bytes(there)
+    assert the_run(house).counts["unread"] == {"file_replaced": 1}
+    assert sum(the_run(house).counts["films"].values()) == FILMS + 19
+
+
+RULES = ReadingRules(Preprocessing(size=SIDE), DEFAULT_LIMITS, timeout_seconds=60, memory_mb=4096)
+
+
+def confirm_more(house: House, films: Path) -> None:
+    """Twenty films more, confirmed after the retrainings so far."""
+    with session_scope(house.engine) as session:
+        confirm_films(session, films, films=20, first=FILMS + 1, seed=2, days_ago=0)
+
+
+@once
+def test_a_share_that_is_away_is_a_failure_that_says_so(house):
+    with session_scope(house.engine) as session:
+        session.execute(update(Instance).values(path="/mnt/away" + Instance.path))
+    outcome = retrain(house)
+    assert outcome.state == "failed"
+    assert "120 of 120 confirmed films cannot be read (file_unavailable 120)" in outcome.reason
+    with pytest.raises(labels.Unread, match="is their share mounted here"):
+        judge_by_hand(house, champion_of(house))
+
+
+@once
+def test_a_film_that_comes_back_amid_a_run_waits_for_the_next(house, films, tmp_path, monkeypatch):
+    away = (films / "1.dcm").rename(tmp_path / "away.dcm")
+    monkeypatch.setattr(retraining, "judge", _killed)
+    with pytest.raises(SystemExit):
+        retrain(house)
+    away.rename(films / "1.dcm")
+    monkeypatch.undo()
+    with session_scope(house.engine) as session:
+        expire(session)
+    outcome = retrain(house)
+    assert (outcome.run_id, outcome.state in ("passed", "refused")) == (1, True), outcome.reason
+    assert the_run(house).counts["unread"] == {"file_unavailable": 1}
+
+
+def champion_of(house: House) -> Checkpoint:
+    with read_scope(house.engine) as session:
+        return registry.champion(session)
+
+
+@once
+def test_without_a_film_to_judge_on_nothing_is_trained(house, monkeypatch):
+    with session_scope(house.engine) as session:
+        told = confirmed.confirmed_films(session, until=database_now(session), unconfirmed_is_absent=False)
+        table = labels.manifest_of(told)
+        tested = [film.instance_id for film, split in zip(told, table["split"], strict=True) if split == "test"]
+        assert 0 < len(tested) < FILMS
+        session.execute(delete(Review).where(Review.study_id.in_(tested)))  # a study's film has its number
+    monkeypatch.setattr(retraining, "fit", _killed)
+    outcome = retrain(house)
+    assert outcome.state == "ended"
+    assert "no confirmed film belongs to a test patient" in outcome.reason
+
+
+@once
+def test_a_challenger_is_in_its_run_before_it_is_judged(house, monkeypatch):
+    monkeypatch.setattr(retraining, "judge", _killed)
+    with pytest.raises(SystemExit):
+        retrain(house)
+    assert the_run(house).checkpoint_id is not None, "else nothing could tell where its scores came from"
+
+
+@once
+def test_a_challenger_of_another_input_size_is_judged_by_hand(house, tmp_path):
+    header = Header(
+        "mobilenet", preprocessing=Preprocessing(size=64), thresholds={f: {"flag_10": 0.5} for f in FINDINGS}
+    )
+    save_checkpoint(tmp_path / "other.safetensors", header, state=make_network("mobilenet").state_dict())
+    with session_scope(house.engine) as session:
+        other = house.register(session, tmp_path / "other.safetensors")
+    found = judge_by_hand(house, other)
+    assert found.champion_id == champion_of(house).id
+    assert 0 < found.films < FILMS
+    assert list((house.settings.state_folder / "retraining").iterdir()) == []
 
 
 @once
@@ -308,11 +452,12 @@ def test_a_stop_lets_the_lock_go_at_once(house, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(retraining, "fit", stop)
-    with pytest.raises(KeyboardInterrupt):
-        retrain(house)
+    for _ in range(house.settings.max_attempts + 1):  # which are deaths, and this is none
+        with pytest.raises(KeyboardInterrupt):
+            retrain(house)
     monkeypatch.undo()
     assert retrain(house).run_id == 1
-    assert the_run(house).attempts == 2
+    assert the_run(house).attempts == 1
 
 
 # ----------------------------------------------------------------------------------------------------- the promotion
@@ -328,14 +473,44 @@ def judged(session: Session, challenger: Checkpoint, *, passed: bool, champion_i
     )  # fmt: skip
 
 
+@once
+def test_a_promotion_that_somebody_forestalled_costs_no_verdict(house, challenger, monkeypatch):
+    judge = retraining.judge
+
+    def forestalled(*args: object, **named: object) -> judging.Judged:
+        found = judge(*args, **named)
+        assert promoted(house, challenger, override="meanwhile")
+        return replace(found, checks=tuple(replace(check, passed=True) for check in found.checks))
+
+    monkeypatch.setattr(retraining, "judge", forestalled)
+    outcome = retrain(with_settings(house, retrain_promotes=True))
+    assert outcome.state == the_run(house).state == "passed"
+    assert "not promoted: checkpoint" in outcome.reason
+    assert "was judged beside another champion" in the_run(house).reason
+    with read_scope(house.engine) as session:
+        assert gate.latest(session, the_run(house).checkpoint_id).passed
+    assert house.live().digest == challenger.digest
+
+
+@once
+def test_a_passed_challenger_goes_live_where_the_site_says_so(house, monkeypatch):
+    judge = retraining.judge
+
+    def lenient(*args: object, **named: object) -> judging.Judged:
+        found = judge(*args, **named)
+        return replace(found, checks=tuple(replace(check, passed=True) for check in found.checks))
+
+    monkeypatch.setattr(retraining, "judge", lenient)
+    outcome = retrain(with_settings(house, retrain_promotes=True))
+    assert outcome.reason.endswith("; promoted")
+    assert house.live().checkpoint_id == the_run(house).checkpoint_id
+
+
 @pytest.fixture
 def challenger(house, untrained_checkpoint, tmp_path) -> Checkpoint:
-    from training.checkpoint import Header, build, load_checkpoint, save_checkpoint
-
     old = load_checkpoint(untrained_checkpoint)
     path = tmp_path / "challenger.safetensors"
-    header = Header(old.network, preprocessing=old.preprocessing, thresholds=old.thresholds, code_commit="other")
-    save_checkpoint(path, header, state=build(old).state_dict())
+    save_checkpoint(path, replace(header_of(old), code_commit="other"), state=build(old).state_dict())
     with session_scope(house.engine) as session:
         return house.register(session, path)
 
@@ -370,6 +545,56 @@ def test_an_override_is_somebodys_word_and_is_kept(house, challenger):
         audits = session.scalars(select(Audit).where(Audit.action == "checkpoint champion")).all()
     assert "against the gate: the gold set is too old" in row.state_reason
     assert any(audit.detail["reason"] == row.state_reason for audit in audits)
+
+
+def test_a_former_champion_that_failed_beside_todays_needs_an_override(house, challenger):
+    first = champion_of(house)
+    assert promoted(house, challenger, override="a test")
+    with session_scope(house.engine) as session:
+        judged(session, first, passed=False, champion_id=challenger.id)
+    with pytest.raises(models.NotPromoted, match="did not pass the gate"):
+        promoted(house, first)
+    with session_scope(house.engine) as session:  # the way back is always open
+        models.rollback(house, session, reason="an emergency")
+    assert house.live().digest == first.digest
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_of_two_promotions_at_once_the_second_sees_the_first(house, challenger, beginner, tmp_path, monkeypatch):
+    before = champion_of(house)
+    second = tmp_path / "second.safetensors"
+    loaded = load_checkpoint(beginner)
+    save_checkpoint(second, replace(header_of(loaded), code_commit="second"), state=build(loaded).state_dict())
+    with session_scope(house.engine) as session:
+        other = house.register(session, second)
+        for each in (challenger, other):
+            judged(session, each, passed=True, champion_id=before.id)
+    load, begun, go_on = models.load_checkpoint, threading.Event(), threading.Event()
+
+    def slowly(*args: object, **named: object) -> object:
+        begun.set()
+        assert go_on.wait(60)
+        return load(*args, **named)
+
+    monkeypatch.setattr(models, "load_checkpoint", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(promoted, house, challenger)
+        assert begun.wait(60)  # it has looked at its verdict, and holds the turn
+        two = pool.submit(promoted, house, other)
+        wait_until(lambda: waits_for_a_lock(house))
+        go_on.set()
+        assert one.result(60)
+        with pytest.raises(models.NotPromoted, match="beside another champion"):
+            two.result(60)
+
+
+def header_of(checkpoint: LoadedCheckpoint) -> Header:
+    return Header(checkpoint.network, preprocessing=checkpoint.preprocessing, thresholds=checkpoint.thresholds)
+
+
+def waits_for_a_lock(house: House) -> bool:
+    with read_scope(house.engine) as session:
+        return bool(session.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")))
 
 
 # --------------------------------------------------------------------------------------------------------- the queue

@@ -247,6 +247,24 @@ def test_reading_ahead_hides_a_slow_disk(tmp_path: Path) -> None:
     assert time.perf_counter() - start < 10 * 0.03 + 0.15
 
 
+def test_only_what_starts_from_a_stable_split_can_claim_one(tmp_path: Path) -> None:
+    """Weights that may have learned from a test patient are handed on with the checkpoint, whoever trains next."""
+    settings, films = replace(SETTINGS, epochs=1), films_of()
+
+    def said(name: str, *, split: str, start: Path | None = None) -> tuple[Path, str]:
+        asked = settings if start is None else replace(settings, start=str(start))
+        path = fit(films, asked, tmp_path / name, progress=False, split=split)
+        return path, load_checkpoint(path, findings=None).training["split"]
+
+    stable, own = said("stable", split="stable")
+    other, drawn = said("other", split="patient")
+    assert (own, drawn) == ("stable", "patient")
+    assert said("child", split="stable", start=stable)[1] == "stable"
+    child, claimed = said("stepchild", split="stable", start=other)
+    assert claimed == "stable, but not of what it starts from"
+    assert said("grandchild", split="stable", start=child)[1] == claimed
+
+
 def with_unknown(prepared: Prepared) -> Prepared:
     """Mass unknown on every third film, Edema on all of training's first batch."""
     edema = prepared.manifest["Edema"].mask(prepared.manifest.index < 6, UNKNOWN)

@@ -264,9 +264,24 @@ def test_films_of_one_view_alone_have_no_gap_between_views() -> None:
     assert judged(films.assign(view_position="AP"), said, said)["gap", "view"].passed
     one_of_another = films["view_position"].where(films.index == 0, "AP")
     checks = judged(films.assign(view_position=one_of_another.mask(films.index == 0, "PA")), said, said)
-    assert checks["gap", "view"].note == "undecided: no two groups with 10 findings each"
+    none = "undecided: no two groups with 10 findings each that others of the group have not"
+    assert checks["gap", "view"].note == none
     assert not checks["gap", "view"].passed
     assert not judged(films.assign(sex=""), said, said)["gap", "sex"].passed
+
+
+def test_a_group_of_whom_only_what_is_present_was_confirmed_cannot_be_compared() -> None:
+    """Her false-negative rate has no value, and the gap to the other group is not 0."""
+    films, noise = drawn()
+    said = seen(films, noise, auroc=0.8)
+    women = (films["sex"] == "F").to_numpy()
+    labels = films[list(FINDINGS)]
+    silent = films.assign(**labels.mask(women[:, None] & (labels == 0), UNKNOWN).astype("uint8"))
+    worse = np.where(women[:, None], np.random.default_rng(3).random(said.shape) / 100, said)
+    gap = judged(silent, said, worse)["gap", "sex"]
+    assert not gap.passed
+    assert gap.difference is None
+    assert (gap.note or "").startswith("undecided: no two groups")
 
 
 def test_patients_are_drawn_and_not_films() -> None:

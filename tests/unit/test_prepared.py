@@ -7,6 +7,7 @@ import sys
 import tarfile
 import textwrap
 import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from PIL import Image
 from training import prepared
 from training.findings import FINDINGS
 from training.manifest import UNKNOWN, ManifestError, read_csv
+from training.preprocessing import Preprocessing
+from training.sources import Encoded
 
 FILMS = 40
 
@@ -240,22 +243,34 @@ def jpeg(pixels: NDArray[np.uint8], mode: str = "L") -> bytes:
     return encoded.getvalue()
 
 
-def test_films_may_lie_in_named_files_of_any_kind(manifest: pd.DataFrame, tmp_path: Path) -> None:
-    files = {name: tmp_path / f"{number:x}" for number, name in enumerate(names())}
-    encoded = {0: jpeg(film(0)), 1: jpeg(film(1), "RGB"), 2: png(film(2)), 3: jpeg(film(3))[:300], 4: b"\xff\xd8\xff"}
-    for number, content in encoded.items():
-        files[names()[number]].write_bytes(content)
-    make_film(files[names()[5]], bits=12, pixels=texture(seed=1))
-    files[names()[6]].mkdir()
+def test_pictures_and_dicom_of_any_kind_are_decoded(tmp_path: Path) -> None:
+    make_film(tmp_path / "a.dcm", bits=12, pixels=texture(seed=1))
+    dicom = (tmp_path / "a.dcm").read_bytes()
+    encoded = [jpeg(film(0)), jpeg(film(1), "RGB"), png(film(2)), dicom, jpeg(film(3))[:300], b"\xff\xd8\xff", b""]
+    decoded = [
+        prepared.decode(Encoded(row, data), preprocessings=[Preprocessing(size=32)]) for row, data in enumerate(encoded)
+    ]
+    assert [one.outcome for one in decoded] == [
+        "ready", "converted_to_gray", "ready", "ready", "undecodable", "undecodable", "empty_file"
+    ]  # fmt: skip
+    assert [int(one.squares[0][16, 28]) for one in decoded[:3]] == pytest.approx([50, 51, 52], abs=1)
 
-    counts = prepared.prepare(manifest[:8], files, tmp_path / "out", sizes=(32,))
 
-    assert counts == {"ready": 3, "converted_to_gray": 1, "undecodable": 2, "empty_file": 1, "missing": 1}
-    opened = prepared.open_prepared(tmp_path / "out")
-    assert opened.manifest.index.tolist() == [0, 1, 2, 5]
-    assert [int(opened.images[row][16, 28]) for row in (0, 1, 2)] == pytest.approx([50, 51, 52], abs=1)
-    files[names()[7]].write_bytes(png(film(7)))
-    assert prepared.prepare(manifest[:8], files, tmp_path / "out", sizes=(32,))["ready"] == 4
+def test_films_may_be_read_in_a_way_of_ones_own(manifest: pd.DataFrame, tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def read(rows: Mapping[str, int]) -> Iterator[prepared.Decoded]:
+        asked.append(list(rows))
+        for image, row in list(rows.items())[:-1]:  # the last is passed over: it is missing
+            bad = image == names()[1]
+            yield prepared.Decoded(row, "gone", ()) if bad else prepared.Decoded(row, "ready", (film(row)[:32, :32],))
+
+    counts = prepared.prepare(manifest[:4], read, tmp_path / "out", sizes=(32,))
+    assert counts == {"ready": 2, "gone": 1, "missing": 1}
+    assert prepared.left_out(tmp_path / "out") == {"gone": 1, "missing": 1}
+    assert prepared.open_prepared(tmp_path / "out").manifest.index.tolist() == [0, 2]
+    prepared.prepare(manifest[:4], read, tmp_path / "out", sizes=(32,))
+    assert asked == [names()[:4], [names()[1], names()[3]]], "what was read is not read again"
 
 
 @pytest.mark.real

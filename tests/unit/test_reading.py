@@ -4,13 +4,16 @@ import multiprocessing
 import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
+import numpy as np
 import psutil
 import pytest
-from dicom_files import make_film
+from dicom_files import make_film, texture
 from hostile import read_hostile_square
 from pebble import ProcessExpired
+from pydicom.uid import JPEG2000Lossless
 
 import worker.reading
 from training.dicom import PixelLimits
@@ -40,6 +43,28 @@ def test_a_film_becomes_a_square_of_the_checkpoints_size(tmp_path):
     square = read_square(str(tmp_path / "a.dcm"), film.SOPInstanceUID, RULES)
     assert isinstance(square, Square)
     assert square.image.shape == (64, 64)
+
+
+def test_a_film_that_was_scored_must_still_show_the_same_pixels(tmp_path):
+    film = make_film(tmp_path / "a.dcm")
+    name, uid = str(tmp_path / "a.dcm"), film.SOPInstanceUID
+    scored = read_square(name, uid, RULES).pixel_digest
+    assert isinstance(read_square(name, uid, RULES, scored), Square)
+    make_film(tmp_path / "a.dcm", pixels=texture(seed=9), bits=12, SOPInstanceUID=uid)
+    assert read_square(name, uid, RULES, scored).reason == "file_replaced"
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, False), (False, True)])
+def test_a_film_scored_by_its_half_is_the_same_as_by_its_whole(tmp_path, before, after):
+    """Another checkpoint may read larger squares, for which the whole film is decoded."""
+    slope = np.add.outer(np.arange(800), np.arange(800)).astype(np.uint16) * 2
+    window = {"WindowCenter": 2048, "WindowWidth": 3800}
+    film = make_film(tmp_path / "a.dcm", pixels=slope, bits=12, transfer_syntax=JPEG2000Lossless, **window)
+    name, uid = str(tmp_path / "a.dcm"), film.SOPInstanceUID
+    scored, other = (replace(RULES, halve_jpeg2000=halved) for halved in (before, after))
+    digest = read_square(name, uid, scored).pixel_digest
+    assert read_square(name, uid, other).pixel_digest != digest
+    assert isinstance(read_square(name, uid, other, digest), Square)
 
 
 def test_a_file_that_is_away_is_a_transient_failure(tmp_path):

@@ -5,10 +5,8 @@ films split the same way (`split_stable`), the base's. A patient who was once in
 """
 
 import hashlib
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,7 +35,7 @@ from worker.policy import CAPACITY_FINDING
 from worker.priority import Policy
 from worker.reading import DecodersGone
 from worker.reading_room import SimulationError
-from worker.settings import Settings
+from worker.settings import Settings, accelerator_of
 from worker.simulation import EvaluatedCases, default_disciplines, simulate
 
 JUDGING = "judging-"  # how the folders begin in which films lie while they are judged on
@@ -137,17 +135,6 @@ def judge(
 def rules_of(settings: Settings) -> Rules:
     """The gate's thresholds as the settings have them."""
     return Rules(**{field.name: getattr(settings, f"gate_{field.name}") for field in fields(Rules)})
-
-
-@cache  # the list of GPUs is narrowed once
-def accelerator_of(device: str) -> str:
-    """Fabric's word for a torch device. Of several GPUs ("cuda:1") this process sees that one alone from then on: asked
-    before CUDA is first used, for Fabric would take the first, on which others may be scoring."""
-    kind, _, number = device.partition(":")
-    if kind == "cuda" and number:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(number)] if seen else number
-    return kind.replace("cuda", "gpu")
 
 
 def _readable(films: Sequence[Prepared], checkpoint: Checkpoint) -> Prepared:

@@ -46,9 +46,9 @@ from training.settings import Settings as Recipe
 from training.settings import UnusableSettings
 from worker import labels, models
 from worker.house import House, process_name
-from worker.judging import JUDGING, Judged, NothingToJudge, SaysNothing, accelerator_of, gold_of, judge, record_verdict
+from worker.judging import JUDGING, Judged, NothingToJudge, SaysNothing, gold_of, judge, record_verdict
 from worker.reading import DecodersGone
-from worker.settings import Settings
+from worker.settings import Settings, accelerator_of
 
 log = structlog.get_logger()
 

@@ -4,6 +4,7 @@ docker/.env.example and docs/configuration.md list them with units and defaults;
 """
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -177,3 +178,14 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+@cache  # the list of GPUs is narrowed once
+def accelerator_of(device: str) -> str:
+    """Fabric's word for a torch device. Of several GPUs ("cuda:1") this process sees that one alone from then on: asked
+    before CUDA is first used, for Fabric would take the first, on which others may be scoring."""
+    kind, _, number = device.partition(":")
+    if kind == "cuda" and number:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(number)] if seen else number
+    return kind.replace("cuda", "gpu")

@@ -8,8 +8,9 @@ import pytest
 
 from training.findings import FINDINGS
 from training.gate import Rules
-from worker.judging import Comparison, accelerator_of
+from worker.judging import Comparison
 from worker.priority import DEFAULT_POLICY
+from worker.settings import accelerator_of
 
 
 @pytest.mark.parametrize(

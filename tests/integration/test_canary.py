@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
-from crew import messages
+from crew import messages, wait_until
 from dicom_files import make_film, texture
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGLosslessSV1
@@ -95,7 +95,9 @@ def test_a_patient_shows_up_nowhere_and_nothing_but_the_metrics_pages_listens(
             stack.callback(process.terminate)
             processes.append(psutil.Process(process.pid))
         wait_for_the_night(environment["NIGHTREAD_DATABASE_URL"])
-        assert listening(processes) == {("127.0.0.1", port) for port in ports.values()}
+        wanted = {("127.0.0.1", port) for port in ports.values()}
+        wait_until(lambda: wanted <= listening(processes))
+        assert listening(processes) == wanted
         for command, port in ports.items():
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as page:
                 seen[f"{command}'s metrics"] = page.read().decode()

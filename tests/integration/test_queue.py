@@ -98,7 +98,7 @@ def test_a_worker_told_to_stop_gives_back_what_is_in_hand(house, films, tmp_path
     with running(house, "worker", log) as worker:
         wait_until(lambda: books(house).scored > 0, log=log)
         worker.terminate()
-        assert worker.wait(timeout=20) == 0
+        assert worker.wait(timeout=60) == 0
     assert books(house).claimed == 0
     assert books(house).balance
 

@@ -613,7 +613,7 @@ def test_a_message_makes_the_training_worker_retrain(house, redis_url, tmp_path)
     log = tmp_path / "worker.log"
     with running(queued, "worker", log, "--queue", "training"):
         ask_for_retraining(make_app(queued.settings), "schedule")
-        wait_until(lambda: bool(_runs(house)) and the_run(house).state != "running", log=log)
+        wait_until(lambda: bool(_runs(house)) and the_run(house).state != "running", seconds=270, log=log)
     assert the_run(house).cause == "schedule"
     assert the_run(house).state in ("passed", "refused"), log.read_text()
 

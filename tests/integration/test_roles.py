@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from crew import wait_until
 from servers import PostgresServer
 from sqlalchemy import Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
@@ -128,6 +129,7 @@ def test_passwords_do_not_reach_the_server_s_log(site: Site) -> None:
     with site.admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("ALTER SYSTEM SET log_statement = 'all'"))
         connection.execute(text("SELECT pg_reload_conf()"))
+        wait_until(lambda: connection.scalar(text("SHOW log_statement")) == "all")
     roles.create_roles(site.admin, PASSWORDS)
     assert "ALTER ROLE" in site.server.log()
     assert "canary" not in site.server.log()

@@ -289,14 +289,13 @@ def test_two_workers_write_a_shadow_row_for_every_study(settings, postgres_url, 
     House(settings.model_copy(update=urls)).live()
     house = House(settings.model_copy(update={**urls, "checkpoint": None}))
     row = put_into_shadow(house, other)
-    enqueue(house, films(tmp_path / "films", 24))
     log = tmp_path / "worker.log"
     with running(house, "worker", log), running(house, "worker", log):
-        wait_until(lambda: books(house).waiting == 0, log=log)
-        wait_until(lambda: len(shadow_places(house)) == 24, seconds=10, log=log)
-    assert books(house).scored == 24
+        wait_until(lambda: log.read_text().count("shadow_loaded") == 2, log=log)
+        enqueue(house, films(tmp_path / "films", 24))
+        wait_until(lambda: books(house).scored == 24, log=log)
+        wait_until(lambda: len(shadow_places(house)) == 24, log=log)
     assert len(scores(house, row.id)) == len(scores(house, house.live().checkpoint_id)) == 24
-    assert log.read_text().count("shadow_loaded") == 2
 
 
 # ------------------------------------------------------------------------------------------------------------- commands

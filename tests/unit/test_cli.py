@@ -242,8 +242,10 @@ def test_the_doctor_says_when_the_champions_file_has_changed(settings):
     assert not next(f for f in json.loads(result.stdout) if f["name"] == "checkpoint")["ok"]
 
 
-def test_simulate_without_operating_points_says_what_is_missing(monkeypatch, capsys):
-    assert nightread("simulate", "--days", "1").exit_code == 2
+def test_simulate_without_operating_points_says_what_is_missing():
+    result = nightread("simulate", "--days", "1")
+    assert result.exit_code == 2
+    assert "operating points" in result.output
 
 
 def test_explain_draws_what_the_network_looks_at(tmp_path):

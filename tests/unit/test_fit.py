@@ -2,7 +2,7 @@ import json
 import signal
 import subprocess
 import sys
-import time
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -231,20 +231,24 @@ def test_predictions_come_in_the_films_order_whatever_the_batch(tmp_path: Path) 
 
 
 def test_reading_ahead_hides_a_slow_disk(tmp_path: Path) -> None:
-    """A batch that takes 20 ms to read costs a step of 30 ms nothing."""
+    """While a step is at work on a batch, the next one is read already."""
     prepared = films_of()
     learner = learner_of(replace(SETTINGS, augment=False, steps_per_epoch=10), tmp_path, prepared)
+    reads = threading.Semaphore(0)
 
-    class Slow(np.ndarray):
+    class Disk(np.ndarray):
         def __getitem__(self, which):  # type: ignore[no-untyped-def]
-            time.sleep(0.02)
+            reads.release()
             return np.asarray(self).__getitem__(which)
 
-    films = Films.of(prepared, "train")._replace(images=prepared.images.view(Slow))
-    start = time.perf_counter()
-    for _ in training_batches(learner, films, epoch=0):
-        time.sleep(0.03)
-    assert time.perf_counter() - start < 10 * 0.03 + 0.15
+    films = Films.of(prepared, "train")._replace(images=prepared.images.view(Disk))
+    batches = training_batches(learner, films, epoch=0)
+    next(batches)
+    assert reads.acquire(timeout=30)  # the first batch's own
+    for _ in range(9):
+        assert reads.acquire(timeout=30), "nothing is read before it is asked for"
+        next(batches)
+    assert list(batches) == []
 
 
 def test_only_what_starts_from_a_stable_split_can_claim_one(tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ def odd_films(folder: Path) -> None:
     (folder / "CANARY_1.dcm").write_bytes(whole[: len(whole) // 2])
     for number, (keyword, (sound, odd)) in enumerate(ODD.items(), 2):
         film = folder / f"CANARY_{number}.dcm"
-        make_film(film, pixels=texture(), bits=12, **{keyword: sound})
+        uids = dict.fromkeys(("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"), f"1.2.3.{number}")
+        make_film(film, pixels=texture(), bits=12, **(uids | {keyword: sound}))  # no UID holds its digits by chance
         content = film.read_bytes()
         assert content.count(sound.encode()) == 1, keyword
         film.write_bytes(content.replace(sound.encode(), odd.encode()))

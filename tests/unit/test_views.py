@@ -333,9 +333,11 @@ def test_view_codes_are_those_of_the_standard() -> None:
     from pydicom.sr.codedict import codes
 
     standard = {concept.value: concept.meaning.lower() for concept in codes.cid4010.concepts.values()}
-    for value in VIEW_CODES.keys() & standard.keys():
-        expected = {"antero-posterior": "AP", "postero-anterior": "PA"}.get(standard[value])
-        assert VIEW_CODES[value] == (expected or VIEW_CODES[value])
+    common = VIEW_CODES.keys() & standard.keys()
+    assert len(common) >= 20
+    for value in common:
+        if frontal := {"antero-posterior": "AP", "postero-anterior": "PA"}.get(standard[value]):
+            assert VIEW_CODES[value] == frontal
         assert ("lateral" in standard[value].split()) <= (VIEW_CODES[value] in {"lateral", "oblique"})
         assert ("oblique" in standard[value]) <= (VIEW_CODES[value] in {"oblique", "special"})
 

@@ -7,7 +7,7 @@ from dicom_files import make_film, texture
 from sqlalchemy import select, text
 from untrained import save_untrained
 
-from db.models import FilmScore, ShadowPriority, StudyPriority
+from db.models import Checkpoint, FilmScore, ShadowPriority, StudyPriority
 from db.session import read_scope, session_scope
 from db.worklist import worklist
 from worker import models, policy, reranking
@@ -78,8 +78,9 @@ def test_a_blind_study_is_scored_listed_as_unscored_and_stays_so(house, tmp_path
     assert [row[2:] for row in places(house)] == [(0.7, "blind", None, None, None)] * 3
 
     with session_scope(house.engine) as session:
-        models.promote(house, session, other, reason="a test", override="a test")
+        models.promote(house, session, session.get_one(Checkpoint, other.id), reason="a test", override="a test")
     live = house.live()
+    assert live.digest == other.digest
     assert preview(house, live, read=False).movers == []
     assert make_live(house, live, read=False) == Moved(0, 0)
     with session_scope(house.engine) as session:

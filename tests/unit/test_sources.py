@@ -62,12 +62,3 @@ def test_a_damaged_member_is_an_empty_film_and_its_neighbours_are_whole(tmp_path
 def test_a_source_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         found(tmp_path / "nowhere.zip", rows={"film.png": 0})
-
-
-def test_films_may_be_named_one_by_one(tmp_path: Path) -> None:
-    (tmp_path / "here").write_bytes(b"film")
-    (tmp_path / "folder").mkdir()
-    files = {"a": tmp_path / "here", "b": tmp_path / "gone", "c": tmp_path / "folder", "unasked": tmp_path / "here"}
-    rows = {"d": 3, "c": 2, "b": 1, "a": 0}
-    films = encoded_films(files, rows, on_damage=lambda _: pytest.fail("there is no archive here"))
-    assert list(films) == [Encoded(2, b""), Encoded(0, b"film")]

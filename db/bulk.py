@@ -5,9 +5,9 @@ where a round trip costs nothing, takes them one after the other.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import JSON, TableValuedAlias, Text, cast, column, func, literal, select, update
 from sqlalchemy.orm import Session
@@ -16,6 +16,13 @@ from db.base import Base
 from db.upsert import insert
 
 Rows = Sequence[Mapping[str, Any]]
+One = TypeVar("One")
+AT_ONCE = 5_000  # in one statement
+
+
+def in_parts(all_of_them: Sequence[One]) -> Iterator[Sequence[One]]:
+    """Ids or rows in parts that one statement can hold."""
+    return (all_of_them[i : i + AT_ONCE] for i in range(0, len(all_of_them), AT_ONCE))
 
 
 def update_many(session: Session, table: type[Base], rows: Rows, *, key: str, same: Mapping[str, Any]) -> None:

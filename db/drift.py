@@ -91,6 +91,7 @@ def record(session: Session, figures: Sequence[Figure], *, day: str, checkpoint_
     """Write a day's figures; those of a day that was judged before go, also where nothing takes their place."""
     session.execute(delete(Drift).where(Drift.day == day, Drift.checkpoint_id == checkpoint_id))
     same = {"day": day, "checkpoint_id": checkpoint_id, "computed_at": database_now(session)}
+    # Upserted all the same: what another process writes of this day, side by side, no delete of ours sees.
     upsert_many(session, Drift, [asdict(figure) for figure in figures], unique=UNIQUE, same=same)
 
 

@@ -1,9 +1,9 @@
-"""Single rows by what people know of them: a UID. Reads only."""
+"""Rows by what is known of them: a UID, an id. Reads only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from db.models import FINDING_COLUMNS, Checkpoint, FilmScore, Instance, PolicyRow, Site, Study, StudyPriority
@@ -40,10 +40,14 @@ def instances_of(session: Session, study: Study) -> Sequence[Instance]:
     return session.scalars(select(Instance).where(Instance.study_id == study.id).order_by(Instance.id)).all()
 
 
+def select_files() -> Select[int, str, str, str | None]:
+    """The columns of FilmFile."""
+    return select(Instance.id, Instance.sop_instance_uid, Instance.path, Instance.pixel_digest)
+
+
 def film_files(session: Session, instance_ids: Sequence[int]) -> list[FilmFile]:
     """The files of these instances, as far as they are known, by instance id."""
-    columns = (Instance.id, Instance.sop_instance_uid, Instance.path, Instance.pixel_digest)
-    files = select(*columns).where(Instance.id.in_(instance_ids)).order_by(Instance.id)
+    files = select_files().where(Instance.id.in_(instance_ids)).order_by(Instance.id)
     return [FilmFile(*row) for row in session.execute(files)]
 
 

@@ -4,7 +4,7 @@ Its scores lie in film_score beside the champion's, its places in shadow_priorit
 scored film of the study has a score by it: so a film that came meanwhile shows without anyone keeping count.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -12,12 +12,10 @@ from sqlalchemy import ColumnElement, Select, String, and_, column, delete, func
 from sqlalchemy.orm import Session
 
 from db.base import database_now
-from db.bulk import upsert_many
-from db.lookup import FilmFile
+from db.bulk import in_parts, upsert_many
+from db.lookup import FilmFile, select_files
 from db.models import FINDING_COLUMNS, Audit, FilmScore, Instance, ShadowPriority, Study, StudyPriority
 from db.results import PriorityResult
-
-IDS_AT_ONCE = 5_000  # in one statement
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def seen_whole(session: Session, study_ids: Sequence[int], *, checkpoint_id: int
     """
     by_it = and_(FilmScore.instance_id == Instance.id, FilmScore.checkpoint_id == checkpoint_id)
     found: dict[int, tuple[float, ...]] = {}
-    for ids in _in_parts(study_ids):
+    for ids in in_parts(study_ids):
         statement = (
             select(Instance.study_id, *(func.max(getattr(FilmScore, name)) for name in FINDING_COLUMNS))
             .outerjoin(FilmScore, by_it)
@@ -108,10 +106,6 @@ def seen_whole(session: Session, study_ids: Sequence[int], *, checkpoint_id: int
         )
         found |= {study_id: tuple(round(p, 6) for p in highest) for study_id, *highest in session.execute(statement)}
     return found
-
-
-def _in_parts(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (ids[i : i + IDS_AT_ONCE] for i in range(0, len(ids), IDS_AT_ONCE))
 
 
 def count_to_see(session: Session, *, checkpoint_id: int, read: bool) -> int:
@@ -127,7 +121,7 @@ def films_to_see(session: Session, *, checkpoint_id: int, read: bool, after: int
 
 def _to_see(checkpoint_id: int, *, read: bool) -> Select[int, str, str, str | None]:
     return (
-        select(Instance.id, Instance.sop_instance_uid, Instance.path, Instance.pixel_digest)
+        select_files()
         .join(Study, Study.id == Instance.study_id)
         .join(StudyPriority, StudyPriority.study_id == Study.id)
         .where(Study.state == "scored", *_unread_or(read), *_unseen_film(checkpoint_id))
@@ -160,8 +154,7 @@ def record_places(
         for place in sorted(places, key=lambda place: place.study_id)  # one order for all: no deadlock
     ]
     same = {"policy_id": policy_id, "run_id": run_id, "ranked_at": database_now(session)}
-    for i in range(0, len(rows), IDS_AT_ONCE):
-        part = rows[i : i + IDS_AT_ONCE]
+    for part in in_parts(rows):
         upsert_many(session, ShadowPriority, part, unique=["study_id", "checkpoint_id"], same=same)
 
 

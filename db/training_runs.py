@@ -113,8 +113,10 @@ def same_before(session: Session, held: Held, *, data_digest: str, recipe: Colle
         TrainingRun.parent_checkpoint_id == run.parent_checkpoint_id,
         TrainingRun.id != run.id,
     )
-    asked = [run.settings.get(name) for name in recipe]
-    return next((one for one in session.scalars(judged) if [one.settings.get(n) for n in recipe] == asked), None)
+    for one in session.scalars(judged):
+        if all(one.settings.get(name) == run.settings.get(name) for name in recipe):
+            return one
+    return None
 
 
 def running(session: Session) -> TrainingRun | None:

@@ -92,6 +92,16 @@ class House:
             registry.set_state(session, row, "champion", by=actor(), reason="the first")
         return row
 
+    @property
+    def state_folder(self) -> Path:
+        """Where checkpoints and retrainings are kept, as an absolute path."""
+        return self.settings.state_folder.expanduser().resolve()
+
+    @property
+    def retraining_folder(self) -> Path:
+        """Where films lie while they are learned from or judged on."""
+        return self.state_folder / "retraining"
+
     def register(self, session: Session, path: Path) -> CheckpointRow:
         """Record a checkpoint file in the registry and keep a copy under its digest: an upgrade of the package, or a
         tidy hand, must not take the champion's file away. Raises CheckpointError when it cannot serve."""
@@ -109,7 +119,7 @@ class House:
         )
 
     def _kept(self, digest: str) -> Path:
-        return self.settings.state_folder.expanduser().resolve() / "checkpoints" / f"{digest}.safetensors"
+        return self.state_folder / "checkpoints" / f"{digest}.safetensors"
 
     def file_of(self, row: CheckpointRow) -> Path:
         """A registered checkpoint's file on this machine. Raises MissingCheckpoint when it is nowhere here."""

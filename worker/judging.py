@@ -106,17 +106,13 @@ def judge(
         assert row is not None  # noqa: S101  # a house with a challenger has had a champion
         rules_of_reading = policy.active(session, thresholds={}).policy
     champion, other = (load_checkpoint(house.file_of(each), expected_digest=each.digest) for each in (row, challenger))
-    theirs = [_readable(films, checkpoint) for checkpoint in (champion, other)]
     settings, manifest = house.settings, films[0].manifest
     rules = rules_of(settings)
     gold = gold_of(manifest, champion, other, site_images=site_images)
     if gold.empty:
         raise NothingToJudge(NothingToJudge.__doc__)
     accelerator = accelerator_of(settings.device)
-    said, challenged = (
-        _probabilities(each, seen, gold, accelerator=accelerator)
-        for each, seen in zip((champion, other), theirs, strict=True)
-    )
+    said, challenged = (_probabilities(each, films, gold, accelerator=accelerator) for each in (champion, other))
     compare = Comparison(manifest[manifest["split"] == "train"], rules, rules_of_reading)
     checks = compare.films(gold, said, challenged, films_from="gold")
     checks.append(compare.time_to_report(gold, said, challenged, most=settings.gate_time_minutes))
@@ -158,10 +154,11 @@ def gold_of(manifest: pd.DataFrame, *checkpoints: Checkpoint | Header, site_imag
 
 
 def _probabilities(
-    checkpoint: Checkpoint, films: Prepared, gold: pd.DataFrame, *, accelerator: str
+    checkpoint: Checkpoint, films: Sequence[Prepared], gold: pd.DataFrame, *, accelerator: str
 ) -> NDArray[np.float32]:
     """(N, F) of the gold films, as the worker would give them."""
-    said = checkpoint.calibration.probabilities(ask(checkpoint, replace(films, manifest=gold), accelerator=accelerator))
+    seen = replace(_readable(films, checkpoint), manifest=gold)
+    said = checkpoint.calibration.probabilities(ask(checkpoint, seen, accelerator=accelerator))
     if not np.isfinite(said).all():
         raise SaysNothing(f"checkpoint {checkpoint.digest[:12]} gives no numbers: its training went astray")
     return said
@@ -192,15 +189,11 @@ class Comparison:
         if films.empty:
             return []
         checks = self.films(films, champion, challenger, films_from="recent")
+        macro = next(check for check in checks if check.name == "macro_auroc")
+        if macro.high is None:  # too few to say anything are so few that nothing is held against it
+            return [replace(macro, bound=0.0, passed=True, note=f"{macro.note}, which passes on recent films")]
         note = "few films: only an interval wholly below the bound fails"
-        return [
-            # Too few to say anything are so few that nothing is held against it.
-            replace(check, bound=0.0, passed=True, note=f"{check.note}, which passes on recent films")
-            if check.high is None
-            else replace(check, bound=0.0, passed=check.high >= 0, note=note)
-            for check in checks
-            if check.name == "macro_auroc"
-        ]
+        return [replace(macro, bound=0.0, passed=macro.high >= 0, note=note)]
 
     def time_to_report(
         self, films: pd.DataFrame, champion: NDArray[np.float32], challenger: NDArray[np.float32], *, most: float
@@ -263,9 +256,8 @@ def judge_by_hand(house: House, challenger: CheckpointRow) -> Judged:
     with read_scope(house.engine) as session:
         both = [row for row in (registry.champion(session), challenger) if row is not None]
     sizes = sorted({read_header(house.file_of(row)).preprocessing.size for row in both})
-    within = house.settings.state_folder.expanduser().resolve() / "retraining"
-    within.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=JUDGING, dir=within) as made:
+    house.retraining_folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=JUDGING, dir=house.retraining_folder) as made:
         site = labels.kept(house, Path(made))
         films = [_test_films(house, site, Path(made) / str(size), size=size) for size in sizes]
         if any(not films[0].manifest["image"].equals(other.manifest["image"]) for other in films):

@@ -1,7 +1,7 @@
 """The films with labels: what radiologists confirmed here, and the base data set, split alike by patient."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,6 +11,7 @@ import pandas as pd
 
 from db import confirmed
 from db.base import database_now
+from db.bulk import in_parts
 from db.confirmed import ConfirmedFilm
 from db.lookup import FilmFile, film_files
 from db.session import read_scope
@@ -25,7 +26,6 @@ from worker.settings import Settings
 
 TABLE, MOMENTS = "confirmed.csv", "confirmed.json"
 NAME = "film-"  # and the row's id: a film's name in a manifest; never its file's, which may be a patient's
-FILES_AT_ONCE = 5_000  # asked of the database in one statement
 
 
 class NothingConfirmed(LookupError):
@@ -82,7 +82,7 @@ def _ask(house: House, folder: Path) -> None:
     if not films:
         raise NothingConfirmed(NothingConfirmed.__doc__)
     manifest_of(films).to_csv(folder / TABLE, index_label="row")
-    moments = {f"{NAME}{film.instance_id}": film.confirmed_at.isoformat() for film in films}
+    moments = {_image(film.instance_id): film.confirmed_at.isoformat() for film in films}
     part = folder / f"{MOMENTS}.part"
     part.write_text(json.dumps({"until": until.isoformat(), "confirmed_at": moments}))
     part.replace(folder / MOMENTS)  # last: where it lies, the table is whole
@@ -94,7 +94,7 @@ def manifest_of(films: list[ConfirmedFilm]) -> pd.DataFrame:
     return split_stable(
         pd.DataFrame(
             {
-                "image": [f"{NAME}{film.instance_id}" for film in films],
+                "image": [_image(film.instance_id) for film in films],
                 "patient_id": [film.patient for film in films],
                 "age_years": [film.patient_age_years for film in films],
                 "sex": [film.patient_sex or "" for film in films],
@@ -129,8 +129,8 @@ def _reading(house: House, *, size: int) -> ReadFilms:
 
     def read(rows: Mapping[str, int]) -> Iterator[Decoded]:
         with Reader(rules, decoders=decoders) as reader:
-            for film, found in reader.squares(_files(house, list(rows)), ahead=4 * decoders):
-                row = rows[f"{NAME}{film.instance_id}"]
+            for film, found in reader.squares(_files(house, rows), ahead=4 * decoders):
+                row = rows[_image(film.instance_id)]
                 if isinstance(found, Square):
                     yield Decoded(row, READY, (found.image,))
                 else:
@@ -139,9 +139,12 @@ def _reading(house: House, *, size: int) -> ReadFilms:
     return read
 
 
-def _files(house: House, images: list[str]) -> Iterator[FilmFile]:
-    for start in range(0, len(images), FILES_AT_ONCE):
-        ids = [int(image.removeprefix(NAME)) for image in images[start : start + FILES_AT_ONCE]]
+def _image(instance_id: int) -> str:
+    return f"{NAME}{instance_id}"
+
+
+def _files(house: House, images: Iterable[str]) -> Iterator[FilmFile]:
+    for ids in in_parts([int(image.removeprefix(NAME)) for image in images]):
         with read_scope(house.engine) as session:
             files = film_files(session, ids)
         yield from files

@@ -25,7 +25,7 @@ from pydicom.dataset import Dataset
 
 from training.children import leave_with_the_parent
 from training.dicom import PixelLimits, UnusablePixels, open_dataset, quieten_pydicom
-from training.pixels import LEAST_SIDE, read_film
+from training.pixels import LEAST_SIDE, Film, read_film
 from training.preprocessing import Preprocessing
 from worker.allocator import keep_freed_memory
 from worker.errors import Unavailable
@@ -93,7 +93,7 @@ def read_square(
             return Failure("file_replaced", "the file now holds another instance than the one that was registered")
         half_for = rules.preprocessing.size if rules.halve_jpeg2000 else 0
         film = read_film(dataset, limits=rules.limits, half_for=half_for)
-        if pixel_digest not in (None, film.pixel_digest) and not _shows(dataset, pixel_digest, rules):
+        if pixel_digest not in (None, film.pixel_digest) and pixel_digest != _other_digest(dataset, film, rules):
             return Failure("file_replaced", "the file now holds other pixels than those that were scored")
         return Square(film.square(rules.preprocessing), film.pixel_digest)
     except UnusablePixels as error:
@@ -104,11 +104,11 @@ def read_square(
         return Failure("file_unavailable", f"the file cannot be read: {error.strerror}", transient=True)
 
 
-def _shows(dataset: Dataset, pixel_digest: str | None, rules: ReadingRules) -> bool:
-    """Whether the digest is the whole film's or its half's: which of them is scored depends on the network's input."""
-    return any(
-        read_film(dataset, limits=rules.limits, half_for=side).pixel_digest == pixel_digest for side in (0, LEAST_SIDE)
-    )
+def _other_digest(dataset: Dataset, film: Film, rules: ReadingRules) -> str:
+    """Of a film decoded whole that of its half, if it has one, and of a half the whole's: which of them was scored
+    depends on the size of the network's input."""
+    other = 0 if film.whole is not None else LEAST_SIDE
+    return read_film(dataset, limits=rules.limits, half_for=other).pixel_digest
 
 
 def prepare_child(memory_mb: int) -> None:
@@ -168,7 +168,7 @@ class Reader:
 
     def submit(self, path: str, sop_instance_uid: str, pixel_digest: str | None = None) -> "Reading":
         """Begin to read one film."""
-        return Reading(lambda: self._schedule(path, sop_instance_uid, self._rules, pixel_digest))
+        return Reading(lambda: self._schedule(path, sop_instance_uid, pixel_digest))
 
     def squares(self, films: Iterable[AnyFilm], *, ahead: int) -> Iterator[tuple[AnyFilm, Square | Failure]]:
         """Read films that were scored, up to `ahead` of them side by side, and give them back in their order.
@@ -183,8 +183,8 @@ class Reader:
         while under_way:
             yield _awaited(*under_way.popleft())
 
-    def _schedule(self, *args: Any) -> "Future[Any]":
-        seconds = self._rules.timeout_seconds
+    def _schedule(self, path: str, sop_instance_uid: str, pixel_digest: str | None) -> "Future[Any]":
+        args, seconds = (path, sop_instance_uid, self._rules, pixel_digest), self._rules.timeout_seconds
         try:
             future: Future[Any] = self._pool.schedule(read_square, args=args, timeout=seconds)
         except RuntimeError:  # pebble gives a pool up for good when a child ends while none has a film

@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -118,7 +118,7 @@ def retrain(house: House, *, cause: str = "hand", say: Callable[[str], None] = l
     run = _begin(house, cause=cause, say=say)
     if run is None:
         return None
-    with _lease_kept(run):
+    with ExitStack() as afterwards, _lease_kept(run):
         try:
             outcome = _work(run)
         except (Ended, labels.NothingConfirmed, NothingToJudge) as nothing:
@@ -135,9 +135,9 @@ def retrain(house: House, *, cause: str = "hand", say: Callable[[str], None] = l
             raise
         except Exception as error:
             _end(run, "failed", f"an error of ours: {type(error).__name__}")
-            _clear(run.folder)
+            afterwards.callback(_clear, run.folder)
             raise
-    _clear(run.folder)
+        afterwards.callback(_clear, run.folder)  # once nobody renews the lease, who would take the ended run for lost
     return outcome
 
 
@@ -161,11 +161,10 @@ def _begin(house: House, *, cause: str, say: Callable[[str], None]) -> Run | Non
             parent = session.get_one(CheckpointRow, row.parent_checkpoint_id)
             # A run that is gone on with keeps what it was asked, whatever the settings say by now.
             house = House(house.settings.model_copy(update=_typed(row.settings)))
-    folders = _folders(house)
-    _clear_others(folders, f"run-{held.run_id}" if held else None)
+    _clear_others(house.retraining_folder, f"run-{held.run_id}" if held else None)
     if held is None:
         return None
-    folder = folders / f"run-{held.run_id}"
+    folder = house.retraining_folder / f"run-{held.run_id}"
     folder.mkdir(parents=True, exist_ok=True)
     say(f"retraining {held.run_id}" + (", gone on with" if held.resumed else ""))
     return Run(house, held, parent, folder, say)
@@ -217,7 +216,7 @@ def _work(run: Run) -> Outcome:
     torch.set_num_threads(run.settings.retrain_threads)
     run.stage("labels")
     films = labels.kept(run.house, run.folder)
-    _new_enough(run, films, read=films.images)
+    _new_enough(run, films, read=films.images)  # before they are read, and after: some may be gone
     run.stage("squares")
     site = labels.squares(run.house, films.manifest, run.folder / "site", size=run.champion.preprocessing.size)
     _new_enough(run, films, read=set(site.manifest["image"]))
@@ -337,13 +336,13 @@ def _recipe(run: Run) -> Recipe:
 def _settle(run: Run, challenger: CheckpointRow, judged: Judged) -> Outcome:
     """Verdict, registry and run in one transaction; a promotion that does not come about takes none of it back."""
     state, reason = ("passed" if judged.passed else "refused"), judged.reason
-    facts: dict[str, Any] = {"checkpoint_id": challenger.id, "metrics": _metrics(run, judged)}
+    metrics = _metrics(run, judged)
     with session_scope(run.house.engine) as session:
         row = session.get_one(CheckpointRow, challenger.id)
         record_verdict(session, judged, row, training_run_id=run.held.run_id)
         if judged.passed and run.settings.retrain_promotes:
             reason += _promoted(run, session, row)
-        training_runs.finish(session, run.held, state, reason=reason, **facts)
+        training_runs.finish(session, run.held, state, reason=reason, metrics=metrics)
     log.info("retraining_ended", training_run=run.held.run_id, state=state)
     return Outcome(run.held.run_id, state, reason, judged)
 
@@ -383,10 +382,6 @@ def _of_files(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
         return "the disk of the state folder is full: free some of it, and start again"
     return f"a file could not be read or written ({error.strerror or type(error).__name__})"
-
-
-def _folders(house: House) -> Path:
-    return house.settings.state_folder.expanduser().resolve() / "retraining"
 
 
 def _clear_others(folders: Path, mine: str | None) -> None:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
@@ -143,13 +142,11 @@ def everything_stored(database_url: str) -> str:
 
 def wait_for_the_night(database_url: str) -> None:
     engine = create_engine(database_url)
-    deadline = time.monotonic() + 150
-    waiting = text("SELECT count(*) FROM study WHERE state IN ('waiting', 'claimed')")
-    while time.monotonic() < deadline:
+    left = text("SELECT count(*) FROM study WHERE state IN ('waiting', 'claimed')")
+
+    def is_over() -> bool:
         with engine.connect() as connection:
-            if connection.scalar(waiting) == 0:
-                break
-        time.sleep(0.2)
-    else:
-        pytest.fail("the night did not end")
+            return connection.scalar(left) == 0
+
+    wait_until(is_over, seconds=150)
     engine.dispose()

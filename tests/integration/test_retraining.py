@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -265,9 +266,7 @@ def test_another_bound_of_the_gate_is_no_reason_to_learn_the_same_again(house):
 
 @once
 def test_a_run_that_was_given_up_leaves_no_film_behind(house, monkeypatch):
-    monkeypatch.setattr(retraining, "fit", _killed)
-    with pytest.raises(SystemExit):
-        retrain(house)
+    retrain_until("fit", house, monkeypatch)
     assert "images-96.npy" in what_is_left(house, 1)
     with session_scope(house.engine) as session:
         session.execute(update(TrainingRun).values(attempts=house.settings.max_attempts))
@@ -279,6 +278,14 @@ def test_a_run_that_was_given_up_leaves_no_film_behind(house, monkeypatch):
 
 def _killed(*_: object, **__: object) -> None:
     raise SystemExit  # which nothing here catches, as nothing catches a kill
+
+
+def retrain_until(step: str, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retrain, and die where this step would begin."""
+    with monkeypatch.context() as dying:
+        dying.setattr(retraining, step, _killed)
+        with pytest.raises(SystemExit):
+            retrain(house)
 
 
 @once
@@ -323,11 +330,8 @@ def test_a_share_that_is_away_is_a_failure_that_says_so(house):
 @once
 def test_a_film_that_comes_back_amid_a_run_waits_for_the_next(house, films, tmp_path, monkeypatch):
     away = (films / "1.dcm").rename(tmp_path / "away.dcm")
-    monkeypatch.setattr(retraining, "judge", _killed)
-    with pytest.raises(SystemExit):
-        retrain(house)
+    retrain_until("judge", house, monkeypatch)
     away.rename(films / "1.dcm")
-    monkeypatch.undo()
     with session_scope(house.engine) as session:
         expire(session)
     outcome = retrain(house)
@@ -356,9 +360,7 @@ def test_without_a_film_to_judge_on_nothing_is_trained(house, monkeypatch):
 
 @once
 def test_a_challenger_is_in_its_run_before_it_is_judged(house, monkeypatch):
-    monkeypatch.setattr(retraining, "judge", _killed)
-    with pytest.raises(SystemExit):
-        retrain(house)
+    retrain_until("judge", house, monkeypatch)
     assert the_run(house).checkpoint_id is not None, "else nothing could tell where its scores came from"
 
 
@@ -473,16 +475,21 @@ def judged(session: Session, challenger: Checkpoint, *, passed: bool, champion_i
     )  # fmt: skip
 
 
-@once
-def test_a_promotion_that_somebody_forestalled_costs_no_verdict(house, challenger, monkeypatch):
+def pass_the_gate(monkeypatch: pytest.MonkeyPatch, *, meanwhile: Callable[[], object] = lambda: None) -> None:
+    """Let every check of a retraining's judging pass, and something happen before its verdict is recorded."""
     judge = retraining.judge
 
-    def forestalled(*args: object, **named: object) -> judging.Judged:
+    def lenient(*args: object, **named: object) -> judging.Judged:
         found = judge(*args, **named)
-        assert promoted(house, challenger, override="meanwhile")
+        meanwhile()
         return replace(found, checks=tuple(replace(check, passed=True) for check in found.checks))
 
-    monkeypatch.setattr(retraining, "judge", forestalled)
+    monkeypatch.setattr(retraining, "judge", lenient)
+
+
+@once
+def test_a_promotion_that_somebody_forestalled_costs_no_verdict(house, challenger, monkeypatch):
+    pass_the_gate(monkeypatch, meanwhile=lambda: promoted(house, challenger, override="meanwhile"))
     outcome = retrain(with_settings(house, retrain_promotes=True))
     assert outcome.state == the_run(house).state == "passed"
     assert "not promoted: checkpoint" in outcome.reason
@@ -494,13 +501,7 @@ def test_a_promotion_that_somebody_forestalled_costs_no_verdict(house, challenge
 
 @once
 def test_a_passed_challenger_goes_live_where_the_site_says_so(house, monkeypatch):
-    judge = retraining.judge
-
-    def lenient(*args: object, **named: object) -> judging.Judged:
-        found = judge(*args, **named)
-        return replace(found, checks=tuple(replace(check, passed=True) for check in found.checks))
-
-    monkeypatch.setattr(retraining, "judge", lenient)
+    pass_the_gate(monkeypatch)
     outcome = retrain(with_settings(house, retrain_promotes=True))
     assert outcome.reason.endswith("; promoted")
     assert house.live().checkpoint_id == the_run(house).checkpoint_id

@@ -322,11 +322,15 @@ def killed(folder: Path, *, kills: int, seed: int) -> None:
             process.send_signal(signal.SIGKILL)
             process.wait()
             run = latest_run(house)
+            if run is not None and run.state != "running":
+                say(f"kill {number + 1} came too late", "it had ended by itself")
+                break
             say(f"kill {number + 1}", f"in stage {run.stage if run else 'none yet'}")
             with session_scope(house.engine) as session:  # instead of waiting two minutes for the lease
                 session.execute(text("UPDATE training_run SET lease_expires_at = '2000-01-01 00:00:00' "
                                      "WHERE state = 'running'"))  # fmt: skip
-        nightread(house, "retrain", expect=1)  # noise for films: the gate refuses it
+        else:
+            nightread(house, "retrain", expect=1)  # noise for films: the gate refuses it
         run = latest_run(house)
         with read_scope(house.engine) as session:
             runs, verdicts, challengers, digest = session.execute(text(

@@ -31,10 +31,10 @@ bench: $(VENV)/installed-for-tests  ## Measure what docs/performance.md shows: f
 	$(BIN)/python -m tests.benchmarks
 
 chaos: $(VENV)/installed-for-tests  ## Score a load while everything breaks: make chaos SEED=7 STUDIES=500
-	$(BIN)/python tests/chaos.py --seed $(SEED) --studies $(STUDIES)
+	$(BIN)/python -m tests.drills.chaos --seed $(SEED) --studies $(STUDIES)
 
 retraining: $(VENV)/installed-for-tests  ## From an empty database to a promoted challenger, on ../shared/data (minutes)
-	$(BIN)/python tests/retraining_run.py
+	$(BIN)/python -m tests.drills.retraining_run
 
 audit:  ## Ask PyPI for known weaknesses of the pinned packages; fails when one cannot be asked for
 	$(PYTHON) -m venv build/audit
@@ -56,9 +56,9 @@ help:  ## List these commands
 # import, hence --no-compile; what is imported is compiled here, once, also where PYTHONDONTWRITEBYTECODE is set: without
 # it every worker and decoder that a test starts would compile torch again, eight seconds each.
 $(VENV)/installed: EXTRAS :=
-$(VENV)/installed: IMPORTED := worker.scoring, worker.demo, alembic.command
+$(VENV)/installed: IMPORTED := worker.scoring.pipeline, worker.demo.run, alembic.command
 $(VENV)/installed-for-tests: EXTRAS := [train,test]
-$(VENV)/installed-for-tests: IMPORTED := worker.scoring, worker.report, worker.retraining, worker.tasks, training.plots, \
+$(VENV)/installed-for-tests: IMPORTED := worker.scoring.pipeline, worker.report.page, worker.retraining.run, worker.queue.tasks, training.plots, \
   training.explain, alembic.command, hypothesis, pytest
 $(VENV)/installed $(VENV)/installed-for-tests: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), in a few minutes: torch with CUDA is 5.5 GB (without it: see the top of the Makefile)"

@@ -125,7 +125,7 @@ def _reopen(session: Session, study: Study) -> None:
     session.execute(update(StudyPriority).where(StudyPriority.study_id == study.id).values(read_at=None, read_by=None))
     study.revision += 1
     study.attempts, study.suspect = 0, False
-    study.not_before = study.unavailable_since = study.rung_at = None
+    study.not_before = study.unavailable_since = study.notified_at = None
     if study.state != "claimed":
         study.state, study.reason, study.detail, study.settled_at = "waiting", None, None, None
 

@@ -1,7 +1,8 @@
 """The ledger: the state of every study, from the first file to the outcome.
 
 A study is waiting, claimed (by one worker, until its lease ends), or settled: scored, skipped or quarantined. The
-broker only rings a bell; what is true stands here: a lost message, a killed worker or an emptied Redis loses nothing.
+broker only says that there is work. What is true stands here: a lost message, a killed worker or an emptied Redis loses
+nothing.
 """
 
 from collections.abc import Iterable, Sequence
@@ -52,25 +53,25 @@ class Outcome:
     detail: str | None = None
 
 
-# -------------------------------------------------------------------------------------------------------- the bell
+# -------------------------------------------------------------------------------------------------------- messages
 
 
-def studies_to_ring(session: Session, *, ring_again_minutes: float, limit: int) -> list[int]:
-    """Ids of waiting studies for which no message was sent lately, most pressing first; they are marked as rung."""
+def studies_to_notify(session: Session, *, renotify_minutes: float, limit: int) -> list[int]:
+    """Ids of waiting studies for which no message was sent lately, most pressing first; they are marked as notified."""
     now = database_now(session)
     ids = session.scalars(
         _pressing(now)
-        .where(or_(Study.rung_at.is_(None), Study.rung_at < now - timedelta(minutes=ring_again_minutes)))
+        .where(or_(Study.notified_at.is_(None), Study.notified_at < now - timedelta(minutes=renotify_minutes)))
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
-    mark_rung(session, ids, now)
+    mark_notified(session, ids, now)
     return list(ids)
 
 
-def mark_rung(session: Session, ids: Iterable[int], now: datetime | None) -> None:
+def mark_notified(session: Session, ids: Iterable[int], now: datetime | None) -> None:
     """Note when a message was sent for these studies (None: none was)."""
-    session.execute(update(Study).where(Study.id.in_(list(ids))).values(rung_at=now))
+    session.execute(update(Study).where(Study.id.in_(list(ids))).values(notified_at=now))
 
 
 def _pressing(now: datetime) -> Select[int]:
@@ -91,7 +92,7 @@ def claim(
     """Take up to `studies` waiting studies for `worker`: the named one and the most pressing, each for one lease.
 
     A study whose last worker died is a suspect: it is taken alone, so that the next death has one name on it. With
-    `alone` False (the caller has others in hand) nothing is taken while a suspect heads the queue.
+    `alone` False (the caller has others in flight) nothing is taken while a suspect heads the queue.
     """
     now = database_now(session)
     head = session.scalars(_pressing(now).limit(1).with_for_update(skip_locked=True)).first()
@@ -226,7 +227,7 @@ def release(session: Session, studies: Sequence[ClaimedStudy], *, worker: str) -
             attempts=ONE_LESS,
             claimed_by=None,
             lease_expires_at=None,
-            rung_at=None,
+            notified_at=None,
         )
     )
     return len(mine)
@@ -251,7 +252,7 @@ def put_off(session: Session, study: ClaimedStudy, *, worker: str, reason: str, 
             attempts=ONE_LESS,
             claimed_by=None,
             lease_expires_at=None,
-            rung_at=None,
+            notified_at=None,
             unavailable_since=func.coalesce(Study.unavailable_since, now),
             not_before=now + timedelta(seconds=pause_seconds),
         )
@@ -276,7 +277,7 @@ def release_expired(session: Session, *, max_attempts: int) -> tuple[int, int]:
     attempts = {row.id: row.attempts for row in session.execute(expired.with_for_update(skip_locked=True))}
     lost = [study_id for study_id, count in attempts.items() if count >= max_attempts]
     again = list(attempts.keys() - lost)
-    let_go = {"claimed_by": None, "lease_expires_at": None, "rung_at": None}
+    let_go = {"claimed_by": None, "lease_expires_at": None, "notified_at": None}
     given_up = {
         "state": "quarantined",
         "reason": "worker_lost",
@@ -304,7 +305,7 @@ def requeue(session: Session, *, study_instance_uid: str | None = None, reason: 
     session.execute(
         update(Study)
         .where(Study.id.in_(ids))
-        .values(state="waiting", reason=None, detail=None, attempts=0, suspect=False, not_before=None, rung_at=None)
+        .values(state="waiting", reason=None, detail=None, attempts=0, suspect=False, not_before=None, notified_at=None)
     )
     films = update(Instance).where(Instance.study_id.in_(ids), Instance.state == "quarantined")
     session.execute(films.values(state="waiting", reason=None, evidence=None))

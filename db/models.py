@@ -79,7 +79,7 @@ class Study(Base):
     lease_expires_at: Mapped[datetime | None]
     not_before: Mapped[datetime | None]
     unavailable_since: Mapped[datetime | None]
-    rung_at: Mapped[datetime | None]
+    notified_at: Mapped[datetime | None]
     settled_at: Mapped[datetime | None]
     run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id"))
 
@@ -124,7 +124,7 @@ class RejectedFile(Base):
 
 
 class Checkpoint(Base):
-    """A checkpoint the house knows, by the SHA-256 of its file."""
+    """A checkpoint the context knows, by the SHA-256 of its file."""
 
     __tablename__ = "checkpoint"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""The checkpoints the house knows and which of them is live."""
+"""The checkpoints the context knows and which of them is live."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ class UnknownCheckpoint(LookupError):
     """No checkpoint with this digest is registered."""
 
 
-def take_turns(session: Session) -> None:
+def lock_promotions(session: Session) -> None:
     """Wait for whoever else is about to change what ranks, or to begin a retraining; the others wait for our commit.
 
     On SQLite every writing transaction takes turns from its beginning.

@@ -44,7 +44,7 @@ def take(
     A run that died `max_attempts` times is ended as failed. Where only an end of what was begun is asked for (`cause`
     is RESUME) no new one begins: then, without one to go on with, None.
     """
-    registry.take_turns(session)
+    registry.lock_promotions(session)
     now = database_now(session)
     lease = now + timedelta(minutes=lease_minutes)
     run = running(session)

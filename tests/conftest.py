@@ -20,15 +20,15 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small checkpoint with random weights: quick, and every probability is different."""
-    from untrained import save_untrained  # torch, which most tests do without
+    from tests.support.untrained import save_untrained  # torch, which most tests do without
 
     return save_untrained(tmp_path_factory.mktemp("checkpoint") / "untrained.safetensors")
 
 
 @pytest.fixture
 def settings(tmp_path_factory: pytest.TempPathFactory, untrained_checkpoint: Path) -> Settings:
-    """Settings of an embedded house in a folder of its own."""
-    folder = tmp_path_factory.mktemp("house")
+    """Settings of an embedded context in a folder of its own."""
+    folder = tmp_path_factory.mktemp("context")
     return Settings(
         database_url=f"sqlite:///{folder / 'nightread.db'}",
         state_folder=folder,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.findings import FINDINGS
-from training.preprocessing import Preprocessing
+from training.imaging.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -69,14 +69,14 @@ def prepare(
     lists: Annotated[
         Path | None, typer.Option(help="The folder of NIH's train_val_list.txt and test_list.txt.", file_okay=False)
     ] = None,
-    size: Annotated[list[int] | None, typer.Option(help="Side of the squares in pixels; may be given again.")] = None,
+    size: Annotated[list[int] | None, typer.Option(help="Side of the inputs in pixels; may be given again.")] = None,
     processes: Annotated[int, typer.Option(help="Processes that decode; 0 is this one alone.", min=0)] = 0,
     keep_unknown_view: Annotated[bool, typer.Option(help="Keep the films of a CSV whose view is empty.")] = False,
     kaggle: Annotated[
         Path | None, typer.Option(help="Fetch NIH's set from Kaggle into this folder first (42 GB, needs a token).")
     ] = None,
 ) -> None:
-    """Films and their table -> a manifest and small 8-bit squares. Interrupted, it goes on where it stopped."""
+    """Films and their table -> a manifest and small 8-bit inputs. Interrupted, it goes on where it stopped."""
     from training import nih, prepared
     from training.manifest import ManifestError, read_csv
     from training.sources import AmbiguousImage
@@ -108,7 +108,7 @@ def fit(folder: Folder, run: Run, *, size: Size = None, settings: Settings, sele
     """Train one network. Interrupted, the same command goes on from the last whole epoch."""
     from training.fit import fit as train
 
-    with _told_plainly():
+    with usage_errors():
         films = _select(folder, size, selection, seed=settings.seed)
         split = selection.split if selection.lists is None else "lists"
         checkpoint = train(films, settings, run, code_commit=code_commit(), split=split)
@@ -130,7 +130,7 @@ def crossfit(
     from training.crossfit import cross_fit
     from training.evaluation import judge_crossfit
 
-    with _told_plainly():
+    with usage_errors():
         films = _open(folder, size)
         checkpoint = cross_fit(films, settings, run, folds=folds, code_commit=code_commit())
         _tell_macro(judge_crossfit(films, run, run))
@@ -149,10 +149,10 @@ def sweep(
     selection: Selection,
 ) -> None:
     """Compare learning rates (1e-2, 1e-3, 1e-4 and 1e-5 when none is given), each in a run of its own under RUN."""
-    from training.sweep import PAPER_RATES
-    from training.sweep import sweep as compare
+    from training.lr_sweep import PAPER_RATES
+    from training.lr_sweep import sweep as compare
 
-    with _told_plainly():
+    with usage_errors():
         films = _select(folder, size, selection, seed=settings.seed)
         table = compare(films, settings, run, rates=rate or PAPER_RATES, code_commit=code_commit())
     typer.echo(table.to_string(index=False))
@@ -171,7 +171,7 @@ def at_site(
     from training.calibration import header_at_site
     from training.checkpoint import Header, load_checkpoint, save_checkpoint
 
-    with _told_plainly():
+    with usage_errors():
         loaded = load_checkpoint(checkpoint)
     try:
         site = {name: float(share) for name, _, share in (each.partition("=") for each in prevalence)}
@@ -198,7 +198,7 @@ def evaluate(
     from training.evaluation import judge_checkpoint
     from training.nih import read_adjudicated
 
-    with _told_plainly():
+    with usage_errors():
         size = read_header(checkpoint).preprocessing.size
         films = _select(folder, size, Selection(lists=lists), seed=0)
         second = None if adjudicated is None else read_adjudicated(adjudicated)
@@ -221,7 +221,7 @@ def plot(
     if (run / "sweep.csv").is_file():
         drawn.append(plots.save(plots.learning_rates(plots.read_sweep(run)), run / "learning_rates.png"))
     if films is not None:
-        with _told_plainly():
+        with usage_errors():
             manifest = _open(films, None).manifest
         learned = split_by_lists(manifest, {"train": run / "train.txt"})
         figure = plots.label_distribution(manifest, learned[learned["split"] == "train"], names=("all", "trained on"))
@@ -241,14 +241,14 @@ def explain(
     """Where on one film the evidence for each finding lies, and what each filter answers to."""
     from training import explain
     from training.checkpoint import load_checkpoint
-    from training.pixels import UnusablePixels
+    from training.imaging.pixels import UnusablePixels
     from training.prepared import pixels_of
 
-    with _told_plainly():
+    with usage_errors():
         loaded = load_checkpoint(checkpoint, findings=None)
         try:
-            square = loaded.preprocessing.image(pixels_of(film.read_bytes()))
-            written = explain.write_pictures(loaded, square, out, layers=layer or (None if filters else ()))
+            network_input = loaded.preprocessing.image(pixels_of(film.read_bytes()))
+            written = explain.write_pictures(loaded, network_input, out, layers=layer or (None if filters else ()))
         except (UnusablePixels, explain.NoFeatureMaps, explain.UnknownLayer) as wrong:
             raise typer.BadParameter(str(wrong)) from wrong
     typer.echo("\n".join(map(str, written)))
@@ -296,7 +296,7 @@ def _tell_macro(table: Any) -> None:
 
 
 @contextmanager
-def _told_plainly() -> Iterator[None]:
+def usage_errors() -> Iterator[None]:
     """What the user can put right is told in a sentence, with exit code 2; a fault of ours keeps its trace."""
     from training.checkpoint import CheckpointError
     from training.fit import Diverged, OtherRun

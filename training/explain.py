@@ -21,10 +21,9 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from training.checkpoint import Checkpoint, build
-from training.plots import save
-from training.preprocessing import Preprocessing
+from training.imaging.preprocessing import Preprocessing
 
-Square = npt.NDArray[np.uint8]
+NetworkInput = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
 
 _HEAT: Final = "inferno"
@@ -42,10 +41,10 @@ class NoFeatureMaps(ValueError):
     """The network has no convolution whose output is a picture: Grad-CAM does not apply to it."""
 
 
-def heatmaps(network: nn.Module, image: Square, *, preprocessing: Preprocessing, outputs: Sequence[int]) -> Maps:
+def heatmaps(network: nn.Module, image: NetworkInput, *, preprocessing: Preprocessing, outputs: Sequence[int]) -> Maps:
     """Grad-CAM of the network's `outputs`: float32 (outputs, size, size) in [0, 1], each scaled to its own maximum.
 
-    `network` is built and gives logits; `image` is the uint8 (size, size) square that `preprocessing.image` made. A map
+    `network` is built and gives logits; `image` is the uint8 (size, size) input that `preprocessing.image` made. A map
     of zeros means that nothing on the film speaks for that finding. The network is left in eval mode, its gradients
     cleared. Selvaraju et al., Grad-CAM, ICCV 2017, at the block of the last convolution. Raises NoFeatureMaps.
     """
@@ -59,7 +58,7 @@ def heatmaps(network: nn.Module, image: Square, *, preprocessing: Preprocessing,
 
 
 def activations(
-    network: nn.Module, image: Square, *, preprocessing: Preprocessing, layers: Sequence[str] | None = None
+    network: nn.Module, image: NetworkInput, *, preprocessing: Preprocessing, layers: Sequence[str] | None = None
 ) -> Iterator[tuple[str, Maps]]:
     """Name and output, float32 (filters, height, width), of every convolution block, or of `layers`, in their order.
 
@@ -85,7 +84,7 @@ def activations(
         yield name, output[0].float().cpu().numpy()
 
 
-def overlay(image: Square, heat: Maps) -> Square:
+def overlay(image: NetworkInput, heat: Maps) -> NetworkInput:
     """Heat maps (..., size, size) in [0, 1] over the film (size, size): uint8 (..., size, size, 3).
 
     Where a map is zero the film shows through whole.
@@ -95,7 +94,7 @@ def overlay(image: Square, heat: Maps) -> Square:
     return np.asarray(np.rint(image[..., None] * (1 - strength) + colour * strength), dtype=np.uint8)
 
 
-def write_overlay(path: Path, image: Square, heat: Maps) -> Path:
+def write_overlay(path: Path, image: NetworkInput, heat: Maps) -> Path:
     """One heat map over its film, as PNG of the film's size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(overlay(image, heat)).save(path)
@@ -103,7 +102,7 @@ def write_overlay(path: Path, image: Square, heat: Maps) -> Path:
 
 
 def write_pictures(
-    checkpoint: Checkpoint, image: Square, folder: Path, *, layers: Sequence[str] | None = ()
+    checkpoint: Checkpoint, image: NetworkInput, folder: Path, *, layers: Sequence[str] | None = ()
 ) -> list[Path]:
     """grad_cam.png for one uint8 (size, size) film, and layers/NAME.png for these layers (None: all of them)."""
     network, preprocessing = build(checkpoint), checkpoint.preprocessing
@@ -112,7 +111,9 @@ def write_pictures(
         logits = network(_input(network, image, preprocessing)).numpy()
     probabilities = checkpoint.calibration.probabilities(logits)[0]
     sheet = findings_sheet(image, heats, findings=checkpoint.findings, probabilities=probabilities)
-    written = [save(sheet, folder / "grad_cam.png")]
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / "grad_cam.png"]
+    sheet.savefig(written[0], dpi=150)
     for name, maps in activations(network, image, preprocessing=preprocessing, layers=layers):
         (folder / "layers").mkdir(exist_ok=True)
         written.append(folder / "layers" / f"{name}.png")
@@ -121,7 +122,7 @@ def write_pictures(
 
 
 def findings_sheet(
-    image: Square, heats: Maps, *, findings: Sequence[str], probabilities: npt.ArrayLike | None = None
+    image: NetworkInput, heats: Maps, *, findings: Sequence[str], probabilities: npt.ArrayLike | None = None
 ) -> Figure:
     """The film, and beside it the heat map of each finding under its name and probability (N, if known)."""
     said = [""] * len(findings) if probabilities is None else [f"  {p:.1%}" for p in np.asarray(probabilities)]
@@ -145,7 +146,7 @@ def findings_sheet(
     return figure
 
 
-def filters_sheet(image: Square, maps: Maps, *, title: str) -> Image.Image:
+def filters_sheet(image: NetworkInput, maps: Maps, *, title: str) -> Image.Image:
     """Every filter of one layer, maps (filters, height, width), as a heat map over the film, in a grid with a title."""
     columns = math.ceil(math.sqrt(len(maps)))
     side = max(32, min(240, _SHEET_PIXELS // columns))
@@ -181,5 +182,5 @@ def _blocks(network: nn.Module) -> list[tuple[str, nn.Module]]:
     return blocks
 
 
-def _input(network: nn.Module, image: Square, preprocessing: Preprocessing) -> Tensor:
+def _input(network: nn.Module, image: NetworkInput, preprocessing: Preprocessing) -> Tensor:
     return preprocessing.tensor(image[None]).to(next(network.parameters()).device)  # (1, channels, size, size)

@@ -34,12 +34,12 @@ from torch import Tensor, nn
 from training.augmentation import Augmentation
 from training.calibration import fit_calibration, reference, thresholds
 from training.checkpoint import Calibration, Header, build, load_checkpoint, read_header, save_checkpoint
+from training.imaging.preprocessing import Preprocessing
 from training.losses import make_loss, shift_of, targets
 from training.manifest import UNKNOWN, prevalence
 from training.metrics import evaluate
 from training.networks import WrongWeights, input_of, make_network
 from training.prepared import Prepared
-from training.preprocessing import Preprocessing
 from training.sampling import SPLITS, STABLE, save_lists
 from training.settings import Settings, UnusableSettings
 

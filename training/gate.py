@@ -283,8 +283,8 @@ def _auroc(truth: Array, said: Array, weights: Array) -> Array:
 
 def _brier(truth: Array, said: Array, weights: Array) -> Array:
     known = truth != UNKNOWN
-    squares = np.where(known, (said - truth) ** 2, 0).astype(np.float32)
-    return ratio(weights @ squares, weights @ known.astype(np.float32))
+    inputs = np.where(known, (said - truth) ** 2, 0).astype(np.float32)
+    return ratio(weights @ inputs, weights @ known.astype(np.float32))
 
 
 def _sensitivity(truth: Array, said: Array, weights: Array) -> Array:

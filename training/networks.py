@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from training.preprocessing import Preprocessing
+from training.imaging.preprocessing import Preprocessing
 
 _TORCHVISION = tuple(
     name

@@ -1,10 +1,10 @@
-"""A prepared data set: the manifest, and every film as a small 8-bit square in one memory-mapped file per size.
+"""A prepared data set: the manifest, and every film as a small 8-bit network input in one memory-mapped file per size.
 
 manifest.csv      row, image, patient_id, age_years, sex, view_position, split, a column per finding (255: unknown)
 images-224.npy    uint8 (films, 224, 224); a film's place is its `row`
 bad_files.csv     image, reason, kept: what was left out, and what was kept with a remark
 progress.csv      row, outcome: the films done so far; a run that was killed goes on from there
-prepared.json     how the squares were made
+prepared.json     how the inputs were made
 """
 
 import csv
@@ -26,12 +26,12 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from training.children import leave_with_the_parent
-from training.dicom import ConstantImage, dataset_in
 from training.findings import FINDINGS
+from training.imaging.child_process import exit_with_parent
+from training.imaging.dicom import ConstantImage, dataset_in
+from training.imaging.pixels import UnusablePixels, read_film, read_picture
+from training.imaging.preprocessing import Preprocessing
 from training.manifest import DESCRIPTION, OLDEST_YEARS, UNKNOWN, checked, findings_in
-from training.pixels import UnusablePixels, read_film, read_picture
-from training.preprocessing import Preprocessing
 from training.sources import Encoded, encoded_films
 
 READY: Final = "ready"
@@ -53,7 +53,7 @@ class Prepared:
     manifest       one row per usable film. Its index is the film's place in `images`, and stays so through every
                    selection: `images[manifest[manifest["split"] == "train"].index]`. Places may have gaps (bad files).
     images         uint8 (places, size, size), memory-mapped, read only
-    preprocessing  what made the squares; its size is the images' size
+    preprocessing  what made the inputs; its size is the images' size
     """
 
     manifest: pd.DataFrame
@@ -71,11 +71,11 @@ class NotPrepared(ValueError):
 
 
 class Decoded(NamedTuple):
-    """One film's squares, one per size (none when it is unusable), and what became of it: READY, or why not."""
+    """One film's inputs, one per size (none when it is unusable), and what became of it: READY, or why not."""
 
     row: int
     outcome: str
-    squares: tuple[npt.NDArray[np.uint8], ...]
+    inputs: tuple[npt.NDArray[np.uint8], ...]
 
 
 ReadFilms = Callable[[Mapping[str, int]], Iterable[Decoded]]
@@ -185,13 +185,13 @@ def _write_squares(path: Path, parts: Sequence[Prepared], shape: tuple[int, ...]
 
 
 def decode(film: Encoded, *, preprocessings: Sequence[Preprocessing]) -> Decoded:
-    """One encoded film (PNG, JPEG or DICOM) as uint8 squares, or the reason why not."""
+    """One encoded film (PNG, JPEG or DICOM) as uint8 inputs, or the reason why not."""
     try:
         pixels = pixels_of(film.data)
     except UnusablePixels as unusable:
         return Decoded(film.row, unusable.reason, ())
-    squares = tuple(preprocessing.image(pixels) for preprocessing in preprocessings)
-    return Decoded(film.row, CONVERTED if _is_coloured_picture(film.data) else READY, squares)
+    inputs = tuple(preprocessing.image(pixels) for preprocessing in preprocessings)
+    return Decoded(film.row, CONVERTED if _is_coloured_picture(film.data) else READY, inputs)
 
 
 def pixels_of(data: bytes) -> npt.NDArray[np.float32]:
@@ -216,7 +216,7 @@ def _side_by_side(work: Callable[[Encoded], Decoded], films: Iterable[Encoded], 
         return
     # Spawned, not forked: the caller may have started threads, and a forked child would inherit their locks.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=leave_with_the_parent) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=exit_with_parent) as pool:
         under_way: deque[Future[Decoded]] = deque()
         for film in films:
             under_way.append(pool.submit(work, film))
@@ -247,9 +247,11 @@ class _Cache:
         self._progress.close()
 
     def write(self, film: Decoded) -> None:
-        for opened, square in zip(self._images, film.squares, strict=False):  # a bad film has none: it stays black
-            opened.seek(_NPY_HEADER_BYTES + film.row * square.nbytes)
-            opened.write(square.tobytes())
+        for opened, network_input in zip(
+            self._images, film.inputs, strict=False
+        ):  # a bad film has none: it stays black
+            opened.seek(_NPY_HEADER_BYTES + film.row * network_input.nbytes)
+            opened.write(network_input.tobytes())
         self._waiting.append(f"{film.row},{film.outcome}\n")
         if len(self._waiting) == _FILMS_PER_SYNC:
             self._sync()

@@ -1,4 +1,4 @@
-"""Is the house in order? Each check says what it found and, when something is wrong, what to do."""
+"""Is the context in order? Each check says what it found and, when something is wrong, what to do."""
 
 import shutil
 import time
@@ -12,11 +12,11 @@ from sqlalchemy.exc import DBAPIError
 
 from db import schema, training_runs
 from db.base import database_now
+from db.health import head_of_queue, health
 from db.session import make_engine, read_scope
-from db.vitals import head_of_queue, vitals
 from training.checkpoint import CheckpointError
+from worker.context import Context, file_digest
 from worker.errors import Unavailable
-from worker.house import House, file_digest
 
 LEAST_FREE_MB = 500
 MOST_SKEW_SECONDS = 5.0
@@ -24,7 +24,7 @@ STALLED_SECONDS = 300.0  # studies wait and none was settled for this long: the 
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One check's outcome."""
 
     name: str
@@ -32,37 +32,37 @@ class Finding:
     text: str
 
 
-def examine(house: House) -> Iterator[Finding]:
+def examine(context: Context) -> Iterator[CheckResult]:
     """Database, schema, checkpoint, device, broker, clock and disk. A check that needs a broken one is left out."""
-    engine = make_engine(house.settings.database_url)
+    engine = make_engine(context.settings.database_url)
     database = _checked("database", lambda: _database(engine))
     yield database
     if database.ok:
         yield _checked("clock", lambda: _clock(engine))
-        yield _checked("checkpoint", lambda: _checkpoint(house))
-    yield _checked("device", lambda: _device(house.settings.device))
-    yield _checked("broker", lambda: _broker(house))
+        yield _checked("checkpoint", lambda: _checkpoint(context))
+    yield _checked("device", lambda: _device(context.settings.device))
+    yield _checked("broker", lambda: _broker(context))
     yield _checked("disk", lambda: _disk(engine))
 
 
-def examine_role(house: House, role: str) -> Iterator[Finding]:
+def examine_role(context: Context, role: str) -> Iterator[CheckResult]:
     """What a container's health check asks: does the work of this role get on?"""
-    yield _checked("progress", lambda: ROLES[role](house))
+    yield _checked("progress", lambda: ROLES[role](context))
 
 
-class Ailing(Exception):
+class CheckFailed(Exception):
     """A check failed; the text says how and what to do."""
 
 
-def _checked(name: str, check: Callable[[], str]) -> Finding:
+def _checked(name: str, check: Callable[[], str]) -> CheckResult:
     try:
-        return Finding(name, True, check())
-    except (Ailing, Unavailable, CheckpointError) as error:
-        return Finding(name, False, str(error))
+        return CheckResult(name, True, check())
+    except (CheckFailed, Unavailable, CheckpointError) as error:
+        return CheckResult(name, False, str(error))
     except OSError as error:
-        return Finding(name, False, f"{error.strerror}: check the folders that the settings name")
+        return CheckResult(name, False, f"{error.strerror}: check the folders that the settings name")
     except DBAPIError as error:
-        return Finding(name, False, f"the database does not answer ({type(error.orig).__name__})")
+        return CheckResult(name, False, f"the database does not answer ({type(error.orig).__name__})")
 
 
 def _database(engine: Engine) -> str:
@@ -71,7 +71,9 @@ def _database(engine: Engine) -> str:
     if found is None and kind == "sqlite":
         return f"{kind}, empty; the first command makes the schema"
     if found != needed:
-        raise Ailing(f"{kind}, schema {found or 'missing'}, this version needs {needed}: run `nightread db upgrade`")
+        raise CheckFailed(
+            f"{kind}, schema {found or 'missing'}, this version needs {needed}: run `nightread db upgrade`"
+        )
     return f"{kind}, schema {found}"
 
 
@@ -79,43 +81,43 @@ def _clock(engine: Engine) -> str:
     with read_scope(engine) as session:
         skew = abs((database_now(session) - datetime.now(UTC)).total_seconds())
     if skew > MOST_SKEW_SECONDS:
-        raise Ailing(f"this machine's clock is {skew:.0f} s off the database's: synchronise it (NTP)")
+        raise CheckFailed(f"this machine's clock is {skew:.0f} s off the database's: synchronise it (NTP)")
     return f"{skew:.1f} s off the database's"
 
 
-def _checkpoint(house: House) -> str:
-    live = house.live()
+def _checkpoint(context: Context) -> str:
+    live = context.live()
     if file_digest(live.path) != live.digest:
-        raise Ailing("the champion's file has changed since it was registered: restore it, or promote another")
+        raise CheckFailed("the champion's file has changed since it was registered: restore it, or promote another")
     return f"{live.header.network}, digest {live.digest[:12]}, policy version {live.policy.policy.version}"
 
 
 def _device(name: str) -> str:
     import torch
 
-    from worker.inference import choose_device
+    from worker.scoring.inference import choose_device
 
     try:
         device = choose_device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
-        raise Ailing(f"{name} cannot be used: {str(error).splitlines()[0]}") from error
+        raise CheckFailed(f"{name} cannot be used: {str(error).splitlines()[0]}") from error
     return str(device)
 
 
-def _broker(house: House) -> str:
+def _broker(context: Context) -> str:
     from kombu.exceptions import OperationalError as BrokerAway
 
-    from worker.app import make_app
+    from worker.queue.app import make_app
 
-    if house.settings.broker_url is None:
+    if context.settings.broker_url is None:
         return "none set: embedded, `nightread score` only"
     began = time.monotonic()
     try:
-        with make_app(house.settings).connection_for_write() as connection:
+        with make_app(context.settings).connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=5)
     except (BrokerAway, OSError) as error:
-        raise Ailing("the broker does not answer: check NIGHTREAD_BROKER_URL, password and TLS") from error
+        raise CheckFailed("the broker does not answer: check NIGHTREAD_BROKER_URL, password and TLS") from error
     return f"answers in {(time.monotonic() - began) * 1000:.0f} ms"
 
 
@@ -126,39 +128,39 @@ def _disk(engine: Engine) -> str:
         folder = folder.parent
     free_mb = shutil.disk_usage(folder).free // 2**20
     if free_mb < LEAST_FREE_MB:
-        raise Ailing(f"{free_mb} MB free; {LEAST_FREE_MB} are the least")
+        raise CheckFailed(f"{free_mb} MB free; {LEAST_FREE_MB} are the least")
     return f"{free_mb} MB free"
 
 
-def _worker_progress(house: House) -> str:
-    with read_scope(house.engine) as session:
-        found, head = vitals(session), head_of_queue(session)
+def _worker_progress(context: Context) -> str:
+    with read_scope(context.engine) as session:
+        found, head = health(session), head_of_queue(session)
     if head is None:
         return "nothing waits"
     quiet = min(found.seconds_since_settled or head.waits_seconds, head.waits_seconds)
     if quiet > STALLED_SECONDS:
-        raise Ailing(f"studies wait and none was settled for {quiet:.0f} s")
-    return f"{found.books.waiting} wait, the last was settled {quiet:.0f} s ago"
+        raise CheckFailed(f"studies wait and none was settled for {quiet:.0f} s")
+    return f"{found.totals.waiting} wait, the last was settled {quiet:.0f} s ago"
 
 
-def _beat_progress(house: House) -> str:
-    settings = house.settings
-    limit = settings.ring_again_minutes * 60 + 3 * settings.sweep_seconds
-    with read_scope(house.engine) as session:
+def _beat_progress(context: Context) -> str:
+    settings = context.settings
+    limit = settings.renotify_minutes * 60 + 3 * settings.sweep_seconds
+    with read_scope(context.engine) as session:
         head = head_of_queue(session)
-    if head is not None and head.unrung_seconds > limit:
-        raise Ailing(f"the study at the head of the queue was not rung for since {head.unrung_seconds:.0f} s")
-    return "the head of the queue was rung for lately" if head else "nothing waits"
+    if head is not None and head.unnotified_seconds > limit:
+        raise CheckFailed(f"the study at the head of the queue has had no message for {head.unnotified_seconds:.0f} s")
+    return "the head of the queue was notified lately" if head else "nothing waits"
 
 
-def _training_progress(house: House) -> str:
-    with read_scope(house.engine) as session:
+def _training_progress(context: Context) -> str:
+    with read_scope(context.engine) as session:
         run = training_runs.running(session)
         if run is None:
             return "no retraining is under way"
         silent = (database_now(session) - (run.lease_expires_at or run.started_at)).total_seconds()
     if silent > STALLED_SECONDS:
-        raise Ailing(f"retraining {run.id} was left (stage: {run.stage}) and nobody goes on with it")
+        raise CheckFailed(f"retraining {run.id} was left (stage: {run.stage}) and nobody goes on with it")
     return f"retraining {run.id} is at its stage {run.stage}"
 
 

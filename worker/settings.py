@@ -78,9 +78,9 @@ class Settings(BaseSettings):
     unavailable_hours: float = Field(24.0, ge=0)
     """A study whose files cannot be reached for this long is quarantined."""
     sweep_seconds: float = Field(30.0, gt=0)
-    """How often expired leases are released and forgotten studies rung for."""
-    ring_again_minutes: float = Field(1.0, gt=0)
-    """A study that still waits this long after its message is rung for again."""
+    """How often expired leases are released and messages sent again."""
+    renotify_minutes: float = Field(1.0, gt=0)
+    """A study that still waits this long after its message is notified again."""
     run_idle_minutes: float = Field(15.0, ge=0)
     """A night's run ends when nothing waits and nothing came for this long."""
     recycle_hours: float = Field(0.0, ge=0)

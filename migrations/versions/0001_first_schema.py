@@ -201,7 +201,7 @@ def upgrade() -> None:
         sa.Column("lease_expires_at", db.base.UtcDateTime(timezone=True), nullable=True),
         sa.Column("not_before", db.base.UtcDateTime(timezone=True), nullable=True),
         sa.Column("unavailable_since", db.base.UtcDateTime(timezone=True), nullable=True),
-        sa.Column("rung_at", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("notified_at", db.base.UtcDateTime(timezone=True), nullable=True),
         sa.Column("settled_at", db.base.UtcDateTime(timezone=True), nullable=True),
         sa.Column("run_id", sa.Integer(), nullable=True),
         sa.CheckConstraint(

@@ -28,8 +28,8 @@ def naive() -> Body:
         if film.PhotometricInterpretation == "MONOCHROME1":
             pixels = pixels.max() - pixels
         pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min())
-        square = resize(torch.from_numpy(pixels)[None], [preprocessing.size] * 2, antialias=True)  # (1, s, s)
-        image = (square.repeat(3, 1, 1) - mean) / std  # (3, s, s)
+        network_input = resize(torch.from_numpy(pixels)[None], [preprocessing.size] * 2, antialias=True)  # (1, s, s)
+        image = (network_input.repeat(3, 1, 1) - mean) / std  # (3, s, s)
         return checkpoint.calibration.probabilities(network(image[None]).numpy())
 
     return score
@@ -62,8 +62,8 @@ def torchxrayvision_like() -> Body:
         image = (2 * (pixels / pixels.max()).astype(np.float32) - 1) * 1024  # to [-1024, 1024]
         side = min(image.shape)
         top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-        square = resized(image[top : top + side, left : left + side], 224).astype(np.float32)  # (224, 224)
-        return torch.sigmoid(network(torch.from_numpy(square)[None, None])).numpy()
+        network_input = resized(image[top : top + side, left : left + side], 224).astype(np.float32)  # (224, 224)
+        return torch.sigmoid(network(torch.from_numpy(network_input)[None, None])).numpy()
 
     return score
 

@@ -26,12 +26,12 @@ from sqlalchemy import Engine, select, text, update
 from db.models import Instance, Study
 from db.session import read_scope, session_scope
 from tests.benchmarks.machine import CORES, Tree, busy_cpu_seconds
-from training.dicom import read_header
+from training.imaging.dicom import read_header
 from worker import logs
-from worker.allocator import keep_freed_memory
-from worker.app import make_app, ring
-from worker.house import House
-from worker.reading import ReadingRules, Square, prepare_child, read_square
+from worker.context import Context
+from worker.queue.app import make_app, notify
+from worker.scoring.allocator import keep_freed_memory
+from worker.scoring.decoding import DecodeOptions, NetworkInput, decode_film, prepare_child
 from worker.settings import Settings
 
 POLL_SECONDS = 0.25  # what is asked of PostgreSQL meanwhile counts as the watched's own work
@@ -285,10 +285,10 @@ class Nightread:
 
 def _score_in_process(settings: Settings, connection: Connection) -> None:
     """In a process of its own: what `nightread score` does after intake, from "go" to "stop"."""
-    from worker.scoring import open_scorer, score_waiting
+    from worker.scoring.pipeline import open_scorer, score_waiting
 
     logs.configure(level="warning", style="console")
-    with open_scorer(House(settings), should_stop=connection.poll) as scorer:
+    with open_scorer(Context(settings), should_stop=connection.poll) as scorer:
         connection.send("open")
         while connection.recv() == "go":
             while not connection.poll(0.01):
@@ -302,7 +302,7 @@ def _score_in_process(settings: Settings, connection: Connection) -> None:
 @contextmanager
 def in_one_process(settings: Settings) -> Iterator[Nightread]:
     """`nightread score` in a process of its own, on films that are registered."""
-    house = House(settings)
+    context = Context(settings)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_score_in_process, args=(settings, theirs))
@@ -314,7 +314,7 @@ def in_one_process(settings: Settings) -> Iterator[Nightread]:
 
     try:
         assert ours.recv() == "open"
-        yield Nightread(Circulation(house.engine), Tree([process.pid or 0]), lambda _: ours.send("go"), halt)
+        yield Nightread(Circulation(context.engine), Tree([process.pid or 0]), lambda _: ours.send("go"), halt)
     finally:
         ours.send("end")
         process.join()
@@ -323,8 +323,8 @@ def in_one_process(settings: Settings) -> Iterator[Nightread]:
 @contextmanager
 def through_the_queue(settings: Settings, workers: int, *, servers: Sequence[int], folder: Path) -> Iterator[Nightread]:
     """`nightread worker` processes as users start them, on films that are registered."""
-    house = House(settings)
-    circulation = Circulation(house.engine)
+    context = Context(settings)
+    circulation = Circulation(context.engine)
     environment = {
         "NIGHTREAD_DATABASE_URL": settings.database_url,
         "NIGHTREAD_BROKER_URL": settings.broker_url or "",
@@ -336,7 +336,7 @@ def through_the_queue(settings: Settings, workers: int, *, servers: Sequence[int
     celery = make_app(settings)
 
     def go(ids: Sequence[int]) -> None:
-        ring(celery, list(ids[-4 * workers :]))  # those that nobody will have claimed before each has heard a bell
+        notify(celery, list(ids[-4 * workers :]))  # those that nobody will have claimed before each has had a message
 
     def halt() -> None:
         while circulation.claimed():
@@ -363,19 +363,19 @@ def through_the_queue(settings: Settings, workers: int, *, servers: Sequence[int
 
 
 def network_alone() -> Callable[[int], object]:
-    """The classifier on squares that are there already: batches -> nothing."""
+    """The classifier on inputs that are there already: batches -> nothing."""
     from training.checkpoint import SHIPPED, load_checkpoint
-    from worker.inference import Classifier, choose_device
+    from worker.scoring.inference import Classifier, choose_device
 
     keep_freed_memory()
     checkpoint = load_checkpoint(SHIPPED)
     classifier = Classifier(checkpoint, device=choose_device("auto"), batch_size=BATCH_FILMS)
     side = checkpoint.preprocessing.size
-    squares = np.random.default_rng(0).integers(0, 256, (BATCH_FILMS, side, side), dtype=np.uint8)
+    inputs = np.random.default_rng(0).integers(0, 256, (BATCH_FILMS, side, side), dtype=np.uint8)
 
     def predict(batches: int) -> None:
         for _ in range(batches):
-            classifier.predict(squares)
+            classifier.predict(inputs)
 
     return predict
 
@@ -385,7 +385,7 @@ class Decoders:
     """Every core reads and decodes, and nothing else happens: no network, no database, no time limits."""
 
     pool: ProcessPoolExecutor
-    rules: ReadingRules
+    rules: DecodeOptions
 
     def measure(self, paths: Sequence[Path], *, seconds: float) -> Sample:
         wait([self.pool.submit(os.getpid) for _ in range(CORES)])  # each starts one
@@ -395,17 +395,17 @@ class Decoders:
         while gauge.seconds < seconds:
             while len(running) < 2 * CORES:
                 path = next(films)
-                running.add(self.pool.submit(read_square, str(path), uids[path], self.rules))
+                running.add(self.pool.submit(decode_film, str(path), uids[path], self.rules))
             done, running = wait(running, return_when=FIRST_COMPLETED)
             gauge.look()
-            assert all(isinstance(future.result(), Square) for future in done)
+            assert all(isinstance(future.result(), NetworkInput) for future in done)
             gauge.mark(len(done), at=time.perf_counter())
         wait(running)
         return gauge.sample()
 
 
 @contextmanager
-def decoders_alone(rules: ReadingRules) -> Iterator[Decoders]:
+def decoders_alone(rules: DecodeOptions) -> Iterator[Decoders]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(CORES, mp_context=context, initializer=prepare_child, initargs=(rules.memory_mb,))
     with pool:

@@ -19,10 +19,10 @@ from PIL import Image
 
 from db import drift as facts
 from db.session import read_scope
-from tests.dicom_files import make_film
+from tests.support.dicom_files import make_film
 from training.findings import FINDINGS
-from worker import drift
-from worker.house import House
+from worker.context import Context
+from worker.monitoring import drift
 from worker.settings import Settings
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -63,9 +63,9 @@ def write(source: str, out: Path, listed: set[str] | None) -> None:
 def scored(url: str | None) -> np.ndarray:
     """All scores (N, 11) of the live checkpoint in this database, or in the one that the settings name."""
     settings = Settings() if url is None else Settings(database_url=url)
-    house = House(settings)
-    with read_scope(house.engine) as session:
-        return np.array(facts.scores(session, checkpoint_id=house.live().checkpoint_id, **EVER))
+    context = Context(settings)
+    with read_scope(context.engine) as session:
+        return np.array(facts.scores(session, checkpoint_id=context.live().checkpoint_id, **EVER))
 
 
 def as_known(scores: np.ndarray, reference: Mapping[str, Any]) -> np.ndarray:
@@ -79,7 +79,7 @@ def as_known(scores: np.ndarray, reference: Mapping[str, Any]) -> np.ndarray:
 def draw(chosen: argparse.Namespace) -> None:
     """Judge random days by their scores alone; print how many were quiet, warned, and asked to act."""
     rules, rng = Settings(drift_min_films=min(chosen.films, 200)), np.random.default_rng(chosen.seed)
-    reference = House(Settings()).live().header.reference
+    reference = Context(Settings()).live().header.reference
     usual = scored(None)
     if chosen.null:
         usual = as_known(usual, reference)

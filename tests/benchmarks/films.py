@@ -18,7 +18,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from tests.dicom_files import make_film, save, texture
+from tests.support.dicom_files import make_film, save, texture
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "nih_films" / "originals_1024"
 SIDES_PIXELS = (2000, 3500)

@@ -1,4 +1,4 @@
-"""What it saves, and what it changes, to decode JPEG 2000 at half its resolution (training/halves.py).
+"""What it saves, and what it changes, to decode JPEG 2000 at half its resolution (training/imaging/half_resolution.py).
 
 python -m tests.benchmarks.reduced [--films 38] [--window 2048 3800]     (needs ../shared)
 """
@@ -12,12 +12,12 @@ from pydicom.uid import JPEG2000Lossless
 from rich.console import Console
 
 from tests.benchmarks.films import SHARED, SIDES_PIXELS, upscaled
-from tests.dicom_files import make_film
+from tests.support.dicom_files import make_film
 from training.checkpoint import SHIPPED, load_checkpoint, read_header
-from training.pixels import Film, read_film
-from worker.house import thresholds_of
-from worker.inference import Classifier
-from worker.priority import DEFAULT_POLICY, categories, urgencies
+from training.imaging.pixels import Film, read_film
+from worker.context import thresholds_of
+from worker.ranking.priority import DEFAULT_POLICY, categories, urgencies
+from worker.scoring.inference import Classifier
 
 
 def main() -> None:
@@ -30,7 +30,11 @@ def main() -> None:
     checkpoint, rng = load_checkpoint(SHIPPED), np.random.default_rng(0)
     classifier = Classifier(checkpoint, device=torch.device("cpu"), batch_size=3)
     thresholds = thresholds_of(read_header(SHIPPED))
-    ways: dict[str, list[np.ndarray]] = {"whole": [], "half": [], "one in a hundred pixels of the square by one": []}
+    ways: dict[str, list[np.ndarray]] = {
+        "whole": [],
+        "half": [],
+        "one in a hundred input pixels by one": [],
+    }
     cpu_ms, halved = [], 0
     for original in sorted(SHARED.glob("*.png"))[: chosen.films]:
         rows, columns = (int(side) for side in rng.uniform(*SIDES_PIXELS, size=2))
@@ -38,16 +42,16 @@ def main() -> None:
         dataset = make_film(
             pixels=pixels, bits=12, transfer_syntax=JPEG2000Lossless, WindowCenter=center, WindowWidth=width
         )
-        squares, spent = [], []
+        inputs, spent = [], []
         for half_for in (0, checkpoint.preprocessing.size):
             begun = time.process_time()
             film: Film = read_film(dataset, half_for=half_for)
-            squares.append(film.square(checkpoint.preprocessing))
+            inputs.append(film.network_input(checkpoint.preprocessing))
             spent.append(1000 * (time.process_time() - begun))
         halved += film.whole is not None
-        moved = rng.choice([-1, 0, 1], squares[0].shape, p=[0.005, 0.99, 0.005])
-        squares.append(np.clip(squares[0] + moved, 0, 255).astype(np.uint8))
-        for way, probabilities in zip(ways, classifier.predict(np.stack(squares)), strict=True):
+        moved = rng.choice([-1, 0, 1], inputs[0].shape, p=[0.005, 0.99, 0.005])
+        inputs.append(np.clip(inputs[0] + moved, 0, 255).astype(np.uint8))
+        for way, probabilities in zip(ways, classifier.predict(np.stack(inputs)), strict=True):
             ways[way].append(probabilities)
         cpu_ms.append(spent)
     console = Console()

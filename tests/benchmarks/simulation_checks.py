@@ -1,15 +1,15 @@
 """Print the figures of docs/simulation.md: the simulator beside queueing theory and published examples (3 minutes).
 
-PYTHONPATH=. python tests/benchmarks/simulation_checks.py
+python -m tests.benchmarks.simulation_checks
 """
 
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
-from worker.reading_room import Department, Discipline
-from worker.simulation import BinormalCases, OperatingPoint, Row, simulate
-from worker.simulation_plot import table
+from worker.simulation.plot import table
+from worker.simulation.reading_room import Department, Discipline
+from worker.simulation.simulate import BinormalCases, OperatingPoint, Row, simulate
 
 FIFO = Discipline("FIFO")
 CONSOLE = Console(width=130)

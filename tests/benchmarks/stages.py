@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 
 from tests.benchmarks.films import write_films
 from worker import logs
-from worker.house import House
-from worker.intake import receive
-from worker.metrics import WorkMetrics
-from worker.reading import Failure, Reader, ReadingRules, Square, read_square
-from worker.scoring import open_scorer, score_waiting
+from worker.context import Context
+from worker.intake.receive import receive
+from worker.monitoring.prometheus import WorkMetrics
+from worker.scoring.decoding import DecodeOptions, DecoderPool, Failure, NetworkInput, decode_film
+from worker.scoring.pipeline import open_scorer, score_waiting
 from worker.settings import Settings
 
 SPANS_FILE = "spans.txt"
@@ -47,19 +47,19 @@ class Trace(WorkMetrics):
         self.spans.append((name, begun, time.monotonic()))
 
 
-def traced_read(path: str, sop_instance_uid: str, rules: ReadingRules, spans: str) -> Square | Failure:
+def traced_read(path: str, sop_instance_uid: str, rules: DecodeOptions, spans: str) -> NetworkInput | Failure:
     """In a decoder process: read a film, and append when to a file, one short line at a time."""
     begun = time.monotonic()
-    outcome = read_square(path, sop_instance_uid, rules)
+    outcome = decode_film(path, sop_instance_uid, rules)
     with Path(spans).open("a") as file:
         file.write(f"{os.getpid()} {begun} {time.monotonic()}\n")
     return outcome
 
 
-class TracedReader(Reader):
+class TracedReader(DecoderPool):
     """A reader whose decoders say when they are at work."""
 
-    def __init__(self, rules: ReadingRules, *, decoders: int, spans: Path) -> None:
+    def __init__(self, rules: DecodeOptions, *, decoders: int, spans: Path) -> None:
         super().__init__(rules, decoders=decoders)
         self._spans = str(spans)
 
@@ -72,11 +72,11 @@ class TracedReader(Reader):
 def traced_night(folder: Path) -> dict[str, list[tuple[str, float, float]]]:
     """Score a hundred films of the mix; what each process did, and when: row -> spans."""
     films, trace = write_films(folder / "films"), Trace()
-    house = House(Settings(database_url=f"sqlite:///{folder / 'night.db'}", checkpoint=None, log_level="error"))
-    receive(house, [films.of("mix")])
+    context = Context(Settings(database_url=f"sqlite:///{folder / 'night.db'}", checkpoint=None, log_level="error"))
+    receive(context, [films.of("mix")])
     spans = folder / SPANS_FILE
-    with open_scorer(house, metrics=trace) as scorer:
-        rules, decoders = scorer.reader._rules, house.settings.decoders
+    with open_scorer(context, metrics=trace) as scorer:
+        rules, decoders = scorer.reader._rules, context.settings.decoders
         with TracedReader(rules, decoders=decoders, spans=spans) as scorer.reader:
             score_waiting(scorer, kind="score")
     rows = defaultdict(list)

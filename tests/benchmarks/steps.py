@@ -15,13 +15,13 @@ import pandas as pd
 from rich.console import Console
 
 from tests.benchmarks.films import SYNTAXES, textured
-from tests.dicom_files import make_film
+from tests.support.dicom_files import make_film
 from training.checkpoint import SHIPPED, read_header
-from training.decoders import decode, decode_half
-from training.dicom import DEFAULT_LIMITS, PixelHeader, open_dataset
-from training.pixels import _digest, read_film
-from training.preprocessing import Preprocessing
-from worker.allocator import keep_freed_memory
+from training.imaging.decoders import decode, decode_half
+from training.imaging.dicom import DEFAULT_LIMITS, PixelHeader, open_dataset
+from training.imaging.pixels import _digest, read_film
+from training.imaging.preprocessing import Preprocessing
+from worker.scoring.allocator import keep_freed_memory
 
 TIMES = 9
 
@@ -51,8 +51,8 @@ def profile(path: Path, preprocessing: Preprocessing) -> dict[str, float]:
         "open the file": milliseconds(lambda: open_dataset(path)),
         "decode": milliseconds(pixels),
         "SHA-256 of the pixels": milliseconds(lambda: _digest(stored, header.photometric)),
-        "window and squash": milliseconds(lambda: film.square(preprocessing)),
-        "all": milliseconds(lambda: read_film(open_dataset(path), half_for=size).square(preprocessing)),
+        "window and squash": milliseconds(lambda: film.network_input(preprocessing)),
+        "all": milliseconds(lambda: read_film(open_dataset(path), half_for=size).network_input(preprocessing)),
     }
 
 

@@ -32,12 +32,12 @@ from tests.benchmarks.contenders import (
 )
 from tests.benchmarks.films import MIX, SETS, Films, source, write_films
 from tests.benchmarks.machine import CORES
-from tests.servers import PostgresServer, RedisServer, fresh_database
+from tests.support.servers import PostgresServer, RedisServer, fresh_database
 from training.checkpoint import SHIPPED, load_checkpoint
-from training.dicom import PixelLimits
-from worker.house import House
-from worker.intake import receive
-from worker.reading import ReadingRules
+from training.imaging.dicom import PixelLimits
+from worker.context import Context
+from worker.intake.receive import receive
+from worker.scoring.decoding import DecodeOptions
 from worker.settings import Settings
 
 NAIVE, READER, TASKS = "naive script", "torchxrayvision-like", "one Celery task per film"
@@ -140,7 +140,7 @@ class Contenders:
         tasks = self._open(
             TASKS, task_per_film(servers.broker(3), servers=servers.pids, first=first, folder=self.folder)
         )
-        rules = ReadingRules(load_checkpoint(SHIPPED).preprocessing, PixelLimits(), timeout_seconds=60, memory_mb=4096)
+        rules = DecodeOptions(load_checkpoint(SHIPPED).preprocessing, PixelLimits(), timeout_seconds=60, memory_mb=4096)
         decoding = self._open(DECODING, decoders_alone(rules))
         network = self._open(NETWORK, one_by_one(network_alone, first=1))
         one = self._open_nightread(ONE, in_one_process(self._registered(embedded)))
@@ -173,7 +173,7 @@ class Contenders:
     def _registered(self, settings: Settings) -> Settings:
         engine = make_engine(settings.database_url)
         schema.upgrade(engine)
-        receive(House(settings), [self.films.folder])
+        receive(Context(settings), [self.films.folder])
         Circulation(engine).park()
         engine.dispose()
         return settings

@@ -1,7 +1,7 @@
 """The reading order at size: how long its head and one study's rank take, by which plan, and what its indexes cost.
 
-    PYTHONPATH=.:tests python tests/benchmarks/worklist_at_size.py --studies 10000000 --unread 100000
-    PYTHONPATH=. python tests/benchmarks/worklist_at_size.py --database sqlite --studies 1000000 --unread 100000
+    python -m tests.benchmarks.worklist_at_size --studies 10000000 --unread 100000
+    python -m tests.benchmarks.worklist_at_size --database sqlite --studies 1000000 --unread 100000
 
 PostgreSQL is started for this and removed at the end, or is the one of --url (an empty database, or one that an earlier
 run of this filled with as many studies). Ten million studies take 6 GB and some minutes. What the
@@ -142,7 +142,7 @@ def _database(kind: str, url: str | None) -> Iterator[Engine]:
         if url is None and kind == "sqlite":
             url = f"sqlite:///{stack.enter_context(tempfile.TemporaryDirectory())}/nightread.db"
         elif url is None:
-            from servers import PostgresServer
+            from tests.support.servers import PostgresServer
 
             url = stack.enter_context(PostgresServer(settings={"shared_buffers": "1GB", "max_wal_size": "8GB"})).url
         engine = make_engine(url)

@@ -1,6 +1,6 @@
 """How fast a night's results are committed: films, priorities and outcomes in batches, as the service writes them.
 
-    PYTHONPATH=.:tests python tests/benchmarks/writer.py --films 20000 --batch 300
+    python -m tests.benchmarks.writer --films 20000 --batch 300
 
 Three figures in films/s on PostgreSQL: the service's statements; the same without the two indexes that hold the reading
 order, which is what they cost; and COPY of the same scores and priorities into bare tables, which nothing can beat.
@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import psutil
-from servers import PostgresServer
 from sqlalchemy import Engine, text
 
 from db import ledger, results, schema
@@ -23,6 +22,7 @@ from db.ledger import ClaimedFilm, ClaimedStudy, Outcome
 from db.models import FINDING_COLUMNS
 from db.results import FilmResult, PriorityResult
 from db.session import make_engine, session_scope
+from tests.support.servers import PostgresServer
 
 WORKER = "benchmark"
 SETUP = """

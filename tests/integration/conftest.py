@@ -8,12 +8,12 @@ from typing import TypeVar
 
 import pytest
 import redis
-from servers import PostgresServer, RedisServer, Server, ServerStartError, fresh_database
 from sqlalchemy import Engine
 
 from db import schema
 from db.session import make_engine
-from worker.house import House
+from tests.support.servers import PostgresServer, RedisServer, Server, ServerStartError, fresh_database
+from worker.context import Context
 
 S = TypeVar("S", bound=Server)
 
@@ -102,22 +102,22 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def house(settings, engine, database_url) -> House:
-    """A house whose champion is the untrained checkpoint, no longer named by the settings."""
-    House(settings.model_copy(update={"database_url": database_url})).live()
-    return House(settings.model_copy(update={"database_url": database_url, "checkpoint": None}))
+def context(settings, engine, database_url) -> Context:
+    """A context whose champion is the untrained checkpoint, no longer named by the settings."""
+    Context(settings.model_copy(update={"database_url": database_url})).live()
+    return Context(settings.model_copy(update={"database_url": database_url, "checkpoint": None}))
 
 
 @pytest.fixture
-def embedded(settings) -> House:
+def embedded(settings) -> Context:
     """The same on SQLite alone, for what does not depend on the database."""
-    House(settings).live()
-    return House(settings.model_copy(update={"checkpoint": None}))
+    Context(settings).live()
+    return Context(settings.model_copy(update={"checkpoint": None}))
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with other weights."""
-    from untrained import save_untrained  # torch, which most tests do without
+    from tests.support.untrained import save_untrained  # torch, which most tests do without
 
     return save_untrained(tmp_path_factory.mktemp("other") / "other.safetensors", seed=1)

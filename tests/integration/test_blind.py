@@ -3,87 +3,88 @@
 from pathlib import Path
 
 import pytest
-from dicom_files import make_film, texture
 from sqlalchemy import select, text
-from untrained import save_untrained
 
 from db.models import Checkpoint, FilmScore, ShadowPriority, StudyPriority
 from db.session import read_scope, session_scope
 from db.worklist import worklist
-from worker import models, policy, reranking
-from worker.explanation import BLIND_SENTENCE, explain_named
-from worker.house import House
-from worker.intake import receive
-from worker.policy import Changes
-from worker.rescoring import Moved, make_live, preview
-from worker.scoring import open_scorer, score_waiting
-from worker.shadow import enter
-from worker.tables import notes
+from tests.support.dicom_files import make_film, texture
+from tests.support.untrained import save_untrained
+from worker.checkpoints import promotion
+from worker.checkpoints.rescoring import Moved, make_live, preview
+from worker.context import Context
+from worker.explain import BLIND_SENTENCE, explain_named
+from worker.intake.receive import receive
+from worker.ranking import activation, policy
+from worker.ranking.policy import Changes
+from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.shadow import enter
+from worker.terminal.tables import notes
 
 NEARLY_ALL = 0.999999
 
 
 @pytest.fixture
-def house(settings, engine, database_url) -> House:
-    """A house that lists nearly every study blind; its champion is not named by the settings."""
+def context(settings, engine, database_url) -> Context:
+    """A context that lists nearly every study blind; its champion is not named by the settings."""
     settings = settings.model_copy(update={"database_url": database_url, "blind_share": NEARLY_ALL})
-    House(settings).live()
-    return House(settings.model_copy(update={"checkpoint": None}))
+    Context(settings).live()
+    return Context(settings.model_copy(update={"checkpoint": None}))
 
 
-def listed(house: House) -> list[dict]:
-    with read_scope(house.engine) as session:
+def listed(context: Context) -> list[dict]:
+    with read_scope(context.engine) as session:
         return [dict(row) for row in worklist(session)]
 
 
-def places(house: House) -> list[tuple]:
+def places(context: Context) -> list[tuple]:
     names = ("study_id", "category", "urgency", "flag", "top_finding", "top_probability", "checkpoint_id")
-    with read_scope(house.engine) as session:
+    with read_scope(context.engine) as session:
         columns = [getattr(StudyPriority, name) for name in names]
         return [tuple(row) for row in session.execute(select(*columns).order_by(StudyPriority.study_id))]
 
 
-def score(house: House, folder: Path) -> None:
-    receive(house, [folder])
-    with open_scorer(house) as scorer:
+def score(context: Context, folder: Path) -> None:
+    receive(context, [folder])
+    with open_scorer(context) as scorer:
         score_waiting(scorer, kind="score")
 
 
-def test_a_blind_study_is_scored_listed_as_unscored_and_stays_so(house, tmp_path):
+def test_a_blind_study_is_scored_listed_as_unscored_and_stays_so(context, tmp_path):
     folder = tmp_path / "films"
     folder.mkdir()
     for i in range(2):
         make_film(folder / f"{i}.dcm", pixels=texture(seed=i), bits=12)
     stat = make_film(folder / "stat.dcm", pixels=texture(seed=3), bits=12, RequestedProcedurePriority="STAT")
-    champion = house.live()
-    with session_scope(house.engine) as session:
-        other = house.register(session, save_untrained(tmp_path / "other.safetensors", seed=1))
-        enter(house, session, other, champion=champion, reason="a test")
-    score(house, folder)
+    champion = context.live()
+    with session_scope(context.engine) as session:
+        other = context.register(session, save_untrained(tmp_path / "other.safetensors", seed=1))
+        enter(context, session, other, champion=champion, reason="a test")
+    score(context, folder)
 
-    rows, before = listed(house), places(house)
+    rows, before = listed(context), places(context)
     assert rows[0]["study_instance_uid"] == stat.StudyInstanceUID, "a human's STAT holds"
     assert before == [(i, "B", 0.4, "blind", None, None, None) for i in (1, 2, 3)]
     assert [notes(row) for row in rows] == ["STAT, blind", "blind", "blind"]
-    assert ("why", BLIND_SENTENCE) in explain_named(house, stat.StudyInstanceUID).facts
-    with read_scope(house.engine) as session:
+    assert ("why", BLIND_SENTENCE) in explain_named(context, stat.StudyInstanceUID).facts
+    with read_scope(context.engine) as session:
         assert len(session.scalars(select(FilmScore.id)).all()) == 6, "both checkpoints' scores are kept"
         assert {place.flag for place in session.scalars(select(ShadowPriority))} == {"blind"}
         assert session.execute(text("SELECT count(*) FROM study_findings")).scalar() == 0
 
-    with session_scope(house.engine) as session:
+    with session_scope(context.engine) as session:
         rules = policy.edited(champion.policy.policy, Changes(weights={"Effusion": 0.7}))
         version = policy.store(session, rules, capacity={}, by="test", note="a test").version
-    reranking.activate(house.engine, version, by="test")
-    assert [row[2:] for row in places(house)] == [(0.7, "blind", None, None, None)] * 3
+    activation.activate(context.engine, version, by="test")
+    assert [row[2:] for row in places(context)] == [(0.7, "blind", None, None, None)] * 3
 
-    with session_scope(house.engine) as session:
-        models.promote(house, session, session.get_one(Checkpoint, other.id), reason="a test", override="a test")
-    live = house.live()
+    with session_scope(context.engine) as session:
+        promotion.promote(context, session, session.get_one(Checkpoint, other.id), reason="a test", override="a test")
+    live = context.live()
     assert live.digest == other.digest
-    assert preview(house, live, read=False).movers == []
-    assert make_live(house, live, read=False) == Moved(0, 0)
-    with session_scope(house.engine) as session:
+    assert preview(context, live, read=False).movers == []
+    assert make_live(context, live, read=False) == Moved(0, 0)
+    with session_scope(context.engine) as session:
         session.execute(text("UPDATE study SET state = 'waiting'"))
-    score(house, folder)
-    assert [row[2:] for row in places(house)] == [(0.7, "blind", None, None, None)] * 3
+    score(context, folder)
+    assert [row[2:] for row in places(context)] == [(0.7, "blind", None, None, None)] * 3

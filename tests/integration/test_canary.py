@@ -10,16 +10,16 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
-from crew import messages, wait_until
-from dicom_files import make_film, texture
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGLosslessSV1
-from servers import free_port
 from sqlalchemy import create_engine, inspect, text
 
 from db import schema
 from db.session import make_engine
-from worker.app import SCORE
+from tests.support.crew import messages, wait_until
+from tests.support.dicom_files import make_film, texture
+from tests.support.servers import free_port
+from worker.queue.app import SCORE
 from worker.settings import Settings
 
 CANARY = {

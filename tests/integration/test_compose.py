@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import redis
 import yaml
-from servers import PostgresServer, free_port, package_folder
 from sqlalchemy import create_engine, text
 
 from db import roles, schema
+from tests.support.servers import PostgresServer, free_port, package_folder
 
 DOCKER = Path(__file__).parents[2] / "docker"
 COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text())

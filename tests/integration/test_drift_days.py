@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_files import make_film
-from night_rows import add_studies, open_run
-from page_reading import Page
 from PIL import Image
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine, func, insert, select, update
@@ -20,16 +17,20 @@ from db import drift as facts
 from db import registry, runs
 from db.models import Drift, FilmScore, Instance, Study
 from db.session import read_scope, session_scope
+from tests.support.dicom_files import make_film
+from tests.support.night_rows import add_studies, open_run
+from tests.support.page_reading import Page
 from training.calibration import reference
 from training.checkpoint import SHIPPED, Header, save_checkpoint
 from training.findings import FINDINGS
 from training.networks import make_network
-from worker import cli, report
-from worker.drift import daily
-from worker.house import House
-from worker.intake import receive
-from worker.metrics import LedgerCollector
-from worker.scoring import open_scorer, score_waiting
+from worker.cli import main as cli
+from worker.context import Context
+from worker.intake.receive import receive
+from worker.monitoring.drift import daily
+from worker.monitoring.prometheus import LedgerCollector
+from worker.report import page
+from worker.scoring.pipeline import open_scorer, score_waiting
 from worker.settings import Settings
 
 DAY = date(2026, 11, 25)
@@ -54,57 +55,59 @@ def referenced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def house(engine: Engine, database_url: str, referenced: Path, tmp_path: Path) -> Iterator[House]:
-    house = House(Settings(database_url=database_url, checkpoint=referenced, state_folder=tmp_path, drift_min_films=50))
-    yield house
-    house.engine.dispose()
+def context(engine: Engine, database_url: str, referenced: Path, tmp_path: Path) -> Iterator[Context]:
+    context = Context(
+        Settings(database_url=database_url, checkpoint=referenced, state_folder=tmp_path, drift_min_films=50)
+    )
+    yield context
+    context.engine.dispose()
 
 
-def fill(house: House, *, received_at: datetime, films: int = FILMS, power: float = 1.0, first: int = 1) -> None:
+def fill(context: Context, *, received_at: datetime, films: int = FILMS, power: float = 1.0, first: int = 1) -> None:
     """So many studies of one scored film, received at one moment."""
-    house.live()
-    with session_scope(house.engine) as session:
+    context.live()
+    with session_scope(context.engine) as session:
         run = open_run(session)
         add_studies(session, run, scores(films, power=power), first=first, received_at=received_at)
         runs.close(session, run.id)
 
 
-def kept(house: House) -> list[dict[str, Any]]:
-    with read_scope(house.engine) as session:
+def kept(context: Context) -> list[dict[str, Any]]:
+    with read_scope(context.engine) as session:
         columns = (Drift.day, Drift.measure, Drift.subject, Drift.value, Drift.reference, Drift.level, Drift.films)
         rows = session.execute(select(*columns).order_by(Drift.day, Drift.measure, Drift.subject))
         return [dict(row) for row in rows.mappings()]
 
 
-def test_a_day_judged_twice_leaves_the_same_rows(house: House) -> None:
-    fill(house, received_at=MORNING)
-    first = daily(house, day=DAY)
-    rows = kept(house)
-    assert daily(house, day=DAY) == first
-    assert kept(house) == rows
+def test_a_day_judged_twice_leaves_the_same_rows(context: Context) -> None:
+    fill(context, received_at=MORNING)
+    first = daily(context, day=DAY)
+    rows = kept(context)
+    assert daily(context, day=DAY) == first
+    assert kept(context) == rows
     assert {row["day"] for row in rows} == {"2026-11-25"}
     assert {row["subject"] for row in rows if row["measure"] == "psi"} == set(FINDINGS)
     assert {row["level"] for row in rows} == {"quiet"}
     assert {row["films"] for row in rows} == {FILMS}
-    fill(house, received_at=MORNING, power=0.4, first=1000)
-    assert daily(house, day=DAY).level == "act"
-    assert len(kept(house)) == len(rows)
+    fill(context, received_at=MORNING, power=0.4, first=1000)
+    assert daily(context, day=DAY).level == "act"
+    assert len(kept(context)) == len(rows)
 
 
-def test_a_day_judged_again_with_less_to_say_leaves_no_old_alarm(house: House) -> None:
-    with session_scope(house.engine) as session:
+def test_a_day_judged_again_with_less_to_say_leaves_no_old_alarm(context: Context) -> None:
+    with session_scope(context.engine) as session:
         figures = [facts.Figure("psi", finding, 0.5, 0.1, "act", 300) for finding in FINDINGS]
-        facts.record(session, figures, day=DAY.isoformat(), checkpoint_id=house.live().checkpoint_id)
-    assert daily(house, day=DAY).level == "quiet"
-    with read_scope(house.engine) as session:
+        facts.record(session, figures, day=DAY.isoformat(), checkpoint_id=context.live().checkpoint_id)
+    assert daily(context, day=DAY).level == "quiet"
+    with read_scope(context.engine) as session:
         assert session.scalars(select(Drift).where(Drift.level == "act")).all() == []
 
 
-def test_a_day_is_a_day_in_utc_of_the_live_checkpoints_scores(house: House) -> None:
-    fill(house, received_at=MORNING - timedelta(seconds=1), power=0.4, first=1000)
-    fill(house, received_at=MORNING + timedelta(days=1), power=0.4, first=2000)
-    fill(house, received_at=MORNING)
-    with session_scope(house.engine) as session:  # another checkpoint, say a shadow, scored the same films
+def test_a_day_is_a_day_in_utc_of_the_live_checkpoints_scores(context: Context) -> None:
+    fill(context, received_at=MORNING - timedelta(seconds=1), power=0.4, first=1000)
+    fill(context, received_at=MORNING + timedelta(days=1), power=0.4, first=2000)
+    fill(context, received_at=MORNING)
+    with session_scope(context.engine) as session:  # another checkpoint, say a shadow, scored the same films
         champion = registry.champion(session)
         assert champion is not None
         other = registry.register(session, digest="f" * 64, path="/o", network="mobilenet", header={}, by="test")
@@ -112,29 +115,29 @@ def test_a_day_is_a_day_in_utc_of_the_live_checkpoints_scores(house: House) -> N
             values = {finding.lower(): 0.9 for finding in FINDINGS} | {"scored_at": film.scored_at}
             ids = {"id": 10_000 + film.id, "instance_id": film.instance_id, "checkpoint_id": other.id}
             session.execute(insert(FilmScore).values(**ids, **values))
-    judged = daily(house, day=DAY)
+    judged = daily(context, day=DAY)
     assert (judged.films, judged.level) == (FILMS, "quiet")
-    assert daily(house, day=DAY + timedelta(days=1)).level == "act"
+    assert daily(context, day=DAY + timedelta(days=1)).level == "act"
 
 
-def test_without_a_day_the_last_one_that_is_over_is_judged(house: House) -> None:
+def test_without_a_day_the_last_one_that_is_over_is_judged(context: Context) -> None:
     yesterday = datetime.now(UTC) - timedelta(days=1)
-    fill(house, received_at=yesterday)
-    judged = daily(house)
+    fill(context, received_at=yesterday)
+    judged = daily(context)
     assert (judged.day, judged.films) == (yesterday.date(), FILMS)
 
 
-def test_kinds_are_compared_with_the_weeks_before_and_not_with_older_ones(house: House) -> None:
-    fill(house, received_at=MORNING)
-    fill(house, received_at=MORNING - timedelta(days=40), first=1000)
-    judged = daily(house, day=DAY)
+def test_kinds_are_compared_with_the_weeks_before_and_not_with_older_ones(context: Context) -> None:
+    fill(context, received_at=MORNING)
+    fill(context, received_at=MORNING - timedelta(days=40), first=1000)
+    judged = daily(context, day=DAY)
     assert {figure.reference for figure in judged.figures if figure.measure == "shares"} == {None}
     assert any("28 days before" in remark for remark in judged.remarks)
-    fill(house, received_at=MORNING - timedelta(days=20), films=300, first=2000)
-    with session_scope(house.engine) as session:
+    fill(context, received_at=MORNING - timedelta(days=20), films=300, first=2000)
+    with session_scope(context.engine) as session:
         session.execute(update(Instance).where(Instance.id >= 2000).values(manufacturer="Acme^Jane"))
         session.execute(update(Study).where(Study.id.between(1, 20)).values(state="quarantined"))
-    figures = {(figure.measure, figure.subject): figure for figure in daily(house, day=DAY).figures}
+    figures = {(figure.measure, figure.subject): figure for figure in daily(context, day=DAY).figures}
     assert figures["shares", "manufacturer"].level == "act"
     assert figures["shares", "view"].level == "quiet"
     assert figures["rate", "quarantined"].level == "act"
@@ -142,11 +145,11 @@ def test_kinds_are_compared_with_the_weeks_before_and_not_with_older_ones(house:
 
 
 def test_drift_asks_for_a_retraining_only_where_the_settings_say_so_and_only_for_films(
-    house: House, referenced: Path
+    context: Context, referenced: Path
 ) -> None:
-    fill(house, received_at=MORNING, power=0.4)
-    assert not daily(house, day=DAY).retrain
-    willing = House(house.settings.model_copy(update={"drift_retrains": True}))
+    fill(context, received_at=MORNING, power=0.4)
+    assert not daily(context, day=DAY).retrain
+    willing = Context(context.settings.model_copy(update={"drift_retrains": True}))
     assert daily(willing, day=DAY).retrain
     fill(willing, received_at=MORNING + timedelta(days=2), first=1000)
     with session_scope(willing.engine) as session:
@@ -163,15 +166,15 @@ def test_drift_asks_for_a_retraining_only_where_the_settings_say_so_and_only_for
     willing.engine.dispose()
 
 
-def test_the_monitor_shows_the_last_day_in_codes(house: House) -> None:
-    assert not {name for name in exposed(house) if "drift" in name}
-    fill(house, received_at=MORNING - timedelta(days=1), films=300, first=1000)
-    fill(house, received_at=MORNING, power=0.4)
-    with session_scope(house.engine) as session:
+def test_the_monitor_shows_the_last_day_in_codes(context: Context) -> None:
+    assert not {name for name in exposed(context) if "drift" in name}
+    fill(context, received_at=MORNING - timedelta(days=1), films=300, first=1000)
+    fill(context, received_at=MORNING, power=0.4)
+    with session_scope(context.engine) as session:
         session.execute(update(Instance).where(Instance.id < 1000).values(manufacturer="Acme^Jane"))
     for back in (1, 0):
-        daily(house, day=DAY - timedelta(days=back))
-    found = exposed(house)
+        daily(context, day=DAY - timedelta(days=back))
+    found = exposed(context)
     assert found["nightread_drift"]["psi", "pleural_thickening"] > 0.25
     assert found["nightread_drift_level"]["psi", "pleural_thickening"] == 2
     assert found["nightread_drift_level"]["shares", "manufacturer"] == 2
@@ -181,9 +184,9 @@ def test_the_monitor_shows_the_last_day_in_codes(house: House) -> None:
     assert all(label.islower() for labels in found["nightread_drift"] for label in labels)
 
 
-def exposed(house: House) -> dict[str, dict[tuple[str, ...], float]]:
+def exposed(context: Context) -> dict[str, dict[tuple[str, ...], float]]:
     registry_ = CollectorRegistry()
-    registry_.register(LedgerCollector(house.engine))
+    registry_.register(LedgerCollector(context.engine))
     return {
         family.name: {tuple(sample.labels.values()): sample.value for sample in family.samples}
         for family in registry_.collect()
@@ -194,8 +197,8 @@ def exposed(house: House) -> dict[str, dict[tuple[str, ...], float]]:
 
 
 @pytest.fixture
-def environment(referenced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
-    """A house on SQLite that commands in this process find by the environment."""
+def environment(referenced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+    """A context on SQLite that commands in this process find by the environment."""
     values = {
         "database_url": f"sqlite:///{tmp_path / 'night.db'}",
         "checkpoint": str(referenced),
@@ -205,14 +208,14 @@ def environment(referenced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name, value in values.items():
         monkeypatch.setenv(f"NIGHTREAD_{name.upper()}", value)
     monkeypatch.setenv("COLUMNS", "160")
-    return House(Settings())
+    return Context(Settings())
 
 
 def nightread(*arguments: str) -> Result:
     return CliRunner().invoke(cli.app, list(arguments))
 
 
-def test_the_command_ends_with_1_when_somebody_must_act_and_with_0_otherwise(environment: House) -> None:
+def test_the_command_ends_with_1_when_somebody_must_act_and_with_0_otherwise(environment: Context) -> None:
     assert nightread("drift").exit_code == 2  # no study has come
     fill(environment, received_at=MORNING)
     quiet = nightread("drift")
@@ -233,13 +236,13 @@ def test_the_command_ends_with_1_when_somebody_must_act_and_with_0_otherwise(env
     assert "not judged" in nightread("drift", "--day", "2026-11-01").output
 
 
-def page_of(house: House, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Page:
-    monkeypatch.setattr(report, "pictures_of", lambda *_, **__: {})
-    return Page(report.write_report(house, run="latest", output=folder / "page.html").read_text(encoding="utf-8"))
+def page_of(context: Context, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Page:
+    monkeypatch.setattr(page, "pictures_of", lambda *_, **__: {})
+    return Page(page.write_report(context, run="latest", output=folder / "page.html").read_text(encoding="utf-8"))
 
 
 def test_the_morning_page_shows_the_weeks_or_says_why_there_are_none(
-    environment: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    environment: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = datetime.now(UTC)
     fill(environment, received_at=now - timedelta(days=2), power=0.4)
@@ -269,7 +272,7 @@ def test_films_of_another_hospital_set_off_the_alarm(shared: Path, tmp_path: Pat
     for number, path in enumerate(films):
         with Image.open(path) as film:
             make_film(tmp_path / f"{number}.dcm", pixels=np.asarray(film.convert("L")), AccessionNumber=f"H{number}")
-    house = House(
+    context = Context(
         Settings(
             database_url=f"sqlite:///{tmp_path / 'night.db'}",
             checkpoint=SHIPPED,
@@ -279,13 +282,13 @@ def test_films_of_another_hospital_set_off_the_alarm(shared: Path, tmp_path: Pat
             drift_min_films=50,
         )
     )
-    receive(house, [tmp_path])
-    with open_scorer(house) as scorer:
+    receive(context, [tmp_path])
+    with open_scorer(context) as scorer:
         score_waiting(scorer, kind="score")
-    with read_scope(house.engine) as session:
+    with read_scope(context.engine) as session:
         assert session.scalar(select(func.count()).select_from(FilmScore)) == FILMS
         newest = facts.last_arrival(session)
     assert newest is not None
-    judged = daily(house, day=newest.date())
+    judged = daily(context, day=newest.date())
     acts = {figure.subject for figure in judged.figures if figure.measure == "psi" and figure.level == "act"}
     assert len(acts) >= 6

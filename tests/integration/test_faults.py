@@ -22,10 +22,6 @@ import psycopg
 import pytest
 import redis
 import torch
-from crew import books, enqueue, environment_of, running, start, wait_until
-from dicom_files import make_film, texture
-from hostile import read_hostile_square
-from servers import PostgresServer, RedisServer
 from sqlalchemy import event, func, select, text, update
 from sqlalchemy.exc import OperationalError
 from tenacity import stop_after_delay
@@ -34,16 +30,21 @@ import db
 from db import registry, schema
 from db.models import FilmScore, Instance, Study
 from db.session import make_engine, read_scope, session_scope
-from worker import cli, scoring
-from worker.app import make_app
-from worker.house import House
-from worker.intake import receive
-from worker.metrics import WorkMetrics
-from worker.scoring import Hand, open_scorer, score_waiting
+from tests.support.crew import enqueue, environment_of, running, start, totals, wait_until
+from tests.support.dicom_files import make_film, texture
+from tests.support.hostile import decode_hostile_film
+from tests.support.servers import PostgresServer, RedisServer
+from worker.cli import main as cli
+from worker.context import Context
+from worker.intake.receive import receive
+from worker.monitoring.prometheus import WorkMetrics
+from worker.queue.app import make_app
+from worker.queue.maintenance import sweep
+from worker.queue.tasks import Service
+from worker.scoring import pipeline
+from worker.scoring.pipeline import InFlight, open_scorer, score_waiting
 from worker.settings import Settings
-from worker.sweep import sweep
-from worker.tasks import Service
-from worker.terminal import UNAVAILABLE, WRONG_USAGE
+from worker.terminal.console import UNAVAILABLE, WRONG_USAGE
 
 RECOVERY_SECONDS = 120  # what is promised for every fault; these tests use shorter leases
 STOP_SECONDS = 30  # what is promised for SIGTERM (docs/operations.md)
@@ -60,14 +61,14 @@ def films_in(folder: Path, number: int, **attributes) -> list[str]:
     return [film.StudyInstanceUID for film in films]
 
 
-def states(house: House) -> dict[str, tuple[str, str | None]]:
-    with read_scope(house.engine) as session:
+def states(context: Context) -> dict[str, tuple[str, str | None]]:
+    with read_scope(context.engine) as session:
         rows = session.execute(select(Study.study_instance_uid, Study.state, Study.reason))
         return {uid: (state, reason) for uid, state, reason in rows}
 
 
-def score_rows(house: House) -> int:
-    with read_scope(house.engine) as session:
+def score_rows(context: Context) -> int:
+    with read_scope(context.engine) as session:
         return session.scalar(select(func.count()).select_from(FilmScore))
 
 
@@ -78,7 +79,7 @@ def score_rows(house: House) -> int:
 class Night:
     """A worker and a beat that live through all the faults of this module's first part."""
 
-    house: House
+    context: Context
     postgres: PostgresServer
     redis: RedisServer
     worker: subprocess.Popen
@@ -89,17 +90,17 @@ class Night:
     def send(self, number: int) -> None:
         folder = self.films / f"{len(list(self.films.iterdir())):02d}"
         films_in(folder, number)
-        enqueue(self.house, folder)
+        enqueue(self.context, folder)
 
     def start_worker(self) -> None:
         """A new worker after the one that ended, up to its first results: from then on it hears a signal."""
-        self.worker = start(self.house, "worker", self.log)
+        self.worker = start(self.context, "worker", self.log)
         self.send(2)
         wait_until(self.all_settled, seconds=RECOVERY_SECONDS, log=self.log)
 
     def all_settled(self) -> bool:
         try:
-            return books(self.house).waiting == 0
+            return totals(self.context).waiting == 0
         except OperationalError:  # the database is away
             return False
 
@@ -123,13 +124,15 @@ def night(
         device="cpu",
         lease_minutes=0.1,
         sweep_seconds=1.0,
-        ring_again_minutes=0.05,
+        renotify_minutes=0.05,
         straggler_seconds=0.2,
     )
     schema.upgrade(make_engine(module_postgres.url))
-    house, log = House(settings), folder / "log"
-    with running(house, "beat", log) as beat:
-        night = Night(house, module_postgres, module_redis, start(house, "worker", log), beat, log, folder / "films")
+    context, log = Context(settings), folder / "log"
+    with running(context, "beat", log) as beat:
+        night = Night(
+            context, module_postgres, module_redis, start(context, "worker", log), beat, log, folder / "films"
+        )
         night.send(2)
         wait_until(night.all_settled, log=log)
         yield night
@@ -203,9 +206,9 @@ def test_a_worker_and_a_beat_go_on_by_themselves_when(fault: Callable[[Night], N
     wait_until(night.all_settled, seconds=RECOVERY_SECONDS, log=night.log)
     assert time.monotonic() - began < RECOVERY_SECONDS
     assert (night.worker.poll(), night.beat.poll()) == (None, None), "neither was started anew"
-    found = books(night.house)
+    found = totals(night.context)
     assert (found.scored, found.quarantined) == (found.received, 0)
-    assert score_rows(night.house) == found.received
+    assert score_rows(night.context) == found.received
 
 
 SLOW_COMMIT = """
@@ -241,7 +244,7 @@ def test_a_database_killed_while_it_commits_has_each_score_once(night: Night):
         night.postgres.kill()
         night.postgres.start()
     wait_until(night.all_settled, seconds=RECOVERY_SECONDS, log=night.log)
-    assert books(night.house).scored == score_rows(night.house) == books(night.house).received
+    assert totals(night.context).scored == score_rows(night.context) == totals(night.context).received
 
 
 def test_garbage_in_the_queue_ends_the_worker_and_the_next_one_goes_on(night: Night):
@@ -250,7 +253,7 @@ def test_garbage_in_the_queue_ends_the_worker_and_the_next_one_goes_on(night: Ni
         client.rpush("scoring", b"not JSON")
     assert night.worker.wait(timeout=60) != 0, "so that whoever watches over it starts it again"
     night.start_worker()
-    assert books(night.house).scored == score_rows(night.house) == books(night.house).received
+    assert totals(night.context).scored == score_rows(night.context) == totals(night.context).received
 
 
 def test_a_worker_stops_within_half_a_minute_while_postgres_is_away(night: Night):
@@ -265,7 +268,7 @@ def test_a_worker_stops_within_half_a_minute_while_postgres_is_away(night: Night
         finally:
             night.postgres.start()
     night.start_worker()
-    assert books(night.house).scored == score_rows(night.house) == books(night.house).received
+    assert totals(night.context).scored == score_rows(night.context) == totals(night.context).received
 
 
 def test_a_worker_stops_within_half_a_minute_while_redis_is_away(night: Night):
@@ -275,14 +278,14 @@ def test_a_worker_stops_within_half_a_minute_while_redis_is_away(night: Night):
         assert night.worker.wait(timeout=STOP_SECONDS) == 0
     finally:
         night.redis.start()
-    assert books(night.house).claimed == 0
+    assert totals(night.context).claimed == 0
 
 
 BROKEN_DEVICE = """
 import sys
 from worker import cli, inference
 
-def predict(self, squares):
+def predict(self, inputs):
     raise RuntimeError("CUDA error: unspecified launch failure")
 
 inference.Classifier.predict = predict
@@ -295,14 +298,14 @@ def test_a_worker_whose_device_does_not_compute_any_more_ends_and_blames_no_stud
     settings: Settings, postgres_url: str, redis_url: str, tmp_path: Path
 ):
     schema.upgrade(make_engine(postgres_url))
-    house = House(settings.model_copy(update={"database_url": postgres_url, "broker_url": redis_url}))
+    context = Context(settings.model_copy(update={"database_url": postgres_url, "broker_url": redis_url}))
     films_in(tmp_path, 6)
-    enqueue(house, tmp_path)
-    environment = os.environ | environment_of(house.settings)
+    enqueue(context, tmp_path)
+    environment = os.environ | environment_of(context.settings)
     ended = subprocess.run([sys.executable, "-c", BROKEN_DEVICE], env=environment, capture_output=True, timeout=120)
     assert ended.returncode == UNAVAILABLE, ended.stderr.decode()
     assert b"the device no longer computes" in ended.stderr
-    with read_scope(house.engine) as session:
+    with read_scope(context.engine) as session:
         assert session.execute(select(Study.state, Study.attempts).distinct()).all() == [("waiting", 0)]
 
 
@@ -310,11 +313,11 @@ def test_a_worker_whose_device_does_not_compute_any_more_ends_and_blames_no_stud
 
 
 @pytest.fixture
-def house(settings: Settings, database_url: str) -> House:
-    """An embedded house, once on SQLite and once on PostgreSQL."""
+def context(settings: Settings, database_url: str) -> Context:
+    """An embedded context, once on SQLite and once on PostgreSQL."""
     if database_url.startswith("postgresql"):
         schema.upgrade(make_engine(database_url))
-    return House(settings.model_copy(update={"database_url": database_url}))
+    return Context(settings.model_copy(update={"database_url": database_url}))
 
 
 def at_once(*jobs: Callable[[], object]) -> None:
@@ -324,34 +327,34 @@ def at_once(*jobs: Callable[[], object]) -> None:
             running_job.result()
 
 
-def test_a_study_sent_ten_times_by_two_senders_at_once_is_there_once(house: House, tmp_path: Path):
+def test_a_study_sent_ten_times_by_two_senders_at_once_is_there_once(context: Context, tmp_path: Path):
     films_in(tmp_path, 4)
-    at_once(*[lambda: [receive(house, [tmp_path]) for _ in range(5)]] * 2)
-    assert books(house).received == 4
-    with open_scorer(house) as scorer:
+    at_once(*[lambda: [receive(context, [tmp_path]) for _ in range(5)]] * 2)
+    assert totals(context).received == 4
+    with open_scorer(context) as scorer:
         score_waiting(scorer, kind="score")
-    receive(house, [tmp_path])
-    assert books(house).scored == score_rows(house) == 4
-    assert books(house).waiting == 0
+    receive(context, [tmp_path])
+    assert totals(context).scored == score_rows(context) == 4
+    assert totals(context).waiting == 0
 
 
-def test_two_sweeps_at_once_ring_once(house: House, redis_url: str, tmp_path: Path):
-    house = House(house.settings.model_copy(update={"broker_url": redis_url}))
+def test_two_sweeps_at_once_ring_once(context: Context, redis_url: str, tmp_path: Path):
+    context = Context(context.settings.model_copy(update={"broker_url": redis_url}))
     films_in(tmp_path, 8)
-    receive(house, [tmp_path])
-    at_once(*[lambda: sweep(house, make_app(house.settings))] * 2)
+    receive(context, [tmp_path])
+    at_once(*[lambda: sweep(context, make_app(context.settings))] * 2)
     with redis.Redis.from_url(redis_url) as client:
         assert client.llen("scoring") == 8
 
 
-def test_two_sweeps_at_once_end_each_lease_once(house: House, redis_url: str, tmp_path: Path):
-    house = House(house.settings.model_copy(update={"broker_url": redis_url, "lease_minutes": 1e-6}))
+def test_two_sweeps_at_once_end_each_lease_once(context: Context, redis_url: str, tmp_path: Path):
+    context = Context(context.settings.model_copy(update={"broker_url": redis_url, "lease_minutes": 1e-6}))
     films_in(tmp_path, 8)
-    receive(house, [tmp_path])
-    with open_scorer(house) as scorer:
-        Hand(scorer).claim(None)
-    at_once(*[lambda: sweep(house, make_app(house.settings))] * 2)
-    with read_scope(house.engine) as session:
+    receive(context, [tmp_path])
+    with open_scorer(context) as scorer:
+        InFlight(scorer).claim(None)
+    at_once(*[lambda: sweep(context, make_app(context.settings))] * 2)
+    with read_scope(context.engine) as session:
         assert session.execute(select(Study.state, Study.attempts, Study.suspect).distinct()).all() == [
             ("waiting", 1, True)
         ]
@@ -361,25 +364,25 @@ def test_a_worker_that_is_recording_is_not_waited_for_by_the_sweep(
     settings: Settings, postgres_url: str, tmp_path: Path
 ):
     schema.upgrade(make_engine(postgres_url))
-    house = House(settings.model_copy(update={"database_url": postgres_url, "lease_minutes": 1e-6}))
+    context = Context(settings.model_copy(update={"database_url": postgres_url, "lease_minutes": 1e-6}))
     films_in(tmp_path, 2)
-    receive(house, [tmp_path])
-    with open_scorer(house) as scorer:
-        hand = Hand(scorer)
-        hand.claim(None)
-        with session_scope(house.engine) as recording, session_scope(house.engine) as sweeping:
-            first = min(hand.studies)
+    receive(context, [tmp_path])
+    with open_scorer(context) as scorer:
+        in_flight = InFlight(scorer)
+        in_flight.claim(None)
+        with session_scope(context.engine) as recording, session_scope(context.engine) as sweeping:
+            first = min(in_flight.studies)
             recording.execute(update(Study).where(Study.id == first).values(detail="being recorded"))
             sweeping.execute(text("SET LOCAL lock_timeout = '2s'"))
             assert db.ledger.release_expired(sweeping, max_attempts=3) == (1, 0)
 
 
-def test_two_score_commands_on_one_sqlite_file_score_each_study_once(embedded: House, tmp_path: Path):
+def test_two_score_commands_on_one_sqlite_file_score_each_study_once(embedded: Context, tmp_path: Path):
     films_in(tmp_path / "films", 24)
     log = tmp_path / "log"
-    scoring = [start(embedded, "score", log, tmp_path / "films") for _ in range(2)]
-    assert [process.wait(timeout=240) for process in scoring] == [0, 0], log.read_text()
-    assert books(embedded).scored == score_rows(embedded) == books(embedded).received == 24
+    pipeline = [start(embedded, "score", log, tmp_path / "films") for _ in range(2)]
+    assert [process.wait(timeout=240) for process in pipeline] == [0, 0], log.read_text()
+    assert totals(embedded).scored == score_rows(embedded) == totals(embedded).received == 24
 
 
 def test_both_connections_have_the_kernel_notice_a_network_that_swallows_packets(postgres_url: str, redis_url: str):
@@ -407,16 +410,16 @@ def test_nothing_in_db_reads_the_clock_of_its_machine():
 
 
 @pytest.fixture
-def embedded(settings: Settings) -> House:
-    return House(settings.model_copy(update={"decode_timeout_seconds": 3.0}))
+def embedded(settings: Settings) -> Context:
+    return Context(settings.model_copy(update={"decode_timeout_seconds": 3.0}))
 
 
 @pytest.mark.parametrize(
     ("fate", "reason"),
     [("raises", "decoder_raised"), ("hangs", "decoder_timeout"), ("kills", "decoder_crashed")],
 )
-def test_a_film_is_quarantined_alone_that(fate, reason, embedded: House, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("worker.reading.read_square", read_hostile_square)
+def test_a_film_is_quarantined_alone_that(fate, reason, embedded: Context, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("worker.scoring.decoding.decode_film", decode_hostile_film)
     sound = films_in(tmp_path, 3)
     hostile = films_in(tmp_path, 1, SeriesDescription=fate)
     sound += films_in(tmp_path, 2)
@@ -429,18 +432,18 @@ def test_a_film_is_quarantined_alone_that(fate, reason, embedded: House, tmp_pat
 def _score_until_killed(settings: Settings, killer_pixels: str) -> None:
     """A worker whose process dies when it predicts a film with these pixels, as a fault in a driver would have it."""
     torch.set_num_threads(1)
-    house = House(settings)
-    with open_scorer(house) as scorer:
-        predict = Hand.predict
+    context = Context(settings)
+    with open_scorer(context) as scorer:
+        predict = InFlight.predict
 
-        def deadly(hand, batch):
-            if any(square.pixel_digest == killer_pixels for _, _, square in batch):
+        def deadly(in_flight, batch):
+            if any(network_input.pixel_digest == killer_pixels for _, _, network_input in batch):
                 os.kill(os.getpid(), signal.SIGKILL)
-            predict(hand, batch)
+            predict(in_flight, batch)
 
-        Hand.predict = deadly
-        while books(house).waiting:
-            with session_scope(house.engine) as session:
+        InFlight.predict = deadly
+        while totals(context).waiting:
+            with session_scope(context.engine) as session:
                 db.ledger.release_expired(session, max_attempts=settings.max_attempts)
             score_waiting(scorer, kind="night")
             time.sleep(0.05)
@@ -448,33 +451,33 @@ def _score_until_killed(settings: Settings, killer_pixels: str) -> None:
 
 def test_a_study_that_kills_every_worker_is_found_and_its_neighbours_are_scored(settings: Settings, tmp_path: Path):
     sound = films_in(tmp_path / "films", 3)
-    house = House(settings.model_copy(update={"lease_minutes": 0.02}))
+    context = Context(settings.model_copy(update={"lease_minutes": 0.02}))
     killer = films_in(tmp_path / "films", 1)
     sound += films_in(tmp_path / "films", 3)
-    receive(house, [tmp_path / "films"])
-    with open_scorer(house) as scorer, read_scope(house.engine) as session:
+    receive(context, [tmp_path / "films"])
+    with open_scorer(context) as scorer, read_scope(context.engine) as session:
         films = select(Instance.path, Instance.sop_instance_uid).join(Study)
         path, uid = session.execute(films.where(Study.study_instance_uid == killer[0])).one()
-        square = scorer.reader.submit(path, uid)
-        wait_until(square.future.done)
-        digest = square.result().pixel_digest
+        network_input = scorer.reader.submit(path, uid)
+        wait_until(network_input.future.done)
+        digest = network_input.result().pixel_digest
     forks = multiprocessing.get_context("forkserver")  # torch is imported once, and no thread of it has run there
-    forks.set_forkserver_preload(["worker.scoring"])
+    forks.set_forkserver_preload(["worker.scoring.pipeline"])
     deaths = 0
-    while books(house).waiting:
-        worker = forks.Process(target=_score_until_killed, args=(house.settings, digest))
+    while totals(context).waiting:
+        worker = forks.Process(target=_score_until_killed, args=(context.settings, digest))
         worker.start()
         worker.join()
         deaths += worker.exitcode == -signal.SIGKILL
         assert deaths <= 3
     assert deaths == 3
-    assert states(house) == {**dict.fromkeys(sound, ("scored", None)), killer[0]: ("quarantined", "worker_lost")}
+    assert states(context) == {**dict.fromkeys(sound, ("scored", None)), killer[0]: ("quarantined", "worker_lost")}
 
 
 # -------------------------------------------------------------------------------------------- memory, disk, checkpoint
 
 
-def test_a_device_out_of_memory_halves_the_batch_and_goes_on(embedded: House, tmp_path: Path):
+def test_a_device_out_of_memory_halves_the_batch_and_goes_on(embedded: Context, tmp_path: Path):
     films_in(tmp_path, 6)
     receive(embedded, [tmp_path])
     with open_scorer(embedded) as scorer:
@@ -488,8 +491,8 @@ def test_a_device_out_of_memory_halves_the_batch_and_goes_on(embedded: House, tm
         assert scorer.classifier.batch_size == 2
 
 
-def test_a_full_disk_ends_the_pass_and_the_next_one_goes_on(embedded: House, tmp_path: Path, monkeypatch):
-    for patient in (scoring.record, Hand._claimed, Hand._keep_leases):
+def test_a_full_disk_ends_the_pass_and_the_next_one_goes_on(embedded: Context, tmp_path: Path, monkeypatch):
+    for patient in (pipeline.record, InFlight._claimed, InFlight._keep_leases):
         monkeypatch.setattr(patient.retry, "stop", stop_after_delay(0.5))
     with sqlite3.connect(embedded.settings.database_url.removeprefix("sqlite:///")) as empty:
         empty.executescript("PRAGMA page_size = 512; VACUUM")  # small pages, so that few films fill them
@@ -509,19 +512,19 @@ def test_a_full_disk_ends_the_pass_and_the_next_one_goes_on(embedded: House, tmp
             score_waiting(scorer, kind="score")
         pages["limit"] = 2**30
         embedded.engine.dispose()
-        assert books(embedded).balance
+        assert totals(embedded).balance
         with session_scope(embedded.engine) as session:
             session.execute(text("UPDATE study SET lease_expires_at = '2026-01-01' WHERE state = 'claimed'"))
         score_waiting(scorer, kind="score")
-    assert books(embedded).scored == score_rows(embedded) == 24
+    assert totals(embedded).scored == score_rows(embedded) == 24
 
 
-def test_studies_of_a_score_command_that_was_killed_are_taken_by_the_next(embedded: House, tmp_path: Path):
+def test_studies_of_a_score_command_that_was_killed_are_taken_by_the_next(embedded: Context, tmp_path: Path):
     films_in(tmp_path, 3)
     receive(embedded, [tmp_path])
-    quick = House(embedded.settings.model_copy(update={"lease_minutes": 1e-6}))
+    quick = Context(embedded.settings.model_copy(update={"lease_minutes": 1e-6}))
     with open_scorer(quick) as dead:
-        Hand(dead).claim(None)
+        InFlight(dead).claim(None)
     with open_scorer(embedded) as scorer:
         assert score_waiting(scorer, kind="score").scored == 3
 
@@ -547,21 +550,21 @@ def test_a_worker_without_a_sound_checkpoint_says_so_and_ends(content, tmp_path,
 def test_a_promoted_checkpoint_that_cannot_be_loaded_leaves_the_old_one_at_work(
     content, settings: Settings, untrained_checkpoint: Path, tmp_path: Path
 ):
-    house = House(settings)
-    house.live()
-    service = Service(House(settings.model_copy(update={"checkpoint": None})), metrics=WorkMetrics())
+    context = Context(settings)
+    context.live()
+    service = Service(Context(settings.model_copy(update={"checkpoint": None})), metrics=WorkMetrics())
     before = service.scorer().live.digest
     promoted = tmp_path / "promoted.safetensors"
     if content is not None:
         promoted.write_bytes(content)
-    with session_scope(house.engine) as session:
+    with session_scope(context.engine) as session:
         row = registry.register(session, digest="0" * 64, path=str(promoted), network="mobilenet", header={}, by="test")
         registry.set_state(session, row, "champion", by="test")
     films_in(tmp_path / "films", 2)
-    receive(house, [tmp_path / "films"])
-    with read_scope(house.engine) as session:
+    receive(context, [tmp_path / "films"])
+    with read_scope(context.engine) as session:
         first = session.scalar(select(func.min(Study.id)))
     service.score(first)
     assert service.scorer().live.digest == before
     service.close()
-    assert books(house).scored == 2
+    assert totals(context).scored == 2

@@ -10,8 +10,8 @@ from db.base import database_now
 from db.models import Review, Study, StudyPriority
 from db.session import read_scope, session_scope
 from training.findings import FINDINGS
-from worker.priority import Standing
-from worker.replay import HistoryRow, read_history
+from worker.ranking.priority import Standing
+from worker.simulation.replay import HistoryRow, read_history
 
 
 def add(session: Session, number: int, *, read_after_minutes: float | None, **verdicts: str) -> None:

@@ -1,4 +1,4 @@
-"""The ledger's promises, on SQLite and on PostgreSQL: nothing lost, nothing twice, the books balance."""
+"""The ledger's promises, on SQLite and on PostgreSQL: nothing lost, nothing twice, the totals balance."""
 
 import threading
 from datetime import UTC, datetime, timedelta
@@ -8,11 +8,11 @@ from sqlalchemy import Engine, func, select, text, update
 
 from db import arrivals, ledger, policies, registry, results, runs
 from db.arrivals import Arrival, Placement, Registered
-from db.books import Books, read_books
 from db.ledger import Outcome
 from db.models import FINDING_COLUMNS, FilmScore, Instance, Run, RunRank, Study, StudyPriority
 from db.results import FilmResult, PriorityResult
 from db.session import read_scope, session_scope
+from db.totals import Totals, read_totals
 from training.findings import FINDINGS
 
 UNSCORED = Placement("B", 0.4, "not_scored", None)
@@ -45,9 +45,9 @@ def settle(engine: Engine, *outcomes: Outcome, worker="w1") -> list[Outcome]:
         return ledger.settle(session, outcomes, worker=worker, run_id=None)
 
 
-def books(engine: Engine) -> Books:
+def totals(engine: Engine) -> Totals:
     with read_scope(engine) as session:
-        return read_books(session)
+        return read_totals(session)
 
 
 def state_of(engine: Engine, study: int) -> str:
@@ -70,7 +70,7 @@ def test_the_columns_of_film_score_are_the_vocabulary_in_its_order():
 def test_a_study_sent_twice_is_registered_once(engine):
     first, second = receive(engine, arrival(1), arrival(1))
     assert (first.outcome, second.outcome) == ("new", "known")
-    assert books(engine).received == 1
+    assert totals(engine).received == 1
 
 
 def test_a_study_without_films_is_skipped_with_its_reason_and_keeps_its_place_on_the_list(engine):
@@ -130,7 +130,7 @@ def test_a_uid_taken_by_another_file_is_told_with_the_path_that_holds_it(engine)
     stolen = arrival(2)
     stolen.instance["sop_instance_uid"] = "2.25.1.1"
     assert receive(engine, stolen)[0].path == "/films/1-1.dcm"
-    assert books(engine).received == 1, "the study that lent its name to nothing is gone"
+    assert totals(engine).received == 1, "the study that lent its name to nothing is gone"
 
 
 def test_stat_studies_are_claimed_first_then_the_oldest(engine):
@@ -177,7 +177,7 @@ def test_a_lease_that_ran_out_makes_a_suspect_that_is_claimed_alone(engine):
     expire_leases(engine)
     with session_scope(engine) as session:
         assert ledger.release_expired(session, max_attempts=3) == (2, 0)
-    assert claim(engine, alone=False) == [], "others are in hand, so a suspect at the head is left alone"
+    assert claim(engine, alone=False) == [], "others are in flight, so a suspect at the head is left alone"
     for _ in range(2):
         claimed = claim(engine)
         assert len(claimed) == 1
@@ -232,7 +232,7 @@ def test_a_study_put_off_waits_with_its_reason_and_is_not_claimed_at_once(engine
     with session_scope(engine) as session:
         ledger.put_off(session, held, worker="w1", reason="file_unavailable", detail="the file cannot be read")
     assert claim(engine) == []
-    assert books(engine).reasons["waiting studies"] == {"file_unavailable": 1}
+    assert totals(engine).reasons["waiting studies"] == {"file_unavailable": 1}
     with session_scope(engine) as session:
         past = datetime.now(UTC) - timedelta(hours=2)
         session.execute(update(Study).values(not_before=past, unavailable_since=past))
@@ -241,13 +241,13 @@ def test_a_study_put_off_waits_with_its_reason_and_is_not_claimed_at_once(engine
     assert again.unavailable_hours == pytest.approx(2, abs=0.1)
 
 
-def test_waiting_studies_are_rung_for_once_and_again_only_later(engine):
+def test_waiting_studies_are_notified_once_and_again_only_later(engine):
     receive(engine, arrival(1), arrival(2))
     with session_scope(engine) as session:
-        assert len(ledger.studies_to_ring(session, ring_again_minutes=2, limit=10)) == 2
+        assert len(ledger.studies_to_notify(session, renotify_minutes=2, limit=10)) == 2
     with session_scope(engine) as session:
-        assert ledger.studies_to_ring(session, ring_again_minutes=2, limit=10) == []
-        assert len(ledger.studies_to_ring(session, ring_again_minutes=-1, limit=10)) == 2
+        assert ledger.studies_to_notify(session, renotify_minutes=2, limit=10) == []
+        assert len(ledger.studies_to_notify(session, renotify_minutes=-1, limit=10)) == 2
 
 
 def test_requeue_sends_the_quarantined_back_with_their_films(engine):
@@ -270,7 +270,7 @@ def test_the_books_balance_whatever_happened(engine):
         for study, state in ((held[0], "scored"), (held[1], "quarantined")):
             session.execute(update(Instance).where(Instance.study_id == study.study_id).values(state=state))
         arrivals.reject(session, path="/x", path_digest="0" * 64, reason="not_dicom", detail="not DICOM")
-    found = books(engine)
+    found = totals(engine)
     assert (found.received, found.scored, found.skipped, found.quarantined, found.waiting) == (6, 1, 1, 1, 3)
     assert found.claimed == 2
     assert found.balance

@@ -4,11 +4,11 @@ from itertools import pairwise
 
 import pytest
 from sqlalchemy import Engine, text
-from test_reading_order import LISTS, fill, studies
 
 from db import worklist
 from db.session import read_scope, session_scope
-from worker.explanation import why_before
+from tests.integration.test_reading_order import LISTS, fill, studies
+from worker.explain import why_before
 
 WORDS = {
     "stat": "a human marked it STAT",

@@ -7,16 +7,22 @@ import pytest
 import typer
 from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session
-from test_sql_questions import CHECKPOINT_THRESHOLD, add_instance, add_policy_and_checkpoint, add_study
 from typer.testing import CliRunner, Result
 
 from db import policies, worklist
 from db.models import Audit, FilmScore, PolicyFindingRow, PolicyRow, Study, StudyPriority
 from db.session import read_scope, session_scope
+from tests.integration.test_sql_questions import (
+    CHECKPOINT_THRESHOLD,
+    add_instance,
+    add_policy_and_checkpoint,
+    add_study,
+)
 from training.findings import FINDINGS
-from worker import policy, policy_cli, reranking
-from worker.policy import Changes
-from worker.priority import DEFAULT_POLICY, NOT_SCORED, PARTLY_SCORED, PolicyError, standing
+from worker.cli import policy as policy_commands
+from worker.ranking import activation, policy
+from worker.ranking.policy import Changes
+from worker.ranking.priority import DEFAULT_POLICY, NOT_SCORED, PARTLY_SCORED, PolicyError, standing
 
 NOW = datetime.now(UTC)
 EDEMA_FIRST = Changes(weights={"Edema": 2.0}, categories={"Edema": "A", "Pneumothorax": "B"}, thresholds={"Edema": 0.2})
@@ -73,7 +79,7 @@ def test_a_version_ranks_nothing_until_it_is_activated(filled: Engine):
 def test_activating_places_unread_and_read_studies_by_stored_probabilities(filled: Engine):
     with read_scope(filled) as session:
         scored_before = session.scalar(select(func.count()).select_from(FilmScore))
-    assert reranking.activate(filled, write(filled, EDEMA_FIRST), by="ada") == (4, 1)
+    assert activation.activate(filled, write(filled, EDEMA_FIRST), by="ada") == (4, 1)
     rules = policy.edited(DEFAULT_POLICY, EDEMA_FIRST)
     found = places(filled)
     assert order(filled)[0] == "EDEMA"
@@ -94,8 +100,8 @@ def test_activating_the_first_version_again_restores_every_place(filled: Engine)
     before = {name: (row.category, row.urgency, row.top_finding) for name, row in places(filled).items()}
     before["PARTLY"] = ("B", 0.4, "Hernia")  # what being partly scored makes of it
     before["READ"] = ("B", 0.25 * 0.8, "Edema")  # its second film
-    reranking.activate(filled, write(filled, EDEMA_FIRST), by="ada")
-    reranking.activate(filled, 1, by="ada")
+    activation.activate(filled, write(filled, EDEMA_FIRST), by="ada")
+    activation.activate(filled, 1, by="ada")
     after = {name: (row.category, pytest.approx(row.urgency), row.top_finding) for name, row in places(filled).items()}
     assert after == before
 
@@ -105,9 +111,9 @@ def test_many_studies_at_once_get_the_places_that_one_gets(monkeypatch: pytest.M
     with session_scope(filled) as session:
         for i, row in enumerate(probabilities):
             add_study(session, f"M{i}", received_at=NOW, probabilities=row)
-    monkeypatch.setattr(reranking, "BATCH", 5)
+    monkeypatch.setattr(activation, "BATCH", 5)
     batches: list[int] = []
-    reranking.activate(filled, write(filled, EDEMA_FIRST), by="ada", on_ranked=batches.append)
+    activation.activate(filled, write(filled, EDEMA_FIRST), by="ada", on_ranked=batches.append)
     assert batches == [5, 5, 5, 1, 1]
     rules, found = policy.edited(DEFAULT_POLICY, EDEMA_FIRST), places(filled)
     for i, row in enumerate(probabilities):
@@ -123,7 +129,7 @@ def test_read_studies_that_an_interruption_left_are_placed_when_it_is_activated_
         for i in range(3):
             add_study(session, f"R{i}", received_at=NOW, probabilities={"Edema": 0.5}, read_after_minutes=1)
     version = write(filled, EDEMA_FIRST)
-    monkeypatch.setattr(reranking, "BATCH", 1)
+    monkeypatch.setattr(activation, "BATCH", 1)
     seen: list[int] = []
 
     def interrupt(studies: int) -> None:
@@ -132,9 +138,9 @@ def test_read_studies_that_an_interruption_left_are_placed_when_it_is_activated_
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        reranking.activate(filled, version, by="ada", on_ranked=interrupt)
+        activation.activate(filled, version, by="ada", on_ranked=interrupt)
     assert sum(row.policy_id == 2 for row in places(filled).values()) == 6
-    assert reranking.activate(filled, version, by="ada") == (0, 2)
+    assert activation.activate(filled, version, by="ada") == (0, 2)
     assert {row.policy_id for row in places(filled).values()} == {2}
 
 
@@ -145,7 +151,7 @@ def test_a_failure_among_the_unread_leaves_list_and_policy_as_they_were(filled: 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        reranking.activate(filled, version, by="ada", on_ranked=fail)
+        activation.activate(filled, version, by="ada", on_ranked=fail)
     assert order(filled) == before
     with read_scope(filled) as session:
         assert session.scalar(select(PolicyRow.version).where(PolicyRow.active)) == 1
@@ -158,24 +164,24 @@ def test_a_version_that_sql_wrote_badly_is_refused_whole(filled: Engine):
         session.flush()
         session.add(PolicyFindingRow(policy_id=row.id, finding="Mass", category="A", weight=1.0))
     with pytest.raises(PolicyError, match="Pneumothorax is missing"):
-        reranking.activate(filled, 2, by="ada")
+        activation.activate(filled, 2, by="ada")
     assert {row.policy_id for row in places(filled).values()} == {1}
 
 
 def test_what_a_worker_placed_by_the_old_policy_is_caught_up(filled: Engine):
-    reranking.activate(filled, write(filled, EDEMA_FIRST), by="ada")
+    activation.activate(filled, write(filled, EDEMA_FIRST), by="ada")
     with session_scope(filled) as session:
         add_study(session, "LATE", received_at=NOW, probabilities={"Edema": 0.9})  # policy 1, by a worker that held it
-    assert reranking.catch_up(filled) == 1
+    assert activation.catch_up(filled) == 1
     assert (places(filled)["LATE"].category, places(filled)["LATE"].policy_id) == ("A", 2)
     with session_scope(filled) as session:
         session.execute(update(PolicyRow).where(PolicyRow.active).values(activated_at=NOW - timedelta(hours=2)))
         session.execute(text("UPDATE study_priority SET policy_id = 1"))
-    assert reranking.catch_up(filled) == 0
+    assert activation.catch_up(filled) == 0
 
 
 def test_who_wrote_and_who_activated_is_kept(filled: Engine):
-    reranking.activate(filled, write(filled, EDEMA_FIRST), by="ada")
+    activation.activate(filled, write(filled, EDEMA_FIRST), by="ada")
     with read_scope(filled) as session:
         audit = [(row.actor, row.action, row.detail["version"]) for row in session.scalars(select(Audit))]
         row = policies.by_version(session, 2)
@@ -204,7 +210,7 @@ def test_the_sites_own_films_give_the_threshold_that_flags_its_share(filled: Eng
 def command(filled: Engine, untrained_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
     monkeypatch.setenv("NIGHTREAD_DATABASE_URL", filled.url.render_as_string(hide_password=False))
     monkeypatch.setenv("NIGHTREAD_CHECKPOINT", str(untrained_checkpoint))
-    return policy_cli.app
+    return policy_commands.app
 
 
 def invoke(command: typer.Typer, *words: str, code: int = 0) -> Result:

@@ -6,29 +6,29 @@ from pathlib import Path
 
 import pytest
 import redis
-from crew import books, enqueue, messages, running, wait_until
-from dicom_files import make_film, texture
 from sqlalchemy import select, text
 
 from db import schema
 from db.models import FINDING_COLUMNS, FilmScore, Instance, StudyPriority
 from db.session import make_engine, read_scope
-from worker.app import make_app
-from worker.house import House
-from worker.intake import receive
-from worker.scoring import open_scorer, score_waiting
+from tests.support.crew import enqueue, messages, running, totals, wait_until
+from tests.support.dicom_files import make_film, texture
+from worker.context import Context
+from worker.intake.receive import receive
+from worker.queue.app import make_app
+from worker.queue.maintenance import sweep
+from worker.scoring.pipeline import open_scorer, score_waiting
 from worker.settings import Settings
-from worker.sweep import sweep
 
 
 @pytest.fixture
-def house(settings: Settings, postgres_url: str, redis_url: str) -> House:
-    house = House(settings.model_copy(update={"database_url": postgres_url, "broker_url": redis_url}))
+def context(settings: Settings, postgres_url: str, redis_url: str) -> Context:
+    context = Context(settings.model_copy(update={"database_url": postgres_url, "broker_url": redis_url}))
     schema.upgrade(make_engine(postgres_url))
-    return house
+    return context
 
 
-def rows(house: House) -> set[tuple]:
+def rows(context: Context) -> set[tuple]:
     """All that scoring decides, without the ids and times that differ from run to run."""
     scores = [getattr(FilmScore, name) for name in FINDING_COLUMNS]
     place = (StudyPriority.category, StudyPriority.urgency, StudyPriority.top_finding, StudyPriority.flag)
@@ -37,7 +37,7 @@ def rows(house: House) -> set[tuple]:
         .join(FilmScore, FilmScore.instance_id == Instance.id)
         .join(StudyPriority, StudyPriority.study_id == Instance.study_id)
     )
-    with read_scope(house.engine) as session:
+    with read_scope(context.engine) as session:
         return {
             tuple(round(value, 6) if isinstance(value, float) else value for value in row)
             for row in session.execute(statement)
@@ -55,86 +55,86 @@ def films(tmp_path: Path) -> Path:
     return folder
 
 
-def test_two_workers_write_the_same_rows_as_one_process(house, films, tmp_path):
-    embedded = House(house.settings.model_copy(update={"database_url": f"sqlite:///{tmp_path / 'one.db'}"}))
+def test_two_workers_write_the_same_rows_as_one_process(context, films, tmp_path):
+    embedded = Context(context.settings.model_copy(update={"database_url": f"sqlite:///{tmp_path / 'one.db'}"}))
     receive(embedded, [films])
     with open_scorer(embedded) as scorer:
         score_waiting(scorer, kind="score")
-    assert len(enqueue(house, films)) == 25
+    assert len(enqueue(context, films)) == 25
     log = tmp_path / "worker.log"
-    with running(house, "worker", log), running(house, "worker", log):
-        wait_until(lambda: books(house).waiting == 0, log=log)
-    found = books(house)
+    with running(context, "worker", log), running(context, "worker", log):
+        wait_until(lambda: totals(context).waiting == 0, log=log)
+    found = totals(context)
     assert (found.scored, found.skipped, found.quarantined) == (24, 1, 1)
-    assert len(rows(house)) == 24
-    assert rows(house) == rows(embedded)
+    assert len(rows(context)) == 24
+    assert rows(context) == rows(embedded)
 
 
-def test_a_message_is_a_row_id_and_nothing_else(house, films):
+def test_a_message_is_a_row_id_and_nothing_else(context, films):
     make_film(films / "named.dcm", PatientName="Canary^Name", PatientID="CANARY-ID", AccessionNumber="CANARYACC")
-    study_id, *_others = enqueue(house, films)
-    sent = messages(house.settings.broker_url)
+    study_id, *_others = enqueue(context, films)
+    sent = messages(context.settings.broker_url)
     assert f"[[{study_id}]" in sent
     for secret in ("Canary", "CANARY", ".dcm", "2.25", "1.2.826"):
         assert secret not in sent
 
 
-def test_a_worker_that_is_killed_loses_nothing(house, films, tmp_path):
-    house = House(house.settings.model_copy(update={"lease_minutes": 0.05, "sweep_seconds": 1.0}))
-    enqueue(house, films)
+def test_a_worker_that_is_killed_loses_nothing(context, films, tmp_path):
+    context = Context(context.settings.model_copy(update={"lease_minutes": 0.05, "sweep_seconds": 1.0}))
+    enqueue(context, films)
     log = tmp_path / "worker.log"
-    with running(house, "worker", log) as first:
-        wait_until(lambda: books(house).scored > 0, log=log)
+    with running(context, "worker", log) as first:
+        wait_until(lambda: totals(context).scored > 0, log=log)
         first.send_signal(signal.SIGKILL)
-    with running(house, "worker", log), running(house, "beat", log):
-        wait_until(lambda: books(house).waiting == 0, log=log)
-    assert books(house).scored == 24
-    assert len(rows(house)) == 24
+    with running(context, "worker", log), running(context, "beat", log):
+        wait_until(lambda: totals(context).waiting == 0, log=log)
+    assert totals(context).scored == 24
+    assert len(rows(context)) == 24
 
 
-def test_a_worker_told_to_stop_gives_back_what_is_in_hand(house, films, tmp_path):
-    enqueue(house, films)
+def test_a_worker_told_to_stop_gives_back_what_is_in_hand(context, films, tmp_path):
+    enqueue(context, films)
     log = tmp_path / "worker.log"
-    with running(house, "worker", log) as worker:
-        wait_until(lambda: books(house).scored > 0, log=log)
+    with running(context, "worker", log) as worker:
+        wait_until(lambda: totals(context).scored > 0, log=log)
         worker.terminate()
         assert worker.wait(timeout=60) == 0
-    assert books(house).claimed == 0
-    assert books(house).balance
+    assert totals(context).claimed == 0
+    assert totals(context).balance
 
 
-def test_a_worker_that_has_run_long_enough_ends_by_itself_as_if_told_to_stop(house, films, tmp_path):
-    house = House(house.settings.model_copy(update={"recycle_hours": 1 / 3600}))
+def test_a_worker_that_has_run_long_enough_ends_by_itself_as_if_told_to_stop(context, films, tmp_path):
+    context = Context(context.settings.model_copy(update={"recycle_hours": 1 / 3600}))
     log = tmp_path / "worker.log"
-    with running(house, "worker", log) as worker:
-        enqueue(house, films)
+    with running(context, "worker", log) as worker:
+        enqueue(context, films)
         assert worker.wait(timeout=120) == 0, log.read_text()
     assert "worker_recycled" in log.read_text()
-    assert books(house).claimed == 0
-    assert books(house).balance
+    assert totals(context).claimed == 0
+    assert totals(context).balance
 
 
-def test_an_emptied_redis_delays_and_loses_nothing(house, films, tmp_path):
-    house = House(house.settings.model_copy(update={"ring_again_minutes": 0.001}))
-    enqueue(house, films)
-    with redis.Redis.from_url(house.settings.broker_url) as client:
+def test_an_emptied_redis_delays_and_loses_nothing(context, films, tmp_path):
+    context = Context(context.settings.model_copy(update={"renotify_minutes": 0.001}))
+    enqueue(context, films)
+    with redis.Redis.from_url(context.settings.broker_url) as client:
         client.flushdb()
-    time.sleep(0.1)  # longer than ring_again_minutes
-    sweep(house, make_app(house.settings))
+    time.sleep(0.1)  # longer than renotify_minutes
+    sweep(context, make_app(context.settings))
     log = tmp_path / "worker.log"
-    with running(house, "worker", log):
-        wait_until(lambda: books(house).waiting == 0, log=log)
-    assert books(house).scored == 24
+    with running(context, "worker", log):
+        wait_until(lambda: totals(context).waiting == 0, log=log)
+    assert totals(context).scored == 24
 
 
-def test_a_swept_night_ends_with_its_ranks_kept(house, films, tmp_path):
-    house = House(house.settings.model_copy(update={"run_idle_minutes": 0.0}))
-    enqueue(house, films)
+def test_a_swept_night_ends_with_its_ranks_kept(context, films, tmp_path):
+    context = Context(context.settings.model_copy(update={"run_idle_minutes": 0.0}))
+    enqueue(context, films)
     log = tmp_path / "worker.log"
-    with running(house, "worker", log):
-        wait_until(lambda: books(house).waiting == 0, log=log)
-    sweep(house, make_app(house.settings))
-    with read_scope(house.engine) as session:
+    with running(context, "worker", log):
+        wait_until(lambda: totals(context).waiting == 0, log=log)
+    sweep(context, make_app(context.settings))
+    with read_scope(context.engine) as session:
         kind, scored, ranks = session.execute(
             text("SELECT kind, scored, (SELECT count(*) FROM run_rank) FROM run WHERE finished_at IS NOT NULL")
         ).one()

@@ -15,7 +15,7 @@ from db.base import database_now
 from db.models import Audit, Review, Study, StudyPriority
 from db.reading import Answer, Opinion, Reading
 from db.session import read_scope, session_scope
-from worker import reading_cli
+from worker.cli import read
 
 EVENING = datetime(2026, 11, 20, 22, 30, tzinfo=UTC)
 
@@ -143,7 +143,7 @@ def test_an_opinion_of_a_shared_accession_number_is_refused(filled: Engine):
 def command(filled: Engine, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
     monkeypatch.setenv("NIGHTREAD_DATABASE_URL", filled.url.render_as_string(hide_password=False))
     app = typer.Typer()
-    reading_cli.register(app)
+    read.register(app)
     return app
 
 

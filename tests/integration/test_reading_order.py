@@ -9,7 +9,7 @@ from sqlalchemy import Engine, insert, text
 from db.base import database_now
 from db.models import Study, StudyPriority
 from db.session import read_scope, session_scope
-from worker.priority import Standing, reading_key
+from worker.ranking.priority import Standing, reading_key
 
 MAX_WAIT_MINUTES = 720  # what the views take where no policy is active
 LISTS = {  # studies, share overdue, share STAT

@@ -5,18 +5,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from dicom_files import make_film, texture
-from night_rows import add_house, add_studies, add_unscored, open_run
-from page_reading import Page
 from sqlalchemy import Engine
 
 from db import morning, runs
 from db.session import read_scope, session_scope
+from tests.support.dicom_files import make_film, texture
+from tests.support.night_rows import add_house, add_studies, add_unscored, open_run
+from tests.support.page_reading import Page
 from training.findings import FINDINGS
-from worker.house import House
-from worker.intake import receive
-from worker.report import write_report
-from worker.scoring import open_scorer, score_waiting
+from worker.context import Context
+from worker.intake.receive import receive
+from worker.report.page import write_report
+from worker.scoring.pipeline import open_scorer, score_waiting
 from worker.settings import Settings
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -27,7 +27,7 @@ QUIET = (
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory, untrained_checkpoint: Path) -> tuple[House, Path]:
+def scored(tmp_path_factory: pytest.TempPathFactory, untrained_checkpoint: Path) -> tuple[Context, Path]:
     """A small night, scored: two films, one lateral, one cut short; and where the films lie."""
     folder = tmp_path_factory.mktemp("night")
     films = folder / "films"
@@ -38,7 +38,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory, untrained_checkpoint: Path)
     make_film(films / "short.dcm", AccessionNumber="A3")
     whole = (films / "short.dcm").read_bytes()
     (films / "short.dcm").write_bytes(whole[: len(whole) // 2])
-    house = House(
+    context = Context(
         Settings(
             database_url=f"sqlite:///{folder / 'night.db'}",
             checkpoint=untrained_checkpoint,
@@ -47,16 +47,16 @@ def scored(tmp_path_factory: pytest.TempPathFactory, untrained_checkpoint: Path)
             device="cpu",
         )
     )
-    receive(house, [films])
-    with open_scorer(house) as scorer:
+    receive(context, [films])
+    with open_scorer(context) as scorer:
         score_waiting(scorer, kind="score")
-    return house, films
+    return context, films
 
 
 @pytest.fixture(scope="module")
-def written(scored: tuple[House, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    house, _ = scored
-    return write_report(house, run="latest", output=tmp_path_factory.mktemp("page") / "morning.html")
+def written(scored: tuple[Context, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    context, _ = scored
+    return write_report(context, run="latest", output=tmp_path_factory.mktemp("page") / "morning.html")
 
 
 def test_films_are_shown_and_those_without_scores_say_why(written: Path) -> None:
@@ -64,7 +64,7 @@ def test_films_are_shown_and_those_without_scores_say_why(written: Path) -> None
     films = [attrs for attrs in page.of("img") if (attrs["alt"] or "").startswith("Chest film")]
     assert len(films) == 3  # the two that were scored, and the lateral
     assert all((attrs["src"] or "").startswith("data:image/jpeg;base64,") for attrs in page.of("img"))
-    assert ("266", "320") in {(attrs["width"], attrs["height"]) for attrs in films}  # 100 x 120, not a square
+    assert ("266", "320") in {(attrs["width"], attrs["height"]) for attrs in films}  # 100 x 120, not a network input
     assert len(page.of("p", class_="no-film")) == 1  # a film that failed is not read again for its picture
     assert "The film is a lateral view." in page.words
 
@@ -75,21 +75,21 @@ def test_heat_maps_stand_beside_the_films_where_they_can_be_made(written: Path) 
     assert sum((attrs["alt"] or "").startswith("The same film") for attrs in page.of("img")) == 2
 
 
-def test_nothing_of_the_patient_is_on_the_page(written: Path, scored: tuple[House, Path]) -> None:
+def test_nothing_of_the_patient_is_on_the_page(written: Path, scored: tuple[Context, Path]) -> None:
     html = written.read_text(encoding="utf-8")
     assert "Phantom" not in html
     assert "PHANTOM" not in html
     assert str(scored[1]) not in html
 
 
-def test_a_film_that_is_gone_or_changed_is_not_shown(scored: tuple[House, Path], tmp_path: Path) -> None:
-    house, films = scored
+def test_a_film_that_is_gone_or_changed_is_not_shown(scored: tuple[Context, Path], tmp_path: Path) -> None:
+    context, films = scored
     away = tmp_path / "away.dcm"
     (films / "0.dcm").rename(away)
     whole = (films / "1.dcm").read_bytes()
     (films / "1.dcm").write_bytes(whole[:-2] + b"\1\1")  # the same instance with another pixel
     try:
-        page = Page(write_report(house, run="latest", output=tmp_path / "page.html").read_text(encoding="utf-8"))
+        page = Page(write_report(context, run="latest", output=tmp_path / "page.html").read_text(encoding="utf-8"))
     finally:
         away.rename(films / "0.dcm")
         (films / "1.dcm").write_bytes(whole)

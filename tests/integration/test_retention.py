@@ -4,8 +4,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from crew import books
-from dicom_files import make_film, texture
 from sqlalchemy import func, select, update
 
 from db import schema
@@ -13,10 +11,12 @@ from db.base import Base
 from db.models import Audit, FilmScore, Instance, RejectedFile, Review, RunRank, Study, StudyPriority
 from db.retention import Prunable
 from db.session import make_engine, read_scope, session_scope
-from worker.house import House
-from worker.intake import receive
+from tests.support.crew import totals
+from tests.support.dicom_files import make_film, texture
+from worker.context import Context
+from worker.intake.receive import receive
 from worker.retention import prune
-from worker.scoring import open_scorer, score_waiting
+from worker.scoring.pipeline import open_scorer, score_waiting
 from worker.settings import Settings
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -24,20 +24,20 @@ SINCE = datetime(2025, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def house(settings: Settings, database_url: str, tmp_path: Path) -> House:
+def context(settings: Settings, database_url: str, tmp_path: Path) -> Context:
     """Five scored studies, one that waits, and a file that is no DICOM; all received long ago but the last scored."""
     if database_url.startswith("postgresql"):
         schema.upgrade(make_engine(database_url))
-    house = House(settings.model_copy(update={"database_url": database_url}))
+    context = Context(settings.model_copy(update={"database_url": database_url}))
     for i in range(5):
         make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12)
     (tmp_path / "x.dcm").write_text("not DICOM")
-    receive(house, [tmp_path])
-    with open_scorer(house) as scorer:
+    receive(context, [tmp_path])
+    with open_scorer(context) as scorer:
         score_waiting(scorer, kind="score")
     make_film(tmp_path / "waits.dcm")
-    receive(house, [tmp_path])
-    with session_scope(house.engine) as session:
+    receive(context, [tmp_path])
+    with session_scope(context.engine) as session:
         newest = session.scalar(select(func.max(Study.id)).where(Study.state == "scored"))
         old = Study.id != newest
         session.execute(update(Study).where(old).values(received_at=LONG_AGO))
@@ -46,43 +46,43 @@ def house(settings: Settings, database_url: str, tmp_path: Path) -> House:
         first = session.scalar(select(func.min(Study.id)))
         session.add(Review(study_id=first, finding="Mass", verdict="absent", reader="r", reviewed_at=LONG_AGO))
         session.execute(update(StudyPriority).where(StudyPriority.study_id == first + 1).values(read_at=LONG_AGO))
-    return house
+    return context
 
 
-def rows(house: House, *tables: type[Base]) -> list[int]:
-    with read_scope(house.engine) as session:
+def rows(context: Context, *tables: type[Base]) -> list[int]:
+    with read_scope(context.engine) as session:
         return [session.scalar(select(func.count()).select_from(table)) or 0 for table in tables]
 
 
-def test_a_dry_run_counts_and_deletes_nothing(house: House):
-    found = prune(house, before=SINCE, dry_run=True)
+def test_a_dry_run_counts_and_deletes_nothing(context: Context):
+    found = prune(context, before=SINCE, dry_run=True)
     assert (found.studies, found.unread, found.instances, found.rejected_files) == (3, 2, 3, 1)
-    assert rows(house, Study, Instance, FilmScore, RejectedFile) == [6, 6, 5, 1]
+    assert rows(context, Study, Instance, FilmScore, RejectedFile) == [6, 6, 5, 1]
 
 
-def test_old_settled_studies_go_with_all_that_hangs_on_them(house: House):
-    assert prune(house, before=SINCE) == Prunable(studies=3, unread=2, instances=3, rejected_files=1)
-    assert rows(house, Study, Instance, FilmScore, StudyPriority, RunRank, RejectedFile) == [3, 3, 2, 3, 2, 0]
-    found = books(house)
+def test_old_settled_studies_go_with_all_that_hangs_on_them(context: Context):
+    assert prune(context, before=SINCE) == Prunable(studies=3, unread=2, instances=3, rejected_files=1)
+    assert rows(context, Study, Instance, FilmScore, StudyPriority, RunRank, RejectedFile) == [3, 3, 2, 3, 2, 0]
+    found = totals(context)
     assert (found.received, found.scored, found.waiting) == (3, 2, 1)
-    assert prune(house, before=SINCE).studies == 0
+    assert prune(context, before=SINCE).studies == 0
 
 
-def test_a_reviewed_study_stays_unless_asked_for(house: House):
-    prune(house, before=SINCE)
-    assert rows(house, Review) == [1]
-    assert prune(house, before=SINCE, reviewed=True).studies == 1
-    assert rows(house, Review) == [0]
+def test_a_reviewed_study_stays_unless_asked_for(context: Context):
+    prune(context, before=SINCE)
+    assert rows(context, Review) == [1]
+    assert prune(context, before=SINCE, reviewed=True).studies == 1
+    assert rows(context, Review) == [0]
 
 
-def test_nothing_that_is_not_settled_goes_whatever_the_date(house: House):
-    prune(house, before=datetime.now(UTC) + timedelta(days=1), reviewed=True)
-    with read_scope(house.engine) as session:
+def test_nothing_that_is_not_settled_goes_whatever_the_date(context: Context):
+    prune(context, before=datetime.now(UTC) + timedelta(days=1), reviewed=True)
+    with read_scope(context.engine) as session:
         assert session.scalars(select(Study.state)).all() == ["waiting"]
 
 
-def test_the_audit_says_who_pruned_what(house: House):
-    prune(house, before=SINCE)
-    with read_scope(house.engine) as session:
+def test_the_audit_says_who_pruned_what(context: Context):
+    prune(context, before=SINCE)
+    with read_scope(context.engine) as session:
         entry = session.scalars(select(Audit).where(Audit.action == "prune")).one()
         assert (entry.detail["studies"], entry.detail["before"]) == (3, SINCE.isoformat())

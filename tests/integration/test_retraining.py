@@ -15,9 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from confirmed import SIDE, confirm_films, save_beginner
-from crew import environment_of, running, wait_until
-from dicom_files import make_film, texture
 from sqlalchemy import delete, select, text, update
 from sqlalchemy.exc import DataError
 from sqlalchemy.orm import Session
@@ -27,19 +24,24 @@ from db.base import database_now
 from db.models import Audit, Checkpoint, FilmScore, Instance, Review, StudyPriority, TrainingRun
 from db.session import read_scope, session_scope
 from db.training_runs import Busy
+from tests.support.confirmed import SIDE, confirm_films, save_beginner
+from tests.support.crew import environment_of, running, wait_until
+from tests.support.dicom_files import make_film, texture
 from training.checkpoint import Checkpoint as LoadedCheckpoint
 from training.checkpoint import Header, build, load_checkpoint, read_header, save_checkpoint
-from training.dicom import DEFAULT_LIMITS
 from training.findings import FINDINGS
+from training.imaging.dicom import DEFAULT_LIMITS
+from training.imaging.preprocessing import Preprocessing
 from training.networks import make_network
-from training.preprocessing import Preprocessing
 from training.sampling import STABLE
-from worker import judging, labels, models, retraining
-from worker.app import TRAINING, ask_for_retraining, make_app, schedule
-from worker.house import House
-from worker.judging import judge_by_hand
-from worker.reading import ReadingRules, read_square
-from worker.retraining import retrain
+from worker.checkpoints import promotion
+from worker.context import Context
+from worker.queue.app import TRAINING, ask_for_retraining, make_app, schedule
+from worker.retraining import judging, labels
+from worker.retraining import run as retraining
+from worker.retraining.judging import judge_by_hand
+from worker.retraining.run import retrain
+from worker.scoring.decoding import DecodeOptions, decode_film
 
 QUICK = {"retrain_epochs": 2, "retrain_batch_size": 16, "retrain_min_new_films": 10, "retrain_min_positives": 1,
          "retrain_threads": 1, "gate_replicates": 100, "gate_min_positives": 1}  # fmt: skip
@@ -58,21 +60,21 @@ def beginner(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def house(settings, engine, database_url, films, beginner) -> House:
-    """A house with a champion that has learned nothing yet, and a hundred and twenty confirmed films."""
-    House(settings.model_copy(update={"database_url": database_url, "checkpoint": beginner})).live()
+def context(settings, engine, database_url, films, beginner) -> Context:
+    """A context with a champion that has learned nothing yet, and a hundred and twenty confirmed films."""
+    Context(settings.model_copy(update={"database_url": database_url, "checkpoint": beginner})).live()
     with session_scope(engine) as session:
         confirm_films(session, films, films=FILMS)
-    return House(settings.model_copy(update={"database_url": database_url, "checkpoint": None, **QUICK}))
+    return Context(settings.model_copy(update={"database_url": database_url, "checkpoint": None, **QUICK}))
 
 
-def the_run(house: House) -> TrainingRun:
-    with read_scope(house.engine) as session:
+def the_run(context: Context) -> TrainingRun:
+    with read_scope(context.engine) as session:
         return training_runs.everything(session)[0]
 
 
-def with_settings(house: House, **changed: object) -> House:
-    return House(house.settings.model_copy(update=changed))
+def with_settings(context: Context, **changed: object) -> Context:
+    return Context(context.settings.model_copy(update=changed))
 
 
 # ------------------------------------------------------------------------------------------------------------ labels
@@ -91,8 +93,8 @@ def labels_of_the_first(session: Session, **asked: bool) -> dict[str, int | None
     return named[0] if named else {}
 
 
-def test_the_latest_opinion_counts_and_not_assessed_makes_a_finding_unknown_again(house):
-    with session_scope(house.engine) as session:
+def test_the_latest_opinion_counts_and_not_assessed_makes_a_finding_unknown_again(context):
+    with session_scope(context.engine) as session:
         session.execute(text("DELETE FROM review WHERE study_id = 1"))
         opinion(session, "Mass", "present", reader="a", minutes_ago=30)
         opinion(session, "Mass", "absent", reader="b", minutes_ago=20)
@@ -103,17 +105,17 @@ def test_the_latest_opinion_counts_and_not_assessed_makes_a_finding_unknown_agai
     assert found == dict.fromkeys(found) | {"mass": 0, "edema": 1}
 
 
-def test_a_study_that_was_only_read_counts_when_the_site_says_that_silence_means_absent(house):
-    with session_scope(house.engine) as session:
+def test_a_study_that_was_only_read_counts_when_the_site_says_that_silence_means_absent(context):
+    with session_scope(context.engine) as session:
         session.execute(text("DELETE FROM review WHERE study_id = 1"))
         session.execute(update(StudyPriority).where(StudyPriority.study_id == 1).values(read_at=database_now(session)))
-    with session_scope(house.engine) as session:
+    with session_scope(context.engine) as session:
         assert labels_of_the_first(session) == {}
         assert set(labels_of_the_first(session, unconfirmed_is_absent=True).values()) == {0}
 
 
-def test_what_is_said_after_the_moment_of_asking_does_not_count(house):
-    with session_scope(house.engine) as session:
+def test_what_is_said_after_the_moment_of_asking_does_not_count(context):
+    with session_scope(context.engine) as session:
         films = confirmed.confirmed_films(
             session, until=database_now(session) - timedelta(days=30), unconfirmed_is_absent=False
         )
@@ -123,7 +125,7 @@ def test_what_is_said_after_the_moment_of_asking_does_not_count(house):
 # ---------------------------------------------------------------------------------------------------------- the lock
 
 
-def take(session: Session, house: House, *, cause: str = "hand", attempts: int = 3) -> training_runs.Held | None:
+def take(session: Session, context: Context, *, cause: str = "hand", attempts: int = 3) -> training_runs.Held | None:
     champion = registry.champion(session)
     assert champion is not None
     return training_runs.take(
@@ -136,44 +138,44 @@ def expire(session: Session) -> None:
     session.execute(update(TrainingRun).where(TrainingRun.state == "running").values(lease_expires_at=past))
 
 
-def test_a_second_retraining_finds_the_first_at_work(house):
-    with session_scope(house.engine) as session:
-        take(session, house)
-    with pytest.raises(Busy, match="under way"), session_scope(house.engine) as session:
-        take(session, house)
+def test_a_second_retraining_finds_the_first_at_work(context):
+    with session_scope(context.engine) as session:
+        take(session, context)
+    with pytest.raises(Busy, match="under way"), session_scope(context.engine) as session:
+        take(session, context)
     with pytest.raises(Busy):
-        retrain(house)
+        retrain(context)
 
 
-def test_the_lock_of_a_dead_process_comes_free_and_its_run_is_gone_on_with(house):
-    with session_scope(house.engine) as session:
-        first = take(session, house)
-    with session_scope(house.engine) as session:
+def test_the_lock_of_a_dead_process_comes_free_and_its_run_is_gone_on_with(context):
+    with session_scope(context.engine) as session:
+        first = take(session, context)
+    with session_scope(context.engine) as session:
         expire(session)
-    with session_scope(house.engine) as session:
-        second = take(session, house)
+    with session_scope(context.engine) as session:
+        second = take(session, context)
     assert second.resumed
     assert second.run_id == first.run_id
-    with pytest.raises(training_runs.Lost), session_scope(house.engine) as session:
+    with pytest.raises(training_runs.Lost), session_scope(context.engine) as session:
         training_runs.note(session, training_runs.Held(first.run_id, "another", resumed=False), stage="train")
 
 
-def test_a_run_that_dies_again_and_again_is_given_up_and_nothing_begins_it_anew_unasked(house):
-    with session_scope(house.engine) as session:
-        take(session, house, attempts=1)
+def test_a_run_that_dies_again_and_again_is_given_up_and_nothing_begins_it_anew_unasked(context):
+    with session_scope(context.engine) as session:
+        take(session, context, attempts=1)
         expire(session)
-    with session_scope(house.engine) as session:
-        assert take(session, house, cause=training_runs.RESUME, attempts=1) is None
-    run = the_run(house)
+    with session_scope(context.engine) as session:
+        assert take(session, context, cause=training_runs.RESUME, attempts=1) is None
+    run = the_run(context)
     assert run.state == "failed"
     assert "died 1 times" in run.reason
-    assert retrain(house, cause=training_runs.RESUME) is None
+    assert retrain(context, cause=training_runs.RESUME) is None
 
 
-def test_the_lineage_of_a_score_is_the_one_query_of_the_docs(house):
+def test_the_lineage_of_a_score_is_the_one_query_of_the_docs(context):
     page = (Path(__file__).parents[2] / "docs" / "retraining.md").read_text()
     query = next(block for block in page.split("\n\n") if "FROM finding_score" in block).replace("= 7", "= 1")
-    with session_scope(house.engine) as session:
+    with session_scope(context.engine) as session:
         now, champion = database_now(session), registry.champion(session)
         session.add(TrainingRun(state="passed", started_at=now, checkpoint_id=champion.id, data_digest="d" * 64,
                                 code_commit="abc", settings={}, counts={}, metrics={}))  # fmt: skip
@@ -191,34 +193,34 @@ def test_the_lineage_of_a_score_is_the_one_query_of_the_docs(house):
 
 
 @once
-def test_a_retraining_leaves_a_judged_challenger_with_its_lineage_and_the_champion_where_it_was(house):
-    before = house.live().digest
+def test_a_retraining_leaves_a_judged_challenger_with_its_lineage_and_the_champion_where_it_was(context):
+    before = context.live().digest
     stages: list[str] = []
-    outcome = retrain(house, say=stages.append)
-    assert stages[1:] == ["labels", "squares", "mix", "train", "judge"]
+    outcome = retrain(context, say=stages.append)
+    assert stages[1:] == ["labels", "inputs", "mix", "train", "judge"]
     assert outcome.state in ("passed", "refused")
-    run = the_run(house)
+    run = the_run(context)
     assert run.state == outcome.state
     assert len(run.data_digest) == 64
     assert run.code_commit
     assert run.counts["films"]["train"] + run.counts["films"]["validation"] + run.counts["films"]["test"] == FILMS
     assert run.metrics["judged"].keys() >= {"gold_champion", "gold_challenger"}
-    with read_scope(house.engine) as session:
+    with read_scope(context.engine) as session:
         challenger = session.get_one(Checkpoint, run.checkpoint_id)
         verdict = gate.latest(session, challenger.id)
         checks = gate.checks_of(session, verdict)
-        header = read_header(house.file_of(challenger))
+        header = read_header(context.file_of(challenger))
     assert challenger.state == ("challenger" if verdict.passed else "refused")
     assert header.training["split"] != STABLE, "the beginner may have learned from anybody"
     assert verdict.passed == all(check.passed for check in checks)
     assert {"macro_auroc", "time_to_report"} <= {check.name for check in checks}
-    assert house.live().digest == before, "only a promotion changes what ranks"
-    assert what_is_left(house, run.id) == set(), "patients' pixels and keys go when the run ends"
+    assert context.live().digest == before, "only a promotion changes what ranks"
+    assert what_is_left(context, run.id) == set(), "patients' pixels and keys go when the run ends"
 
 
-def what_is_left(house: House, run: int) -> set[str]:
+def what_is_left(context: Context, run: int) -> set[str]:
     """The files of a run's folder that came of patients."""
-    folder = house.settings.state_folder / "retraining" / f"run-{run}"
+    folder = context.settings.state_folder / "retraining" / f"run-{run}"
     figures = {"run.json", "metrics.csv", "train.txt", "validation.txt", "test.txt"}
     there = {path.name for path in folder.rglob("*") if path.is_file()}
     return {name for name in there - figures if not name.startswith("events.out.tfevents")}
@@ -235,169 +237,169 @@ def test_a_figure_that_is_none_is_null_in_the_record(tmp_path):
 
 
 @once
-def test_an_error_of_ours_ends_the_run_and_is_not_tried_again(house, monkeypatch):
+def test_an_error_of_ours_ends_the_run_and_is_not_tried_again(context, monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise DataError("INSERT", {}, Exception("invalid"))
 
     monkeypatch.setattr(retraining, "fit", broken)
     with pytest.raises(DataError):
-        retrain(house)
-    assert what_is_left(house, 1) == set()
-    assert the_run(house).state == "failed"
-    assert "DataError" in the_run(house).reason
+        retrain(context)
+    assert what_is_left(context, 1) == set()
+    assert the_run(context).state == "failed"
+    assert "DataError" in the_run(context).reason
 
 
 @once
-def test_the_same_films_are_not_learned_from_twice(house):
-    first = retrain(house)
-    again = retrain(house)
+def test_the_same_films_are_not_learned_from_twice(context):
+    first = retrain(context)
+    again = retrain(context)
     assert again.state == "ended"
     assert f"retraining {first.run_id} learned the same" in again.reason
 
 
 @once
-def test_another_bound_of_the_gate_is_no_reason_to_learn_the_same_again(house):
-    first = retrain(house)
-    again = retrain(with_settings(house, gate_finding_auroc=-0.5))
+def test_another_bound_of_the_gate_is_no_reason_to_learn_the_same_again(context):
+    first = retrain(context)
+    again = retrain(with_settings(context, gate_finding_auroc=-0.5))
     assert again.state == "ended"
     assert f"retraining {first.run_id} learned the same" in again.reason
     assert "models judge" in again.reason
 
 
 @once
-def test_a_run_that_was_given_up_leaves_no_film_behind(house, monkeypatch):
-    retrain_until("fit", house, monkeypatch)
-    assert "images-96.npy" in what_is_left(house, 1)
-    with session_scope(house.engine) as session:
-        session.execute(update(TrainingRun).values(attempts=house.settings.max_attempts))
+def test_a_run_that_was_given_up_leaves_no_film_behind(context, monkeypatch):
+    retrain_until("fit", context, monkeypatch)
+    assert "images-96.npy" in what_is_left(context, 1)
+    with session_scope(context.engine) as session:
+        session.execute(update(TrainingRun).values(attempts=context.settings.max_attempts))
         expire(session)
-    assert retrain(house, cause=training_runs.RESUME) is None
-    assert the_run(house).state == "failed"
-    assert what_is_left(house, 1) == set()
+    assert retrain(context, cause=training_runs.RESUME) is None
+    assert the_run(context).state == "failed"
+    assert what_is_left(context, 1) == set()
 
 
 def _killed(*_: object, **__: object) -> None:
     raise SystemExit  # which nothing here catches, as nothing catches a kill
 
 
-def retrain_until(step: str, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def retrain_until(step: str, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """Retrain, and die where this step would begin."""
     with monkeypatch.context() as dying:
         dying.setattr(retraining, step, _killed)
         with pytest.raises(SystemExit):
-            retrain(house)
+            retrain(context)
 
 
 @once
-def test_a_film_in_whose_place_another_lies_is_not_learned_from(house, films):
+def test_a_film_in_whose_place_another_lies_is_not_learned_from(context, films):
     path = films / "1.dcm"
-    there, was = path.read_bytes(), read_square(str(path), "2.25.1.1", RULES)
-    with session_scope(house.engine) as session:
+    there, was = path.read_bytes(), decode_film(str(path), "2.25.1.1", RULES)
+    with session_scope(context.engine) as session:
         session.execute(update(Instance).where(Instance.id == 1).values(pixel_digest=was.pixel_digest))
     try:
         make_film(path, pixels=texture(96, 96), bits=12, SOPInstanceUID="2.25.1.1")
-        retrain(house)
-        assert the_run(house).counts["unread"] == {"file_replaced": 1}
+        retrain(context)
+        assert the_run(context).counts["unread"] == {"file_replaced": 1}
         make_film(path, pixels=texture(96, 96), bits=12)
-        confirm_more(house, films)
-        retrain(house)
+        confirm_more(context, films)
+        retrain(context)
     finally:
         path.write_bytes(there)
-    assert the_run(house).counts["unread"] == {"file_replaced": 1}
-    assert sum(the_run(house).counts["films"].values()) == FILMS + 19
+    assert the_run(context).counts["unread"] == {"file_replaced": 1}
+    assert sum(the_run(context).counts["films"].values()) == FILMS + 19
 
 
-RULES = ReadingRules(Preprocessing(size=SIDE), DEFAULT_LIMITS, timeout_seconds=60, memory_mb=4096)
+RULES = DecodeOptions(Preprocessing(size=SIDE), DEFAULT_LIMITS, timeout_seconds=60, memory_mb=4096)
 
 
-def confirm_more(house: House, films: Path) -> None:
+def confirm_more(context: Context, films: Path) -> None:
     """Twenty films more, confirmed after the retrainings so far."""
-    with session_scope(house.engine) as session:
+    with session_scope(context.engine) as session:
         confirm_films(session, films, films=20, first=FILMS + 1, seed=2, days_ago=0)
 
 
 @once
-def test_a_share_that_is_away_is_a_failure_that_says_so(house):
-    with session_scope(house.engine) as session:
+def test_a_share_that_is_away_is_a_failure_that_says_so(context):
+    with session_scope(context.engine) as session:
         session.execute(update(Instance).values(path="/mnt/away" + Instance.path))
-    outcome = retrain(house)
+    outcome = retrain(context)
     assert outcome.state == "failed"
     assert "120 of 120 confirmed films cannot be read (file_unavailable 120)" in outcome.reason
     with pytest.raises(labels.Unread, match="is their share mounted here"):
-        judge_by_hand(house, champion_of(house))
+        judge_by_hand(context, champion_of(context))
 
 
 @once
-def test_a_film_that_comes_back_amid_a_run_waits_for_the_next(house, films, tmp_path, monkeypatch):
+def test_a_film_that_comes_back_amid_a_run_waits_for_the_next(context, films, tmp_path, monkeypatch):
     away = (films / "1.dcm").rename(tmp_path / "away.dcm")
-    retrain_until("judge", house, monkeypatch)
+    retrain_until("judge", context, monkeypatch)
     away.rename(films / "1.dcm")
-    with session_scope(house.engine) as session:
+    with session_scope(context.engine) as session:
         expire(session)
-    outcome = retrain(house)
+    outcome = retrain(context)
     assert (outcome.run_id, outcome.state in ("passed", "refused")) == (1, True), outcome.reason
-    assert the_run(house).counts["unread"] == {"file_unavailable": 1}
+    assert the_run(context).counts["unread"] == {"file_unavailable": 1}
 
 
-def champion_of(house: House) -> Checkpoint:
-    with read_scope(house.engine) as session:
+def champion_of(context: Context) -> Checkpoint:
+    with read_scope(context.engine) as session:
         return registry.champion(session)
 
 
 @once
-def test_without_a_film_to_judge_on_nothing_is_trained(house, monkeypatch):
-    with session_scope(house.engine) as session:
+def test_without_a_film_to_judge_on_nothing_is_trained(context, monkeypatch):
+    with session_scope(context.engine) as session:
         told = confirmed.confirmed_films(session, until=database_now(session), unconfirmed_is_absent=False)
         table = labels.manifest_of(told)
         tested = [film.instance_id for film, split in zip(told, table["split"], strict=True) if split == "test"]
         assert 0 < len(tested) < FILMS
         session.execute(delete(Review).where(Review.study_id.in_(tested)))  # a study's film has its number
     monkeypatch.setattr(retraining, "fit", _killed)
-    outcome = retrain(house)
+    outcome = retrain(context)
     assert outcome.state == "ended"
     assert "no confirmed film belongs to a test patient" in outcome.reason
 
 
 @once
-def test_a_challenger_is_in_its_run_before_it_is_judged(house, monkeypatch):
-    retrain_until("judge", house, monkeypatch)
-    assert the_run(house).checkpoint_id is not None, "else nothing could tell where its scores came from"
+def test_a_challenger_is_in_its_run_before_it_is_judged(context, monkeypatch):
+    retrain_until("judge", context, monkeypatch)
+    assert the_run(context).checkpoint_id is not None, "else nothing could tell where its scores came from"
 
 
 @once
-def test_a_challenger_of_another_input_size_is_judged_by_hand(house, tmp_path):
+def test_a_challenger_of_another_input_size_is_judged_by_hand(context, tmp_path):
     header = Header(
         "mobilenet", preprocessing=Preprocessing(size=64), thresholds={f: {"flag_10": 0.5} for f in FINDINGS}
     )
     save_checkpoint(tmp_path / "other.safetensors", header, state=make_network("mobilenet").state_dict())
-    with session_scope(house.engine) as session:
-        other = house.register(session, tmp_path / "other.safetensors")
-    found = judge_by_hand(house, other)
-    assert found.champion_id == champion_of(house).id
+    with session_scope(context.engine) as session:
+        other = context.register(session, tmp_path / "other.safetensors")
+    found = judge_by_hand(context, other)
+    assert found.champion_id == champion_of(context).id
     assert 0 < found.films < FILMS
-    assert list((house.settings.state_folder / "retraining").iterdir()) == []
+    assert list((context.settings.state_folder / "retraining").iterdir()) == []
 
 
 @once
-def test_a_retraining_that_is_killed_while_it_trains_is_gone_on_with_to_the_same_data(house):
+def test_a_retraining_that_is_killed_while_it_trains_is_gone_on_with_to_the_same_data(context):
     process = subprocess.Popen(
         [sys.executable, "-m", "worker.cli", "retrain"],
-        env=os.environ | environment_of(with_settings(house, retrain_epochs=6).settings),
+        env=os.environ | environment_of(with_settings(context, retrain_epochs=6).settings),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    resumable = house.settings.state_folder / "retraining" / "run-1" / "training" / "resume.ckpt"
+    resumable = context.settings.state_folder / "retraining" / "run-1" / "training" / "resume.ckpt"
     try:
         wait_until(resumable.exists, seconds=240)  # at the lowest priority: everything else on the machine goes first
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    killed = the_run(house)
+    killed = the_run(context)
     assert (killed.state, killed.stage) == ("running", "train")
-    with session_scope(house.engine) as session:
+    with session_scope(context.engine) as session:
         expire(session)
-    outcome = retrain(house)
-    run = the_run(house)
+    outcome = retrain(context)
+    run = the_run(context)
     assert (run.id, run.attempts, run.data_digest) == (killed.id, 2, killed.data_digest)
     assert len(run.metrics["epochs"]) == 6, "it keeps what it was asked, whatever the settings say by now"
     assert outcome.state == run.state
@@ -411,55 +413,55 @@ def test_a_retraining_that_is_killed_while_it_trains_is_gone_on_with_to_the_same
         ({"retrain_min_positives": 1000}, "fewer than 1000 training films with Mass"),
     ],
 )
-def test_too_little_to_learn_is_an_outcome_with_its_reason(house, changed, words):
-    outcome = retrain(with_settings(house, **changed))
+def test_too_little_to_learn_is_an_outcome_with_its_reason(context, changed, words):
+    outcome = retrain(with_settings(context, **changed))
     assert outcome.state == "ended"
     assert words in outcome.reason
-    assert the_run(house).reason == outcome.reason
+    assert the_run(context).reason == outcome.reason
 
 
 @once
-def test_without_a_confirmed_film_it_says_how_to_confirm_one(house):
-    with session_scope(house.engine) as session:
+def test_without_a_confirmed_film_it_says_how_to_confirm_one(context):
+    with session_scope(context.engine) as session:
         session.execute(text("DELETE FROM review"))
-    assert "nightread review" in retrain(house).reason
+    assert "nightread review" in retrain(context).reason
 
 
 @once
-def test_a_full_disk_ends_the_run_and_says_so(house, monkeypatch):
+def test_a_full_disk_ends_the_run_and_says_so(context, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(retraining, "fit", full)
-    outcome = retrain(house)
+    outcome = retrain(context)
     assert outcome.state == "failed"
     assert "disk of the state folder is full" in outcome.reason
-    assert not (house.settings.state_folder / "retraining" / "run-1" / "site").exists()
+    assert not (context.settings.state_folder / "retraining" / "run-1" / "site").exists()
 
 
 @once
-def test_a_challenger_that_says_no_numbers_has_failed_and_is_not_judged(house, monkeypatch):
+def test_a_challenger_that_says_no_numbers_has_failed_and_is_not_judged(context, monkeypatch):
     def nonsense(checkpoint, prepared, **_: object):
         return np.full((len(prepared.manifest), len(FINDINGS)), np.nan, dtype=np.float32)
 
     monkeypatch.setattr(judging, "ask", nonsense)
-    outcome = retrain(house)
+    outcome = retrain(context)
     assert outcome.state == "failed"
     assert "no numbers" in outcome.reason
 
 
 @once
-def test_a_stop_lets_the_lock_go_at_once(house, monkeypatch):
+def test_a_stop_lets_the_lock_go_at_once(context, monkeypatch):
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(retraining, "fit", stop)
-    for _ in range(house.settings.max_attempts + 1):  # which are deaths, and this is none
+    for _ in range(context.settings.max_attempts + 1):  # which are deaths, and this is none
         with pytest.raises(KeyboardInterrupt):
-            retrain(house)
+            retrain(context)
     monkeypatch.undo()
-    assert retrain(house).run_id == 1
-    assert the_run(house).attempts == 1
+    assert retrain(context).run_id == 1
+    assert the_run(context).attempts == 1
 
 
 # ----------------------------------------------------------------------------------------------------- the promotion
@@ -488,104 +490,104 @@ def pass_the_gate(monkeypatch: pytest.MonkeyPatch, *, meanwhile: Callable[[], ob
 
 
 @once
-def test_a_promotion_that_somebody_forestalled_costs_no_verdict(house, challenger, monkeypatch):
-    pass_the_gate(monkeypatch, meanwhile=lambda: promoted(house, challenger, override="meanwhile"))
-    outcome = retrain(with_settings(house, retrain_promotes=True))
-    assert outcome.state == the_run(house).state == "passed"
+def test_a_promotion_that_somebody_forestalled_costs_no_verdict(context, challenger, monkeypatch):
+    pass_the_gate(monkeypatch, meanwhile=lambda: promoted(context, challenger, override="meanwhile"))
+    outcome = retrain(with_settings(context, retrain_promotes=True))
+    assert outcome.state == the_run(context).state == "passed"
     assert "not promoted: checkpoint" in outcome.reason
-    assert "was judged beside another champion" in the_run(house).reason
-    with read_scope(house.engine) as session:
-        assert gate.latest(session, the_run(house).checkpoint_id).passed
-    assert house.live().digest == challenger.digest
+    assert "was judged beside another champion" in the_run(context).reason
+    with read_scope(context.engine) as session:
+        assert gate.latest(session, the_run(context).checkpoint_id).passed
+    assert context.live().digest == challenger.digest
 
 
 @once
-def test_a_passed_challenger_goes_live_where_the_site_says_so(house, monkeypatch):
+def test_a_passed_challenger_goes_live_where_the_site_says_so(context, monkeypatch):
     pass_the_gate(monkeypatch)
-    outcome = retrain(with_settings(house, retrain_promotes=True))
+    outcome = retrain(with_settings(context, retrain_promotes=True))
     assert outcome.reason.endswith("; promoted")
-    assert house.live().checkpoint_id == the_run(house).checkpoint_id
+    assert context.live().checkpoint_id == the_run(context).checkpoint_id
 
 
 @pytest.fixture
-def challenger(house, untrained_checkpoint, tmp_path) -> Checkpoint:
+def challenger(context, untrained_checkpoint, tmp_path) -> Checkpoint:
     old = load_checkpoint(untrained_checkpoint)
     path = tmp_path / "challenger.safetensors"
     save_checkpoint(path, replace(header_of(old), code_commit="other"), state=build(old).state_dict())
-    with session_scope(house.engine) as session:
-        return house.register(session, path)
+    with session_scope(context.engine) as session:
+        return context.register(session, path)
 
 
-def promoted(house: House, challenger: Checkpoint, **how: str) -> bool:
-    with session_scope(house.engine) as session:
-        models.promote(house, session, session.get_one(Checkpoint, challenger.id), reason="a test", **how)
-    return house.live().digest == challenger.digest
+def promoted(context: Context, challenger: Checkpoint, **how: str) -> bool:
+    with session_scope(context.engine) as session:
+        promotion.promote(context, session, session.get_one(Checkpoint, challenger.id), reason="a test", **how)
+    return context.live().digest == challenger.digest
 
 
-def test_promotion_asks_for_a_verdict_a_passed_one_and_one_beside_todays_champion(house, challenger):
-    champion_id = house.live().checkpoint_id
-    with pytest.raises(models.NotPromoted, match="nobody has judged"):
-        promoted(house, challenger)
-    with session_scope(house.engine) as session:
+def test_promotion_asks_for_a_verdict_a_passed_one_and_one_beside_todays_champion(context, challenger):
+    champion_id = context.live().checkpoint_id
+    with pytest.raises(promotion.NotPromoted, match="nobody has judged"):
+        promoted(context, challenger)
+    with session_scope(context.engine) as session:
         judged(session, challenger, passed=False, champion_id=champion_id)
-    with pytest.raises(models.NotPromoted, match="did not pass the gate: finding_auroc Effusion"):
-        promoted(house, challenger)
-    with session_scope(house.engine) as session:
+    with pytest.raises(promotion.NotPromoted, match="did not pass the gate: finding_auroc Effusion"):
+        promoted(context, challenger)
+    with session_scope(context.engine) as session:
         judged(session, challenger, passed=True, champion_id=challenger.id)
-    with pytest.raises(models.NotPromoted, match="beside another champion"):
-        promoted(house, challenger)
-    with session_scope(house.engine) as session:
+    with pytest.raises(promotion.NotPromoted, match="beside another champion"):
+        promoted(context, challenger)
+    with session_scope(context.engine) as session:
         judged(session, challenger, passed=True, champion_id=champion_id)
-    assert promoted(house, challenger)
+    assert promoted(context, challenger)
 
 
-def test_an_override_is_somebodys_word_and_is_kept(house, challenger):
-    assert promoted(house, challenger, override="the gold set is too old")
-    with read_scope(house.engine) as session:
+def test_an_override_is_somebodys_word_and_is_kept(context, challenger):
+    assert promoted(context, challenger, override="the gold set is too old")
+    with read_scope(context.engine) as session:
         row = session.get_one(Checkpoint, challenger.id)
         audits = session.scalars(select(Audit).where(Audit.action == "checkpoint champion")).all()
     assert "against the gate: the gold set is too old" in row.state_reason
     assert any(audit.detail["reason"] == row.state_reason for audit in audits)
 
 
-def test_a_former_champion_that_failed_beside_todays_needs_an_override(house, challenger):
-    first = champion_of(house)
-    assert promoted(house, challenger, override="a test")
-    with session_scope(house.engine) as session:
+def test_a_former_champion_that_failed_beside_todays_needs_an_override(context, challenger):
+    first = champion_of(context)
+    assert promoted(context, challenger, override="a test")
+    with session_scope(context.engine) as session:
         judged(session, first, passed=False, champion_id=challenger.id)
-    with pytest.raises(models.NotPromoted, match="did not pass the gate"):
-        promoted(house, first)
-    with session_scope(house.engine) as session:  # the way back is always open
-        models.rollback(house, session, reason="an emergency")
-    assert house.live().digest == first.digest
+    with pytest.raises(promotion.NotPromoted, match="did not pass the gate"):
+        promoted(context, first)
+    with session_scope(context.engine) as session:  # the way back is always open
+        promotion.rollback(context, session, reason="an emergency")
+    assert context.live().digest == first.digest
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_of_two_promotions_at_once_the_second_sees_the_first(house, challenger, beginner, tmp_path, monkeypatch):
-    before = champion_of(house)
+def test_of_two_promotions_at_once_the_second_sees_the_first(context, challenger, beginner, tmp_path, monkeypatch):
+    before = champion_of(context)
     second = tmp_path / "second.safetensors"
     loaded = load_checkpoint(beginner)
     save_checkpoint(second, replace(header_of(loaded), code_commit="second"), state=build(loaded).state_dict())
-    with session_scope(house.engine) as session:
-        other = house.register(session, second)
+    with session_scope(context.engine) as session:
+        other = context.register(session, second)
         for each in (challenger, other):
             judged(session, each, passed=True, champion_id=before.id)
-    load, begun, go_on = models.load_checkpoint, threading.Event(), threading.Event()
+    load, begun, go_on = promotion.load_checkpoint, threading.Event(), threading.Event()
 
     def slowly(*args: object, **named: object) -> object:
         begun.set()
         assert go_on.wait(60)
         return load(*args, **named)
 
-    monkeypatch.setattr(models, "load_checkpoint", slowly)
+    monkeypatch.setattr(promotion, "load_checkpoint", slowly)
     with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(promoted, house, challenger)
+        one = pool.submit(promoted, context, challenger)
         assert begun.wait(60)  # it has looked at its verdict, and holds the turn
-        two = pool.submit(promoted, house, other)
-        wait_until(lambda: waits_for_a_lock(house))
+        two = pool.submit(promoted, context, other)
+        wait_until(lambda: waits_for_a_lock(context))
         go_on.set()
         assert one.result(60)
-        with pytest.raises(models.NotPromoted, match="beside another champion"):
+        with pytest.raises(promotion.NotPromoted, match="beside another champion"):
             two.result(60)
 
 
@@ -593,8 +595,8 @@ def header_of(checkpoint: LoadedCheckpoint) -> Header:
     return Header(checkpoint.network, preprocessing=checkpoint.preprocessing, thresholds=checkpoint.thresholds)
 
 
-def waits_for_a_lock(house: House) -> bool:
-    with read_scope(house.engine) as session:
+def waits_for_a_lock(context: Context) -> bool:
+    with read_scope(context.engine) as session:
         return bool(session.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")))
 
 
@@ -609,16 +611,16 @@ def test_beat_sends_retraining_to_its_own_queue_when_crontab_says_so(settings):
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_a_message_makes_the_training_worker_retrain(house, redis_url, tmp_path):
-    queued = with_settings(house, broker_url=redis_url)
+def test_a_message_makes_the_training_worker_retrain(context, redis_url, tmp_path):
+    queued = with_settings(context, broker_url=redis_url)
     log = tmp_path / "worker.log"
     with running(queued, "worker", log, "--queue", "training"):
         ask_for_retraining(make_app(queued.settings), "schedule")
-        wait_until(lambda: bool(_runs(house)) and the_run(house).state != "running", seconds=270, log=log)
-    assert the_run(house).cause == "schedule"
-    assert the_run(house).state in ("passed", "refused"), log.read_text()
+        wait_until(lambda: bool(_runs(context)) and the_run(context).state != "running", seconds=270, log=log)
+    assert the_run(context).cause == "schedule"
+    assert the_run(context).state in ("passed", "refused"), log.read_text()
 
 
-def _runs(house: House) -> list[TrainingRun]:
-    with read_scope(house.engine) as session:
+def _runs(context: Context) -> list[TrainingRun]:
+    with read_scope(context.engine) as session:
         return list(training_runs.everything(session))

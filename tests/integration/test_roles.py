@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from crew import wait_until
-from servers import PostgresServer
 from sqlalchemy import Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from db import roles, schema
 from db.session import make_engine
+from tests.support.crew import wait_until
+from tests.support.servers import PostgresServer
 
 PASSWORDS = {role: f"canary'{role}\"; %" for role in roles.ROLES}
 

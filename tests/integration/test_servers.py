@@ -10,8 +10,9 @@ import psutil
 import psycopg
 import pytest
 import redis
-from servers import PostgresServer, RedisServer, ServerStartError, free_port, package_folder
 from sqlalchemy import create_engine, text
+
+from tests.support.servers import PostgresServer, RedisServer, ServerStartError, free_port, package_folder
 
 
 def rows(url: str, statement: str) -> list[tuple[object, ...]]:
@@ -98,8 +99,11 @@ def test_closed_server_leaves_neither_folder_nor_process() -> None:
 
 
 def test_server_ends_with_the_process_that_started_it() -> None:
-    script = "from servers import RedisServer; s = RedisServer(); s.start(); print(s.home, flush=True); input()"
-    here = str(Path(__file__).parents[1])
+    script = (
+        "from tests.support.servers import RedisServer; "
+        "s = RedisServer(); s.start(); print(s.home, flush=True); input()"
+    )
+    here = str(Path(__file__).parents[2])
     with subprocess.Popen(
         [sys.executable, "-c", script],
         stdin=subprocess.PIPE,

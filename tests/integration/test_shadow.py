@@ -7,35 +7,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from crew import books, enqueue, running, wait_until
-from dicom_files import make_film, texture
 from sqlalchemy import select, text
 from typer.testing import CliRunner
-from untrained import save_untrained
 
 from db import registry, schema
 from db.models import FINDING_COLUMNS, Checkpoint, FilmScore, ShadowPriority, StudyPriority
 from db.session import make_engine, read_scope, session_scope
+from tests.support.crew import enqueue, running, totals, wait_until
+from tests.support.dicom_files import make_film, texture
+from tests.support.untrained import save_untrained
 from training.checkpoint import CheckpointError
-from worker import cli, models, tasks
-from worker.house import House, file_digest
-from worker.intake import receive
-from worker.metrics import WorkMetrics
-from worker.scoring import open_scorer, score_waiting
-from worker.shadow import NoShadow, Seen, Shadow, enter, has_changed, leave, open_shadow
-from worker.tasks import Service
+from worker.checkpoints import promotion
+from worker.cli import main as cli
+from worker.context import Context, file_digest
+from worker.intake.receive import receive
+from worker.monitoring.prometheus import WorkMetrics
+from worker.queue import tasks
+from worker.queue.tasks import Service
+from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.shadow import NoShadow, Seen, Shadow, enter, has_changed, leave, open_shadow
 
 
-def put_into_shadow(house: House, path: Path) -> Checkpoint:
-    champion = house.live()
-    with session_scope(house.engine) as session:
-        row = house.register(session, path)
-        enter(house, session, row, champion=champion, reason="a test")
+def put_into_shadow(context: Context, path: Path) -> Checkpoint:
+    champion = context.live()
+    with session_scope(context.engine) as session:
+        row = context.register(session, path)
+        enter(context, session, row, champion=champion, reason="a test")
         return row
 
 
-def end_shadow(house: House) -> None:
-    with session_scope(house.engine) as session:
+def end_shadow(context: Context) -> None:
+    with session_scope(context.engine) as session:
         leave(session, reason="a test")
 
 
@@ -46,21 +48,21 @@ def films(folder: Path, count: int = 3) -> Path:
     return folder
 
 
-def score(house: House, folder: Path, metrics: WorkMetrics | None = None):
-    receive(house, [folder])
-    with open_scorer(house, metrics=metrics) as scorer:
+def score(context: Context, folder: Path, metrics: WorkMetrics | None = None):
+    receive(context, [folder])
+    with open_scorer(context, metrics=metrics) as scorer:
         return score_waiting(scorer, kind="score")
 
 
-def scores(house: House, checkpoint_id: int) -> list[tuple]:
+def scores(context: Context, checkpoint_id: int) -> list[tuple]:
     columns = [getattr(FilmScore, name) for name in FINDING_COLUMNS]
-    with read_scope(house.engine) as session:
+    with read_scope(context.engine) as session:
         rows = select(FilmScore.instance_id, *columns).where(FilmScore.checkpoint_id == checkpoint_id)
         return [tuple(row) for row in session.execute(rows.order_by(FilmScore.instance_id))]
 
 
-def shadow_places(house: House) -> dict[int, ShadowPriority]:
-    with read_scope(house.engine) as session:
+def shadow_places(context: Context) -> dict[int, ShadowPriority]:
+    with read_scope(context.engine) as session:
         return {row.study_id: row for row in session.scalars(select(ShadowPriority))}
 
 
@@ -68,37 +70,37 @@ def failures(metrics: WorkMetrics, reason: str) -> float:
     return metrics.registry.get_sample_value("nightread_shadow_failures_total", {"reason": reason}) or 0
 
 
-def test_the_shadow_sees_what_the_champion_sees_and_only_the_champion_ranks(house, other, tmp_path):
+def test_the_shadow_sees_what_the_champion_sees_and_only_the_champion_ranks(context, other, tmp_path):
     folder = films(tmp_path / "films", 5)
     pair = make_film(folder / "pair-1.dcm", pixels=texture(seed=8), bits=12)
     make_film(folder / "pair-2.dcm", StudyInstanceUID=pair.StudyInstanceUID, PixelData=b"\0\0")
     make_film(folder / "broken.dcm", PixelData=b"\0\0")
-    alone = House(house.settings.model_copy(update={"database_url": f"sqlite:///{tmp_path / 'alone.db'}",
+    alone = Context(context.settings.model_copy(update={"database_url": f"sqlite:///{tmp_path / 'alone.db'}",
                                                     "checkpoint": other}))  # fmt: skip
     score(alone, folder)
-    row, champion = put_into_shadow(house, other), house.live()
-    score(house, folder)
-    with read_scope(house.engine) as session:
+    row, champion = put_into_shadow(context, other), context.live()
+    score(context, folder)
+    with read_scope(context.engine) as session:
         places = {place.study_id: place for place in session.scalars(select(StudyPriority))}
         ranks = session.execute(text("SELECT count(*), max(shadow_rank) FROM shadow_ranks")).one()
-    seen = shadow_places(house)
+    seen = shadow_places(context)
     assert {place.checkpoint_id for place in places.values()} == {champion.checkpoint_id, None}
-    assert len(scores(house, champion.checkpoint_id)) == len(seen) == 6
+    assert len(scores(context, champion.checkpoint_id)) == len(seen) == 6
     approximately = [pytest.approx(values, abs=1e-6) for values in scores(alone, alone.live().checkpoint_id)]
-    assert scores(house, row.id) == approximately
-    assert scores(house, row.id) != scores(house, champion.checkpoint_id)
+    assert scores(context, row.id) == approximately
+    assert scores(context, row.id) != scores(context, champion.checkpoint_id)
     assert sorted(str(place.flag) for place in seen.values()) == ["None"] * 5 + ["partly_scored"]
     assert all(places[i].flag == place.flag for i, place in seen.items())
     assert tuple(ranks) == (6, 6)
 
 
-def test_a_shadow_file_that_is_damaged_costs_no_study(house, other, tmp_path):
-    row, metrics = put_into_shadow(house, other), WorkMetrics()
-    kept = house.file_of(row)
+def test_a_shadow_file_that_is_damaged_costs_no_study(context, other, tmp_path):
+    row, metrics = put_into_shadow(context, other), WorkMetrics()
+    kept = context.file_of(row)
     kept.write_bytes(kept.read_bytes()[:999])
-    tally = score(house, films(tmp_path / "films"), metrics)
+    tally = score(context, films(tmp_path / "films"), metrics)
     assert (tally.scored, tally.quarantined) == (3, 0)
-    assert shadow_places(house) == {}
+    assert shadow_places(context) == {}
     assert failures(metrics, "shadow_not_loaded") == 1
 
 
@@ -109,10 +111,10 @@ def test_a_film_that_fails_for_want_of_memory_is_tried_again_without_the_shadow(
     with open_scorer(embedded, metrics=metrics) as scorer:
         whole = scorer.classifier.predict
 
-        def predict(squares):
+        def predict(inputs):
             if scorer.shadow.classifier is not None:
                 raise RuntimeError("not enough memory")
-            return whole(squares)
+            return whole(inputs)
 
         scorer.classifier.predict = predict
         tally = score_waiting(scorer, kind="score")
@@ -130,10 +132,10 @@ class Fake:
     def __init__(self, answer: object) -> None:
         self.answer = answer
 
-    def predict(self, squares: np.ndarray) -> np.ndarray:
+    def predict(self, inputs: np.ndarray) -> np.ndarray:
         if isinstance(self.answer, BaseException):
             raise self.answer
-        return np.full((len(squares), 11), self.answer, dtype=np.float32)
+        return np.full((len(inputs), 11), self.answer, dtype=np.float32)
 
 
 def looking(answer: object, *, patience_seconds: float = 60) -> tuple[Shadow, WorkMetrics]:
@@ -160,59 +162,59 @@ def test_a_shadow_that_takes_a_quarter_of_a_lease_is_left_out_from_then_on():
     assert failures(metrics, "shadow_too_slow") == 1
 
 
-def test_what_the_shadow_cannot_record_is_left_out(house, other, tmp_path):
-    receive(house, [films(tmp_path / "films", 1)])
-    put_into_shadow(house, other)
+def test_what_the_shadow_cannot_record_is_left_out(context, other, tmp_path):
+    receive(context, [films(tmp_path / "films", 1)])
+    put_into_shadow(context, other)
     metrics = WorkMetrics()
-    at_work = open_shadow(house, house.live(), Fake(0.5), metrics=metrics)
-    at_work.record(house.engine, [Seen(1, {99: (0.5,) * 11}, complete=True, blind=False)], run_id=None)
-    assert shadow_places(house) == {}
+    at_work = open_shadow(context, context.live(), Fake(0.5), metrics=metrics)
+    at_work.record(context.engine, [Seen(1, {99: (0.5,) * 11}, complete=True, blind=False)], run_id=None)
+    assert shadow_places(context) == {}
     assert failures(metrics, "shadow_not_recorded") == 1
-    at_work.record(house.engine, [Seen(1, {1: (0.5,) * 11}, complete=True, blind=False)], run_id=None)
-    assert list(shadow_places(house)) == [1]
+    at_work.record(context.engine, [Seen(1, {1: (0.5,) * 11}, complete=True, blind=False)], run_id=None)
+    assert list(shadow_places(context)) == [1]
 
 
 # ---------------------------------------------------------------------------------------------------- into it, and out
 
 
-def test_only_a_challenger_goes_into_shadow_and_one_at_a_time(house, other, tmp_path):
-    first = put_into_shadow(house, other)
-    second = put_into_shadow(house, save_untrained(tmp_path / "third.safetensors", seed=2))
-    with read_scope(house.engine) as session:
+def test_only_a_challenger_goes_into_shadow_and_one_at_a_time(context, other, tmp_path):
+    first = put_into_shadow(context, other)
+    second = put_into_shadow(context, save_untrained(tmp_path / "third.safetensors", seed=2))
+    with read_scope(context.engine) as session:
         assert registry.shadow(session).id == second.id
         assert session.get_one(Checkpoint, first.id).state == "challenger"
         champion = registry.champion(session)
-    live = house.live()
-    with pytest.raises(NoShadow, match="is champion"), session_scope(house.engine) as session:
-        enter(house, session, champion, champion=live, reason="a test")
-    end_shadow(house)
+    live = context.live()
+    with pytest.raises(NoShadow, match="is champion"), session_scope(context.engine) as session:
+        enter(context, session, champion, champion=live, reason="a test")
+    end_shadow(context)
     with pytest.raises(NoShadow, match="no checkpoint"):
-        end_shadow(house)
+        end_shadow(context)
 
 
-def test_a_checkpoint_that_reads_other_squares_is_refused_with_both_sizes(house, tmp_path):
+def test_a_checkpoint_that_reads_other_squares_is_refused_with_both_sizes(context, tmp_path):
     with pytest.raises(NoShadow, match=r"squash, 96 pixels.*squash, 64 pixels"):
-        put_into_shadow(house, save_untrained(tmp_path / "large.safetensors", size=96))
+        put_into_shadow(context, save_untrained(tmp_path / "large.safetensors", size=96))
 
 
-def test_a_damaged_file_does_not_go_into_shadow(house, other):
-    with session_scope(house.engine) as session:
-        row = house.register(session, other)
-    kept = house.file_of(row)
+def test_a_damaged_file_does_not_go_into_shadow(context, other):
+    with session_scope(context.engine) as session:
+        row = context.register(session, other)
+    kept = context.file_of(row)
     kept.write_bytes(kept.read_bytes() + b"x")
     with pytest.raises(CheckpointError):
-        put_into_shadow(house, other)
-    with read_scope(house.engine) as session:
+        put_into_shadow(context, other)
+    with read_scope(context.engine) as session:
         assert registry.shadow(session) is None
 
 
-def test_a_shadow_beside_a_champion_with_other_squares_is_left_out(house, other, tmp_path):
-    put_into_shadow(house, other)
-    with session_scope(house.engine) as session:
-        large = house.register(session, save_untrained(tmp_path / "large.safetensors", size=96))
-        models.promote(house, session, large, reason="a test", override="a test")
+def test_a_shadow_beside_a_champion_with_other_squares_is_left_out(context, other, tmp_path):
+    put_into_shadow(context, other)
+    with session_scope(context.engine) as session:
+        large = context.register(session, save_untrained(tmp_path / "large.safetensors", size=96))
+        promotion.promote(context, session, large, reason="a test", override="a test")
     metrics = WorkMetrics()
-    assert open_shadow(house, house.live(), Fake(0.5), metrics=metrics).classifier is None
+    assert open_shadow(context, context.live(), Fake(0.5), metrics=metrics).classifier is None
     assert failures(metrics, "shadow_not_loaded") == 1
 
 
@@ -234,68 +236,70 @@ def test_a_shadow_that_could_not_be_loaded_is_tried_again_after_a_minute(embedde
 # ------------------------------------------------------------------------------------------------------------- workers
 
 
-def test_a_worker_takes_up_a_new_shadow_and_lets_go_of_an_ended_one_without_reopening(house, other, tmp_path):
-    service, studies = Service(house, metrics=WorkMetrics()), []
+def test_a_worker_takes_up_a_new_shadow_and_lets_go_of_an_ended_one_without_reopening(context, other, tmp_path):
+    service, studies = Service(context, metrics=WorkMetrics()), []
     reader = service.scorer().reader
     try:
-        for i, change in enumerate((lambda: None, lambda: put_into_shadow(house, other), lambda: end_shadow(house))):
+        for i, change in enumerate(
+            (lambda: None, lambda: put_into_shadow(context, other), lambda: end_shadow(context))
+        ):
             change()
             folder = tmp_path / str(i)
             folder.mkdir()
             make_film(folder / "a.dcm", pixels=texture(seed=i), bits=12)
-            studies += receive(house, [folder]).studies
+            studies += receive(context, [folder]).studies
             service.score(studies[-1])
         assert service.scorer().reader is reader
     finally:
         service.close()
-    assert list(shadow_places(house)) == [studies[1]]
+    assert list(shadow_places(context)) == [studies[1]]
 
 
-def test_a_shadow_that_ends_in_the_middle_of_a_night_leaves_whole_studies_only(house, other, tmp_path, monkeypatch):
+def test_a_shadow_that_ends_in_the_middle_of_a_night_leaves_whole_studies_only(context, other, tmp_path, monkeypatch):
     folder = films(tmp_path / "films", 10)
     for i in range(3):
         pair = make_film(folder / f"pair-{i}.dcm", pixels=texture(seed=20 + i), bits=12)
         make_film(
             folder / f"pair-{i}b.dcm", StudyInstanceUID=pair.StudyInstanceUID, pixels=texture(seed=30 + i), bits=12
         )
-    row = put_into_shadow(house, other)
+    row = put_into_shadow(context, other)
     monkeypatch.setattr(tasks, "LOOK_FOR_CHAMPION_SECONDS", 0.0)
-    service, settled = Service(house, metrics=WorkMetrics()), WorkMetrics.settled
-    first = receive(house, [folder]).studies
+    service, settled = Service(context, metrics=WorkMetrics()), WorkMetrics.settled
+    first = receive(context, [folder]).studies
 
     def settled_and_ended(self, *args, **kwargs):
         settled(self, *args, **kwargs)
-        with read_scope(house.engine) as session:
+        with read_scope(context.engine) as session:
             ended = registry.shadow(session) is None
         if not ended:
-            end_shadow(house)
+            end_shadow(context)
 
     monkeypatch.setattr(WorkMetrics, "settled", settled_and_ended)
     try:
         service.score(min(first))
     finally:
         service.close()
-    assert (books(house).scored, books(house).balance) == (13, True)
-    seen = shadow_places(house)
+    assert (totals(context).scored, totals(context).balance) == (13, True)
+    seen = shadow_places(context)
     assert 0 < len(seen) < 13
-    with read_scope(house.engine) as session:
+    with read_scope(context.engine) as session:
         by_study = "SELECT count(*) FROM instance WHERE study_id IN (SELECT study_id FROM shadow_priority)"
-        assert len(scores(house, row.id)) == session.execute(text(by_study)).scalar()
+        assert len(scores(context, row.id)) == session.execute(text(by_study)).scalar()
 
 
 def test_two_workers_write_a_shadow_row_for_every_study(settings, postgres_url, redis_url, other, tmp_path):
     schema.upgrade(make_engine(postgres_url))
     urls = {"database_url": postgres_url, "broker_url": redis_url}
-    House(settings.model_copy(update=urls)).live()
-    house = House(settings.model_copy(update={**urls, "checkpoint": None}))
-    row = put_into_shadow(house, other)
+    Context(settings.model_copy(update=urls)).live()
+    context = Context(settings.model_copy(update={**urls, "checkpoint": None}))
+    row = put_into_shadow(context, other)
     log = tmp_path / "worker.log"
-    with running(house, "worker", log), running(house, "worker", log):
+    with running(context, "worker", log), running(context, "worker", log):
         wait_until(lambda: log.read_text().count("shadow_loaded") == 2, log=log)
-        enqueue(house, films(tmp_path / "films", 24))
-        wait_until(lambda: books(house).scored == 24, log=log)
-        wait_until(lambda: len(shadow_places(house)) == 24, log=log)
-    assert len(scores(house, row.id)) == len(scores(house, house.live().checkpoint_id)) == 24
+        enqueue(context, films(tmp_path / "films", 24))
+        wait_until(lambda: totals(context).scored == 24, log=log)
+        wait_until(lambda: len(shadow_places(context)) == 24, log=log)
+    assert len(scores(context, row.id)) == len(scores(context, context.live().checkpoint_id)) == 24
 
 
 # ------------------------------------------------------------------------------------------------------------- commands
@@ -305,7 +309,7 @@ def test_the_commands_put_into_shadow_compare_and_end_it(settings, other, tmp_pa
     for name in ("database_url", "state_folder", "decoders", "batch_size"):
         monkeypatch.setenv(f"NIGHTREAD_{name.upper()}", str(getattr(settings, name)))
     monkeypatch.setenv("COLUMNS", "200")
-    House(settings).live()
+    Context(settings).live()
 
     def nightread(*arguments: str, code: int = 0) -> str:
         result = CliRunner().invoke(cli.app, list(arguments))

@@ -28,7 +28,7 @@ from db.models import (
 )
 from db.session import session_scope
 from training.findings import FINDINGS
-from worker.priority import BLIND, DEFAULT_POLICY, NOT_SCORED, contributions, standing
+from worker.ranking.priority import BLIND, DEFAULT_POLICY, NOT_SCORED, contributions, standing
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sql.md").read_text(encoding="utf-8")
 QUESTIONS = {

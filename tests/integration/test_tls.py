@@ -7,19 +7,19 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from crew import books, enqueue, running, wait_until
-from dicom_files import make_film, texture
 from kombu import pools
 from kombu.exceptions import OperationalError as BrokerAway
-from servers import PostgresServer, RedisServer
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError as DatabaseAway
-from tls_front import NAMED, UNNAMED, tls_front
 
 from db import schema
 from db.session import make_engine
-from worker.app import make_app, ring
-from worker.house import House
+from tests.support.crew import enqueue, running, totals, wait_until
+from tests.support.dicom_files import make_film, texture
+from tests.support.servers import PostgresServer, RedisServer
+from tests.support.tls_front import NAMED, UNNAMED, tls_front
+from worker.context import Context
+from worker.queue.app import make_app, notify
 from worker.settings import Settings
 
 MAKE_SECRETS = Path(__file__).parents[2] / "docker" / "make-secrets"
@@ -77,19 +77,19 @@ def no_connection_kept() -> Iterator[None]:
 
 
 def test_redis_is_reached_with_the_right_authority_and_name(site: Site) -> None:
-    ring(make_app(site.settings()), [7])
+    notify(make_app(site.settings()), [7])
 
 
 def test_redis_is_refused_with_a_certificate_of_another_authority(site: Site) -> None:
     with pytest.raises(BrokerAway, match="CERTIFICATE_VERIFY_FAILED"):
-        ring(make_app(site.settings(authority=site.theirs)), [7])
+        notify(make_app(site.settings(authority=site.theirs)), [7])
 
 
 def test_redis_is_refused_under_another_name_even_where_the_url_says_not_to_verify(site: Site) -> None:
     settings = site.settings(host=UNNAMED)
     lenient = settings.model_copy(update={"broker_url": f"{settings.broker_url}&ssl_cert_reqs=none"})
     with pytest.raises(BrokerAway, match="IP address mismatch"):
-        ring(make_app(lenient), [7])
+        notify(make_app(lenient), [7])
 
 
 def connected(settings: Settings) -> bool:
@@ -119,10 +119,10 @@ def test_postgres_is_refused_under_a_name_that_its_certificate_does_not_have(sit
 
 def test_a_night_passes_over_tls(site: Site, settings: Settings, tmp_path: Path) -> None:
     over_tls = site.settings().model_dump(include={"broker_url", "broker_ca_file", "database_url"})
-    house, log = House(settings.model_copy(update=over_tls)), tmp_path / "worker.log"
-    schema.upgrade(make_engine(house.settings.database_url))
+    context, log = Context(settings.model_copy(update=over_tls)), tmp_path / "worker.log"
+    schema.upgrade(make_engine(context.settings.database_url))
     (tmp_path / "films").mkdir()
     make_film(tmp_path / "films" / "a.dcm", pixels=texture(), bits=12)
-    enqueue(house, tmp_path / "films")
-    with running(house, "worker", log):
-        wait_until(lambda: books(house).scored == 1, log=log)
+    enqueue(context, tmp_path / "films")
+    with running(context, "worker", log):
+        wait_until(lambda: totals(context).scored == 1, log=log)

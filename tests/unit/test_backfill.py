@@ -4,22 +4,22 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from dicom_files import make_film, texture
 from kombu.exceptions import OperationalError as BrokerAway
 
-from worker import backfill as module
-from worker.backfill import BackfillError, backfill, studies_per_minute_of, window_of
-from worker.house import House
+from tests.support.dicom_files import make_film, texture
+from worker.context import Context
+from worker.queue import backfill as module
+from worker.queue.backfill import BackfillError, backfill, studies_per_minute_of, window_of
 from worker.settings import Settings
 
 APP = None  # no message is sent here
 
 
 @pytest.fixture
-def house(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> House:
-    monkeypatch.setattr(module, "ring_for_waiting", lambda _house, _app, limit: limit)
+def context(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Context:
+    monkeypatch.setattr(module, "notify_waiting", lambda _context, _app, limit: limit)
     monkeypatch.setattr(module, "PORTION_FILES", 2)
-    return House(settings)
+    return Context(settings)
 
 
 def at(clock: str) -> datetime:
@@ -61,33 +61,35 @@ def test_a_rate_that_is_none_is_refused(text):
         studies_per_minute_of(text)
 
 
-def test_new_studies_cost_their_share_of_the_rate_and_known_ones_nothing(house: House, tmp_path: Path):
+def test_new_studies_cost_their_share_of_the_rate_and_known_ones_nothing(context: Context, tmp_path: Path):
     for i in range(4):
         make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12)
     pauses: list[float] = []
-    done = backfill(house, APP, [tmp_path], studies_per_minute=1, sleep=pauses.append)
-    assert (len(done.received.studies), done.rung) == (4, 4)
+    done = backfill(context, APP, [tmp_path], studies_per_minute=1, sleep=pauses.append)
+    assert (len(done.received.studies), done.notified) == (4, 4)
     assert pauses == pytest.approx([120, 120], abs=30)
     pauses.clear()
-    done = backfill(house, APP, [tmp_path], studies_per_minute=1, sleep=pauses.append)
+    done = backfill(context, APP, [tmp_path], studies_per_minute=1, sleep=pauses.append)
     assert (done.received.known, pauses) == (4, [0, 0])
 
 
-def test_a_closed_window_is_waited_for_before_each_portion(house: House, tmp_path: Path):
+def test_a_closed_window_is_waited_for_before_each_portion(context: Context, tmp_path: Path):
     for i in range(4):
         make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12)
     clocks = iter([at("21:59"), at("22:30")])
     pauses: list[float] = []
-    backfill(house, APP, [tmp_path], window=window_of("22:00-06:00"), sleep=pauses.append, now=lambda: next(clocks))
+    backfill(context, APP, [tmp_path], window=window_of("22:00-06:00"), sleep=pauses.append, now=lambda: next(clocks))
     assert pauses == [60]
 
 
-def test_a_broker_that_is_away_does_not_keep_studies_from_being_registered(house: House, tmp_path: Path, monkeypatch):
+def test_a_broker_that_is_away_does_not_keep_studies_from_being_registered(
+    context: Context, tmp_path: Path, monkeypatch
+):
     def away(*_args, limit):
         raise BrokerAway
 
-    monkeypatch.setattr(module, "ring_for_waiting", away)
+    monkeypatch.setattr(module, "notify_waiting", away)
     for i in range(3):
         make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12)
-    done = backfill(house, APP, [tmp_path])
-    assert (len(done.received.studies), done.rung, done.broker_away) == (3, 0, True)
+    done = backfill(context, APP, [tmp_path])
+    assert (len(done.received.studies), done.notified, done.broker_away) == (3, 0, True)

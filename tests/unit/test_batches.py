@@ -9,43 +9,43 @@ from typing import Any, cast
 import numpy as np
 
 from db.ledger import ClaimedFilm, ClaimedStudy
-from worker.metrics import WorkMetrics
-from worker.reading import Reading, Square
-from worker.scoring import Hand, Scorer, StudyInHand
+from worker.monitoring.prometheus import WorkMetrics
+from worker.scoring.decoding import NetworkInput, PendingFilm
+from worker.scoring.pipeline import InFlight, Scorer, StudyInFlight
 
 PATIENCE_SECONDS = 2.0
-SQUARE = Square(np.zeros((8, 8), np.uint8), "digest")
+SQUARE = NetworkInput(np.zeros((8, 8), np.uint8), "digest")
 
 
-def hand_with_films_that_come_after(seconds: Sequence[float | None], *, stop: bool = False) -> Hand:
-    """A hand whose films are ready that long from now; None: never."""
+def in_flight_with_films_that_come_after(seconds: Sequence[float | None], *, stop: bool = False) -> InFlight:
+    """Films in flight that are ready that long from now; None: never."""
     settings = SimpleNamespace(straggler_seconds=PATIENCE_SECONDS, lease_minutes=60)
     scorer = SimpleNamespace(
         classifier=SimpleNamespace(batch_size=4),
-        house=SimpleNamespace(settings=settings),
+        context=SimpleNamespace(settings=settings),
         metrics=WorkMetrics(),
         should_stop=lambda: stop,
     )
-    hand = Hand(cast(Scorer, scorer))
+    in_flight = InFlight(cast(Scorer, scorer))
     for number, delay in enumerate(seconds):
         future: Future[Any] = Future()
         film = ClaimedFilm(number, f"2.25.{number}", "/film", "PA")
-        hand.studies[number] = StudyInHand(ClaimedStudy(number, f"2.25.9{number}", 1, 1, False, (film,)))
-        hand._reading[number] = (number, Reading(lambda future=future: future))
+        in_flight.studies[number] = StudyInFlight(ClaimedStudy(number, f"2.25.9{number}", 1, 1, False, (film,)))
+        in_flight._reading[number] = (number, PendingFilm(lambda future=future: future))
         if delay is not None:
             threading.Timer(delay, future.set_result, [SQUARE]).start()
-    return hand
+    return in_flight
 
 
 def test_films_that_come_slowly_one_after_the_other_fill_a_batch() -> None:
     slow = [0.8 * number for number in range(1, 6)]  # the fourth comes long after the patience for the first
-    hand = hand_with_films_that_come_after(slow)
-    assert len(hand.next_batch()) == 4
+    in_flight = in_flight_with_films_that_come_after(slow)
+    assert len(in_flight.next_batch()) == 4
 
 
 def test_a_straggler_holds_up_nobody_longer_than_the_patience() -> None:
-    assert len(hand_with_films_that_come_after([0, 0.1, None, None]).next_batch()) == 2
+    assert len(in_flight_with_films_that_come_after([0, 0.1, None, None]).next_batch()) == 2
 
 
 def test_a_worker_that_must_stop_waits_for_no_film() -> None:
-    assert hand_with_films_that_come_after([None], stop=True).next_batch() == []
+    assert in_flight_with_films_that_come_after([None], stop=True).next_batch() == []

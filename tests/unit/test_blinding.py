@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.findings import FINDINGS
-from worker.blinding import Blinding
-from worker.placing import placed
-from worker.priority import BLIND, DEFAULT_POLICY, Standing, reading_key
+from worker.ranking.blinding import Blinding
+from worker.ranking.placement import placed
+from worker.ranking.priority import BLIND, DEFAULT_POLICY, Standing, reading_key
 
 SECRET, OTHER = "ab" * 32, "cd" * 32
 UIDS = [f"1.2.3.{number}" for number in range(4000)]

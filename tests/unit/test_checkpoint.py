@@ -27,8 +27,8 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.findings import FINDINGS
+from training.imaging.preprocessing import Preprocessing
 from training.networks import make_network
-from training.preprocessing import Preprocessing
 
 HEADER = Header(
     network="mobilenet",

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from dicom_files import make_film, texture
 from pydicom.uid import generate_uid
 from typer.testing import CliRunner, Result
 
-from worker import cli
+from tests.support.dicom_files import make_film, texture
+from worker.cli import main as cli
 from worker.settings import Settings
 
 # DESIGN's contract, and what later pieces added.
@@ -75,10 +75,10 @@ def test_score_of_a_good_film_ends_with_0(tmp_path):
 
 def test_status_as_json_holds_the_sums(folder):
     nightread("score", folder)
-    books = json.loads(nightread("status", "--json").stdout)
-    counts = [books[name] for name in ("received", "scored", "skipped", "quarantined", "waiting")]
+    totals = json.loads(nightread("status", "--json").stdout)
+    counts = [totals[name] for name in ("received", "scored", "skipped", "quarantined", "waiting")]
     assert counts == [3, 1, 1, 1, 0]
-    assert books["balance"] is True
+    assert totals["balance"] is True
 
 
 def test_status_lists_the_files_that_became_no_instance(folder):

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from db.shadow import Listed
-from worker.comparison import Pair, compare
-from worker.priority import Standing
+from worker.checkpoints.comparison import Pair, compare
+from worker.ranking.priority import Standing
 
 NOW = datetime(2026, 11, 26, 7, tzinfo=UTC)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worker.contact_sheet import CARD_WIDTH, CATEGORY_COLOURS, Card, contact_sheet, save_contact_sheet
+from worker.demo.contact_sheet import CARD_WIDTH, CATEGORY_COLOURS, Card, contact_sheet, save_contact_sheet
 
 
 def card(rank: int = 1, **changes: object) -> Card:

@@ -8,9 +8,9 @@ import pytest
 from training.calibration import reference
 from training.checkpoint import load_checkpoint
 from training.crossfit import ask, calibrated_out_of_fold, centred, cross_fit, deal
+from training.imaging.preprocessing import Preprocessing
 from training.manifest import UNKNOWN
 from training.prepared import Prepared
-from training.preprocessing import Preprocessing
 from training.settings import Settings
 
 SETTINGS = Settings(

@@ -6,7 +6,6 @@ import data_store
 import imagecodecs
 import numpy as np
 import pytest
-from dicom_files import ENCODERS, LOSSLESS_SYNTAXES, LOSSY_SYNTAXES, make_film, texture
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
@@ -25,8 +24,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from training.decoders import DECODERS, decode
-from training.dicom import DEFAULT_LIMITS, PixelHeader, UnusablePixels, open_dataset
+from tests.support.dicom_files import ENCODERS, LOSSLESS_SYNTAXES, LOSSY_SYNTAXES, make_film, texture
+from training.imaging.decoders import DECODERS, decode
+from training.imaging.dicom import DEFAULT_LIMITS, PixelHeader, UnusablePixels, open_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

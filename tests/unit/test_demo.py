@@ -11,9 +11,13 @@ from PIL import Image
 from rich.console import Console
 
 from training.findings import FINDINGS, column
-from training.pixels import PixelLimits
-from worker import demo, phantom_film, phantoms
-from worker.demo import (
+from training.imaging.pixels import PixelLimits
+from worker.demo import film, night
+from worker.demo import run as demo
+from worker.demo.canvas import Map
+from worker.demo.film import Film
+from worker.demo.night import Written
+from worker.demo.run import (
     SQL_TO_ASK,
     Morning,
     films_by_study,
@@ -23,9 +27,6 @@ from worker.demo import (
     surprises,
     thumbnail,
 )
-from worker.phantom_film import Film
-from worker.phantom_sheet import Map
-from worker.phantoms import Written
 from worker.settings import Settings
 
 SHOWN = (1, 12, 13, 17, 22, 24, 28)  # a normal film, PA and lateral, STAT, lateral, hand, cut short, half cut short
@@ -38,8 +39,8 @@ def short_night(monkeypatch: pytest.MonkeyPatch) -> None:
     def grey(film: Film, *, rng: np.random.Generator) -> Map:
         return rng.random((64, 48), dtype=np.float32)
 
-    studies = tuple(study for study in phantoms.plan() if study.number in SHOWN)
-    monkeypatch.setattr(phantom_film, "picture", grey)
+    studies = tuple(study for study in night.plan() if study.number in SHOWN)
+    monkeypatch.setattr(film, "picture", grey)
     monkeypatch.setattr(demo, "plan", lambda: studies)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pydicom.filereader
 import pytest
-from dicom_files import LOSSLESS_SYNTAXES, make_film, texture
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomIO
 from pydicom.filewriter import write_dataset
@@ -25,7 +24,8 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
 )
 
-from training.dicom import (
+from tests.support.dicom_files import LOSSLESS_SYNTAXES, make_film, texture
+from training.imaging.dicom import (
     DEFAULT_LIMITS,
     HEADER_BYTES,
     PixelHeader,
@@ -34,7 +34,7 @@ from training.dicom import (
     open_dataset,
     read_header,
 )
-from training.pixels import read_film
+from training.imaging.pixels import read_film
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, about what these files are made to have
 
@@ -218,7 +218,7 @@ def test_a_sequence_of_a_million_empty_items_is_refused_before_it_is_parsed(
         parsed.append(len(file.getbuffer()))
         return pydicom.filereader.read_partial(file, *args, **kwargs)
 
-    monkeypatch.setattr("training.dicom.read_partial", read_partial)
+    monkeypatch.setattr("training.imaging.dicom.read_partial", read_partial)
     with pytest.raises(UnusablePixels) as refused:
         read_header(path, specific_tags=["ViewCodeSequence"])
     assert refused.value.reason == "too_large"

@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from night_rows import add_house
 from prometheus_client import CollectorRegistry
 
 from db import roles
 from db.models import Base, Drift, Run
 from db.session import make_engine, session_scope
-from worker import cli, settings
-from worker.metrics import LedgerCollector, WorkMetrics
+from tests.support.night_rows import add_house
+from worker import settings
+from worker.cli import main as cli
+from worker.monitoring.prometheus import LedgerCollector, WorkMetrics
 
 REPOSITORY = Path(__file__).parents[2]
 DOCKER = REPOSITORY / "docker"
@@ -240,7 +241,7 @@ def test_every_metric_is_on_the_dashboard(metric_names: set[str]) -> None:
 
 def test_every_reason_that_wakes_someone_is_one_that_the_house_gives() -> None:
     matchers = re.findall(r'reason=~"([^"]+)"', expressions(DOCKER / "prometheus" / "alerts.yml"))
-    sources = "".join(path.read_text() for path in (REPOSITORY / "worker").glob("*.py"))
+    sources = "".join(path.read_text() for path in (REPOSITORY / "worker").rglob("*.py"))
     assert [code for matcher in matchers for code in matcher.split("|") if f'"{code}"' not in sources] == []
 
 

@@ -11,8 +11,8 @@ from scipy.stats import chi2
 from db.drift import ATTRIBUTES, Arrivals, Figure
 from training.calibration import reference
 from training.findings import FINDINGS
-from worker import drift
-from worker.drift import Distance, Known, change, chi_squared_tail, judge, ks, of_scores, psi
+from worker.monitoring import drift
+from worker.monitoring.drift import Distance, Known, change, chi_squared_tail, judge, ks, of_scores, psi
 from worker.settings import Settings
 
 Array = NDArray[np.float64]

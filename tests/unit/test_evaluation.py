@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from training.evaluation import added, judge_crossfit
+from training.imaging.preprocessing import Preprocessing
 from training.manifest import UNKNOWN
 from training.prepared import Prepared
-from training.preprocessing import Preprocessing
 
 RNG = np.random.default_rng(0)
 FILMS = 600

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from training import explain
 from training.checkpoint import Checkpoint
+from training.imaging.preprocessing import Preprocessing
 from training.networks import input_of, make_network
-from training.preprocessing import Preprocessing
 
 SIZE = 64
 PREPROCESSING = Preprocessing(size=SIZE, channels=1, mean=(0.0,), std=(1.0,))
@@ -36,16 +36,16 @@ class BrightSpots(nn.Module):
 
 
 @pytest.fixture
-def square() -> NDArray[np.uint8]:
+def network_input() -> NDArray[np.uint8]:
     image = np.zeros((SIZE, SIZE), dtype=np.uint8)
     image[10:20, 40:50] = 255
     return image
 
 
 def test_the_map_lies_over_what_speaks_for_the_finding_and_nothing_speaks_for_its_opposite(
-    square: NDArray[np.uint8],
+    network_input: NDArray[np.uint8],
 ) -> None:
-    heats = explain.heatmaps(BrightSpots(), square, preprocessing=PREPROCESSING, outputs=[0, 1])
+    heats = explain.heatmaps(BrightSpots(), network_input, preprocessing=PREPROCESSING, outputs=[0, 1])
     assert heats.shape == (2, SIZE, SIZE)
     assert heats.dtype == np.float32
     assert heats[0][12:18, 42:48].min() > 0.9
@@ -53,17 +53,17 @@ def test_the_map_lies_over_what_speaks_for_the_finding_and_nothing_speaks_for_it
     assert heats[1].max() == 0
 
 
-def test_only_the_asked_outputs_are_explained(square: NDArray[np.uint8]) -> None:
+def test_only_the_asked_outputs_are_explained(network_input: NDArray[np.uint8]) -> None:
     network = BrightSpots()
-    one = explain.heatmaps(network, square, preprocessing=PREPROCESSING, outputs=[1])
+    one = explain.heatmaps(network, network_input, preprocessing=PREPROCESSING, outputs=[1])
     assert one.shape == (1, SIZE, SIZE)
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_a_network_without_convolution_blocks_is_refused(square: NDArray[np.uint8]) -> None:
+def test_a_network_without_convolution_blocks_is_refused(network_input: NDArray[np.uint8]) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(SIZE * SIZE, 2))
     with pytest.raises(explain.NoFeatureMaps):
-        explain.heatmaps(network, square, preprocessing=PREPROCESSING, outputs=[0])
+        explain.heatmaps(network, network_input, preprocessing=PREPROCESSING, outputs=[0])
 
 
 def test_the_papers_network_shows_its_five_convolutions_in_order() -> None:
@@ -74,18 +74,18 @@ def test_the_papers_network_shows_its_five_convolutions_in_order() -> None:
     assert all(maps.min() >= 0 for _, maps in shown)  # after the rectifier
 
 
-def test_one_layer_can_be_asked_for_and_an_unknown_one_is_refused(square: NDArray[np.uint8]) -> None:
-    one = dict(explain.activations(BrightSpots(), square, preprocessing=PREPROCESSING, layers=["block"]))
-    np.testing.assert_allclose(one["block"][0], square / 255)
+def test_one_layer_can_be_asked_for_and_an_unknown_one_is_refused(network_input: NDArray[np.uint8]) -> None:
+    one = dict(explain.activations(BrightSpots(), network_input, preprocessing=PREPROCESSING, layers=["block"]))
+    np.testing.assert_allclose(one["block"][0], network_input / 255)
     with pytest.raises(explain.UnknownLayer, match="there are block"):
-        list(explain.activations(BrightSpots(), square, preprocessing=PREPROCESSING, layers=["head"]))
+        list(explain.activations(BrightSpots(), network_input, preprocessing=PREPROCESSING, layers=["head"]))
 
 
-def test_where_a_map_is_zero_the_film_shows_through_whole(square: NDArray[np.uint8]) -> None:
+def test_where_a_map_is_zero_the_film_shows_through_whole(network_input: NDArray[np.uint8]) -> None:
     heat = np.zeros((SIZE, SIZE), dtype=np.float32)
     heat[:, 32:] = 1
-    shown = explain.overlay(square, heat)
-    assert (shown[:, :32] == square[:, :32, None]).all()
+    shown = explain.overlay(network_input, heat)
+    assert (shown[:, :32] == network_input[:, :32, None]).all()
     assert (shown[40:, 40:] == shown[40, 40]).all()
     assert shown[40, 40].max() > 100
 

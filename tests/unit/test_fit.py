@@ -26,11 +26,11 @@ from training.fit import (
     train_epoch,
     training_batches,
 )
+from training.imaging.preprocessing import Preprocessing
 from training.losses import make_loss, shift_of
 from training.manifest import UNKNOWN
 from training.networks import WrongWeights, input_of, make_network
 from training.prepared import Prepared
-from training.preprocessing import Preprocessing
 from training.settings import Settings, UnusableSettings
 
 SETTINGS = Settings(start="chance", epochs=3, batch_size=6, accelerator="cpu", warmup_steps=2)

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_files import make_film
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
-from training.dicom import BadModalityLut, ConstantImage
-from training.pixels import read_film
+from tests.support.dicom_files import make_film
+from training.imaging.dicom import BadModalityLut, ConstantImage
+from training.imaging.pixels import read_film
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -1,20 +1,20 @@
-"""JPEG 2000 at half its resolution gives the square of the whole film, or is not decoded so."""
+"""JPEG 2000 at half its resolution gives the network input of the whole film, or is not decoded so."""
 
 from io import BytesIO
 
 import numpy as np
 import pytest
-from dicom_files import make_film, texture
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import UID, HTJ2KLossless, JPEG2000Lossless, JPEGLosslessSV1
 
-from training.dicom import UnusablePixels
-from training.halves import squash_weights
-from training.pixels import Film, read_film
-from training.preprocessing import Preprocessing
+from tests.support.dicom_files import make_film, texture
+from training.imaging.dicom import UnusablePixels
+from training.imaging.half_resolution import squash_weights
+from training.imaging.pixels import Film, read_film
+from training.imaging.preprocessing import Preprocessing
 
 SIZE = 32
 HALVED = [JPEG2000Lossless, HTJ2KLossless]
@@ -44,7 +44,9 @@ def test_half_a_film_gives_the_square_of_the_whole(syntax: UID, shape: tuple[int
     film = film_in(syntax, thorax(*shape))
     half, whole = halved(film), read_film(film)
     assert (half.whole, half.pixels.shape) == (shape, (-(-shape[0] // 2), -(-shape[1] // 2)))
-    differences = np.abs(half.square(Preprocessing(size=SIZE)).astype(int) - whole.square(Preprocessing(size=SIZE)))
+    differences = np.abs(
+        half.network_input(Preprocessing(size=SIZE)).astype(int) - whole.network_input(Preprocessing(size=SIZE))
+    )
     assert differences.max() <= 8  # where the window cuts off what overshoots, at the border
     assert differences[3:].max() <= 1
     assert (differences[3:] > 0).mean() < 0.05
@@ -53,8 +55,8 @@ def test_half_a_film_gives_the_square_of_the_whole(syntax: UID, shape: tuple[int
 @pytest.mark.parametrize("length", [64, 400, 401, 2500, 3333])
 def test_the_weights_of_a_side_are_what_squash_does_to_it(length: int) -> None:
     side = np.random.default_rng(0).random(length, dtype=np.float32)
-    square = Preprocessing(size=SIZE).image(np.tile(side, (SIZE, 1)))
-    assert np.abs(squash_weights(length, SIZE) @ side * 255 - square[0]).max() < 0.501
+    network_input = Preprocessing(size=SIZE).image(np.tile(side, (SIZE, 1)))
+    assert np.abs(squash_weights(length, SIZE) @ side * 255 - network_input[0]).max() < 0.501
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_a_damaged_film_ends_in_a_square_or_in_a_reason(syntax: UID) -> None:
             damaged[place] ^= int(rng.integers(1, 256))
         film.PixelData = encapsulate([bytes(damaged)])
         try:
-            square = halved(film).square(Preprocessing(size=SIZE))
+            network_input = halved(film).network_input(Preprocessing(size=SIZE))
         except UnusablePixels:
             continue
-        assert square.shape == (SIZE, SIZE)
+        assert network_input.shape == (SIZE, SIZE)

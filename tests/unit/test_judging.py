@@ -8,8 +8,8 @@ import pytest
 
 from training.findings import FINDINGS
 from training.gate import Rules
-from worker.judging import Comparison
-from worker.priority import DEFAULT_POLICY
+from worker.ranking.priority import DEFAULT_POLICY
+from worker.retraining.judging import Comparison
 from worker.settings import accelerator_of
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import make_film, texture
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.uid import (
@@ -18,8 +17,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from training.pixels import read_film, read_picture
-from training.preprocessing import Preprocessing
+from tests.support.dicom_files import make_film, texture
+from training.imaging.pixels import read_film, read_picture
+from training.imaging.preprocessing import Preprocessing
 
 SYNTAXES = [
     ExplicitVRLittleEndian,

@@ -7,13 +7,13 @@ import pydicom
 import pytest
 
 from training.findings import FINDINGS
-from worker import phantom_film
-from worker.phantom_film import Film, picture
-from worker.phantom_findings import DRAWN, draw, reshape
-from worker.phantom_sheet import Map, Sheet, curve, places, ribbon
-from worker.phantom_thorax import Build, Thorax
-from worker.phantoms import Written, generate, plan
-from worker.views import View, frontal
+from worker.demo import film as drawing
+from worker.demo.canvas import Map, Sheet, curve, places, ribbon
+from worker.demo.film import Film, picture
+from worker.demo.findings import DRAWN, draw, reshape
+from worker.demo.night import Written, generate, plan
+from worker.demo.thorax import Build, Thorax
+from worker.intake.views import View, frontal
 
 SMALL = Sheet(height=352, width=288, scale=226)
 
@@ -47,7 +47,7 @@ def cheap_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     def grey(film: Film, *, rng: np.random.Generator) -> Map:
         return rng.random((64, 48), dtype=np.float32)
 
-    monkeypatch.setattr(phantom_film, "picture", grey)
+    monkeypatch.setattr(drawing, "picture", grey)
 
 
 @pytest.fixture
@@ -122,9 +122,9 @@ def test_a_hernia_holds_air_above_fluid() -> None:
 
 
 def test_a_closed_curve_passes_through_its_points_and_comes_back() -> None:
-    square = places("0,0 1,0 1,1 0,1")
-    line = curve(square, closed=True, steps=8)
-    np.testing.assert_allclose(line[[0, 8, 16, 24, -1]], square[[0, 1, 2, 3, 0]], atol=1e-12)
+    network_input = places("0,0 1,0 1,1 0,1")
+    line = curve(network_input, closed=True, steps=8)
+    np.testing.assert_allclose(line[[0, 8, 16, 24, -1]], network_input[[0, 1, 2, 3, 0]], atol=1e-12)
 
 
 def test_a_ribbon_is_as_wide_as_asked() -> None:
@@ -155,8 +155,8 @@ def test_what_is_kept_can_be_decoded_and_looks_as_drawn_in_every_syntax(cheap_pi
         for number, film in enumerate(study.films, 1):
             if film.outcome != "kept":
                 continue
-            dataset = phantom_film.phantom_dataset(study, film, number=number, seed=7)
-            phantom_film.save(dataset, tmp_path / "film", damage=film.damage)
+            dataset = drawing.phantom_dataset(study, film, number=number, seed=7)
+            drawing.save(dataset, tmp_path / "film", damage=film.damage)
             stored = pydicom.dcmread(tmp_path / "film", force=True)
             if film.damage == "no preamble":
                 stored.file_meta = pydicom.dataset.FileMetaDataset()
@@ -164,8 +164,8 @@ def test_what_is_kept_can_be_decoded_and_looks_as_drawn_in_every_syntax(cheap_pi
             shown = (stored.pixel_array - float(stored.WindowCenter)) / float(stored.WindowWidth) + 0.5
             if film.photometric == "MONOCHROME1":
                 shown = 1 - shown
-            expected = phantom_film.picture(film, rng=np.random.default_rng([7, study.number, number]))
-            assert np.abs(shown - expected).mean() < (0.05 if film.syntax in phantom_film.LOSSY else 0.002), study.title
+            expected = drawing.picture(film, rng=np.random.default_rng([7, study.number, number]))
+            assert np.abs(shown - expected).mean() < (0.05 if film.syntax in drawing.LOSSY else 0.002), study.title
 
 
 def test_the_night_holds_many_syntaxes_both_photometric_interpretations_and_one_stat() -> None:

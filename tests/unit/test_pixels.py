@@ -8,14 +8,14 @@ from pathlib import Path
 import data_store
 import numpy as np
 import pytest
-from dicom_files import LOSSLESS_SYNTAXES, make_film, texture
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
-from training.dicom import BadPixelHeader, ConstantImage, PixelLimits, UnsupportedPixels, UnusablePixels
-from training.pixels import open_dataset, read_film, read_picture
-from training.preprocessing import Preprocessing
+from tests.support.dicom_files import LOSSLESS_SYNTAXES, make_film, texture
+from training.imaging.dicom import BadPixelHeader, ConstantImage, PixelLimits, UnsupportedPixels, UnusablePixels
+from training.imaging.pixels import open_dataset, read_film, read_picture
+from training.imaging.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -79,15 +79,17 @@ def test_a_film_that_shows_something_in_a_few_pixels_alone_shows_nothing() -> No
 def test_a_window_that_shows_a_few_pixels_alone_is_left_out() -> None:
     pixels = texture(400, 300)
     pixels[0, 0] = 4095
-    square = read_film(make_film(pixels=pixels, bits=12, WindowCenter=4094.5, WindowWidth=1)).square(Preprocessing())
-    assert (square == read_film(make_film(pixels=pixels, bits=12)).square(Preprocessing())).all()
+    network_input = read_film(make_film(pixels=pixels, bits=12, WindowCenter=4094.5, WindowWidth=1)).network_input(
+        Preprocessing()
+    )
+    assert (network_input == read_film(make_film(pixels=pixels, bits=12)).network_input(Preprocessing())).all()
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (1, 6000), (4000, 31)])
 def test_a_film_of_too_few_pixels_makes_no_square(shape: tuple[int, int]) -> None:
     film = read_film(make_film(pixels=texture(*shape), bits=12))
     with pytest.raises(UnsupportedPixels):
-        film.square(Preprocessing())
+        film.network_input(Preprocessing())
 
 
 def test_values_that_lie_in_other_bits_than_the_lowest_are_refused() -> None:

@@ -3,8 +3,8 @@
 import pytest
 
 from training.checkpoint import Header
-from worker.policy import Changes, capacity_finding, edited, reference_films, threshold_from_reference
-from worker.priority import DEFAULT_POLICY, PolicyError
+from worker.ranking.policy import Changes, capacity_finding, edited, reference_films, threshold_from_reference
+from worker.ranking.priority import DEFAULT_POLICY, PolicyError
 
 LEVELS = [i / 100 for i in range(101)]
 

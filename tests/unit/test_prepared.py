@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from dicom_files import make_film, texture
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.support.dicom_files import make_film, texture
 from training import prepared
 from training.findings import FINDINGS
+from training.imaging.preprocessing import Preprocessing
 from training.manifest import UNKNOWN, ManifestError, read_csv
-from training.preprocessing import Preprocessing
 from training.sources import Encoded
 
 FILMS = 40
@@ -253,7 +253,7 @@ def test_pictures_and_dicom_of_any_kind_are_decoded(tmp_path: Path) -> None:
     assert [one.outcome for one in decoded] == [
         "ready", "converted_to_gray", "ready", "ready", "undecodable", "undecodable", "empty_file"
     ]  # fmt: skip
-    assert [int(one.squares[0][16, 28]) for one in decoded[:3]] == pytest.approx([50, 51, 52], abs=1)
+    assert [int(one.inputs[0][16, 28]) for one in decoded[:3]] == pytest.approx([50, 51, 52], abs=1)
 
 
 def test_films_may_be_read_in_a_way_of_ones_own(manifest: pd.DataFrame, tmp_path: Path) -> None:

@@ -7,26 +7,26 @@ import pytest
 import torch
 from PIL import Image
 
-from training.preprocessing import Preprocessing, _fewer_rows, _ramp
+from training.imaging.preprocessing import Preprocessing, _fewer_rows, _ramp
 
 
 def test_a_wide_film_is_squashed_to_a_square_without_keeping_its_aspect() -> None:
     film = np.zeros((100, 300), dtype=np.float32)
     film[:, 150:] = 1.0
-    square = Preprocessing(size=64).image(film)
-    assert square.shape == (64, 64)
-    assert square.dtype == np.uint8
-    assert (square[:, :30] == 0).all()
-    assert (square[:, 34:] == 255).all()
+    network_input = Preprocessing(size=64).image(film)
+    assert network_input.shape == (64, 64)
+    assert network_input.dtype == np.uint8
+    assert (network_input[:, :30] == 0).all()
+    assert (network_input[:, 34:] == 255).all()
 
 
 def test_a_big_film_keeps_its_grey_values() -> None:
     y, x = np.mgrid[0:2500, 0:2048].astype(np.float32)
     film = 0.5 + 0.5 * np.sin(x / 300) * np.cos(y / 400)
-    square = Preprocessing().image(film)
+    network_input = Preprocessing().image(film)
     rows, columns = ((np.arange(224) + 0.5) * side / 224 - 0.5 for side in film.shape)
     exact = 0.5 + 0.5 * np.sin(columns[None] / 300) * np.cos(rows[:, None] / 400)
-    assert np.abs(square - 255 * exact).max() < 1.5
+    assert np.abs(network_input - 255 * exact).max() < 1.5
 
 
 @pytest.mark.parametrize("shape", [(2500, 2048), (2501, 2047), (1024, 1024), (300, 4000), (700, 90), (64, 64)])
@@ -34,10 +34,10 @@ def test_a_film_and_a_table_of_its_greys_give_the_square_of_pillows_own_boxes(sh
     rng = np.random.default_rng(0)
     film = rng.integers(0, 4096, shape).astype(np.uint16)
     greys = rng.random(2**16, dtype=np.float32)
-    square = Preprocessing(size=64).image(film, greys)
-    assert (square == Preprocessing(size=64).image(greys[film])).all()
+    network_input = Preprocessing(size=64).image(film, greys)
+    assert (network_input == Preprocessing(size=64).image(greys[film])).all()
     pillow = Image.fromarray(greys[film]).resize((64, 64), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    assert np.abs(square - 255 * np.asarray(pillow)).max() < 0.501
+    assert np.abs(network_input - 255 * np.asarray(pillow)).max() < 0.501
 
 
 BITS_12 = np.arange(2**16)
@@ -74,9 +74,9 @@ def test_eight_bits_and_sixteen_are_added_without_wrapping_around() -> None:
 def test_values_outside_the_unit_range_are_clipped() -> None:
     film = np.full((64, 64), 1.5, dtype=np.float32)
     film[:32] = -0.5
-    square = Preprocessing(size=32).image(film)
-    assert square.min() == 0
-    assert square.max() == 255
+    network_input = Preprocessing(size=32).image(film)
+    assert network_input.min() == 0
+    assert network_input.max() == 255
 
 
 def test_a_square_of_the_right_size_passes_unchanged() -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.findings import FINDINGS
-from worker import priority
-from worker.priority import DEFAULT_POLICY, FindingPolicy, PolicyError, Standing, reading_key
+from worker.ranking import priority
+from worker.ranking.priority import DEFAULT_POLICY, FindingPolicy, PolicyError, Standing, reading_key
 
 THRESHOLDS = dict.fromkeys(FINDINGS, 0.5)
 MAX_WAIT = DEFAULT_POLICY.max_wait_minutes

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dicom_files import make_film, texture
+from tests.support.dicom_files import make_film, texture
 
 # What a sound film holds, and what it is overwritten with: values that break their VR's rules. pydicom warns about
 # each of them in its own words.
@@ -26,17 +26,18 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from worker import logs
-from worker.house import House
-from worker.intake import receive
-from worker.reading import Reader, ReadingRules
+from worker.context import Context
+from worker.intake.receive import receive
+from worker.scoring.decoding import DecodeOptions, DecoderPool
 from worker.settings import Settings
-from training.preprocessing import Preprocessing
+from training.imaging.preprocessing import Preprocessing
 
 folder, style = Path(sys.argv[1]), sys.argv[2]
 logs.configure(level="debug", style=style)
-house = House(Settings(database_url=f"sqlite:///{folder / 'n.db'}", checkpoint=Path(sys.argv[3]), state_folder=folder))
-print(receive(house, [folder / "CANARY_FOLDER"]))
-with Reader(ReadingRules(Preprocessing(size=32), house.pixel_limits, 30.0, 4096), decoders=1) as reader:
+url = f"sqlite:///{folder / 'n.db'}"
+context = Context(Settings(database_url=url, checkpoint=Path(sys.argv[3]), state_folder=folder))
+print(receive(context, [folder / "CANARY_FOLDER"]))
+with DecoderPool(DecodeOptions(Preprocessing(size=32), context.pixel_limits, 30.0, 4096), decoders=1) as reader:
     for film in sorted((folder / "CANARY_FOLDER").iterdir()):
         reading = reader.submit(str(film), "1.2.3")
         while (outcome := reading.result()) is None:

@@ -1,4 +1,4 @@
-"""Decoder children: what a film does to its decoder, and what the house does about it."""
+"""Decoder children: what a film does to its decoder, and what the context does about it."""
 
 import multiprocessing
 import time
@@ -10,17 +10,25 @@ from multiprocessing.connection import Connection
 import numpy as np
 import psutil
 import pytest
-from dicom_files import make_film, texture
-from hostile import read_hostile_square
 from pebble import ProcessExpired
 from pydicom.uid import JPEG2000Lossless
 
-import worker.reading
-from training.dicom import PixelLimits
-from training.preprocessing import Preprocessing
-from worker.reading import DecodersGone, Failure, Reader, Reading, ReadingRules, Square, read_square
+import worker.scoring.decoding
+from tests.support.dicom_files import make_film, texture
+from tests.support.hostile import decode_hostile_film
+from training.imaging.dicom import PixelLimits
+from training.imaging.preprocessing import Preprocessing
+from worker.scoring.decoding import (
+    DecodeOptions,
+    DecoderPool,
+    DecodersGone,
+    Failure,
+    NetworkInput,
+    PendingFilm,
+    decode_film,
+)
 
-RULES = ReadingRules(Preprocessing(size=64), PixelLimits(), timeout_seconds=30, memory_mb=4096)
+RULES = DecodeOptions(Preprocessing(size=64), PixelLimits(), timeout_seconds=30, memory_mb=4096)
 
 
 def ended(outcome: object) -> Future:
@@ -32,43 +40,43 @@ def ended(outcome: object) -> Future:
     return future
 
 
-def reading(*outcomes: object) -> Reading:
+def reading(*outcomes: object) -> PendingFilm:
     """A reading whose tries end like this, one after the other."""
     rest = iter(outcomes)
-    return Reading(lambda: ended(next(rest)))
+    return PendingFilm(lambda: ended(next(rest)))
 
 
 def test_a_film_becomes_a_square_of_the_checkpoints_size(tmp_path):
     film = make_film(tmp_path / "a.dcm")
-    square = read_square(str(tmp_path / "a.dcm"), film.SOPInstanceUID, RULES)
-    assert isinstance(square, Square)
-    assert square.image.shape == (64, 64)
+    network_input = decode_film(str(tmp_path / "a.dcm"), film.SOPInstanceUID, RULES)
+    assert isinstance(network_input, NetworkInput)
+    assert network_input.image.shape == (64, 64)
 
 
 def test_a_film_that_was_scored_must_still_show_the_same_pixels(tmp_path):
     film = make_film(tmp_path / "a.dcm")
     name, uid = str(tmp_path / "a.dcm"), film.SOPInstanceUID
-    scored = read_square(name, uid, RULES).pixel_digest
-    assert isinstance(read_square(name, uid, RULES, scored), Square)
+    scored = decode_film(name, uid, RULES).pixel_digest
+    assert isinstance(decode_film(name, uid, RULES, scored), NetworkInput)
     make_film(tmp_path / "a.dcm", pixels=texture(seed=9), bits=12, SOPInstanceUID=uid)
-    assert read_square(name, uid, RULES, scored).reason == "file_replaced"
+    assert decode_film(name, uid, RULES, scored).reason == "file_replaced"
 
 
 @pytest.mark.parametrize(("before", "after"), [(True, False), (False, True)])
 def test_a_film_scored_by_its_half_is_the_same_as_by_its_whole(tmp_path, before, after):
-    """Another checkpoint may read larger squares, for which the whole film is decoded."""
+    """Another checkpoint may read larger inputs, for which the whole film is decoded."""
     slope = np.add.outer(np.arange(800), np.arange(800)).astype(np.uint16) * 2
     window = {"WindowCenter": 2048, "WindowWidth": 3800}
     film = make_film(tmp_path / "a.dcm", pixels=slope, bits=12, transfer_syntax=JPEG2000Lossless, **window)
     name, uid = str(tmp_path / "a.dcm"), film.SOPInstanceUID
     scored, other = (replace(RULES, halve_jpeg2000=halved) for halved in (before, after))
-    digest = read_square(name, uid, scored).pixel_digest
-    assert read_square(name, uid, other).pixel_digest != digest
-    assert isinstance(read_square(name, uid, other, digest), Square)
+    digest = decode_film(name, uid, scored).pixel_digest
+    assert decode_film(name, uid, other).pixel_digest != digest
+    assert isinstance(decode_film(name, uid, other, digest), NetworkInput)
 
 
 def test_a_file_that_is_away_is_a_transient_failure(tmp_path):
-    failure = read_square(str(tmp_path / "gone.dcm"), "1.2", RULES)
+    failure = decode_film(str(tmp_path / "gone.dcm"), "1.2", RULES)
     assert isinstance(failure, Failure)
     assert (failure.reason, failure.transient) == ("file_unavailable", True)
 
@@ -85,10 +93,10 @@ def test_a_film_that_hangs_or_kills_its_decoder_gets_a_second_try_and_then_a_rea
 
 
 def test_a_bystander_of_a_crash_is_read_at_the_second_try():
-    square = Failure("stands for any outcome", "")
-    once = reading(ProcessExpired("died"), square)
+    network_input = Failure("stands for any outcome", "")
+    once = reading(ProcessExpired("died"), network_input)
     assert once.result() is None
-    assert once.result() is square
+    assert once.result() is network_input
 
 
 def test_a_decoder_that_raises_what_nobody_foresaw_costs_only_its_film():
@@ -108,7 +116,7 @@ def test_a_pool_that_breaks_twice_blames_no_film():
 def test_a_decoder_that_is_killed_between_two_films_is_replaced(tmp_path):
     film = make_film(tmp_path / "a.dcm")
     before = psutil.Process().children()
-    with Reader(RULES, decoders=1) as reader:
+    with DecoderPool(RULES, decoders=1) as reader:
 
         def read() -> object:
             film_read = reader.submit(str(tmp_path / "a.dcm"), film.SOPInstanceUID)
@@ -116,27 +124,27 @@ def test_a_decoder_that_is_killed_between_two_films_is_replaced(tmp_path):
                 time.sleep(0.05)
             return outcome
 
-        assert isinstance(read(), Square)
+        assert isinstance(read(), NetworkInput)
         for child in set(psutil.Process().children()) - set(before):
             if "spawn_main" in "".join(child.cmdline()):
                 child.kill()
         time.sleep(1)  # the pool notices
-        assert isinstance(read(), Square)
-        assert isinstance(read(), Square)
+        assert isinstance(read(), NetworkInput)
+        assert isinstance(read(), NetworkInput)
 
 
 def test_the_children_read_what_the_parent_asks_for(tmp_path):
     film = make_film(tmp_path / "a.dcm")
-    with Reader(RULES, decoders=1) as reader:
+    with DecoderPool(RULES, decoders=1) as reader:
         found = reader.submit(str(tmp_path / "a.dcm"), film.SOPInstanceUID).future.result(timeout=60)
-    assert isinstance(found, Square)
-    assert found.pixel_digest == read_square(str(tmp_path / "a.dcm"), film.SOPInstanceUID, RULES).pixel_digest
+    assert isinstance(found, NetworkInput)
+    assert found.pixel_digest == decode_film(str(tmp_path / "a.dcm"), film.SOPInstanceUID, RULES).pixel_digest
 
 
 def _hang(path: str, uid: str, said: Connection) -> None:
     """A process of its own, whose decoder hangs in this film."""
-    worker.reading.read_square = read_hostile_square
-    with Reader(RULES, decoders=1) as reader:
+    worker.scoring.decoding.decode_film = decode_hostile_film
+    with DecoderPool(RULES, decoders=1) as reader:
         reader.submit("/nowhere", "").future.exception(timeout=60)  # its process is up
         reader.submit(path, uid)
         time.sleep(1)  # and is at the film

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.priority import Standing, reading_key
-from worker.reading_room import (
+from worker.ranking.priority import Standing, reading_key
+from worker.simulation.reading_room import (
     Department,
     Discipline,
     ReadingClock,

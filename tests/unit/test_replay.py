@@ -5,10 +5,10 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from worker.priority import DEFAULT_POLICY, Standing
-from worker.reading_room import Discipline, SimulationError
-from worker.replay import AS_READ, HistoryRow, replay
-from worker.simulation import Row, default_disciplines
+from worker.ranking.priority import DEFAULT_POLICY, Standing
+from worker.simulation.reading_room import Discipline, SimulationError
+from worker.simulation.replay import AS_READ, HistoryRow, replay
+from worker.simulation.simulate import Row, default_disciplines
 
 FIFO = Discipline("FIFO")
 A_FIRST = Discipline("A first", ahead="A")

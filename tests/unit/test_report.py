@@ -7,37 +7,40 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from night_rows import FOLDER, PATIENT_KEY, add_house, add_studies, add_unscored, open_run
-from page_reading import Page
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+import worker
 from db import runs
 from db.base import database_now
 from db.models import Run, StudyPriority
 from db.morning import NoSuchRun
 from db.session import session_scope
-from training.dicom import UnusablePixels
+from tests.support.night_rows import FOLDER, PATIENT_KEY, add_house, add_studies, add_unscored, open_run
+from tests.support.page_reading import Page
 from training.findings import FINDINGS
-from worker import report
-from worker.house import House
-from worker.report import SENTENCES, percent, sentence, write_report
-from worker.report_charts import LOG_ODDS, WIDTH, charts_of, flagged_of, reference_of, shares_of, x_of
+from training.imaging.dicom import UnusablePixels
+from worker.context import Context
+from worker.intake.views import REASONS
+from worker.reasons import SENTENCES, sentence
+from worker.report import page
+from worker.report.charts import LOG_ODDS, WIDTH, charts_of, flagged_of, reference_of, shares_of, x_of
+from worker.report.page import write_report
 from worker.settings import Settings
-from worker.views import REASONS
+from worker.wording import percent
 
 HOSTILE = "\"><script>alert('x')</script><img src=http://x.example/p onerror=alert(1)>"
 
 
 @pytest.fixture
-def house(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> House:
-    """A house with an empty database, and no films to look at."""
-    monkeypatch.setattr(report, "pictures_of", lambda *_, **__: {})
-    return House(settings)
+def context(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Context:
+    """A context with an empty database, and no films to look at."""
+    monkeypatch.setattr(page, "pictures_of", lambda *_, **__: {})
+    return Context(settings)
 
 
-def a_night(house: House, fill: Callable[[Session, Run], None], *, close: bool = True) -> int:
-    with session_scope(house.engine) as session:
+def a_night(context: Context, fill: Callable[[Session, Run], None], *, close: bool = True) -> int:
+    with session_scope(context.engine) as session:
         add_house(session)
         run = open_run(session)
         fill(session, run)
@@ -47,8 +50,8 @@ def a_night(house: House, fill: Callable[[Session, Run], None], *, close: bool =
         return run.id
 
 
-def page_of(house: House, tmp_path: Path, *, run: str = "latest", top: int = 50) -> tuple[Page, str]:
-    html = write_report(house, run=run, output=tmp_path / "morning.html", top=top).read_text(encoding="utf-8")
+def page_of(context: Context, tmp_path: Path, *, run: str = "latest", top: int = 50) -> tuple[Page, str]:
+    html = write_report(context, run=run, output=tmp_path / "morning.html", top=top).read_text(encoding="utf-8")
     return Page(html), html
 
 
@@ -59,9 +62,9 @@ def ordinary(session: Session, run: Run) -> None:
     add_unscored(session, 101, state="skipped", reason="lateral_view")
 
 
-def test_the_page_stands_alone_and_every_reference_on_it_is_there(house: House, tmp_path: Path) -> None:
-    a_night(house, ordinary)
-    page, html = page_of(house, tmp_path)
+def test_the_page_stands_alone_and_every_reference_on_it_is_there(context: Context, tmp_path: Path) -> None:
+    a_night(context, ordinary)
+    page, html = page_of(context, tmp_path)
     assert "http://" not in html
     assert "https://" not in html
     assert not page.of("script")
@@ -72,9 +75,9 @@ def test_the_page_stands_alone_and_every_reference_on_it_is_there(house: House, 
     assert "default-src 'none'" in html
 
 
-def test_the_list_shows_every_study_in_reading_order(house: House, tmp_path: Path) -> None:
-    a_night(house, ordinary)
-    page, html = page_of(house, tmp_path)
+def test_the_list_shows_every_study_in_reading_order(context: Context, tmp_path: Path) -> None:
+    a_night(context, ordinary)
+    page, html = page_of(context, tmp_path)
     shown = [name.removeprefix("study-") for name in page.ids if name.startswith("study-")]
     order = [*range(1, 21, 4), 100, 101, *range(2, 21, 4)]  # category A, then by urgency: the unscored stand at .40
     assert shown[: len(order)] == [str(number) for number in order]
@@ -86,39 +89,39 @@ def test_the_list_shows_every_study_in_reading_order(house: House, tmp_path: Pat
 
 
 def test_five_thousand_studies_make_a_small_page_that_says_how_many_more_there_are(
-    house: House, tmp_path: Path
+    context: Context, tmp_path: Path
 ) -> None:
-    a_night(house, lambda session, run: add_studies(session, run, [{"Effusion": 0.6}] * 5000))
-    page, html = page_of(house, tmp_path)
+    a_night(context, lambda session, run: add_studies(session, run, [{"Effusion": 0.6}] * 5000))
+    page, html = page_of(context, tmp_path)
     assert len(html) < 300_000
     assert sum(name.startswith("study-") for name in page.ids) == 50
     assert "And 4,950 more" in page.words
 
 
-def test_top_says_how_many_are_shown(house: House, tmp_path: Path) -> None:
-    a_night(house, ordinary)
-    page, _ = page_of(house, tmp_path, top=3)
+def test_top_says_how_many_are_shown(context: Context, tmp_path: Path) -> None:
+    a_night(context, ordinary)
+    page, _ = page_of(context, tmp_path, top=3)
     assert sum(name.startswith("study-") for name in page.ids) == 3
     assert "And 19 more" in page.words
 
 
-def test_nothing_of_a_patient_is_on_the_page(house: House, tmp_path: Path) -> None:
-    a_night(house, ordinary)
-    _, html = page_of(house, tmp_path)
+def test_nothing_of_a_patient_is_on_the_page(context: Context, tmp_path: Path) -> None:
+    a_night(context, ordinary)
+    _, html = page_of(context, tmp_path)
     assert PATIENT_KEY not in html
     assert FOLDER not in html
     assert "JANE" not in html
 
 
-def test_hostile_values_stay_text(house: House, tmp_path: Path) -> None:
+def test_hostile_values_stay_text(context: Context, tmp_path: Path) -> None:
     def hostile(session: Session, run: Run) -> None:
         add_studies(session, run, [{"Effusion": 0.8}] * 13, accession_number=HOSTILE)
         add_unscored(session, 100, state="quarantined", reason="odd<b>reason", accession_number=HOSTILE)
 
-    with session_scope(house.engine) as session:
+    with session_scope(context.engine) as session:
         add_house(session, network=HOSTILE)
-    a_night(house, hostile)
-    page, _ = page_of(house, tmp_path)
+    a_night(context, hostile)
+    page, _ = page_of(context, tmp_path)
     assert page.text.count("<script>alert('x')</script>") == 16  # 14 on the list, the quarantine, the network
     assert not page.of("script")
     assert not page.of("img")
@@ -126,104 +129,106 @@ def test_hostile_values_stay_text(house: House, tmp_path: Path) -> None:
     assert not any(name.startswith("on") for _, attrs in page.elements for name in attrs)
 
 
-def test_the_finding_that_decides_the_category_is_shown_first(house: House, tmp_path: Path) -> None:
+def test_the_finding_that_decides_the_category_is_shown_first(context: Context, tmp_path: Path) -> None:
     # Consolidation adds more to the urgency, but below its threshold it decides nothing.
-    a_night(house, lambda session, run: add_studies(session, run, [{"Consolidation": 0.45, "Atelectasis": 0.55}]))
-    page, _ = page_of(house, tmp_path)
+    a_night(context, lambda session, run: add_studies(session, run, [{"Consolidation": 0.45, "Atelectasis": 0.55}]))
+    page, _ = page_of(context, tmp_path)
     assert page.words.index("Atelectasis") < page.words.index("Consolidation")
     assert len(page.of("li", class_="reaches")) == 1
 
 
-def test_a_blind_study_says_that_it_is_blind_and_shows_nothing_that_the_model_saw(house: House, tmp_path: Path) -> None:
+def test_a_blind_study_says_that_it_is_blind_and_shows_nothing_that_the_model_saw(
+    context: Context, tmp_path: Path
+) -> None:
     def blind(session: Session, run: Run) -> None:
         add_studies(session, run, [{"Pneumothorax": 0.9}])
         session.execute(update(StudyPriority).values(flag="blind", category="B", category_a=False, checkpoint_id=None))
 
-    a_night(house, blind)
-    page, _ = page_of(house, tmp_path)
+    a_night(context, blind)
+    page, _ = page_of(context, tmp_path)
     assert "It belongs to the blind share" in page.words
     assert len(page.of("li", class_="card")) == 1
     assert not page.of("ul", class_="bars")
 
 
-def test_a_study_that_was_not_scored_says_why(house: House, tmp_path: Path) -> None:
-    a_night(house, ordinary)
-    page, _ = page_of(house, tmp_path)
+def test_a_study_that_was_not_scored_says_why(context: Context, tmp_path: Path) -> None:
+    a_night(context, ordinary)
+    page, _ = page_of(context, tmp_path)
     assert "The film is a lateral view." in page.words
-    assert page.words.count("The file ends before its pixels do.") == 3  # on the list, in the books, in quarantine
+    assert page.words.count("The file ends before its pixels do.") == 3  # on the list, in the totals, in quarantine
     assert "not scored" in page.words
 
 
-def test_stat_overdue_and_read_studies_are_marked(house: House, tmp_path: Path) -> None:
+def test_stat_overdue_and_read_studies_are_marked(context: Context, tmp_path: Path) -> None:
     def night(session: Session, run: Run) -> None:
         add_studies(session, run, [{}], stat=True)
         add_studies(session, run, [{}], first=2, received_at=database_now(session) - timedelta(hours=13))
 
-    a_night(house, night)
-    with session_scope(house.engine) as session:
+    a_night(context, night)
+    with session_scope(context.engine) as session:
         session.execute(update(StudyPriority).where(StudyPriority.study_id == 2).values(read_at=database_now(session)))
-    page, _ = page_of(house, tmp_path)
+    page, _ = page_of(context, tmp_path)
     assert len(page.of("span", class_="tag stat")) == 1
     assert "13 h 00" in page.words
     assert len(page.of("li", class_="card read")) == 1
     assert "1 read since" in page.words or "read since 1" in page.words
 
 
-def test_ranks_are_those_of_the_runs_end_and_of_the_moment_while_it_goes_on(house: House, tmp_path: Path) -> None:
-    number = a_night(house, ordinary)
-    with session_scope(house.engine) as session:
+def test_ranks_are_those_of_the_runs_end_and_of_the_moment_while_it_goes_on(context: Context, tmp_path: Path) -> None:
+    number = a_night(context, ordinary)
+    with session_scope(context.engine) as session:
         session.execute(update(StudyPriority).where(StudyPriority.study_id == 4).values(stat=True))
         open_run(session)
-    ended, _ = page_of(house, tmp_path, run=str(number))
+    ended, _ = page_of(context, tmp_path, run=str(number))
     assert next(name for name in ended.ids if name.startswith("study-")) == "study-1"
-    going_on, _ = page_of(house, tmp_path)
+    going_on, _ = page_of(context, tmp_path)
     assert next(name for name in going_on.ids if name.startswith("study-")) == "study-4"
     assert "goes on" in going_on.words
 
 
 @pytest.mark.parametrize("run", ["latest", "7", "yesterday", "-1"])
-def test_a_run_that_is_not_there_is_named_as_such(house: House, tmp_path: Path, run: str) -> None:
+def test_a_run_that_is_not_there_is_named_as_such(context: Context, tmp_path: Path, run: str) -> None:
     with pytest.raises(NoSuchRun):
-        page_of(house, tmp_path, run=run)
+        page_of(context, tmp_path, run=run)
     assert not list(tmp_path.glob("*.html*"))
 
 
-def test_a_run_with_nothing_to_read_still_makes_a_page(house: House, tmp_path: Path) -> None:
-    a_night(house, lambda *_: None)
-    page, _ = page_of(house, tmp_path)
+def test_a_run_with_nothing_to_read_still_makes_a_page(context: Context, tmp_path: Path) -> None:
+    a_night(context, lambda *_: None)
+    page, _ = page_of(context, tmp_path)
     assert "Nothing was left to read." in page.words
     assert page.references <= set(page.ids)
 
 
-def test_the_books_of_this_run_begin_where_the_run_before_ended(house: House, tmp_path: Path) -> None:
-    a_night(house, ordinary)
-    with session_scope(house.engine) as session:
+def test_the_books_of_this_run_begin_where_the_run_before_ended(context: Context, tmp_path: Path) -> None:
+    a_night(context, ordinary)
+    with session_scope(context.engine) as session:
         run = open_run(session)
         add_studies(session, run, [{}] * 3, first=200, received_at=database_now(session))
         runs.close(session, run.id)
-    page, _ = page_of(house, tmp_path)
+    page, _ = page_of(context, tmp_path)
     assert "Received 3 25" in page.words
     assert "The sums balance." in page.words
 
 
-def test_scores_are_held_against_last_weeks_when_there_are_enough(house: House, tmp_path: Path) -> None:
-    a_night(house, lambda session, run: add_studies(session, run, [{"Effusion": 0.8}] * 60))
-    page, _ = page_of(house, tmp_path)
+def test_scores_are_held_against_last_weeks_when_there_are_enough(context: Context, tmp_path: Path) -> None:
+    a_night(context, lambda session, run: add_studies(session, run, [{"Effusion": 0.8}] * 60))
+    page, _ = page_of(context, tmp_path)
     assert not page.of("path", class_="before")
-    with session_scope(house.engine) as session:
+    with session_scope(context.engine) as session:
         run = open_run(session)
         run.started_at += timedelta(seconds=1)
         add_studies(session, run, [{"Effusion": 0.2}] * 4, first=200, received_at=database_now(session))
         runs.close(session, run.id)
-    page, _ = page_of(house, tmp_path)
+    page, _ = page_of(context, tmp_path)
     assert len(page.of("path", class_="before")) == 1 + len(FINDINGS)  # one in the key
     assert "the 7 days before, 60 films" in page.words
     assert "flagged 0 %, before 100 %" in page.words
 
 
-def test_every_figure_of_the_model_and_policy_is_there(house: House, tmp_path: Path) -> None:
-    a_night(house, ordinary)
-    page, _ = page_of(house, tmp_path)
+def test_every_figure_of_the_model_and_policy_is_there(context: Context, tmp_path: Path) -> None:
+    a_night(context, ordinary)
+    page, _ = page_of(context, tmp_path)
     for words in ("mobilenet", "1,234 films of 987 patients", "ab" * 32, "c0ffee", "version 1", "12 h"):
         assert words in page.words
     assert page.words.count("Not a medical device") == 2
@@ -236,7 +241,7 @@ def test_every_reason_is_a_sentence(reason: str) -> None:
 
 
 def test_every_reason_that_the_worker_names_has_its_sentence() -> None:
-    sources = "".join(path.read_text(encoding="utf-8") for path in Path(report.__file__).parent.glob("*.py"))
+    sources = "".join(path.read_text(encoding="utf-8") for path in Path(worker.__file__).parent.rglob("*.py"))
     named = set(re.findall(r'(?:Failure|UnusableStudy)\(\s*"(\w+)"', sources))
     assert {"decoder_crashed", "uid_taken"} <= named <= set(SENTENCES)
 

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from training.imaging.preprocessing import Preprocessing
 from training.prepared import Prepared
-from training.preprocessing import Preprocessing
 from training.sampling import LeakageWarning, save_lists
 from training.selection import select
 from training.settings import Selection, Settings, UnusableSettings

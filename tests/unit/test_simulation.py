@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from training.findings import FINDINGS
-from worker import simulation_plot
-from worker.priority import DEFAULT_POLICY
-from worker.reading_room import Department, Discipline, SimulationError
-from worker.simulation import (
+from worker.ranking.priority import DEFAULT_POLICY
+from worker.simulation import plot
+from worker.simulation.reading_room import Department, Discipline, SimulationError
+from worker.simulation.simulate import (
     DEFAULT_DEPARTMENT,
     BinormalCases,
     Estimate,
@@ -357,7 +357,7 @@ def some_rows() -> list[Row]:
 
 def test_the_table_has_a_line_per_group_and_discipline(some_rows):
     console = Console(width=160, record=True)
-    console.print(simulation_plot.table(some_rows, groups=["Pneumothorax", "normal", "Hernia"]))
+    console.print(plot.table(some_rows, groups=["Pneumothorax", "normal", "Hernia"]))
     text = console.export_text()
     assert text.count("A first") == 2
     assert "Hernia" not in text
@@ -373,12 +373,12 @@ def test_records_carry_every_figure_with_its_interval(some_rows):
 
 def test_the_plot_is_written(some_rows, tmp_path):
     pytest.importorskip("matplotlib")
-    simulation_plot.plot(some_rows, tmp_path / "waits.svg", groups=["Pneumothorax", "normal"])
+    plot.plot(some_rows, tmp_path / "waits.svg", groups=["Pneumothorax", "normal"])
     svg = (tmp_path / "waits.svg").read_text()
     assert svg.startswith("<?xml")
 
 
 def test_a_missing_matplotlib_is_told_with_its_remedy(some_rows, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(simulation_plot.PlotUnavailable, match="nightread\\[train\\]"):
-        simulation_plot.plot(some_rows, tmp_path / "waits.svg")
+    with pytest.raises(plot.PlotUnavailable, match="nightread\\[train\\]"):
+        plot.plot(some_rows, tmp_path / "waits.svg")

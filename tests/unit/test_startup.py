@@ -10,7 +10,7 @@ from worker.settings import Settings
 HEAVY = {"torch", "torchvision", "celery", "pandas", "lightning", "matplotlib", "imagecodecs", "pebble"}
 IMPORTED = """
 import sys
-from worker.cli import main
+from worker.cli.main import main
 sys.argv = ["nightread", *{arguments!r}]
 try:
     main()

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from training.checkpoint import Header, save_checkpoint
 from training.cli import app
+from training.imaging.preprocessing import Preprocessing
 from training.networks import make_network
 from training.prepared import open_prepared
-from training.preprocessing import Preprocessing
 
 
 def run(*words: object) -> tuple[int, str]:

@@ -16,8 +16,8 @@ from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 from pydicom.uid import UID
 
-from worker.view_words import VIEW_CODES, body_part_in, views_in
-from worker.views import FLAGS, HEADER_TAGS, REASONS, Skipped, View, ViewRules, evidence_lines, frontal
+from worker.intake.view_words import VIEW_CODES, body_part_in, views_in
+from worker.intake.views import FLAGS, HEADER_TAGS, REASONS, Skipped, View, ViewRules, evidence_lines, frontal
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
@@ -157,7 +157,12 @@ SKIPPED = [
         False,
     ),
     (header(BodyPartExamined="HAND", SOPClassUID=SECONDARY_CAPTURE), "body_part_not_chest", "BodyPart", False),
-    (header(BodyPartExamined=None, AnatomicRegionSequence=[code("T-D8700", "Hand")]), "body_part_not_chest", "", False),
+    (
+        header(BodyPartExamined=None, AnatomicRegionSequence=[code("T-D8700", "Hand")]),
+        "body_part_not_chest",
+        "",
+        False,
+    ),
     (header(BodyPartExamined="CHESTABDOMEN"), "body_part_mixed", "BodyPartExamined=CHESTABDOMEN", True),
     (header(BodyPartExamined="", SeriesDescription="Babygram"), "body_part_mixed", "SeriesDescription=Babygram", True),
     (header(SeriesDescription="RIBS LEFT"), "body_part_contradictory", "CHEST but SeriesDescription=RIBS LEFT", True),

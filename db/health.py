@@ -1,0 +1,70 @@
+"""What a monitor asks of the ledger: the totals, how long the oldest study waits, and when something last moved."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session
+
+from db import drift
+from db.base import database_now
+from db.models import Drift, Run, Study
+from db.totals import Totals, read_totals
+
+
+@dataclass(frozen=True)
+class Health:
+    """The state of the context at one moment, by the database's clock."""
+
+    totals: Totals
+    oldest_waiting_seconds: float  # 0 when none waits
+    seconds_since_settled: float | None  # None before the first study was settled
+    drift: Sequence[Drift]  # of the last day that was judged
+    seconds_since_drift: float | None  # since the end of that day
+
+
+def health(session: Session) -> Health:
+    now = database_now(session)
+    # A study that was settled before and waits again (requeued, rescored) is old without being late.
+    unsettled = select(func.min(Study.received_at)).where(
+        Study.state.in_(("waiting", "claimed")), Study.settled_at.is_(None)
+    )
+    oldest = session.scalar(unsettled)
+    settled = session.scalar(select(func.max(Run.last_settled_at)))
+    figures = drift.latest(session)
+    return Health(
+        totals=read_totals(session),
+        oldest_waiting_seconds=(now - oldest).total_seconds() if oldest else 0.0,
+        seconds_since_settled=(now - settled).total_seconds() if settled else None,
+        drift=figures,
+        seconds_since_drift=(now - _end_of(figures[0].day)).total_seconds() if figures else None,
+    )
+
+
+def _end_of(day: str) -> datetime:
+    return datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The study that should be claimed next: how long it could have been, and how long ago its message was sent."""
+
+    waits_seconds: float
+    unnotified_seconds: float
+
+
+def head_of_queue(session: Session) -> Head | None:
+    """The most pressing study that may be tried now, or None."""
+    now = database_now(session)
+    row = session.execute(
+        select(Study.received_at, Study.not_before, Study.notified_at)
+        .where(Study.state == "waiting", or_(Study.not_before.is_(None), Study.not_before <= now))
+        .order_by(Study.stat.desc(), Study.received_at, Study.id)
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        return None
+    ready = max(moment for moment in (row.received_at, row.not_before) if moment is not None)
+    notified = max(moment for moment in (ready, row.notified_at) if moment is not None)
+    return Head((now - ready).total_seconds(), (now - notified).total_seconds())

@@ -1,0 +1,378 @@
+"""From an empty database to a promoted challenger, on real films: make retraining.
+
+NIH films that radiologists labelled become a hospital's DICOM studies. A first champion learns from a few of them; the
+others are sent through the queue, scored by two workers, and confirmed with the labels that are known (a CSV from the
+RIS). Beat's schedule, shortened to a minute, asks for a retraining; a training worker runs it beside the scoring. Then
+the challenger is judged, promoted by hand as its verdict allows, taken up by the workers, and taken back in the middle
+of a night. Two challengers made worse on purpose are judged too. With --kills a retraining is killed at random moments.
+
+Everything is real: PostgreSQL, Redis, beat, three workers, the commands that people type. Needs ../shared/data.
+"""
+
+import argparse
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from rich.console import Console
+from sqlalchemy import text
+
+from db import gate, training_runs
+from db.models import TrainingRun
+from db.session import read_scope, session_scope
+from tests.support.confirmed import confirm_films, save_beginner
+from tests.support.crew import enqueue, environment_of, running, start, totals, wait_until
+from tests.support.dicom_files import make_film
+from tests.support.servers import PostgresServer, RedisServer
+from training.findings import FINDINGS
+from training.manifest import read_csv
+from worker import logs
+from worker.context import Context
+from worker.settings import Settings
+from worker.terminal.tables import verdict_table
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+FILMS = SHARED / "nih_films"
+WEIGHTS = SHARED / "weights" / "mobilenet_v2-b0353104.pth"
+SIZE = 160  # pixels
+BASE_PATIENTS = 4  # one in so many patients is the base's, the others are the hospital's
+LOAD, LOAD_SIDE = 200, 1536  # studies that measure the scoring, and the side of their films in pixels
+NIGHT = 1600  # studies of the night in whose middle the champion is rolled back: longer than the command takes to start
+SHUFFLED = "Effusion"
+
+console = Console(width=150, highlight=False)
+
+
+def nightread(context: Context, *arguments: str, expect: int = 0) -> str:
+    """Run a command as a person would; what it printed."""
+    environment = os.environ | environment_of(context.settings) | {"COLUMNS": "150"}
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.cli", *arguments], env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode != expect:
+        raise SystemExit(f"nightread {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def say(heading: str, body: str = "") -> None:
+    console.print(f"[bold]{time.strftime('%H:%M:%S')} {heading}[/]" + (f"\n{body.rstrip()}" if body else ""))
+
+
+# ------------------------------------------------------------------------------------------------------------- films
+
+
+def labelled() -> pd.DataFrame:
+    """The AP and PA films with their labels, as the manifest has them."""
+    return read_csv(FILMS / "labels.csv")
+
+
+def of_the_base(films: pd.DataFrame) -> "pd.Series[bool]":
+    return films["patient_id"].astype(int) % BASE_PATIENTS == 0
+
+
+def write_site(films: pd.DataFrame, folder: Path) -> None:
+    """The hospital's studies: one film each, with the patient, the view and an accession number."""
+    folder.mkdir(parents=True)
+    for number, film in enumerate(films.itertuples()):
+        pixels = np.asarray(Image.open(FILMS / film.image).convert("L"))
+        age = None if pd.isna(film.age_years) else f"{int(film.age_years):03d}Y"
+        make_film(
+            folder / f"{number}.dcm", pixels=pixels, view_position=film.view_position, AccessionNumber=f"S{number}",
+            PatientID=f"NIH-{film.patient_id}", PatientSex=film.sex, PatientAge=age,
+        )  # fmt: skip
+
+
+def write_load(films: pd.DataFrame, folder: Path, *, seed: int, studies: int = LOAD) -> Path:
+    """Studies that nobody confirms, at a size at which decoding costs something."""
+    folder.mkdir(parents=True)
+    for number, film in enumerate(films.sample(studies, random_state=seed).itertuples()):
+        picture = Image.open(FILMS / film.image).convert("L").resize((LOAD_SIDE, LOAD_SIDE))
+        make_film(folder / f"{number}.dcm", pixels=np.asarray(picture), PatientID=f"LOAD-{seed}-{number}",
+                  AccessionNumber=f"L{seed}-{number}", view_position=film.view_position)  # fmt: skip
+    return folder
+
+
+def write_reviews(films: pd.DataFrame, path: Path) -> Path:
+    """What the radiologists confirmed, as the RIS exports it: a row per study, a column per finding."""
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["accession_number", "reader", *FINDINGS])
+        for number, labels in enumerate(films[list(FINDINGS)].to_numpy()):
+            table.writerow([f"S{number}", "dr.known", *("present" if label else "absent" for label in labels)])
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------- the first run
+
+
+@dataclass
+class Site:
+    """The hospital's folder, its context and its films."""
+
+    folder: Path
+    context: Context
+    films: pd.DataFrame
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "crew.log"
+
+
+def prepare_base(films: pd.DataFrame, folder: Path) -> Path:
+    """The base as a user prepares it."""
+    table = folder / "base.csv"
+    films.assign(path=films["image"], view=films["view_position"], age=films["age_years"]).drop(
+        columns=["image", "view_position", "age_years"]
+    ).to_csv(table, index=False)
+    train("prepare", folder / "base", "--table", table, "--images", FILMS, "--size", SIZE)
+    return folder / "base"
+
+
+def train(*arguments: object) -> None:
+    """`nightread train ...`"""
+    words = [sys.executable, "-m", "worker.cli", "train", *map(str, arguments)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"train {arguments[0]} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+
+
+def first_champion(base: Path, folder: Path, *, epochs: int, loss: str = "wbce_normalised") -> Path:
+    words = ("--split", "stable", "--start", WEIGHTS, "--epochs", epochs, "--batch-size", 32, "--loss", loss)
+    train("fit", base, folder, *words)
+    return folder / "checkpoint.safetensors"
+
+
+def throughput(site: Site, folder: Path) -> float:
+    """Studies per second from the first message to the last result."""
+    scored = totals(site.context).scored
+    began = time.monotonic()
+    enqueue(site.context, folder)
+    sent = len(list(folder.iterdir()))  # whoever rings for them: beat's sweep does too
+    wait_until(lambda: totals(site.context).scored >= scored + sent, seconds=900, log=site.log)
+    return sent / (time.monotonic() - began)
+
+
+def latest_run(context: Context) -> TrainingRun | None:
+    with read_scope(context.engine) as session:
+        return next(iter(training_runs.everything(session)), None)
+
+
+def in_stage(context: Context, stage: str) -> bool:
+    run = latest_run(context)
+    return run is not None and run.state == "running" and run.stage == stage
+
+
+def over(context: Context) -> bool:
+    run = latest_run(context)
+    return run is not None and run.state != "running"
+
+
+def whole_story(folder: Path, *, champion_epochs: int, epochs: int) -> None:
+    films = labelled()
+    base_films, site_films = films[of_the_base(films)], films[~of_the_base(films)].reset_index(drop=True)
+    say(f"{len(base_films)} films for the base, {len(site_films)} for the hospital")
+    base = prepare_base(base_films, folder)
+    champion = first_champion(base, folder / "first", epochs=champion_epochs)
+    say("the first champion is trained")
+    write_site(site_films, folder / "site")
+    with ExitStack() as stack:
+        settings = Settings(
+            database_url=stack.enter_context(PostgresServer()).url,
+            broker_url=stack.enter_context(RedisServer()).url,
+            state_folder=folder / "state", device="cpu", sweep_seconds=5, log_format="json",
+            retrain_base=base, retrain_epochs=epochs, retrain_threads=1,
+            retrain_min_positives=5, gate_min_positives=5,  # these films have no more of the rare findings
+            retrain_schedule="* * * * *", drift_schedule="",
+        )  # fmt: skip
+        site = Site(folder, Context(settings), site_films)
+        nightread(site.context, "db", "upgrade")
+        Context(
+            settings.model_copy(update={"checkpoint": champion})
+        ).live()  # the first checkpoint becomes the champion
+        for _ in range(2):
+            stack.enter_context(running(site.context, "worker", site.log))
+        stack.enter_context(running(site.context, "worker", site.log, "--queue", "training"))
+        enqueue(site.context, folder / "site")
+        wait_until(lambda: totals(site.context).waiting == 0, seconds=900, log=site.log)
+        say("the hospital's films are scored", nightread(site.context, "status"))
+        quiet = throughput(site, write_load(site_films, folder / "load-1", seed=1))
+        reviews = write_reviews(site_films, folder / "reviews.csv")
+        say("reviews imported", nightread(site.context, "review", "--csv", str(reviews)))
+        stack.enter_context(running(site.context, "beat", site.log))
+        load = write_load(site_films, folder / "load-2", seed=2)
+        wait_until(lambda: in_stage(site.context, "train") or over(site.context), seconds=600, log=site.log)
+        busy = throughput(site, load)
+        beside = in_stage(site.context, "train")
+        wait_until(lambda: over(site.context), seconds=3600, log=site.log)
+        quiet_again = throughput(site, write_load(site_films, folder / "load-3", seed=3))
+        say("scoring, studies per second", f"before the training {quiet:.1f}, beside it {busy:.1f}"
+            f"{'' if beside else ' (the training ended first)'}, after it {quiet_again:.1f}")  # fmt: skip
+        challenger = show_run(site.context)
+        if challenger is None:
+            return
+        promote(site, challenger)
+        judge_worse_ones(site)
+        roll_back_in_the_middle(site, challenger)
+        say("the totals", nightread(site.context, "status"))
+        say("checkpoints", nightread(site.context, "models", "list"))
+
+
+def show_run(context: Context) -> str | None:
+    """Print how the first run ended; the challenger's digest if it passed."""
+    with read_scope(context.engine) as session:
+        run = training_runs.everything(session)[-1]
+        verdict = None if run.checkpoint_id is None else gate.latest(session, run.checkpoint_id)
+        checks = [] if verdict is None else gate.checks_of(session, verdict)
+        digest = session.scalar(text("SELECT digest FROM checkpoint WHERE id = :id"), {"id": run.checkpoint_id})
+    say(
+        f"retraining {run.id} ({run.cause}) {run.state}: {run.reason}",
+        f"{run.counts} in {run.metrics.get('seconds')} s",
+    )
+    console.print(verdict_table(checks))
+    return digest if run.state == "passed" else None
+
+
+def promote(site: Site, challenger: str) -> None:
+    """Live within a minute."""
+    say("promote", nightread(site.context, "models", "promote", challenger[:12], "--reason", "passed the gate"))
+    say("the champion now", _live_after(site, write_load(site.films, site.folder / "load-4", seed=4), challenger))
+
+
+def roll_back_in_the_middle(site: Site, challenger: str) -> None:
+    """Back within a minute while a night is being scored; no study has two checkpoints."""
+    load = write_load(site.films, site.folder / "load-5", seed=5, studies=NIGHT)
+    begun = totals(site.context).scored + NIGHT // 20
+    sender = start(site.context, "enqueue", site.log, str(load))
+    wait_until(lambda: totals(site.context).scored >= begun, seconds=300, log=site.log)
+    nightread(site.context, "models", "rollback", "--reason", "in the middle of a night")
+    asked = time.monotonic()
+    sender.wait(timeout=300)
+    wait_until(lambda: totals(site.context).waiting == 0, seconds=300, log=site.log)
+    with read_scope(site.context.engine) as session:
+        by = session.execute(text(BY_CHECKPOINT), {"load": "L5-%"}).all()
+        back_at = session.scalar(text("SELECT max(activated_at) FROM policy"))
+        mixed = session.scalar(text(MIXED), {"load": "L5-%"})
+    first_back = [row for row in by if not challenger.startswith(row[0])]
+    seconds = (first_back[0][2] - back_at).total_seconds() if first_back else float("nan")
+    say(
+        "rolled back in the middle of a night",
+        f"studies by checkpoint: {[(digest, studies) for digest, studies, _ in by]}\n"
+        f"the first one by the old champion {seconds:.1f} s after the rollback\n"
+        f"studies with two checkpoints: {mixed}\n"
+        f"the night was over after {time.monotonic() - asked:.0f} s",
+    )
+
+
+BY_CHECKPOINT = """
+    SELECT substr(c.digest, 1, 12), count(*), min(p.ranked_at)
+    FROM study_priority p JOIN checkpoint c ON c.id = p.checkpoint_id JOIN study s ON s.id = p.study_id
+    WHERE s.accession_number LIKE :load GROUP BY 1"""
+MIXED = """
+    SELECT count(*) FROM (
+        SELECT i.study_id FROM film_score f JOIN instance i ON i.id = f.instance_id JOIN study s ON s.id = i.study_id
+        WHERE s.accession_number LIKE :load GROUP BY i.study_id HAVING count(DISTINCT f.checkpoint_id) > 1) m"""
+
+
+def _live_after(site: Site, load: Path, challenger: str) -> str:
+    began = time.monotonic()
+    throughput(site, load)
+    with read_scope(site.context.engine) as session:
+        found = [(digest, studies) for digest, studies, _ in session.execute(text(BY_CHECKPOINT), {"load": "L4-%"})]
+    return f"{found} within {time.monotonic() - began:.0f} s (asked for {challenger[:12]})"
+
+
+def judge_worse_ones(site: Site) -> None:
+    """A challenger with one finding's labels shuffled, and one trained on AP films only: each must be refused."""
+    films = pd.concat([site.films, labelled()[of_the_base(labelled())]])
+    rng = np.random.default_rng(0)
+    shuffled = films.assign(**{SHUFFLED: rng.permutation(films[SHUFFLED].to_numpy())})
+    for name, table in (("shuffled", shuffled), ("ap-only", films[films["view_position"] == "AP"])):
+        folder = site.folder / name
+        folder.mkdir()
+        prepared = prepare_base(table, folder)
+        path = first_champion(prepared, folder / "run", epochs=4, loss="bce")  # few AP films hold a hernia
+        digest = nightread(site.context, "models", "add", str(path)).split()[0]
+        say(f"judged: {name}", nightread(site.context, "models", "judge", digest, expect=1))
+
+
+# --------------------------------------------------------------------------------------------------------- the kills
+
+
+def killed(folder: Path, *, kills: int, seed: int) -> None:
+    """One retraining killed so often at random moments, and the same undisturbed: the same checkpoint."""
+    rng = random.Random(seed)
+    digests = []
+    for name, deaths in (("undisturbed", 0), ("killed", kills)):
+        context = _small_house(folder / name)
+        for number in range(deaths):
+            process = subprocess.Popen([sys.executable, "-m", "worker.cli", "retrain"], stdout=subprocess.DEVNULL,
+                                       stderr=subprocess.DEVNULL,
+                                       env=os.environ | environment_of(context.settings))  # fmt: skip
+            time.sleep(rng.uniform(2, 14))
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            run = latest_run(context)
+            if run is not None and run.state != "running":
+                say(f"kill {number + 1} came too late", "it had ended by itself")
+                break
+            say(f"kill {number + 1}", f"in stage {run.stage if run else 'none yet'}")
+            with session_scope(context.engine) as session:  # instead of waiting two minutes for the lease
+                session.execute(text("UPDATE training_run SET lease_expires_at = '2000-01-01 00:00:00' "
+                                     "WHERE state = 'running'"))  # fmt: skip
+        else:
+            nightread(context, "retrain", expect=1)  # noise for films: the gate refuses it
+        run = latest_run(context)
+        with read_scope(context.engine) as session:
+            runs, verdicts, challengers, digest = session.execute(text(
+                "SELECT (SELECT count(*) FROM training_run), (SELECT count(*) FROM gate_verdict), "
+                "(SELECT count(*) FROM checkpoint) - 1, (SELECT digest FROM checkpoint WHERE id = :id)"),
+                {"id": run.checkpoint_id}).one()  # fmt: skip
+        digests.append(digest)
+        counted = f"{runs} run, {verdicts} verdict, {challengers} challenger"
+        say(name, f"{run.state} after {run.attempts} attempts; {counted}; {digest}")
+    say("the same checkpoint" if len(set(digests)) == 1 else "NOT THE SAME CHECKPOINT")
+
+
+def _small_house(folder: Path) -> Context:
+    folder.mkdir()
+    settings = Settings(
+        database_url=f"sqlite:///{folder / 'nightread.db'}", state_folder=folder, device="cpu", max_attempts=100,
+        retrain_epochs=12, retrain_batch_size=16, retrain_min_new_films=10, retrain_min_positives=1, retrain_threads=1,
+        gate_replicates=100,
+    )  # fmt: skip
+    Context(settings.model_copy(update={"checkpoint": save_beginner(folder / "beginner.safetensors")})).live()
+    context = Context(settings)
+    with session_scope(context.engine) as session:
+        confirm_films(session, folder / "films", films=120)
+    return context
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--champion-epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--kills", type=int, default=0, help="instead: kill one small retraining so often")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    logs.configure(level="warning", style="console")
+    with tempfile.TemporaryDirectory(prefix="nightread-retraining-") as made:
+        if arguments.kills:
+            killed(Path(made), kills=arguments.kills, seed=arguments.seed)
+        else:
+            whole_story(Path(made), champion_epochs=arguments.champion_epochs, epochs=arguments.epochs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""A checkpoint for tests of everything but the scores' worth."""
+
+from pathlib import Path
+
+import torch
+
+from training.checkpoint import Calibration, Header, save_checkpoint
+from training.findings import FINDINGS
+from training.imaging.preprocessing import Preprocessing
+from training.networks import make_network
+
+# What is left of a film after so many random layers is some 1e-11 of a logit; a slope makes probabilities of it.
+SPREAD = Calibration(slope=(2e10,) * len(FINDINGS))
+
+
+def save_untrained(path: Path, *, seed: int = 0, size: int = 64) -> Path:
+    """Write a small network with random weights (the same for a seed): quick, and every probability is different."""
+    torch.manual_seed(seed)
+    header = Header(
+        network="mobilenet",
+        preprocessing=Preprocessing(size=size),
+        calibration=SPREAD,
+        thresholds={finding: {"flag_10": 0.5, "sensitivity_90": 0.4} for finding in FINDINGS},
+    )
+    save_checkpoint(path, header, state=make_network("mobilenet").state_dict(), half=True)
+    return path

@@ -1,0 +1,349 @@
+"""Compressed and native pixel data -> stored values. Fast where it may be, but never half an image.
+
+pydicom tries its plugins in turn and takes the first that does not raise, and most JPEG decoders do not: libjpeg,
+libjpeg-turbo and OpenJPH fill what a cut-off stream lacks, and CharLS can hang on one. So every codestream is first
+shown to be complete and of the promised size before the fastest library decodes it. pydicom's plugins decode colour,
+which films do not have, and native pixel data.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import pairwise
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    JPEGLSTransferSyntaxes,
+    RLELossless,
+)
+
+from training.imaging.dicom import (
+    DAMAGE,
+    BadPixelHeader,
+    PixelHeader,
+    Truncated,
+    Undecodable,
+    UnsupportedTransferSyntax,
+)
+
+Pixels = NDArray[np.integer[Any]]
+# Where pydicom would else turn to a plugin that crashes on damage (see _run_length) or paints over it.
+SAFE_PLUGINS = {RLELossless: "pydicom", JPEGLSLossless: "pyjpegls", JPEGLSNearLossless: "pyjpegls"}
+
+END_MARKER = b"\xff\xd9"  # EOI of JPEG (T.81 B.1.1.3) and JPEG-LS, EOC of JPEG 2000 (T.800 A.4.4)
+PROBE = b"\x00" + b"\x55" * 64  # entropy-coded bytes that mean something, and no marker whatever stands before them
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What a JPEG, JPEG-LS or JPEG 2000 codestream says about itself."""
+
+    rows: int
+    columns: int
+    samples: int
+    bits: int
+    signed: bool = False
+    halves: bool = False  # whether it can be decoded at half its resolution: see training/imaging/half_resolution.py
+
+
+Decode = Callable[[bytes, Stream], Pixels]
+
+
+def decode(dataset: Dataset, header: PixelHeader) -> tuple[Pixels, str]:
+    """The stored values and their photometric interpretation.
+
+    One sample per pixel: (rows, columns) uint8, int8, uint16 or int16 as Bits Allocated and Pixel Representation say,
+    unused high bits removed (PS3.5 8.1.1). Three: (rows, columns, 3), YBR turned to RGB.
+    Raises Truncated, Undecodable, UnsupportedTransferSyntax or BadPixelHeader.
+    """
+    syntax = header.transfer_syntax
+    if syntax in DECODERS:
+        codestream = _codestream(dataset)
+        stream = _described(codestream, syntax)
+        if (stream.rows, stream.columns, stream.samples) != (header.rows, header.columns, header.samples):
+            raise Undecodable("The compressed image is not of the size that the header says.")
+        if not 1 <= stream.bits <= header.bits_allocated:
+            raise BadPixelHeader("The compressed samples have more bits than the header allocates.")
+        if header.samples == 1:
+            return _stored(_monochrome(codestream, stream, syntax), stream, header), header.photometric
+    elif syntax == RLELossless and header.samples == 1:
+        return _stored(_run_length(_frame(dataset), header), None, header), header.photometric
+    elif not syntax.is_encapsulated:
+        _require_native(dataset, header)
+    stored, photometric = _by_pydicom(dataset, syntax)
+    return (_stored(stored, None, header) if header.samples == 1 else stored), photometric
+
+
+def decode_half(dataset: Dataset, header: PixelHeader) -> Pixels | None:
+    """The low band of a lossless JPEG 2000 or HTJ2K film: uint16 (ceil(rows / 2), ceil(columns / 2)).
+
+    None where the codestream does not give it, or it would not do for the whole film: of fewer than 10 bits the
+    wavelet's rounding, half a step, shows; of more than 14, or signed, what overshoots cannot be told from what wrapped
+    around. Raises Truncated or Undecodable.
+    """
+    syntax = header.transfer_syntax
+    if syntax not in HALVING_DECODERS or header.samples != 1 or header.signed:
+        return None
+    codestream = _codestream(dataset)
+    stream = _described(codestream, syntax)
+    agreed = (stream.rows, stream.columns, stream.samples) == (header.rows, header.columns, 1)
+    if not (stream.halves and agreed and 10 <= min(stream.bits, header.bits_stored) <= 14) or stream.signed:
+        return None
+    try:
+        low = HALVING_DECODERS[syntax](codestream, stream)
+    except (RuntimeError, ValueError, OSError, SyntaxError, Image.DecompressionBombError):
+        return None  # the whole of it says what is wrong
+    return low if low.max() < 2**15 and low.shape == (-(-header.rows // 2), -(-header.columns // 2)) else None
+
+
+def _require_native(dataset: Dataset, header: PixelHeader) -> None:
+    if dataset["PixelData"].is_undefined_length:
+        raise BadPixelHeader("The pixel data is compressed, but the transfer syntax says that it is not.")
+    if len(dataset.PixelData) < header.native_bytes:
+        raise Truncated(f"The pixel data has {len(dataset.PixelData)} bytes of the {header.native_bytes} it needs.")
+
+
+def _monochrome(codestream: bytes, stream: Stream, syntax: UID) -> Pixels:
+    try:
+        return DECODERS[syntax](codestream, stream)
+    except Truncated:
+        raise
+    except (RuntimeError, ValueError) as error:  # imagecodecs' own errors are RuntimeErrors
+        raise Undecodable from error
+
+
+def _jpeg_dct(codestream: bytes, _stream: Stream) -> Pixels:
+    return _jpeg_turbo(codestream, columns=8)  # what libjpeg-turbo makes up comes in blocks
+
+
+def _jpeg_lossless(codestream: bytes, stream: Stream) -> Pixels:
+    return _jpeg_turbo(codestream, columns=stream.columns)  # here in rows
+
+
+def _jpeg_turbo(codestream: bytes, *, columns: int) -> Pixels:
+    """libjpeg-turbo, which makes up what a stream that ends too early lacks. Raises Truncated if it did.
+
+    It fills in zero differences, so that the last `columns` of the last rows repeat. So do those of a black border;
+    what tells them apart is that further data would change the former.
+    """
+    pixels: Pixels = imagecodecs.jpeg8_decode(codestream)
+    if np.array_equal(pixels[-1, -columns:], pixels[-2:, -columns:][0]):
+        longer = codestream.removesuffix(END_MARKER) + PROBE + END_MARKER
+        if not np.array_equal(imagecodecs.jpeg8_decode(longer), pixels):
+            raise Truncated
+    return pixels
+
+
+def _charls(codestream: bytes, _stream: Stream) -> Pixels:
+    pixels: Pixels = imagecodecs.jpegls_decode(codestream)
+    return pixels
+
+
+def _openjpeg(codestream: bytes, _stream: Stream) -> Pixels:
+    pixels: Pixels = imagecodecs.jpeg2k_decode(codestream)
+    return pixels
+
+
+def _openjph(codestream: bytes, stream: Stream) -> Pixels:
+    """OpenJPH by imagecodecs, which loses an error in mid-image and returns the rows until then.
+
+    So the image starts out as a pattern; if the last row still is one, OpenJPEG, which raises, has the last word.
+    """
+    dtype = np.dtype(f"{'i' if stream.signed else 'u'}{1 if stream.bits <= 8 else 2}")
+    pixels = np.full((stream.rows, stream.columns), 0x55, dtype=dtype)
+    imagecodecs.htj2k_decode(codestream, out=pixels)
+    return _openjpeg(codestream, stream) if (pixels[-1] == 0x55).all() else pixels
+
+
+def _openjpeg_half(codestream: bytes, stream: Stream) -> Pixels:
+    """OpenJPEG by Pillow, which clips what overshoots and shifts it up to 16 bits."""
+    with Image.open(BytesIO(codestream), formats=("JPEG2000",)) as film:
+        film.reduce = 1  # type: ignore[method-assign, assignment]  # the plugin's own: halvings
+        return np.asarray(film).astype(np.uint16) >> (16 - stream.bits)
+
+
+def _openjph_half(codestream: bytes, stream: Stream) -> Pixels:
+    """OpenJPH by imagecodecs: as in `_openjph`, and what is less than nothing has wrapped around."""
+    low = np.full((-(-stream.rows // 2), -(-stream.columns // 2)), 0x5555, dtype=np.uint16)
+    imagecodecs.htj2k_decode(codestream, skipres=1, out=low)
+    if (low[-1] == 0x5555).all():
+        raise ValueError
+    low[low >= 3 * 2**14] = 0
+    return low
+
+
+# Retired processes that libjpeg-turbo reads and pydicom does not know (PS3.5-2006, table A.4-1).
+JPEG_SPECTRAL_SELECTION = UID("1.2.840.10008.1.2.4.53")
+JPEG_FULL_PROGRESSION = UID("1.2.840.10008.1.2.4.55")
+
+# The fastest decoder that raises, for one sample per pixel. No other stands behind it: what one finds damaged, the next
+# might paint over, as pylibjpeg's libjpeg does.
+DECODERS: dict[UID, Decode] = {
+    JPEGBaseline8Bit: _jpeg_dct,
+    JPEGExtended12Bit: _jpeg_dct,
+    JPEG_SPECTRAL_SELECTION: _jpeg_dct,
+    JPEG_FULL_PROGRESSION: _jpeg_dct,
+    JPEGLossless: _jpeg_lossless,
+    JPEGLosslessSV1: _jpeg_lossless,
+    JPEGLSLossless: _charls,
+    JPEGLSNearLossless: _charls,
+    JPEG2000Lossless: _openjpeg,
+    JPEG2000: _openjpeg,
+    HTJ2KLossless: _openjph,
+    HTJ2KLosslessRPCL: _openjph,
+    HTJ2K: _openjph,
+}
+HALVING_DECODERS: dict[UID, Decode] = {  # of reversible wavelets only
+    JPEG2000Lossless: _openjpeg_half,
+    HTJ2KLossless: _openjph_half,
+    HTJ2KLosslessRPCL: _openjph_half,
+}
+
+
+def _frame(dataset: Dataset) -> bytes:
+    """The one frame's bytes, from all its fragments (PS3.5 A.4)."""
+    try:
+        return get_frame(dataset.PixelData, 0, number_of_frames=1)
+    except DAMAGE as error:
+        raise Undecodable("The pixel data's fragments cannot be read.") from error
+
+
+def _codestream(dataset: Dataset) -> bytes:
+    """The image's codestream, ending with its end marker."""
+    # Padded to an even length with a zero, with 0xFF or a space by some writers, with many zeros by others.
+    padded = _frame(dataset).rstrip(b"\x00")
+    end = padded.rfind(END_MARKER, max(0, len(padded) - 3))
+    if end < 0:
+        raise Truncated
+    return padded[: end + 2]
+
+
+def _run_length(frame: bytes, header: PixelHeader) -> Pixels:
+    """RLE Lossless of one sample per pixel: one PackBits segment per byte, the high byte first (PS3.5 annex G).
+
+    Not by pylibjpeg-rle: on a damaged segment it panics, and a Rust panic passes `except Exception` by.
+    """
+    itemsize = header.bits_allocated // 8
+    if len(frame) < 64:
+        raise Truncated
+    count, *offsets = struct.unpack_from("<16I", frame)
+    if count != itemsize:
+        raise Undecodable("The RLE data does not have one segment for each byte of a pixel.")
+    size = header.rows * header.columns
+    planes = np.empty((size, itemsize), dtype=np.uint8)  # little endian: the high byte is the last
+    for segment, (start, end) in enumerate(pairwise((*offsets[:count], len(frame)))):
+        try:
+            plane = np.frombuffer(imagecodecs.packbits_decode(frame[start:end]), dtype=np.uint8)
+        except (RuntimeError, ValueError) as error:
+            raise Undecodable from error
+        if len(plane) < size:
+            raise Truncated
+        planes[:, itemsize - 1 - segment] = plane[:size]
+    return planes.view(f"<u{itemsize}").reshape(header.rows, header.columns)
+
+
+def _described(codestream: bytes, syntax: UID) -> Stream:
+    try:
+        return _jpeg_2000(codestream) if syntax in JPEG2000TransferSyntaxes else _jpeg(codestream)
+    except (struct.error, IndexError) as error:
+        raise Undecodable from error
+
+
+def _jpeg(codestream: bytes) -> Stream:
+    """The frame header of a JPEG or JPEG-LS codestream (T.81 B.2.2)."""
+    at = 2
+    while codestream[at] == 0xFF:
+        marker = codestream[at + 1]
+        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
+            bits, rows, columns, samples = struct.unpack_from(">BHHB", codestream, at + 4)
+            return Stream(rows, columns, samples, bits)
+        (length,) = struct.unpack_from(">H", codestream, at + 2)
+        at += 2 + length if marker != 0xFF else 1  # any marker may be preceded by fill bytes
+    raise Undecodable("The compressed image has no frame header.")
+
+
+def _jpeg_2000(codestream: bytes) -> Stream:
+    """The SIZ segment of a JPEG 2000 codestream (T.800 A.5.1), bare or, against PS3.5 A.4.4, inside a JP2 file.
+
+    Raises Truncated where the tile-parts do not end at the end marker: OpenJPH does not mind if they do not.
+    """
+    start = codestream.find(b"\xff\x4f\xff\x51")
+    if start < 0:
+        raise Undecodable("The compressed image has no JPEG 2000 codestream.")
+    right, bottom, left, top, *tile = struct.unpack_from(">8I", codestream, start + 8)
+    samples, depth = struct.unpack_from(">HB", codestream, start + 40)
+    one_tile = (left, top, *tile[2:]) == (0, 0, 0, 0) and tile[0] >= right and tile[1] >= bottom
+    halves = _require_tile_parts(codestream, start + 2) and one_tile and start == 0
+    return Stream(bottom - top, right - left, samples, (depth & 0x7F) + 1, signed=bool(depth & 0x80), halves=halves)
+
+
+def _require_tile_parts(codestream: bytes, at: int) -> bool:
+    """Walk over the main header's segments and the tile-parts, each of which states its length (T.800 A.4.2).
+
+    Returns whether all do and the image is coded by at least one step of the reversible wavelet (A.6.1).
+    """
+    reversible = False
+    while (marker := codestream[at : at + 2]) != END_MARKER:
+        if not marker.startswith(b"\xff"):
+            raise Truncated
+        (length,) = struct.unpack_from(">H", codestream, at + 2)
+        if marker == b"\xff\x52":  # COD
+            reversible = codestream[at + 9] > 0 and codestream[at + 13] == 1
+        if marker != b"\xff\x90":  # SOT
+            at += 2 + length
+            continue
+        (tile_part,) = struct.unpack_from(">I", codestream, at + 6)
+        if tile_part == 0:  # the last one, up to the end marker
+            return False
+        at += tile_part
+    return reversible
+
+
+def _by_pydicom(dataset: Dataset, syntax: UID) -> tuple[Pixels, str]:
+    try:
+        options: dict[str, Any] = {"view_only": True, "correct_unused_bits": False, "allow_excess_frames": False}
+        pixels, properties = get_decoder(syntax).as_array(
+            dataset, index=0, decoding_plugin=SAFE_PLUGINS.get(syntax, ""), **options
+        )
+    except NotImplementedError as error:
+        raise UnsupportedTransferSyntax(f"No decoder is known for the transfer syntax {syntax.name}.") from error
+    except DAMAGE as error:
+        raise Undecodable from error
+    return pixels, str(properties["photometric_interpretation"])
+
+
+def _stored(pixels: Pixels, stream: Stream | None, header: PixelHeader) -> Pixels:
+    """Decoded samples as the header's type, with only the bits that hold the value."""
+    itemsize = header.bits_allocated // 8
+    if pixels.shape != (header.rows, header.columns):
+        raise Undecodable
+    pixels = pixels.astype(f"{pixels.dtype.kind}{itemsize}", copy=False).view(f"u{itemsize}")
+    # JPEG 2000 and JPEG-LS state how many bits they code, and are right where the header is not.
+    trusted = stream is not None and header.transfer_syntax in (*JPEG2000TransferSyntaxes, *JPEGLSTransferSyntaxes)
+    bits = stream.bits if stream is not None and trusted else header.bits_stored
+    unused = header.bits_allocated - bits
+    if header.signed:
+        signed = (pixels << unused).view(f"i{itemsize}")
+        return signed >> unused
+    return pixels & (2**bits - 1) if unused and pixels.max() >> bits else pixels

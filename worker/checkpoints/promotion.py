@@ -1,0 +1,79 @@
+"""Checkpoints by hand: which are known, which one ranks, and the way back."""
+
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from db import gate, policies, registry
+from db.models import Checkpoint
+from training.checkpoint import load_checkpoint, read_header
+from worker.context import Context, actor, thresholds_of
+from worker.ranking import policy
+
+
+class NotPromoted(ValueError):
+    """The checkpoint cannot go live; the text says why."""
+
+
+def promote(context: Context, session: Session, row: Checkpoint, *, reason: str, override: str | None = None) -> None:
+    """Make a registered checkpoint the champion. Workers take it up between two batches, without a restart.
+
+    It must have passed the gate beside the champion of today, or have been champion before and not have failed beside
+    it; else only somebody's `override`, the reason why not, lets it through, and is kept. Its file is loaded and
+    checked first, so that a damaged one changes nothing. Category A is a capacity, so the policy goes live in a new
+    version with the threshold at which the new champion flags that share. Raises NotPromoted.
+    """
+    registry.lock_promotions(session)  # else another champion could come between the look at the verdict and the change
+    session.refresh(row)
+    objection = _objection(session, row)
+    if objection is not None and override is None:
+        raise NotPromoted(objection)
+    if objection is not None:
+        reason = f"{reason} (against the gate: {override})"
+    path = context.file_of(row)
+    load_checkpoint(path, expected_digest=row.digest)
+    registry.set_state(session, row, "champion", by=actor(), reason=reason)
+    renew_policy(session, path, note=f"thresholds of checkpoint {row.digest[:12]}")
+
+
+def _objection(session: Session, row: Checkpoint) -> str | None:
+    """Why the gate does not let this checkpoint through, or None."""
+    champion = registry.champion(session)
+    if champion is None or row.id == champion.id:
+        return None
+    short = row.digest[:12]
+    verdict = gate.latest(session, row.id)
+    if row.state == "retired" and (verdict is None or verdict.champion_id != champion.id):
+        return None
+    if verdict is None:
+        return f"nobody has judged checkpoint {short}: `nightread models judge {short}`"
+    if verdict.champion_id != champion.id:
+        return f"checkpoint {short} was judged beside another champion: `nightread models judge {short}` again"
+    if not verdict.passed:
+        failed = [f"{check.name} {check.subject}" for check in gate.checks_of(session, verdict) if not check.passed]
+        return f"checkpoint {short} did not pass the gate: {', '.join(failed)}"
+    return None
+
+
+def renew_policy(session: Session, checkpoint: Path, *, note: str) -> None:
+    """Activate the policy again with category A's threshold taken from `checkpoint`."""
+    thresholds = thresholds_of(read_header(checkpoint))
+    current = policy.active(session, thresholds=thresholds).policy
+    stored = policy.store(session, policy.as_promoted(current), capacity=thresholds, by=actor(), note=note)
+    policies.activate(session, stored, by=actor())
+
+
+def rollback(context: Context, session: Session, *, reason: str) -> Checkpoint:
+    """Make the last retired champion the champion again, whatever the gate said of it; today's is refused.
+
+    So a second rollback goes one champion further back, and never to the one that was taken back. Raises NotPromoted
+    where there is none.
+    """
+    registry.lock_promotions(session)
+    taken_back, previous = registry.champion(session), registry.last_retired(session)
+    if previous is None:
+        raise NotPromoted("no checkpoint was champion before this one")
+    promote(context, session, previous, reason=reason, override="a rollback")
+    if taken_back is not None:
+        registry.set_state(session, taken_back, "refused", by=actor(), reason=f"taken back: {reason}")
+    return previous

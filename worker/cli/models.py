@@ -1,0 +1,186 @@
+"""`nightread models`: the registry of checkpoints."""
+
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_context, out, print_json, refuse
+
+app = typer.Typer(no_args_is_help=True, help="The checkpoints: which are known, which one ranks, and the way back.")
+
+Reason = Annotated[str, typer.Option(help="Why; it is kept with who and when.")]
+
+
+@app.command("list")
+def list_() -> None:
+    """Every registered checkpoint, newest first."""
+    from db import registry
+    from db.session import read_scope
+
+    table = Table("digest", "network", "state", "since", "by", "reason")
+    with read_scope(open_context().engine) as session:
+        for row in registry.everything(session):
+            since = f"{row.state_changed_at:%Y-%m-%d %H:%M}"
+            table.add_row(row.digest[:12], row.network, row.state, since, row.state_changed_by, row.state_reason or "")
+    out.print(table)
+
+
+@app.command()
+def add(file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A checkpoint file.")]) -> None:
+    """Register a checkpoint as a challenger; a copy is kept in the state folder."""
+    from db.session import session_scope
+
+    context = open_context()
+    with session_scope(context.engine) as session:
+        row = context.register(session, file)
+        out.print(f"{row.digest[:12]} is registered as {row.state}")
+
+
+@app.command()
+def judge(digest: Annotated[str, typer.Argument(help="The digest's first characters.")]) -> None:
+    """Judge a registered checkpoint beside the champion, on confirmed films of patients that nobody trains on.
+
+    The verdict is kept; exit code 0 when it passed, 1 when it was refused.
+    """
+    from db import registry
+    from db.session import read_scope
+    from worker.retraining.judging import CANNOT_JUDGE, judge_by_hand
+    from worker.terminal.tables import verdict_table
+
+    context = open_context()
+    try:
+        with read_scope(context.engine) as session:
+            row = registry.by_digest(session, digest)
+        judged = judge_by_hand(context, row)
+    except (registry.UnknownCheckpoint, *CANNOT_JUDGE) as error:
+        refuse(str(error))
+    out.print(verdict_table(judged.checks))
+    out.print(f"{row.digest[:12]} {judged.reason}", highlight=False, soft_wrap=True)
+    raise typer.Exit(DONE if judged.passed else SOME_LEFT_OUT)
+
+
+@app.command()
+def verdict(digest: Annotated[str, typer.Argument(help="The digest's first characters.")]) -> None:
+    """The last verdict of the gate on a checkpoint."""
+    from db import gate, registry
+    from db.session import read_scope
+    from worker.terminal.tables import verdict_table
+
+    with read_scope(open_context().engine) as session:
+        try:
+            found = gate.latest(session, registry.by_digest(session, digest).id)
+        except registry.UnknownCheckpoint as error:
+            refuse(str(error))
+        if found is None:
+            refuse("nobody has judged this checkpoint: `nightread models judge`")
+        out.print(verdict_table(gate.checks_of(session, found)))
+        word, when = "passed" if found.passed else "refused", f"{found.judged_at:%Y-%m-%d %H:%M}"
+        out.print(f"{word} on {when} by {found.judged_by}: {found.films} films of {found.patients} patients")
+
+
+@app.command()
+def promote(
+    digest: Annotated[str, typer.Argument(help="The digest's first characters.")],
+    reason: Reason,
+    override: Annotated[str | None, typer.Option(help="Why it goes live without a passed gate; it is kept.")] = None,
+) -> None:
+    """Make a checkpoint that passed the gate the one that ranks; workers take it up between two batches."""
+    from db import registry
+    from db.session import session_scope
+    from worker.checkpoints import promotion
+
+    context = open_context()
+    try:
+        with session_scope(context.engine) as session:
+            row = registry.by_digest(session, digest)
+            promotion.promote(context, session, row, reason=reason, override=override)
+    except (registry.UnknownCheckpoint, promotion.NotPromoted) as error:
+        refuse(str(error))
+    out.print("promoted; `nightread rescore` scores what the old one has ranked")
+
+
+@app.command()
+def rollback(reason: Reason) -> None:
+    """Back to the champion before this one."""
+    from db.session import session_scope
+    from worker.checkpoints import promotion
+
+    context = open_context()
+    try:
+        with session_scope(context.engine) as session:
+            row = promotion.rollback(context, session, reason=reason)
+    except promotion.NotPromoted as error:
+        refuse(str(error))
+    out.print(f"{row.digest[:12]} ranks again")
+
+
+@app.command()
+def shadow(digest: Annotated[str, typer.Argument(help="The digest's first characters.")], reason: Reason) -> None:
+    """Let a challenger score beside the champion: it sees the same films, and ranks nothing."""
+    from db import registry
+    from db.session import session_scope
+    from worker.scoring.shadow import NoShadow, enter
+
+    context = open_context()
+    champion = context.live()
+    try:
+        with session_scope(context.engine) as session:
+            row = registry.by_digest(session, digest)
+            enter(context, session, row, champion=champion, reason=reason)
+    except (registry.UnknownCheckpoint, NoShadow) as error:
+        refuse(str(error))
+    out.print(f"{row.digest[:12]} is in shadow; `nightread models compare` shows what it would change")
+
+
+@app.command()
+def unshadow(reason: Reason) -> None:
+    """End the shadow; what it saw is kept."""
+    from db.session import session_scope
+    from worker.scoring.shadow import NoShadow, leave
+
+    try:
+        with session_scope(open_context().engine) as session:
+            row = leave(session, reason=reason)
+    except NoShadow as error:
+        refuse(str(error))
+    out.print(f"{row.digest[:12]} is a challenger again")
+
+
+@app.command()
+def compare(
+    digest: Annotated[
+        str | None, typer.Argument(help="The digest's first characters; by default the shadow's.")
+    ] = None,
+    days: Annotated[float, typer.Option(min=0.1, help="Studies received in the last so many days.")] = 7.0,
+    night: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only this night.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How another checkpoint would have ordered each night, of the studies that it and the champion have seen."""
+    from db import registry
+    from db import shadow as rows
+    from db.base import database_now
+    from db.session import read_scope
+    from worker.checkpoints.comparison import compare, pairs_by_night
+    from worker.scoring.shadow import beside
+    from worker.terminal.tables import comparison_tables
+
+    context = open_context()
+    champion = context.live()
+    with read_scope(context.engine) as session:
+        try:
+            row = registry.by_digest(session, digest) if digest else registry.shadow(session)
+        except registry.UnknownCheckpoint as error:
+            refuse(str(error))
+        if row is None or row.id == champion.checkpoint_id:
+            refuse("name a checkpoint that does not rank: `nightread models list`; none is in shadow")
+        studies = rows.of_night(session, f"{night:%Y-%m-%d}") if night else rows.of_days(session, days)
+        nights = pairs_by_night(session, studies, champion, beside(context, row, champion))
+        found = [compare(name, pairs, now=database_now(session)) for name, pairs in nights.items()]
+    if as_json:
+        print_json([asdict(comparison) for comparison in found])
+    else:
+        out.print(*comparison_tables(found, titles=("champion", row.digest[:12])))

@@ -1,0 +1,194 @@
+"""nightread read, unread and review: what people say back about studies."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, tzinfo
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import typer
+
+from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_context, out, print_json, refuse
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from db.reading import Answer
+    from worker.cli.ris_csv import Problem
+
+CHUNK = 500  # rows to a transaction: an import that is stopped keeps what it has done, and may be repeated
+
+Studies = Annotated[list[str] | None, typer.Argument(help="Study Instance UIDs or accession numbers.")]
+Csv = Annotated[Path | None, typer.Option("--csv", exists=True, dir_okay=False, help="A table from the RIS.")]
+Zone = Annotated[str | None, typer.Option(help="Of times without one, as Europe/Berlin.")]
+WholeOrder = Annotated[
+    bool, typer.Option("--whole-order", help="An accession number that several studies share means them all.")
+]
+Findings = Annotated[list[str] | None, typer.Option(metavar="FINDING", help="May be given several times.")]
+
+
+@dataclass
+class Report:
+    """What an import came to; `rows` counts what could be understood and was answered."""
+
+    rows: int = 0
+    changed: int = 0
+    left_out: "list[Problem]" = field(default_factory=list)
+
+    @property
+    def unchanged(self) -> int:
+        """Rows that said what was known already."""
+        return self.rows - self.changed
+
+
+def register(app: typer.Typer) -> None:
+    """Give the nightread command these three."""
+    for command in (read, unread, review):
+        app.command()(command)
+
+
+def read(
+    studies: Studies = None,
+    reader: Annotated[str | None, typer.Option(help="Who read; for rows that do not say.")] = None,
+    at: Annotated[str | None, typer.Option(help="When, ISO 8601; without it: now.")] = None,
+    table: Csv = None,
+    time_zone: Zone = None,
+    whole_order: WholeOrder = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take studies off the worklist because they were read."""
+    from db.reading import Reading, mark_read
+    from worker.cli import ris_csv
+
+    _one_source(studies, table)
+    zone = _zone(time_zone)
+    if table is not None:
+        rows: Iterable[Any] = ris_csv.readings(table, ris_csv.Defaults(reader, zone))
+    else:
+        moment = _moment(at, zone)
+        rows = enumerate((Reading(study, moment, reader) for study in studies or ()), start=1)
+    _finish(_answered(rows, lambda session, some: mark_read(session, some, whole_order=whole_order)), as_json=as_json)
+
+
+def unread(studies: Studies = None, whole_order: WholeOrder = False, as_json: AsJson = False) -> None:
+    """Bring studies back to the worklist, each to the place that it would have had."""
+    from db.reading import mark_unread
+    from worker.context import actor
+
+    if not studies:
+        refuse("name at least one study")
+    rows = enumerate(studies, start=1)
+
+    def bring_back(session: "Session", some: Sequence[str]) -> "list[Answer]":
+        return mark_unread(session, some, by=actor(), whole_order=whole_order)
+
+    _finish(_answered(rows, bring_back), as_json=as_json)
+
+
+def review(
+    study: Annotated[str | None, typer.Argument(help="A Study Instance UID or accession number.")] = None,
+    reader: Annotated[str | None, typer.Option(help="Who confirmed it.")] = None,
+    present: Findings = None,
+    absent: Findings = None,
+    not_assessed: Findings = None,
+    at: Annotated[str | None, typer.Option(help="When, ISO 8601; without it: now.")] = None,
+    table: Csv = None,
+    time_zone: Zone = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep what a radiologist confirmed of a study, finding by finding: the labels that retraining trusts."""
+    from db.reading import Opinion, record_opinions
+    from worker.cli import ris_csv
+
+    _one_source([study] if study else None, table)
+    zone = _zone(time_zone)
+    if table is not None:
+        rows: Iterable[Any] = ris_csv.opinions(table, ris_csv.Defaults(reader, zone))
+    else:
+        said = _said(present=present, absent=absent, not_assessed=not_assessed)
+        if not reader or not said:
+            refuse("a review needs --reader and at least one of --present, --absent, --not-assessed")
+        moment = _moment(at, zone)
+        rows = enumerate((Opinion(study or "", key, word, reader, moment) for key, word in said.items()), start=1)
+    _finish(_answered(rows, record_opinions), as_json=as_json)
+
+
+def _one_source(studies: Sequence[str] | None, table: Path | None) -> None:
+    if bool(studies) == (table is not None):
+        refuse("name studies, or give --csv FILE; one of the two")
+
+
+def _zone(name: str | None) -> tzinfo | None:
+    try:
+        return ZoneInfo(name) if name else None
+    except (ZoneInfoNotFoundError, ValueError):
+        refuse(f"no time zone is called {name!r}; Europe/Berlin is one")
+
+
+def _moment(text: str | None, zone: tzinfo | None) -> datetime | None:
+    from worker.cli.ris_csv import WrongValue, moment
+
+    try:
+        return moment(text, zone)
+    except WrongValue as error:
+        refuse(f"--at: {error}")
+
+
+def _said(**findings: Sequence[str] | None) -> dict[str, str]:
+    """Finding -> verdict; a finding that is said twice, or that is none, ends the command."""
+    from worker.cli.ris_csv import WrongValue, finding_key
+
+    said: dict[str, str] = {}
+    for word, names in findings.items():
+        for name in names or ():
+            try:
+                key = finding_key(name)
+            except WrongValue as error:
+                refuse(str(error))
+            if key in said:
+                refuse(f"{key} is said twice")
+            said[key] = word
+    return said
+
+
+def _answered(rows: Iterable[Any], write: "Callable[[Session, Any], list[Answer]]") -> Report:
+    """Write rows, (line, row) or Problem, in short transactions; what is refused keeps its line and reason."""
+    from db.session import session_scope
+    from worker.cli.ris_csv import Problem, WrongFile
+
+    engine, report = open_context().engine, Report()
+    try:
+        for chunk in _chunks(rows):
+            report.left_out += [row for row in chunk if isinstance(row, Problem)]
+            asked = [row for row in chunk if not isinstance(row, Problem)]
+            with session_scope(engine) as session:
+                answers = write(session, [row for _, row in asked])
+            for (line, _), answer in zip(asked, answers, strict=True):
+                if answer.refused is not None:
+                    report.left_out.append(Problem(line, answer.refused))
+                else:
+                    report.rows += 1
+                    report.changed += answer.changed > 0
+    except WrongFile as error:
+        refuse(str(error))
+    return report
+
+
+def _chunks(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    iterator = iter(rows)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk
+
+
+def _finish(report: Report, *, as_json: bool) -> None:
+    left_out = sorted(report.left_out, key=lambda problem: problem.line)
+    if as_json:
+        counts = {"changed": report.changed, "unchanged": report.unchanged}
+        print_json(counts | {"left_out": [asdict(problem) for problem in left_out]})
+    else:
+        out.print(f"{report.changed} changed, {report.unchanged} known already, {len(left_out)} left out.")
+        for problem in left_out:
+            out.print(f"  line {problem.line}: {problem.reason}", highlight=False)
+    raise typer.Exit(SOME_LEFT_OUT if left_out else DONE)

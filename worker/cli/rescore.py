@@ -1,0 +1,99 @@
+"""nightread rescore: what another checkpoint ranked, by the one that is live."""
+
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from worker.terminal.console import (
+    DONE,
+    SOME_LEFT_OUT,
+    STOPPED,
+    AsJson,
+    err,
+    open_context,
+    out,
+    print_json,
+    progress,
+    refuse,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Give the nightread command this one."""
+    app.command()(rescore)
+
+
+def rescore(
+    checkpoint: Annotated[str | None, typer.Option(metavar="DIGEST", help="Only look, with this checkpoint.")] = None,
+    read: Annotated[bool, typer.Option("--read", help="Also studies that have been read.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="Move the studies to their new places without asking.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score what another checkpoint has ranked, show how ranks would move, and move them if that is wanted.
+
+    Nothing on the worklist changes before. What has been looked at is kept: a second run goes on from there.
+    """
+    from worker.checkpoints import rescoring
+    from worker.terminal.tables import comparison_tables
+
+    context = open_context(log_level="warning")
+    ranking, looking = _checkpoints(context, checkpoint)
+    if live and looking is not ranking:
+        refuse("--live is for the checkpoint that ranks: promote this one first")
+    left = _look(context, looking, read=read)
+    found = rescoring.preview(context, looking, read=read)
+    if not as_json:
+        out.print(*comparison_tables([found], titles=("as it stands", f"with {looking.digest[:12]}")))
+    if left:
+        err.print(f"{left} films could not be read or have changed; their studies stay where they are.")
+    moved = None
+    if looking is ranking and (live or _agreed("Move the studies to their new places?")):
+        try:
+            moved = rescoring.make_live(context, looking, read=read)
+        except rescoring.NotLive as error:
+            refuse(str(error))
+    if as_json:
+        print_json(asdict(found) | {"live": asdict(moved) if moved else None, "films_left_out": left})
+    elif moved is not None:
+        out.print(f"{moved.moved} studies were moved; {moved.left_out} stay where they were.")
+    else:
+        out.print("Nothing has moved." + (" `nightread rescore --live` does it." if looking is ranking else ""))
+    raise typer.Exit(SOME_LEFT_OUT if left else DONE)
+
+
+def _look(context: Any, looking: Any, *, read: bool) -> int:
+    """Look at the films that this checkpoint has not seen; returns how many it still has not."""
+    from worker.checkpoints import rescoring
+
+    films = rescoring.to_see(context, looking, read=read)
+    if not films:
+        return 0
+    try:
+        with progress("Looking at films", total=films) as advance:
+            rescoring.look(context, looking, read=read, on_films=advance)
+    except KeyboardInterrupt:
+        refuse("stopped; what was looked at is kept, and the next run goes on from here", code=STOPPED)
+    return rescoring.to_see(context, looking, read=read)
+
+
+def _checkpoints(context: Any, digest: str | None) -> tuple[Any, Any]:
+    """What ranks, and what is to look: the same, or the registered checkpoint with this digest."""
+    from db import registry
+    from db.session import read_scope
+    from worker.scoring.shadow import beside
+
+    ranking = context.live()
+    if digest is None:
+        return ranking, ranking
+    with read_scope(context.engine) as session:
+        try:
+            return ranking, beside(context, registry.by_digest(session, digest), ranking)
+        except registry.UnknownCheckpoint as error:
+            refuse(str(error))
+
+
+def _agreed(question: str) -> bool:
+    """Ask a person at a terminal; a program that reads the output is not asked, and has not agreed."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and typer.confirm(question)

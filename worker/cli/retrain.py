@@ -1,0 +1,52 @@
+"""`nightread retrain`: what the schedule does, by hand."""
+
+import signal
+from typing import Annotated, NoReturn
+
+import typer
+
+from worker.terminal.console import DONE, SOME_LEFT_OUT, UNAVAILABLE, AsJson, err, open_context, out, print_json, refuse
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to nightread's own."""
+    app.command()(retrain)
+
+
+def retrain(
+    cause: Annotated[str, typer.Option(hidden=True, help="Who asks: hand, schedule, drift or resume.")] = "hand",
+    as_json: AsJson = False,
+) -> None:
+    """Train a challenger from what radiologists confirmed and judge it beside the champion.
+
+    Interrupted or killed, the same command goes on. Exit code 0: the challenger passed the gate, or there was nothing
+    to train; 1: it was refused, or the training failed; 3: another retraining is under way.
+    """
+    from db.training_runs import Busy, Lost
+    from worker.retraining.run import in_background
+    from worker.retraining.run import retrain as run
+    from worker.terminal.tables import verdict_table
+
+    context = open_context()
+    in_background()
+    # Also where a shell's "&" or cron made this process ignore SIGINT, by which a lost lease ends the work.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        outcome = run(context, cause=cause, say=lambda stage: err.print(stage, highlight=False))
+    except (Busy, Lost) as elsewhere:
+        refuse(str(elsewhere), code=UNAVAILABLE)
+    if outcome is None:
+        err.print("nothing to go on with")
+        return
+    if as_json:
+        print_json(outcome.record())
+    else:
+        if outcome.judged is not None:
+            out.print(verdict_table(outcome.judged.checks))
+        out.print(f"retraining {outcome.run_id} {outcome.state}: {outcome.reason}", highlight=False, soft_wrap=True)
+    raise typer.Exit(DONE if outcome.state in ("passed", "ended") else SOME_LEFT_OUT)
+
+
+def _stop(*_: object) -> NoReturn:
+    raise KeyboardInterrupt

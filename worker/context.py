@@ -1,0 +1,175 @@
+"""What every command needs, made from the settings: the database, the live checkpoint, the active policy."""
+
+import getpass
+import hashlib
+import os
+import shutil
+import socket
+import uuid
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from db import arrivals, lookup, registry, schema
+from db.models import Checkpoint as CheckpointRow
+from db.session import make_engine, read_scope, session_scope
+from training.checkpoint import SHIPPED, Header, MissingCheckpoint, read_header
+from training.imaging.dicom import PixelLimits
+from worker.errors import Unavailable
+from worker.ranking import policy
+from worker.ranking.blinding import Blinding
+from worker.ranking.priority import standing
+from worker.settings import Settings
+
+
+class SchemaBehind(Unavailable):
+    """The database's schema is not this version's."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """What ranks now: a registered checkpoint and a stored policy."""
+
+    checkpoint_id: int
+    digest: str
+    path: Path
+    header: Header
+    policy: policy.ActivePolicy
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The checkpoint's thresholds, for findings to which the policy gives none."""
+        return thresholds_of(self.header)
+
+    @property
+    def unscored(self) -> arrivals.Placement:
+        """Where a study stands that no model has scored."""
+        place = standing(None, self.policy.policy, self.thresholds)
+        return arrivals.Placement(place.category, place.urgency, place.flag or "", self.policy.policy_id)
+
+
+def thresholds_of(header: Header) -> dict[str, float]:
+    """Finding -> the probability from which it counts, by the checkpoint's own evaluation."""
+    return {finding: cuts[policy.THRESHOLD] for finding, cuts in header.thresholds.items() if policy.THRESHOLD in cuts}
+
+
+@dataclass(frozen=True)
+class Context:
+    """Settings and what follows from them. Nothing is connected before it is used."""
+
+    settings: Settings
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The database, with its schema checked; SQLite, which belongs to one site's machine, is brought up to date."""
+        engine = make_engine(self.settings.database_url)
+        if schema.current_revision(engine) != schema.head_revision():
+            if engine.dialect.name != "sqlite":
+                raise SchemaBehind("the database's schema is not this version's: run `nightread db upgrade`")
+            schema.upgrade(engine)
+        return engine
+
+    def live(self) -> Live:
+        """The checkpoint and policy that rank now; the first call in a new database registers them."""
+        with session_scope(self.engine) as session:
+            row = self._checkpoint(session)
+            path = self.file_of(row)
+            header = read_header(path)
+            active = policy.active(session, thresholds=thresholds_of(header))
+            return Live(row.id, row.digest, path, header, active)
+
+    def _checkpoint(self, session: Session) -> CheckpointRow:
+        champion = registry.champion(session)
+        if self.settings.checkpoint is None and champion is not None:
+            return champion
+        row = self.register(session, self.settings.checkpoint or SHIPPED)
+        if champion is None:
+            registry.set_state(session, row, "champion", by=actor(), reason="the first")
+        return row
+
+    @property
+    def state_folder(self) -> Path:
+        """Where checkpoints and retrainings are kept, as an absolute path."""
+        return self.settings.state_folder.expanduser().resolve()
+
+    @property
+    def retraining_folder(self) -> Path:
+        """Where films lie while they are learned from or judged on."""
+        return self.state_folder / "retraining"
+
+    def register(self, session: Session, path: Path) -> CheckpointRow:
+        """Record a checkpoint file in the registry and keep a copy under its digest: an upgrade of the package, or a
+        tidy hand, must not take the champion's file away. Raises CheckpointError when it cannot serve."""
+        header = read_header(path)
+        digest = file_digest(path)
+        kept = self._kept(digest)
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            copy = kept.with_suffix(f".{os.getpid()}")
+            shutil.copyfile(path, copy)
+            copy.replace(kept)
+        summary = _summary(header)
+        return registry.register(
+            session, digest=digest, path=str(kept), network=header.network, header=summary, by=actor()
+        )
+
+    def _kept(self, digest: str) -> Path:
+        return self.state_folder / "checkpoints" / f"{digest}.safetensors"
+
+    def file_of(self, row: CheckpointRow) -> Path:
+        """A registered checkpoint's file on this machine. Raises MissingCheckpoint when it is nowhere here."""
+        for path in (Path(row.path), self._kept(row.digest)):
+            if path.exists():
+                return path
+        if SHIPPED.exists() and file_digest(SHIPPED) == row.digest:
+            return SHIPPED
+        raise MissingCheckpoint(
+            f"the file of checkpoint {row.digest[:12]} is not in the state folder: copy it there, or promote another"
+        )
+
+    @cached_property
+    def blinding(self) -> Blinding:
+        """Which studies are listed as if no model had scored them."""
+        with read_scope(self.engine) as session:
+            return Blinding(self.settings.blind_share, lookup.patient_key_secret(session))
+
+    @cached_property
+    def pixel_limits(self) -> PixelLimits:
+        """What a file may cost before it is refused."""
+        return PixelLimits(
+            max_bytes=self.settings.max_file_mb * 2**20, max_pixels=self.settings.max_megapixels * 1_000_000
+        )
+
+
+def _summary(header: Header) -> dict[str, Any]:
+    """The header as JSON for SQL, without the long tables."""
+    return {
+        "findings": list(header.findings),
+        "preprocessing": asdict(header.preprocessing),
+        "thresholds": {finding: dict(cuts) for finding, cuts in header.thresholds.items()},
+        "training": dict(header.training),
+        "code_commit": header.code_commit,
+    }
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def process_name() -> str:
+    """A name for this process to hold leases under: no other has it, and people see the machine in it."""
+    return f"{socket.gethostname()[:40]}-{uuid.uuid4().hex[:12]}"
+
+
+def actor() -> str:
+    """Who does this, for the audit: the operating system's user."""
+    try:
+        return getpass.getuser()[:64]
+    except (KeyError, OSError):  # a container's user without a name
+        return "unknown"

@@ -1,0 +1,208 @@
+"""Why: a file's way through the view filter, and a study's place in the reading order."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from sqlalchemy import RowMapping
+from sqlalchemy.orm import Session
+
+from db import lookup, worklist
+from db.models import Instance, Study
+from db.session import read_scope
+from training.imaging.dicom import PixelHeader, UnusablePixels, open_dataset, read_header
+from worker.context import Context
+from worker.intake.header import INTAKE_TAGS
+from worker.intake.views import Skipped, ViewRules, evidence_lines, frontal
+from worker.ranking import policy, priority
+from worker.ranking.priority import BLIND
+
+TableOf: TypeAlias = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # heading, columns, rows
+
+
+BLIND_SENTENCE = (
+    "it belongs to the blind share: the model has scored it, and it is listed as if it had not, whatever it saw"
+)
+
+
+# Why a study stands higher than what was seen in it.
+FLAG_RULES = {
+    priority.NOT_SCORED: "no film of it was scored, so it stands as if its heaviest finding of category B were certain",
+    priority.PARTLY_SCORED: "some film of it could not be read, so it stands at least where an unscored study does",
+    BLIND: "where a study stands that no model has scored",
+}
+
+
+class NothingToExplain(LookupError):
+    """Neither a file nor a UID or accession number that the database knows."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A heading, facts as (name, value) pairs, and tables as (heading, columns, rows)."""
+
+    heading: str
+    facts: list[tuple[str, str]]
+    tables: list[TableOf]
+
+
+def explain_file(context: Context, path: Path) -> Explained:
+    """The view filter's decision about one file, and every attribute that it consulted."""
+    try:
+        header = read_header(path, limits=context.pixel_limits, specific_tags=list(INTAKE_TAGS))
+    except UnusablePixels as error:
+        return Explained("Refused", [("reason", error.reason), ("because", str(error))], [])
+    found = frontal(header, rules=ViewRules.of(context.settings))
+    if isinstance(found, Skipped):
+        facts = [("decision", "not scored"), ("reason", found.reason), ("evidence", found.evidence)]
+    else:
+        facts = [("decision", "scored"), ("view", found.view), ("evidence", found.evidence)]
+        facts += [("flag", flag) for flag in found.flags]
+        facts += _pixel_objection(path, context)
+    lines = [(line,) for line in evidence_lines(header, rules=ViewRules.of(context.settings))]
+    return Explained("The view filter", facts, [("What it consulted", ("attribute",), lines)])
+
+
+def _pixel_objection(path: Path, context: Context) -> list[tuple[str, str]]:
+    """What the file says against decoding, if anything."""
+    try:
+        PixelHeader.of(open_dataset(path, limits=context.pixel_limits), limits=context.pixel_limits)
+    except UnusablePixels as error:
+        return [("but", f"{error.reason}: {error}")]
+    return []
+
+
+def explain_named(context: Context, name: str) -> Explained:
+    """A study's rank and what made it, by its Study Instance UID, the SOP Instance UID of one of its films, or its
+    accession number. Raises NothingToExplain for an unknown one, or an accession number of several studies."""
+    with read_scope(context.engine) as session:
+        study = lookup.study_named(session, name)
+        if study is None:
+            raise NothingToExplain(
+                "no such file, and the database knows no one study or film with this UID or accession number"
+            )
+        return _explain_study(session, study)
+
+
+def _explain_study(session: Session, study: Study) -> Explained:
+    facts = [("study", study.study_instance_uid), ("state", study.state)]
+    facts += [("reason", f"{study.reason}: {study.detail or ''}")] if study.reason else []
+    tables = [_instances_table(lookup.instances_of(session, study))]
+    found = lookup.place_of(session, study)
+    if found is None:
+        return Explained("Not on the worklist", [*facts, ("why", "nothing in it can be a chest film")], tables)
+    place, stored, checkpoint = found
+    facts += _rank_facts(worklist.neighbours(session, study.id), study.id)
+    facts += [("flag", place.flag)] if place.flag else []
+    facts += [("policy", f"version {stored.version}")] if stored else []
+    facts += [("category", f"{place.category}: {FLAG_RULES[place.flag]}")] if place.flag in FLAG_RULES else []
+    if place.flag == BLIND:
+        return Explained("Blind", [*facts, ("why", BLIND_SENTENCE)], tables)
+    if stored is None or checkpoint is None:
+        return Explained("Not scored", facts, tables)
+    facts.append(("checkpoint", f"{checkpoint.network}, digest {checkpoint.digest[:12]}"))
+    rules = policy.from_rows(session, stored)
+    films = lookup.film_probabilities(session, study, checkpoint)
+    probabilities = [float(p) for p in priority.study_probabilities(films)]
+    thresholds = {f: cuts[policy.THRESHOLD] for f, cuts in checkpoint.header.get("thresholds", {}).items()}
+    because = _category_rule(probabilities, rules, thresholds)
+    if place.flag in FLAG_RULES:
+        facts.append(("what was seen", f"category {priority.category(probabilities, rules, thresholds)}: {because}"))
+    else:
+        facts.append(("category", f"{place.category}: {because}"))
+    tables.append(_contributions_table(probabilities, rules, thresholds))
+    return Explained("Why it stands where it stands", facts, tables)
+
+
+def _rank_facts(rows: Sequence[RowMapping], study_id: int) -> list[tuple[str, str]]:
+    own = next((row for row in rows if row["study_id"] == study_id), None)
+    if own is None:
+        return [("rank", "none: it has been read")]
+    facts = [("rank", f"{own['priority_rank']}"), ("urgency", f"{own['urgency']:.3f}")]
+    facts.append(("has waited", f"{own['waited_minutes']:.0f} min"))
+    facts += [("STAT", "yes, by a human")] if own["stat"] else []
+    facts += [("overdue", "yes")] if own["overdue"] else []
+    below = next((row for row in rows if row["priority_rank"] == own["priority_rank"] + 1), None)
+    if below is not None:
+        facts.append(("before the next", why_before(own, below)))
+    return facts
+
+
+def why_before(earlier: Any, later: Any) -> str:
+    """Why one row of the worklist stands before another, in words."""
+    return priority.why_before(_key(earlier, against=later), _key(later, against=earlier))
+
+
+def _key(row: Any, *, against: Any) -> priority.ReadingKey:
+    newest = max(row["received_at"], against["received_at"])
+    waited_minutes = (newest - row["received_at"]).total_seconds() / 60 + 1
+    return priority.ReadingKey(
+        not_stat=not row["stat"],
+        not_overdue=not row["overdue"],
+        overdue_age=-waited_minutes if row["overdue"] else 0.0,
+        not_category_a=row["category"] != "A",
+        less_urgent=-row["urgency"],
+        age=-waited_minutes,
+        study_id=row["study_id"],
+    )
+
+
+def _category_rule(probabilities: list[float], rules: priority.Policy, thresholds: dict[str, float]) -> str:
+    deciding = priority.deciding_findings(probabilities, rules, thresholds)
+    return f"{', '.join(deciding)} at or above threshold" if deciding else "no finding reaches its threshold"
+
+
+def _instances_table(instances: Sequence[Instance]) -> TableOf:
+    rows = [(i.view or "-", i.state, i.reason or "-", i.evidence or "-", i.flags or "-") for i in instances]
+    return ("Its instances", ("view", "state", "reason", "evidence", "flags"), rows)
+
+
+def _contributions_table(probabilities: list[float], rules: priority.Policy, thresholds: dict[str, float]) -> TableOf:
+    in_force = priority.thresholds_in_force(rules, thresholds)
+    rows = [
+        (c.finding, f"{c.probability:.3f}", f"{c.weight:.2f}", f"{c.value:.4f}", f"{in_force.get(c.finding, 1):.3f}")
+        for c in priority.contributions(probabilities, rules)
+    ]
+    return ("What adds to its urgency", ("finding", "probability", "weight", "adds", "threshold"), rows)
+
+
+# ------------------------------------------------------------------------------------------------------- heat maps
+
+
+class NoFilm(LookupError):
+    """There is no film to draw on; the text says why."""
+
+
+def write_heatmaps(context: Context, what: str, folder: Path, *, layers: bool) -> list[Path]:
+    """Grad-CAM per finding, and with `layers` every filter of every layer, as PNG files in `folder`; their paths.
+
+    `what` is a file, a SOP Instance UID, or a Study Instance UID (its first film). Raises NoFilm.
+    """
+    from training.checkpoint import load_checkpoint
+    from training.explain import write_pictures
+    from training.imaging.pixels import read_film
+
+    live = context.live()
+    checkpoint = load_checkpoint(live.path, expected_digest=live.digest)
+    try:
+        film = read_film(
+            open_dataset(_path_of(context, what), limits=context.pixel_limits), limits=context.pixel_limits
+        )
+    except UnusablePixels as error:
+        raise NoFilm(f"no picture can be drawn: {error}") from error
+    network_input = checkpoint.preprocessing.image(film.image)
+    return write_pictures(checkpoint, network_input, folder, layers=None if layers else ())
+
+
+def _path_of(context: Context, what: str) -> Path:
+    if os.path.isfile(what):  # noqa: PTH113 - Path.is_file raises where a folder above is closed
+        return Path(what)
+    with read_scope(context.engine) as session:
+        study = lookup.study_named(session, what)
+        films = [] if study is None else [i for i in lookup.instances_of(session, study) if i.view is not None]
+    named = [film for film in films if film.sop_instance_uid == what] or films
+    if not named:
+        raise NoFilm("there is no frontal film here to draw on")
+    return Path(named[0].path)

@@ -1,0 +1,15 @@
+"""The scheduler: Celery beat, with the ledger as a metrics page. It needs no network and imports no torch."""
+
+from prometheus_client import CollectorRegistry
+
+from worker.context import Context
+from worker.monitoring.prometheus import LedgerCollector, page
+from worker.queue.app import make_app
+
+
+def run_beat(context: Context) -> None:
+    """Send the schedule's messages until SIGTERM."""
+    settings, registry = context.settings, CollectorRegistry()
+    registry.register(LedgerCollector(context.engine))
+    with page(registry, port=settings.metrics_port, address=settings.metrics_address):
+        make_app(settings).Beat(loglevel="WARNING").run()

@@ -1,0 +1,330 @@
+"""The morning page: one self-contained HTML file about one run, to open, to print and to show.
+
+Ranks are those that stood when the run ended; while a run goes on, those of the moment. Nothing on the page comes from
+the network, no script runs in it, and neither a patient's name, key, sex nor age is on it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from sqlalchemy import RowMapping
+from sqlalchemy.orm import Session
+
+from db import drift, morning
+from db.base import database_now
+from db.models import Checkpoint, Drift, PolicyRow, Run
+from db.morning import CategoryCount, Film
+from db.session import read_scope
+from db.totals import Totals, read_totals
+from training.checkpoint import Checkpoint as LoadedCheckpoint
+from training.checkpoint import CheckpointError, load_checkpoint
+from training.findings import FINDINGS
+from worker.context import Context
+from worker.ranking import policy, priority
+from worker.reasons import sentence
+from worker.report.charts import (
+    HEIGHT,
+    TICKS,
+    WIDTH,
+    Compared,
+    charts_of,
+    flagged_of,
+    reference_of,
+    shares_of,
+    table_of,
+    x_of,
+)
+from worker.report.drift import DAYS, drifted, first_day
+from worker.report.pictures import Picture, pictures_of
+from worker.settings import Settings
+from worker.wording import clock, day, duration, in_words, moment, number, percent, waited
+
+CARDS = 12  # studies at the head of the list that get a card with pictures
+BARS = 3  # findings shown per study
+COMPARED_DAYS = 7
+COMPARED_FILMS = 50  # fewer earlier films than this say little about a distribution
+QUARANTINED_SHOWN = 20
+
+# What a state is called, and the names that Totals has for its reasons, by study and by instance.
+SET_ASIDE = (
+    ("Skipped", "skipped studies", "skipped instances"),
+    ("Quarantined", "quarantined studies", "quarantined films"),
+    ("Waiting", "waiting studies", ""),
+    ("Rejected at intake: no instance (nightread status --rejected names the files)", "", "rejected files"),
+)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One finding of a study; `threshold` None where none applies."""
+
+    finding: str
+    category: str
+    probability: float
+    threshold: float | None
+
+    @property
+    def reaches(self) -> bool:
+        return self.threshold is not None and self.probability >= self.threshold
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One study of the ranked list, as the page shows it."""
+
+    row: RowMapping
+    waited: str
+    films: str  # "PA and AP, DX"
+    bars: tuple[Bar, ...]
+    remark: str | None  # why it is not, or only partly, scored (its flag says which)
+    film: Film | None  # the one to show
+    picture: Picture | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the database says about one run."""
+
+    run: Run
+    as_of: datetime
+    written_at: datetime
+    since: datetime | None
+    checkpoint: Checkpoint | None
+    rules: priority.Policy
+    thresholds: dict[str, float]
+    counts: list[CategoryCount]
+    rows: Sequence[RowMapping]
+    films: dict[int, list[Film]]
+    night: Totals
+    totals: Totals
+    quarantined: Sequence[RowMapping]
+    scores: list[tuple[float, ...]]
+    earlier: list[tuple[float, ...]]
+    drift: Sequence[Drift]
+
+
+def write_report(context: Context, *, run: str, output: Path, top: int = 50) -> Path:
+    """Write the page about a run ("latest" or its number) with its first `top` studies; returns `output`.
+
+    Raises NoSuchRun. The file is replaced whole: who has it open or fetches it never sees half a page.
+    """
+    facts = _ask(context, run, top)
+    checkpoint = _checkpoint_file(facts)
+    pictures = _pictures(context, facts, checkpoint)
+    page = _environment().get_template("morning.html.j2").render(_page(facts, pictures, checkpoint, context.settings))
+    unfinished = output.with_name(f".{output.name}.part")
+    unfinished.write_text(page, encoding="utf-8")
+    return unfinished.replace(output)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("worker.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=percent, number=number, day=day, moment=moment, clock=clock, finding=in_words, x=x_of
+    )
+    return environment
+
+
+# ----------------------------------------------------------------------------------------------------- what is asked
+
+
+def _ask(context: Context, name: str, top: int) -> Facts:
+    with read_scope(context.engine) as session:
+        run = morning.run_named(session, name)
+        now = database_now(session)
+        as_of, since = run.finished_at or now, morning.previous_end(session, run)
+        checkpoint = session.get(Checkpoint, run.checkpoint_id) if run.checkpoint_id else None
+        rules = _rules(session, run)
+        rows = morning.ranked(session, run, top=top)
+        return Facts(
+            run=run,
+            as_of=as_of,
+            written_at=now,
+            since=since,
+            checkpoint=checkpoint,
+            rules=rules,
+            thresholds=_thresholds(rules, checkpoint),
+            counts=morning.counts(session, run),
+            rows=rows,
+            films=morning.films_of(session, [row["study_id"] for row in rows]),
+            night=read_totals(session, since=since, until=as_of),
+            totals=read_totals(session),
+            quarantined=morning.quarantined(session, limit=QUARANTINED_SHOWN),
+            scores=morning.scores_in(session, run),
+            earlier=morning.scores_before(session, run, days=COMPARED_DAYS),
+            drift=_drift(session, run, as_of),
+        )
+
+
+def _drift(session: Session, run: Run, as_of: datetime) -> Sequence[Drift]:
+    if run.checkpoint_id is None:
+        return ()
+    last = as_of.date()
+    days = {"first": first_day(last).isoformat(), "last": last.isoformat()}
+    return drift.history(session, checkpoint_id=run.checkpoint_id, **days)
+
+
+def _rules(session: Session, run: Run) -> priority.Policy:
+    stored = session.get(PolicyRow, run.policy_id) if run.policy_id else None
+    return priority.DEFAULT_POLICY if stored is None else policy.from_rows(session, stored)
+
+
+def _thresholds(rules: priority.Policy, checkpoint: Checkpoint | None) -> dict[str, float]:
+    """The probability from which each finding counted, for those that had one."""
+    cuts = {} if checkpoint is None else checkpoint.header.get("thresholds", {})
+    brought = {finding: values[policy.THRESHOLD] for finding, values in cuts.items() if policy.THRESHOLD in values}
+    own = {row.finding: row.threshold for row in rules.findings if row.threshold is not None}
+    return brought | own
+
+
+def _checkpoint_file(facts: Facts) -> LoadedCheckpoint | None:
+    """The run's checkpoint; the page does without where its file is gone or is another now."""
+    if facts.checkpoint is None:
+        return None
+    try:
+        return load_checkpoint(Path(facts.checkpoint.path), expected_digest=facts.checkpoint.digest)
+    except CheckpointError:
+        return None
+
+
+def _pictures(context: Context, facts: Facts, checkpoint: LoadedCheckpoint | None) -> dict[int, Picture]:
+    cards = _entries(facts, {})[:CARDS]
+    shown = {entry.film: entry.bars[0].finding if entry.bars else None for entry in cards if entry.film}
+    return pictures_of(context, shown, checkpoint=checkpoint) if shown else {}
+
+
+# ---------------------------------------------------------------------------------------------------- what is shown
+
+
+def _page(
+    facts: Facts, pictures: Mapping[int, Picture], checkpoint: LoadedCheckpoint | None, settings: Settings
+) -> dict[str, Any]:
+    """What the template may name."""
+    entries = _entries(facts, pictures)
+    compared = _compared(facts, {} if checkpoint is None else checkpoint.reference)
+    charts = charts_of(table_of(facts.scores), compared, facts.thresholds) if facts.scores else []
+    weights = {rule.finding: rule.weight for rule in facts.rules.findings}
+    by_weight = sorted(weights, key=lambda finding: -weights[finding])
+    total = sum(count.studies for count in facts.counts)
+    return {
+        "facts": facts,
+        "total": total,
+        "more": total - len(entries),
+        "longest_wait": waited(facts.as_of - min((count.oldest for count in facts.counts), default=facts.as_of)),
+        "cards": entries[:CARDS],
+        "rest": entries[CARDS:],
+        "with_heat": any(entry.picture and entry.picture.heat for entry in entries),
+        "duration": duration(facts.as_of - facts.run.started_at),
+        "set_aside": _set_aside(facts.night, facts.totals),
+        "sentence": sentence,
+        "charts": sorted(charts, key=lambda chart: by_weight.index(chart.finding)),
+        "compared": compared,
+        "chart_box": (WIDTH, HEIGHT),
+        "ticks": TICKS,
+        "drift": drifted(facts.drift, last=facts.as_of.date(), order=by_weight, rules=settings),
+        "drift_days": DAYS,
+        "drift_films": settings.drift_min_films,
+        "categories": {row.finding: row.category for row in facts.rules.findings},
+        "training": _training(facts.checkpoint),
+        "version": version("nightread"),
+    }
+
+
+def _entries(facts: Facts, pictures: Mapping[int, Picture]) -> list[Entry]:
+    return [_entry(row, facts.films[row["study_id"]], facts, pictures) for row in facts.rows]
+
+
+def _entry(row: RowMapping, films: Sequence[Film], facts: Facts, pictures: Mapping[int, Picture]) -> Entry:
+    scored = [film for film in films if film.probabilities is not None]
+    bars = _bars(row, scored, facts)
+    film = _film_to_show(films, bars)
+    return Entry(
+        row=row,
+        waited=waited(facts.as_of - row["received_at"]),
+        films=_kinds(scored or films),
+        bars=bars,
+        remark=_remark(row, films),
+        film=film,
+        picture=pictures.get(film.instance_id) if film else None,
+    )
+
+
+def _film_to_show(films: Sequence[Film], bars: Sequence[Bar]) -> Film | None:
+    """The scored film that speaks most for the first finding; of a blind study the first, of others one that was not
+    scored for its view.
+
+    A film that failed when it was read is not read again for its picture.
+    """
+    if bars:
+        index = FINDINGS.index(bars[0].finding)
+        return max((film for film in films if film.probabilities), key=lambda film: (film.probabilities or ())[index])
+    shown = [film for film in films if film.state in ("scored", "skipped") and film.in_scope]
+    return min(shown, key=lambda film: film.state != "scored", default=None)
+
+
+def _bars(row: RowMapping, scored: Sequence[Film], facts: Facts) -> tuple[Bar, ...]:
+    """The findings to show: those that count for the category first, A before B, then what adds most to the urgency."""
+    if not scored:
+        return ()
+    probabilities = priority.study_probabilities([film.probabilities or () for film in scored])
+    # Another checkpoint's probabilities have other thresholds, and category D is where nothing counts.
+    thresholds = facts.thresholds if row["checkpoint_id"] == facts.run.checkpoint_id else {}
+    categories = {rule.finding: rule.category for rule in facts.rules.findings}
+    counting = {finding: cut for finding, cut in thresholds.items() if categories[finding] != "D"}
+    parts = priority.contributions(probabilities, facts.rules)
+    bars = [Bar(p.finding, categories[p.finding], p.probability, counting.get(p.finding)) for p in parts]
+    return tuple(sorted(bars, key=lambda bar: bar.category if bar.reaches else "D")[:BARS])
+
+
+def _kinds(films: Iterable[Film]) -> str:
+    """Views and modalities, each once, as they came: "PA and AP, DX"."""
+    views = list(dict.fromkeys(film.view for film in films if film.view))
+    modalities = list(dict.fromkeys(film.modality for film in films if film.modality))
+    return ", ".join(" and ".join(words) for words in (views, modalities) if words)
+
+
+def _remark(row: RowMapping, films: Sequence[Film]) -> str | None:
+    if not row["flag"]:
+        return None
+    if row["flag"] == priority.BLIND:
+        return sentence(priority.BLIND)
+    reason = row["reason"] or next((film.reason for film in films if film.reason), None)
+    return sentence(reason) if reason else "It still waits for the model."
+
+
+def _compared(facts: Facts, reference: Mapping[str, Any]) -> Compared | None:
+    """Last week's scores; where there are too few, the films on which the checkpoint was validated."""
+    if len(facts.earlier) < COMPARED_FILMS:
+        return reference_of(reference, facts.thresholds)
+    earlier = table_of(facts.earlier)
+    name = f"the {COMPARED_DAYS} days before"
+    return Compared(name, "before", len(earlier), shares_of(earlier), flagged_of(earlier, facts.thresholds))
+
+
+def _set_aside(night: Totals, totals: Totals) -> list[tuple[str, list[tuple[str, list[int]]]]]:
+    """What was not scored: for each state, reasons with counts of (studies, instances this run; the same in all)."""
+    groups = []
+    for state, studies, instances in SET_ASIDE:
+        kept = [period.reasons.get(kind, {}) for period in (night, totals) for kind in (studies, instances)]
+        rows = [(sentence(reason), [counts.get(reason, 0) for counts in kept]) for reason in kept[2] | kept[3]]
+        if rows:
+            groups.append((state, sorted(rows, key=lambda row: ([-count for count in row[1]], row[0]))))
+    return groups
+
+
+def _training(checkpoint: Checkpoint | None) -> str | None:
+    """On how much the checkpoint was trained, where its header says so."""
+    summary = {} if checkpoint is None else checkpoint.header.get("training", {})
+    films, patients = (summary.get(what, {}).get("train") for what in ("films", "patients"))
+    return f"{number(films)} films of {number(patients)} patients" if films and patients else None

@@ -1,0 +1,158 @@
+"""The films with labels: what radiologists confirmed here, and the base data set, split alike by patient."""
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from db import confirmed
+from db.base import database_now
+from db.bulk import in_parts
+from db.confirmed import ConfirmedFilm
+from db.lookup import FilmFile, film_files
+from db.session import read_scope
+from training.findings import FINDINGS
+from training.imaging.preprocessing import Preprocessing
+from training.manifest import UNKNOWN
+from training.prepared import READY, Decoded, Prepared, ReadFilms, left_out, open_prepared, prepare, read_manifest
+from training.sampling import split_stable
+from worker.context import Context
+from worker.scoring.decoding import DecodeOptions, DecoderPool, NetworkInput
+from worker.settings import Settings
+
+TABLE, MOMENTS = "confirmed.csv", "confirmed.json"
+NAME = "film-"  # and the row's id: a film's name in a manifest; never its file's, which may be a patient's
+
+
+class NothingConfirmed(LookupError):
+    """no film was confirmed yet: record opinions with `nightread review`"""
+
+
+class Unread(Exception):
+    """Too many of the confirmed films cannot be read; the text says how many, and why."""
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """The confirmed films as they were at a moment: their manifest with a split, and when each was confirmed."""
+
+    manifest: pd.DataFrame
+    confirmed_at: Mapping[str, datetime]
+    until: datetime
+
+    @property
+    def images(self) -> Collection[str]:
+        """What the manifest calls them."""
+        return self.confirmed_at.keys()
+
+    def since(self, first: datetime | None) -> set[str]:
+        """The images that were confirmed from this moment on; all when it is None."""
+        return {image for image, at in self.confirmed_at.items() if first is None or at > first}
+
+    def recent(self, *, days: float) -> set[str]:
+        """The images that were confirmed in the last days."""
+        return self.since(self.until - timedelta(days=days))
+
+
+def kept(context: Context, folder: Path) -> Confirmed:
+    """The films confirmed up to now, asked of the database once per folder: who comes again finds them as they were.
+
+    Raises NothingConfirmed.
+    """
+    if not (folder / MOMENTS).exists():
+        _ask(context, folder)
+    told = json.loads((folder / MOMENTS).read_text())
+    return Confirmed(
+        manifest=read_manifest(folder / TABLE),
+        confirmed_at={image: datetime.fromisoformat(at) for image, at in told["confirmed_at"].items()},
+        until=datetime.fromisoformat(told["until"]),
+    )
+
+
+def _ask(context: Context, folder: Path) -> None:
+    with read_scope(context.engine) as session:
+        until = database_now(session)
+        films = confirmed.confirmed_films(
+            session, until=until, unconfirmed_is_absent=context.settings.retrain_unconfirmed_is_absent
+        )
+    if not films:
+        raise NothingConfirmed(NothingConfirmed.__doc__)
+    manifest_of(films).to_csv(folder / TABLE, index_label="row")
+    moments = {_image(film.instance_id): film.confirmed_at.isoformat() for film in films}
+    part = folder / f"{MOMENTS}.part"
+    part.write_text(json.dumps({"until": until.isoformat(), "confirmed_at": moments}))
+    part.replace(folder / MOMENTS)  # last: where it lies, the table is whole
+
+
+def manifest_of(films: list[ConfirmedFilm]) -> pd.DataFrame:
+    """Confirmed films as a manifest, split by patient."""
+    said = np.array([[UNKNOWN if label is None else label for label in film.labels] for film in films], dtype=np.uint8)
+    return split_stable(
+        pd.DataFrame(
+            {
+                "image": [_image(film.instance_id) for film in films],
+                "patient_id": [film.patient for film in films],
+                "age_years": [film.patient_age_years for film in films],
+                "sex": [film.patient_sex or "" for film in films],
+                "view_position": [film.view for film in films],
+                "split": "",
+                **{finding: said[:, k] for k, finding in enumerate(FINDINGS)},
+            }
+        )
+    )
+
+
+def inputs(context: Context, manifest: pd.DataFrame, folder: Path, *, size: int) -> Prepared:
+    """Those of the confirmed films that can be read and still show what was scored, as inputs in `folder`.
+
+    They are read once: a share that comes back while a retraining is under way must not change what it learns from.
+    Raises Unread where more of them cannot be read than the settings allow, and reading.DecodersGone.
+    """
+    if not (folder / "manifest.csv").exists():
+        prepare(manifest, _reading(context, size=size), folder, sizes=(size,))
+    unread = left_out(folder)
+    if unread.total() > context.settings.retrain_max_unread * len(manifest):
+        why = ", ".join(f"{reason} {films}" for reason, films in unread.most_common())
+        raise Unread(
+            f"{unread.total()} of {len(manifest)} confirmed films cannot be read ({why}): is their share mounted here?"
+        )
+    return open_prepared(folder, size=size)
+
+
+def _reading(context: Context, *, size: int) -> ReadFilms:
+    """How films are read: as the worker reads them, in child processes, within limits of time and memory."""
+    decoders, rules = context.settings.retrain_threads, DecodeOptions.of(context, Preprocessing(size=size))
+
+    def read(rows: Mapping[str, int]) -> Iterator[Decoded]:
+        with DecoderPool(rules, decoders=decoders) as reader:
+            for film, found in reader.inputs(_files(context, rows), ahead=4 * decoders):
+                row = rows[_image(film.instance_id)]
+                if isinstance(found, NetworkInput):
+                    yield Decoded(row, READY, (found.image,))
+                else:
+                    yield Decoded(row, found.reason, ())
+
+    return read
+
+
+def _image(instance_id: int) -> str:
+    return f"{NAME}{instance_id}"
+
+
+def _files(context: Context, images: Iterable[str]) -> Iterator[FilmFile]:
+    for ids in in_parts([int(image.removeprefix(NAME)) for image in images]):
+        with read_scope(context.engine) as session:
+            files = film_files(session, ids)
+        yield from files
+
+
+def base_films(settings: Settings, *, size: int) -> Prepared | None:
+    """The base at one size, split by patient as the site's films are; None without one. Raises NotPrepared."""
+    if settings.retrain_base is None:
+        return None
+    base = open_prepared(settings.retrain_base, size=size)
+    return replace(base, manifest=split_stable(base.manifest))

@@ -1,0 +1,94 @@
+"""One checkpoint on one device: batches of film inputs in, calibrated probabilities out."""
+
+import os
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.fx.experimental.optimization import fuse
+
+from training.checkpoint import Checkpoint, build
+from worker.errors import Unavailable
+from worker.scoring.allocator import keep_freed_memory
+
+DECIMALS = 6  # of a stored probability: what differs beyond them is the order of additions, not the film
+
+
+class DeviceGone(Unavailable):
+    """The device no longer computes: a fault of the context, for which no film is blamed."""
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is cuda, else mps, else cpu; anything else is torch's own name. Raises RuntimeError for an unknown one."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def share_processor() -> None:
+    """Set this process up for a network that runs on the CPU, beside decoders that want every core.
+
+    torch's threads wait for each other after every layer. With as many of them as cores one always stands behind a
+    decoder while the rest spin: four times the processor time, measured on two cores. A quarter of the cores is what
+    a network costs beside its decoders. OMP_NUM_THREADS may ask for fewer.
+    """
+    keep_freed_memory()  # every layer's output is a large block
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) // 4)))
+
+
+class Classifier:
+    """A checkpoint's network, ready on its device. It is loaded in the process that uses it, never inherited."""
+
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, batch_size: int) -> None:
+        self.findings = checkpoint.findings
+        self.preprocessing = checkpoint.preprocessing
+        self.batch_size = batch_size
+        self.device = device
+        self._calibration = checkpoint.calibration
+        # Batch norms become part of the convolutions before them: the same sums, in two thirds of the time.
+        self._network = fuse(build(checkpoint)).to(device).to(memory_format=torch.channels_last)
+
+    def predict(self, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 (N, size, size) -> float32 probabilities (N, findings), rounded to DECIMALS.
+
+        Every pass runs at the full batch size, the last one filled up with black: kernels add in an order that depends
+        on the batch's shape, and a film's probabilities must not depend on how many neighbours it had. When the device
+        has not enough memory the batch is halved and stays so. Raises RuntimeError when a single film fails.
+        """
+        try:
+            passes = [self._one_pass(inputs[i : i + self.batch_size]) for i in range(0, len(inputs), self.batch_size)]
+        except torch.cuda.OutOfMemoryError:
+            if self.batch_size == 1:
+                raise
+            self.batch_size //= 2
+            torch.cuda.empty_cache()
+            return self.predict(inputs)
+        return np.concatenate(passes)
+
+    def still_works(self) -> bool:
+        """Whether the device computes at all: what fails beside it is a film's fault only then."""
+        side = self.preprocessing.size
+        try:
+            self.predict(np.zeros((1, side, side), dtype=np.uint8))
+        except RuntimeError:  # a broken CUDA context fails for good, and so does a device whose memory others hold
+            return False
+        return True
+
+    @torch.inference_mode()
+    def _one_pass(self, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
+        full = np.zeros((self.batch_size, *inputs.shape[1:]), dtype=np.uint8)
+        full[: len(inputs)] = inputs
+        images = torch.from_numpy(full).to(self.device, non_blocking=True)  # (B, size, size)
+        network_input = self.preprocessing.tensor(images).contiguous(memory_format=torch.channels_last)  # (B, C, s, s)
+        with self._autocast():
+            logits = self._network(network_input)  # (B, findings)
+        probabilities = self._calibration.probabilities(logits.float().cpu().numpy()[: len(inputs)])
+        return np.round(probabilities, DECIMALS)
+
+    def _autocast(self) -> Any:
+        # Half precision pays on CUDA; on CPUs without AMX bfloat16 is emulated and several times slower.
+        return torch.autocast("cuda", dtype=torch.float16) if self.device.type == "cuda" else nullcontext()

@@ -27,7 +27,7 @@ lint: $(VENV)/installed-for-tests  ## Check style, types and imports only
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/installed-for-tests  ## Measure what docs/performance.md shows: films per second beside other ways (minutes)
+bench: $(VENV)/installed-for-tests  ## Measure what docs/background/performance.md shows: films per second beside other ways (minutes)
 	$(BIN)/python -m tests.benchmarks
 
 chaos: $(VENV)/installed-for-tests  ## Score a load while everything breaks: make chaos SEED=7 STUDIES=500

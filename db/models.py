@@ -1,4 +1,4 @@
-"""The tables. Names are a contract (docs/sql.md): people query them with any SQL client.
+"""The tables. Names are a contract (docs/reference/sql.md): people query them with any SQL client.
 
 Patients' names are never stored; a patient is a keyed hash (`study.patient_key`), enough to keep one patient's films
 on one side of a split and worthless outside this database.

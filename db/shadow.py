@@ -20,7 +20,7 @@ from db.results import PriorityResult
 
 @dataclass(frozen=True)
 class Listed:
-    """A study and where it stands, or stood when it was read; `night` as docs/sql.md counts nights."""
+    """A study and where it stands, or stood when it was read; `night` as docs/reference/sql.md counts nights."""
 
     study_id: int
     accession_number: str | None

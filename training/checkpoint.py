@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SHIPPED = Path(__file__).parent / "checkpoints" / "mobilenet-nih-films.safetensors"
-"""The checkpoint that comes with the project; docs/model-card.md says what it is worth."""
+"""The checkpoint that comes with the project; docs/reference/model-card.md says what it is worth."""
 
 _FORMAT = "nightread-checkpoint-1"
 _MAX_HEADER_BYTES = 16 * 2**20

@@ -71,7 +71,7 @@ def cross_fit(
     shift = tuple((np.asarray(whole.calibration.shift) + centre).tolist())
     honest = {"folds": folds, "auroc": aurocs(labels, probabilities, findings=header.findings)}
     # Drift is told by what this very network says, if of films it has seen: another of the recipe spreads its outputs
-    # otherwise, so that films like these would seem to have drifted (docs/drift.md).
+    # otherwise, so that films like these would seem to have drifted (docs/how-to/drift.md).
     own = reference(calibration.probabilities(outputs[-1] - centre), findings=header.findings)
     header = replace(
         header,

@@ -1,7 +1,7 @@
 """The gate: whether a challenger may take the champion's place, judged on films that neither learned from.
 
 Both are asked about the same films, and every difference has a paired bootstrap over patients: the same draws for both,
-so that what is hard for either cancels. `docs/retraining.md` says why each check decides as it does.
+so that what is hard for either cancels. `docs/how-to/retraining.md` says why each check decides as it does.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,6 +1,6 @@
 """Every setting of the service; with migrations/env.py the only reader of the environment (prefix NIGHTREAD_).
 
-docker/.env.example and docs/configuration.md list them with units and defaults; a test keeps the three alike.
+docker/.env.example and docs/reference/configuration.md list them with units and defaults; a test keeps the three alike.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""Print the figures of docs/simulation.md: the simulator beside queueing theory and published examples (3 minutes).
+"""Print the figures of docs/background/simulation.md: the simulator beside queueing theory and published examples.
 
-python -m tests.benchmarks.simulation_checks
+python -m tests.benchmarks.simulation_checks  (3 minutes)
 """
 
 from collections.abc import Iterable, Sequence

@@ -47,7 +47,7 @@ from worker.settings import Settings
 from worker.terminal.console import UNAVAILABLE, WRONG_USAGE
 
 RECOVERY_SECONDS = 120  # what is promised for every fault; these tests use shorter leases
-STOP_SECONDS = 30  # what is promised for SIGTERM (docs/operations.md)
+STOP_SECONDS = 30  # what is promised for SIGTERM (docs/how-to/operations.md)
 
 
 def films_in(folder: Path, number: int, **attributes) -> list[str]:

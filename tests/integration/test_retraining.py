@@ -173,7 +173,7 @@ def test_a_run_that_dies_again_and_again_is_given_up_and_nothing_begins_it_anew_
 
 
 def test_the_lineage_of_a_score_is_the_one_query_of_the_docs(context):
-    page = (Path(__file__).parents[2] / "docs" / "retraining.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "retraining.md").read_text()
     query = next(block for block in page.split("\n\n") if "FROM finding_score" in block).replace("= 7", "= 1")
     with session_scope(context.engine) as session:
         now, champion = database_now(session), registry.champion(session)

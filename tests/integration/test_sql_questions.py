@@ -1,4 +1,4 @@
-"""docs/sql.md, asked on SQLite and on PostgreSQL of a small database whose answers are known."""
+"""docs/reference/sql.md, asked on SQLite and on PostgreSQL of a small database whose answers are known."""
 
 import re
 import time
@@ -30,7 +30,7 @@ from db.session import session_scope
 from training.findings import FINDINGS
 from worker.ranking.priority import BLIND, DEFAULT_POLICY, NOT_SCORED, contributions, standing
 
-PAGE = (Path(__file__).parents[2] / "docs" / "sql.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "sql.md").read_text(encoding="utf-8")
 QUESTIONS = {
     int(number): statement.strip().rstrip(";")
     for number, statement in re.findall(r"^### (\d+)\. .*?```sql\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL)

@@ -61,7 +61,7 @@ def test_default_policy_repeats_no_code_and_guesses_none():
 
 
 def test_the_page_on_the_reading_order_prints_the_default_policy():
-    page = (Path(__file__).parents[2] / "docs" / "reading-order.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "background" / "reading-order.md").read_text(encoding="utf-8")
     printed = {
         cells[0]: cells[1:]
         for cells in re.findall(r"^\| (\w+) \| ([A-D]) \| ([\d.]+) \| .* \| (.+) \| (.+) \|$", page, re.M)

@@ -9,11 +9,11 @@ from pydantic import ValidationError
 
 from worker.settings import Settings
 
-CONFIGURATION = Path(__file__).parents[2] / "docs" / "configuration.md"
+CONFIGURATION = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 
 
 def documented() -> dict[str, tuple[str, str]]:
-    """Variable -> (default, meaning), from the table in docs/configuration.md."""
+    """Variable -> (default, meaning), from the table in docs/reference/configuration.md."""
     rows = re.findall(r"^\| `(NIGHTREAD_\w+)` \| (.*?) \| (.*?) \|$", CONFIGURATION.read_text(), flags=re.MULTILINE)
     return {name: (default, meaning) for name, default, meaning in rows}
 

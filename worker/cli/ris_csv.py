@@ -1,4 +1,4 @@
-"""CSV from a RIS: which studies were read, and what radiologists confirmed. docs/reading.md describes the files.
+"""CSV from a RIS: which studies were read, and what radiologists confirmed (docs/how-to/read-and-review.md).
 
 A row that makes no sense becomes a Problem with its line; the whole file is refused only when its columns are wrong.
 """

@@ -3,7 +3,7 @@
 A day is a calendar day in UTC; a study belongs to the day on which it came in, whenever it was scored. Chance alone
 gives every distance some length, the more the fewer films there are. So a figure is the distance less what chance is
 expected to give, and it alarms only where that is large, by the settings, and where chance would hardly give as much
-on any of the day's figures. docs/drift.md has the derivations and what was measured.
+on any of the day's figures. docs/how-to/drift.md has the derivations and what was measured.
 """
 
 import math

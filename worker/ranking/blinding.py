@@ -1,7 +1,7 @@
 """The blind share: studies that are listed as if no model had scored them, so that ranking can be judged and unlearnt.
 
 What a model ranks first is read first, and read with its word in mind; labels and waiting times from such studies alone
-would praise the model for its own work. docs/reading-order.md says what a share costs.
+would praise the model for its own work. docs/background/reading-order.md says what a share costs.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Probabilities -> urgency, category and a place in the reading order. Pure arithmetic: no database and no clock.
 
-`docs/reading-order.md` says why the order is what it is and where each number comes from.
+`docs/background/reading-order.md` says why the order is what it is and where each number comes from.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 `simulate` plays a department (arrivals and reading speed by hour, one or more readers) over many days and seeds. Every
 discipline reads the same studies with the same reading work, so that differences are not luck. `replay.py`
-asks a site's own past instead. `docs/simulation.md` says how this was checked and what it leaves out.
+asks a site's own past instead. `docs/background/simulation.md` says how this was checked and what it leaves out.
 """
 
 import json

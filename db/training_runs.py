@@ -104,7 +104,7 @@ def of_checkpoint(session: Session, checkpoint_id: int) -> TrainingRun | None:
 def same_before(session: Session, held: Held, *, data_digest: str, recipe: Collection[str]) -> TrainingRun | None:
     """An earlier run, judged to its end, that learned the same from the same films; None if there is none.
 
-    recipe: the settings that decide what is learned.
+    recipe: the settings of the group `retrain` that decide what is learned.
     """
     run = by_id(session, held.run_id)
     judged = select(TrainingRun).where(
@@ -114,7 +114,8 @@ def same_before(session: Session, held: Held, *, data_digest: str, recipe: Colle
         TrainingRun.id != run.id,
     )
     for one in session.scalars(judged):
-        if all(one.settings.get(name) == run.settings.get(name) for name in recipe):
+        before, now = (row.settings["retrain"] for row in (one, run))
+        if all(before.get(name) == now.get(name) for name in recipe):
             return one
     return None
 

@@ -4,14 +4,21 @@ docker/.env.example and docs/reference/configuration.md list them with units and
 """
 
 import os
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from platformdirs import user_data_path
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    NestedSecretsSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
+PREFIX = "NIGHTREAD_"
 SECRETS = Path("/run/secrets")  # where containers mount secrets: a file nightread_database_url sets database_url
 
 CommaList = Annotated[tuple[str, ...], NoDecode]
@@ -21,17 +28,151 @@ def _default_database_url() -> str:
     return f"sqlite:///{user_data_path('nightread') / 'nightread.db'}"
 
 
+class Group(BaseModel):
+    """Settings that belong together: NIGHTREAD_RETRAIN_EPOCHS is `epochs` of the group `retrain`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+
+
+class DecodeSettings(Group):
+    """Bounds on one film's decoding."""
+
+    timeout_seconds: float = Field(60.0, gt=0)
+    """A film that takes longer is given up and its decoder process ended."""
+    memory_mb: int = Field(4096, ge=512)
+    """Address space of one decoder process."""
+
+
+class RetrainSettings(Group):
+    """What a retraining learns from, how, and when."""
+
+    schedule: str = "0 22 * * 6"
+    """When beat asks for a retraining, in crontab's five fields; empty: never."""
+    base: Path | None = None
+    """A folder made by `nightread train prepare`, mixed into what radiologists confirmed; unset: none."""
+    base_ratio: float = Field(1.0, ge=0)
+    """Base films to learn from per confirmed film, as far as the base holds them."""
+    unconfirmed_is_absent: bool = False
+    """A finding that nobody named in a study that was read counts as absent."""
+    min_new_films: int = Field(50, ge=1)
+    """Films confirmed since the champion was trained, below which a retraining ends at once."""
+    min_positives: int = Field(10, ge=1)
+    """Films with a finding that training needs to hold, for every finding the champion scores."""
+    max_unread: float = Field(0.1, ge=0, le=1)
+    """Share of the confirmed films that may be gone or unreadable, above which a retraining ends."""
+    recent_days: float = Field(90.0, gt=0)
+    """The window of recently confirmed films on which both checkpoints are judged too."""
+    epochs: int = Field(8, ge=1)
+    """Epochs of a retraining."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """The highest learning rate of a retraining, which starts from the champion's weights."""
+    batch_size: int = Field(32, ge=2)
+    """Films per training step."""
+    seed: int = 2026
+    """Of everything that a retraining draws."""
+    threads: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2), ge=1)
+    """Processor threads of a retraining; it runs at the lowest priority beside the scoring."""
+    promotes: bool = False
+    """A challenger that passed the gate becomes the champion without anybody's word."""
+
+
+class GateSettings(Group):
+    """Bounds that a challenger must keep against the champion."""
+
+    macro_auroc: float = -0.005
+    """Least lower bound (95 %, over patients) of the macro AUROC's difference to the champion's."""
+    finding_auroc: float = -0.02
+    """Least difference of the AUROC of each finding of category A or B."""
+    sensitivity: float = -0.02
+    """Least difference of the sensitivity for pneumothorax when 10 % of films are flagged."""
+    ece: float = Field(0.01, ge=0)
+    """Most that the calibration error (macro ECE) may grow."""
+    gap: float = Field(0.03, ge=0)
+    """Most that the gap in false negatives between sexes, age bands or views may grow."""
+    time_minutes: float = Field(0.0, ge=0)
+    """Most that the simulated time to report of pneumothorax may grow."""
+    min_positives: int = Field(10, ge=1)
+    """Films with a finding below which a check on it is undecided, which does not pass."""
+    replicates: int = Field(1000, ge=100)
+    """Bootstrap draws of patients."""
+
+
+class DriftSettings(Group):
+    """When the day's films count as drifted."""
+
+    schedule: str = "0 6 * * *"
+    """When beat asks for the day's drift, in crontab's five fields; empty: never."""
+    min_films: int = Field(200, ge=50)
+    """Films of a day below which drift is not judged."""
+    reference_days: int = Field(28, ge=1)
+    """Days before a day against which its shares and rates are judged."""
+    psi_warn: float = Field(0.1, gt=0)
+    """Population stability index, less what chance alone gives, from which drift warns."""
+    psi_act: float = Field(0.25, gt=0)
+    """The same, from which somebody must act."""
+    ks_warn: float = Field(0.1, gt=0)
+    """Kolmogorov and Smirnov's distance, less what chance alone gives, from which drift warns."""
+    ks_act: float = Field(0.2, gt=0)
+    """The same, from which somebody must act."""
+    rate_warn: float = Field(0.05, gt=0)
+    """Change of the share of skipped or quarantined studies from which drift warns."""
+    rate_act: float = Field(0.15, gt=0)
+    """The same, from which somebody must act."""
+    retrains: bool = False
+    """Drift from which somebody must act asks for a retraining too; it never promotes."""
+
+
+class LogSettings(Group):
+    """What the service says on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much the service says."""
+    format: Literal["console", "json"] = "console"
+    """console for people, json for machines; one line per event, on standard error."""
+
+
+class MetricsSettings(Group):
+    """The Prometheus page of worker and beat."""
+
+    port: int = Field(0, ge=0, le=65535)
+    """Port of the Prometheus page of worker and beat; 0: none."""
+    address: str = "127.0.0.1"
+    """The address that page listens on; 0.0.0.0 for all, behind a firewall or on a container's internal network."""
+
+
+class Secrets(NestedSecretsSettingsSource):
+    """Settings from the files of the secrets' folder that are named like them; other services' files stay closed."""
+
+    @classmethod
+    def load_secrets(cls, path: Path) -> dict[str, str]:
+        ours = (file for file in path.iterdir() if file.name.upper().startswith(PREFIX) and file.is_file())
+        return {file.name: file.read_text(encoding="utf-8").strip() for file in ours}
+
+
 class Settings(BaseSettings):
     """Frozen once read. Durations and sizes end in their unit."""
 
     model_config = SettingsConfigDict(
-        env_prefix="NIGHTREAD_",
+        env_prefix=PREFIX,
+        env_nested_delimiter="_",  # a group's name, then its field's: NIGHTREAD_ RETRAIN _ BATCH_SIZE
+        env_nested_max_split=1,
         frozen=True,
         extra="ignore",
         hide_input_in_errors=True,  # a URL holds a password
         use_attribute_docstrings=True,
         secrets_dir=SECRETS if SECRETS.is_dir() else None,
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, Secrets(file_secret_settings)
 
     database_url: str = Field(default_factory=_default_database_url, repr=False)
     """SQLAlchemy URL: postgresql+psycopg://user:password@host/name?sslmode=verify-full, or sqlite:///path."""
@@ -62,10 +203,7 @@ class Settings(BaseSettings):
     """A larger file is refused before it is read."""
     max_megapixels: int = Field(64, ge=1)
     """A film with more pixels (rows x columns) is refused before it is decoded."""
-    decode_timeout_seconds: float = Field(60.0, gt=0)
-    """A film that takes longer is given up and its decoder process ended."""
-    decode_memory_mb: int = Field(4096, ge=512)
-    """Address space of one decoder process."""
+    decode: DecodeSettings = DecodeSettings()
     halve_jpeg2000: bool = True
     """JPEG 2000 films with sides of twelve times the network's input or more are decoded at half their resolution."""
     straggler_seconds: float = Field(2.0, gt=0)
@@ -91,81 +229,12 @@ class Settings(BaseSettings):
 
     time_zone: str = "UTC"
     """The schedules' time zone, such as Europe/Berlin."""
-    retrain_schedule: str = "0 22 * * 6"
-    """When beat asks for a retraining, in crontab's five fields; empty: never."""
-    retrain_base: Path | None = None
-    """A folder made by `nightread train prepare`, mixed into what radiologists confirmed; unset: none."""
-    retrain_base_ratio: float = Field(1.0, ge=0)
-    """Base films to learn from per confirmed film, as far as the base holds them."""
-    retrain_unconfirmed_is_absent: bool = False
-    """A finding that nobody named in a study that was read counts as absent."""
-    retrain_min_new_films: int = Field(50, ge=1)
-    """Films confirmed since the champion was trained, below which a retraining ends at once."""
-    retrain_min_positives: int = Field(10, ge=1)
-    """Films with a finding that training needs to hold, for every finding the champion scores."""
-    retrain_max_unread: float = Field(0.1, ge=0, le=1)
-    """Share of the confirmed films that may be gone or unreadable, above which a retraining ends."""
-    retrain_recent_days: float = Field(90.0, gt=0)
-    """The window of recently confirmed films on which both checkpoints are judged too."""
-    retrain_epochs: int = Field(8, ge=1)
-    """Epochs of a retraining."""
-    retrain_learning_rate: float = Field(1e-4, gt=0)
-    """The highest learning rate of a retraining, which starts from the champion's weights."""
-    retrain_batch_size: int = Field(32, ge=2)
-    """Films per training step."""
-    retrain_seed: int = 2026
-    """Of everything that a retraining draws."""
-    retrain_threads: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2), ge=1)
-    """Processor threads of a retraining; it runs at the lowest priority beside the scoring."""
-    retrain_promotes: bool = False
-    """A challenger that passed the gate becomes the champion without anybody's word."""
+    retrain: RetrainSettings = RetrainSettings()
+    gate: GateSettings = GateSettings()
+    drift: DriftSettings = DriftSettings()
 
-    gate_macro_auroc: float = -0.005
-    """Least lower bound (95 %, over patients) of the macro AUROC's difference to the champion's."""
-    gate_finding_auroc: float = -0.02
-    """Least difference of the AUROC of each finding of category A or B."""
-    gate_sensitivity: float = -0.02
-    """Least difference of the sensitivity for pneumothorax when 10 % of films are flagged."""
-    gate_ece: float = Field(0.01, ge=0)
-    """Most that the calibration error (macro ECE) may grow."""
-    gate_gap: float = Field(0.03, ge=0)
-    """Most that the gap in false negatives between sexes, age bands or views may grow."""
-    gate_time_minutes: float = Field(0.0, ge=0)
-    """Most that the simulated time to report of pneumothorax may grow."""
-    gate_min_positives: int = Field(10, ge=1)
-    """Films with a finding below which a check on it is undecided, which does not pass."""
-    gate_replicates: int = Field(1000, ge=100)
-    """Bootstrap draws of patients."""
-
-    drift_schedule: str = "0 6 * * *"
-    """When beat asks for the day's drift, in crontab's five fields; empty: never."""
-    drift_min_films: int = Field(200, ge=50)
-    """Films of a day below which drift is not judged."""
-    drift_reference_days: int = Field(28, ge=1)
-    """Days before a day against which its shares and rates are judged."""
-    drift_psi_warn: float = Field(0.1, gt=0)
-    """Population stability index, less what chance alone gives, from which drift warns."""
-    drift_psi_act: float = Field(0.25, gt=0)
-    """The same, from which somebody must act."""
-    drift_ks_warn: float = Field(0.1, gt=0)
-    """Kolmogorov and Smirnov's distance, less what chance alone gives, from which drift warns."""
-    drift_ks_act: float = Field(0.2, gt=0)
-    """The same, from which somebody must act."""
-    drift_rate_warn: float = Field(0.05, gt=0)
-    """Change of the share of skipped or quarantined studies from which drift warns."""
-    drift_rate_act: float = Field(0.15, gt=0)
-    """The same, from which somebody must act."""
-    drift_retrains: bool = False
-    """Drift from which somebody must act asks for a retraining too; it never promotes."""
-
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """How much the service says."""
-    log_format: Literal["console", "json"] = "console"
-    """console for people, json for machines; one line per event, on standard error."""
-    metrics_port: int = Field(0, ge=0, le=65535)
-    """Port of the Prometheus page of worker and beat; 0: none."""
-    metrics_address: str = "127.0.0.1"
-    """The address that page listens on; 0.0.0.0 for all, behind a firewall or on a container's internal network."""
+    log: LogSettings = LogSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @field_validator("broker_url")
     @classmethod
@@ -179,13 +248,22 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @classmethod
+    def variables(cls) -> dict[str, FieldInfo]:
+        """Environment variable -> the setting that it sets."""
+        fields: dict[str, FieldInfo] = {}
+        for name, field in cls.model_fields.items():
+            group = field.annotation
+            if isinstance(group, type) and issubclass(group, Group):
+                fields |= {f"{name}_{inner}": each for inner, each in group.model_fields.items()}
+            else:
+                fields[name] = field
+        return {PREFIX + name.upper(): field for name, field in fields.items()}
 
-@cache  # the list of GPUs is narrowed once
-def accelerator_of(device: str) -> str:
-    """Fabric's word for a torch device. Of several GPUs ("cuda:1") this process sees that one alone from then on: asked
-    before CUDA is first used, for Fabric would take the first, on which others may be scoring."""
-    kind, _, number = device.partition(":")
-    if kind == "cuda" and number:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(number)] if seen else number
-    return kind.replace("cuda", "gpu")
+    def changed(self, **values: Any) -> Self:
+        """A copy with other values, of a group as a mapping: changed(batch_size=8, retrain={"epochs": 2})."""
+        update = {}
+        for name, value in values.items():
+            group = getattr(self, name)
+            update[name] = type(group)(**(dict(group) | value)) if isinstance(group, Group) else value
+        return self.model_copy(update=update)

@@ -23,7 +23,7 @@ from tests.support.dicom_files import make_film
 from training.findings import FINDINGS
 from worker.context import Context
 from worker.monitoring import drift
-from worker.settings import Settings
+from worker.settings import DriftSettings, Settings
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 NOTHING = facts.Arrivals({key: {} for key in facts.ATTRIBUTES}, {}, {})
@@ -78,7 +78,7 @@ def as_known(scores: np.ndarray, reference: Mapping[str, Any]) -> np.ndarray:
 
 def draw(chosen: argparse.Namespace) -> None:
     """Judge random days by their scores alone; print how many were quiet, warned, and asked to act."""
-    rules, rng = Settings(drift_min_films=min(chosen.films, 200)), np.random.default_rng(chosen.seed)
+    rules, rng = DriftSettings(min_films=min(chosen.films, 200)), np.random.default_rng(chosen.seed)
     reference = Context(Settings()).live().header.reference
     usual = scored(None)
     if chosen.null:

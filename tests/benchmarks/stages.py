@@ -72,7 +72,9 @@ class TracedReader(DecoderPool):
 def traced_night(folder: Path) -> dict[str, list[tuple[str, float, float]]]:
     """Score a hundred films of the mix; what each process did, and when: row -> spans."""
     films, trace = write_films(folder / "films"), Trace()
-    context = Context(Settings(database_url=f"sqlite:///{folder / 'night.db'}", checkpoint=None, log_level="error"))
+    context = Context(
+        Settings(database_url=f"sqlite:///{folder / 'night.db'}", checkpoint=None, log={"level": "error"})
+    )
     receive(context, [films.of("mix")])
     spans = folder / SPANS_FILE
     with open_scorer(context, metrics=trace) as scorer:

@@ -293,7 +293,7 @@ def open_site(seed: int) -> Iterator[Site]:
             batch_size=8,
             decoders=1,
             device="cpu",
-            log_format="json",
+            log={"format": "json"},
         )
         schema.upgrade(make_engine(postgres.url))
         context = Context(settings)

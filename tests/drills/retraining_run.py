@@ -191,10 +191,10 @@ def whole_story(folder: Path, *, champion_epochs: int, epochs: int) -> None:
         settings = Settings(
             database_url=stack.enter_context(PostgresServer()).url,
             broker_url=stack.enter_context(RedisServer()).url,
-            state_folder=folder / "state", device="cpu", sweep_seconds=5, log_format="json",
-            retrain_base=base, retrain_epochs=epochs, retrain_threads=1,
-            retrain_min_positives=5, gate_min_positives=5,  # these films have no more of the rare findings
-            retrain_schedule="* * * * *", drift_schedule="",
+            state_folder=folder / "state", device="cpu", sweep_seconds=5, log={"format": "json"},
+            retrain={"base": base, "epochs": epochs, "threads": 1, "min_positives": 5, "schedule": "* * * * *"},
+            gate={"min_positives": 5},  # these films have no more of the rare findings
+            drift={"schedule": ""},
         )  # fmt: skip
         site = Site(folder, Context(settings), site_films)
         nightread(site.context, "db", "upgrade")
@@ -349,8 +349,8 @@ def _small_house(folder: Path) -> Context:
     folder.mkdir()
     settings = Settings(
         database_url=f"sqlite:///{folder / 'nightread.db'}", state_folder=folder, device="cpu", max_attempts=100,
-        retrain_epochs=12, retrain_batch_size=16, retrain_min_new_films=10, retrain_min_positives=1, retrain_threads=1,
-        gate_replicates=100,
+        retrain={"epochs": 12, "batch_size": 16, "min_new_films": 10, "min_positives": 1, "threads": 1},
+        gate={"replicates": 100},
     )  # fmt: skip
     Context(settings.model_copy(update={"checkpoint": save_beginner(folder / "beginner.safetensors")})).live()
     context = Context(settings)

@@ -57,7 +57,7 @@ def referenced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def context(engine: Engine, database_url: str, referenced: Path, tmp_path: Path) -> Iterator[Context]:
     context = Context(
-        Settings(database_url=database_url, checkpoint=referenced, state_folder=tmp_path, drift_min_films=50)
+        Settings(database_url=database_url, checkpoint=referenced, state_folder=tmp_path, drift={"min_films": 50})
     )
     yield context
     context.engine.dispose()
@@ -149,7 +149,7 @@ def test_drift_asks_for_a_retraining_only_where_the_settings_say_so_and_only_for
 ) -> None:
     fill(context, received_at=MORNING, power=0.4)
     assert not daily(context, day=DAY).retrain
-    willing = Context(context.settings.model_copy(update={"drift_retrains": True}))
+    willing = Context(context.settings.changed(drift={"retrains": True}))
     assert daily(willing, day=DAY).retrain
     fill(willing, received_at=MORNING + timedelta(days=2), first=1000)
     with session_scope(willing.engine) as session:
@@ -279,7 +279,7 @@ def test_films_of_another_hospital_set_off_the_alarm(shared: Path, tmp_path: Pat
             state_folder=tmp_path,
             decoders=1,
             device="cpu",
-            drift_min_films=50,
+            drift={"min_films": 50},
         )
     )
     receive(context, [tmp_path])

@@ -411,7 +411,7 @@ def test_nothing_in_db_reads_the_clock_of_its_machine():
 
 @pytest.fixture
 def embedded(settings: Settings) -> Context:
-    return Context(settings.model_copy(update={"decode_timeout_seconds": 3.0}))
+    return Context(settings.changed(decode={"timeout_seconds": 3.0}))
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,8 @@ from worker.retraining.judging import judge_by_hand
 from worker.retraining.run import retrain
 from worker.scoring.decoding import DecodeOptions, decode_film
 
-QUICK = {"retrain_epochs": 2, "retrain_batch_size": 16, "retrain_min_new_films": 10, "retrain_min_positives": 1,
-         "retrain_threads": 1, "gate_replicates": 100, "gate_min_positives": 1}  # fmt: skip
+QUICK = {"retrain": {"epochs": 2, "batch_size": 16, "min_new_films": 10, "min_positives": 1, "threads": 1},
+         "gate": {"replicates": 100, "min_positives": 1}}  # fmt: skip
 FILMS = 120
 once = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # where a second database says no more
 
@@ -65,7 +65,7 @@ def context(settings, engine, database_url, films, beginner) -> Context:
     Context(settings.model_copy(update={"database_url": database_url, "checkpoint": beginner})).live()
     with session_scope(engine) as session:
         confirm_films(session, films, films=FILMS)
-    return Context(settings.model_copy(update={"database_url": database_url, "checkpoint": None, **QUICK}))
+    return Context(settings.changed(database_url=database_url, checkpoint=None, **QUICK))
 
 
 def the_run(context: Context) -> TrainingRun:
@@ -74,7 +74,7 @@ def the_run(context: Context) -> TrainingRun:
 
 
 def with_settings(context: Context, **changed: object) -> Context:
-    return Context(context.settings.model_copy(update=changed))
+    return Context(context.settings.changed(**changed))
 
 
 # ------------------------------------------------------------------------------------------------------------ labels
@@ -260,7 +260,7 @@ def test_the_same_films_are_not_learned_from_twice(context):
 @once
 def test_another_bound_of_the_gate_is_no_reason_to_learn_the_same_again(context):
     first = retrain(context)
-    again = retrain(with_settings(context, gate_finding_auroc=-0.5))
+    again = retrain(with_settings(context, gate={"finding_auroc": -0.5}))
     assert again.state == "ended"
     assert f"retraining {first.run_id} learned the same" in again.reason
     assert "models judge" in again.reason
@@ -384,7 +384,7 @@ def test_a_challenger_of_another_input_size_is_judged_by_hand(context, tmp_path)
 def test_a_retraining_that_is_killed_while_it_trains_is_gone_on_with_to_the_same_data(context):
     process = subprocess.Popen(
         [sys.executable, "-m", "worker.cli", "retrain"],
-        env=os.environ | environment_of(with_settings(context, retrain_epochs=6).settings),
+        env=os.environ | environment_of(with_settings(context, retrain={"epochs": 6}).settings),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -409,8 +409,11 @@ def test_a_retraining_that_is_killed_while_it_trains_is_gone_on_with_to_the_same
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"retrain_min_new_films": 1000}, "120 films were confirmed since the champion was trained; 1000 are needed"),
-        ({"retrain_min_positives": 1000}, "fewer than 1000 training films with Mass"),
+        (
+            {"retrain": {"min_new_films": 1000}},
+            "120 films were confirmed since the champion was trained; 1000 are needed",
+        ),
+        ({"retrain": {"min_positives": 1000}}, "fewer than 1000 training films with Mass"),
     ],
 )
 def test_too_little_to_learn_is_an_outcome_with_its_reason(context, changed, words):
@@ -492,7 +495,7 @@ def pass_the_gate(monkeypatch: pytest.MonkeyPatch, *, meanwhile: Callable[[], ob
 @once
 def test_a_promotion_that_somebody_forestalled_costs_no_verdict(context, challenger, monkeypatch):
     pass_the_gate(monkeypatch, meanwhile=lambda: promoted(context, challenger, override="meanwhile"))
-    outcome = retrain(with_settings(context, retrain_promotes=True))
+    outcome = retrain(with_settings(context, retrain={"promotes": True}))
     assert outcome.state == the_run(context).state == "passed"
     assert "not promoted: checkpoint" in outcome.reason
     assert "was judged beside another champion" in the_run(context).reason
@@ -504,7 +507,7 @@ def test_a_promotion_that_somebody_forestalled_costs_no_verdict(context, challen
 @once
 def test_a_passed_challenger_goes_live_where_the_site_says_so(context, monkeypatch):
     pass_the_gate(monkeypatch)
-    outcome = retrain(with_settings(context, retrain_promotes=True))
+    outcome = retrain(with_settings(context, retrain={"promotes": True}))
     assert outcome.reason.endswith("; promoted")
     assert context.live().checkpoint_id == the_run(context).checkpoint_id
 
@@ -604,7 +607,7 @@ def waits_for_a_lock(context: Context) -> bool:
 
 
 def test_beat_sends_retraining_to_its_own_queue_when_crontab_says_so(settings):
-    entries = schedule(settings.model_copy(update={"retrain_schedule": "30 21 * * 5", "drift_schedule": ""}))
+    entries = schedule(settings.changed(retrain={"schedule": "30 21 * * 5"}, drift={"schedule": ""}))
     assert set(entries) == {"sweep", "retrain"}
     assert entries["retrain"]["options"]["queue"] == TRAINING
     assert str(entries["retrain"]["schedule"]) == "<crontab: 30 21 * * 5 (m/h/dM/MY/d)>"

@@ -24,6 +24,8 @@ from worker.settings import Settings
 def environment_of(settings: Settings) -> dict[str, str]:
     """The variables that make another process's settings the same; lists and what is unset keep their defaults."""
     values = settings.model_dump(mode="json", exclude={"modalities", "roots"}, exclude_none=True)
+    groups = {name: values.pop(name) for name, value in list(values.items()) if isinstance(value, dict)}
+    values |= {f"{group}_{name}": value for group, fields in groups.items() for name, value in fields.items()}
     return {f"NIGHTREAD_{name.upper()}": str(value) for name, value in values.items()} | {"OMP_NUM_THREADS": "1"}
 
 

@@ -1,6 +1,5 @@
 """The container files name only what exists: no engine builds them here, so what can be checked without one is."""
 
-import ast
 import json
 import re
 import shutil
@@ -15,14 +14,15 @@ import pytest
 import typer
 import yaml
 from prometheus_client import CollectorRegistry
+from pydantic.fields import FieldInfo
 
 from db import roles
 from db.models import Base, Drift, Run
 from db.session import make_engine, session_scope
 from tests.support.night_rows import add_house
-from worker import settings
 from worker.cli import main as cli
 from worker.monitoring.prometheus import LedgerCollector, WorkMetrics
+from worker.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
 DOCKER = REPOSITORY / "docker"
@@ -46,27 +46,15 @@ def tool(name: str) -> str:
 
 def setting_blocks() -> dict[str, str]:
     """NIGHTREAD_NAME -> its lines in .env.example: what settings.py says of it, and its default."""
-    source = ast.parse(Path(settings.__file__).read_text())
-    body = next(node for node in source.body if isinstance(node, ast.ClassDef) and node.name == "Settings").body
-    blocks = {}
-    for node, following in zip(body, [*body[1:], ast.Pass()], strict=True):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            name = f"NIGHTREAD_{node.target.id.upper()}"
-            blocks[name] = f"{docstring(following)}#{name}={default(node.target.id)}\n"
-    return blocks
+    return {
+        name: "".join(f"# {line}\n" for line in (field.description or "").splitlines()) + f"#{name}={default(field)}\n"
+        for name, field in Settings.variables().items()
+    }
 
 
-def docstring(node: ast.stmt) -> str:
-    match node:
-        case ast.Expr(value=ast.Constant(value=str(text))):
-            return "".join(f"# {line.strip()}\n" for line in text.splitlines())
-    return ""
-
-
-def default(field: str) -> str:
+def default(field: FieldInfo) -> str:
     """A default as the environment would hold it; nothing where it is unset or worked out on the machine."""
-    info = settings.Settings.model_fields[field]
-    match None if info.default_factory else info.default:
+    match None if field.default_factory else field.default:
         case None:
             return ""
         case tuple() as parts:

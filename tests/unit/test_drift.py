@@ -13,7 +13,7 @@ from training.calibration import reference
 from training.findings import FINDINGS
 from worker.monitoring import drift
 from worker.monitoring.drift import Distance, Known, change, chi_squared_tail, judge, ks, of_scores, psi
-from worker.settings import Settings
+from worker.settings import DriftSettings
 
 Array = NDArray[np.float64]
 LEVELS = np.linspace(0, 1, 101)
@@ -47,7 +47,7 @@ def levels_of(figures: tuple[Figure, ...], measure: str) -> dict[str, str]:
 
 def judged(now: Arrivals, before: Arrivals, scores: Array | None = None, **settings: Any) -> tuple[Figure, ...]:
     scores = np.empty((0, len(FINDINGS))) if scores is None else scores
-    return judge(scores, {}, now, before, rules=Settings(**settings))[0]
+    return judge(scores, {}, now, before, rules=DriftSettings(**settings))[0]
 
 
 # ----------------------------------------------------------------------------------------------------------- scores
@@ -73,7 +73,7 @@ def test_without_drift_a_figure_is_about_nothing_and_seldom_looks_like_more(
 
 @pytest.mark.parametrize("films", [50, 200, 2000])
 def test_days_without_drift_do_not_alarm_however_small(films: int) -> None:
-    rng, rules, alarms = np.random.default_rng(1), Settings(drift_min_films=50), 0
+    rng, rules, alarms = np.random.default_rng(1), DriftSettings(min_films=50), 0
     known = reference(tied(rng, 2000), findings=FINDINGS)
     for _ in range(100):
         figures, _ = judge(tied(rng, films), known, NOTHING, NOTHING, rules=rules)
@@ -85,7 +85,7 @@ def test_one_finding_that_moves_is_found_among_eleven() -> None:
     rng = np.random.default_rng(2)
     known, day = reference(continuous(rng, 2000), findings=FINDINGS), continuous(rng, 300)
     day[:, FINDINGS.index("Hernia")] = day[:, FINDINGS.index("Hernia")] ** 0.5
-    figures, remarks = judge(day, known, NOTHING, NOTHING, rules=Settings())
+    figures, remarks = judge(day, known, NOTHING, NOTHING, rules=DriftSettings())
     assert remarks == ()
     for measure in ("psi", "ks"):
         assert levels_of(figures, measure) == dict.fromkeys(FINDINGS, "quiet") | {"Hernia": "act"}
@@ -96,7 +96,7 @@ def test_a_value_that_films_no_longer_share_is_drift() -> None:
     known, day = reference(tied(rng, 2000), findings=FINDINGS), tied(rng, 300)
     mass = FINDINGS.index("Mass")
     day[day[:, mass] < 0.02, mass] = 0.0001
-    figures, _ = judge(day, known, NOTHING, NOTHING, rules=Settings())
+    figures, _ = judge(day, known, NOTHING, NOTHING, rules=DriftSettings())
     assert levels_of(figures, "ks")["Mass"] == "act"
     assert levels_of(figures, "ks")["Effusion"] == "quiet"
 
@@ -104,9 +104,9 @@ def test_a_value_that_films_no_longer_share_is_drift() -> None:
 def test_stored_probabilities_match_a_shared_value_though_they_were_rounded() -> None:
     everywhere = np.full((500, len(FINDINGS)), 1 / 3)
     known = reference(everywhere, findings=FINDINGS)
-    figures, _ = judge(np.round(everywhere, 6), known, NOTHING, NOTHING, rules=Settings())
+    figures, _ = judge(np.round(everywhere, 6), known, NOTHING, NOTHING, rules=DriftSettings())
     assert {figure.level for figure in figures} == {"quiet"}
-    figures, _ = judge(np.round(everywhere, 6) + 1e-5, known, NOTHING, NOTHING, rules=Settings())
+    figures, _ = judge(np.round(everywhere, 6) + 1e-5, known, NOTHING, NOTHING, rules=DriftSettings())
     assert set(levels_of(figures, "ks").values()) == {"act"}
 
 
@@ -188,7 +188,7 @@ def test_ages_are_compared_in_bands() -> None:
 
 
 def test_what_has_nothing_to_be_compared_with_is_quiet_and_said_so() -> None:
-    figures, remarks = judge(np.empty((0, 11)), {}, came(300), came(199), rules=Settings(drift_min_films=200))
+    figures, remarks = judge(np.empty((0, 11)), {}, came(300), came(199), rules=DriftSettings(min_films=200))
     assert {(figure.reference, figure.level) for figure in figures} == {(None, "quiet")}
     assert any("28 days before" in remark for remark in remarks)
 
@@ -213,7 +213,7 @@ def test_a_change_that_chance_gives_is_no_alarm() -> None:
     assert change(0, 100, 0, 1000) == Distance(0.0, 0.0, 1.0)
     many = judged(came(900, skipped=100), came(960, skipped=40))
     assert levels_of(many, "rate")["skipped"] == "warn"
-    few = judged(came(45, skipped=5), came(960, skipped=40), drift_min_films=50)
+    few = judged(came(45, skipped=5), came(960, skipped=40), min_films=50)
     assert next(figure.value for figure in few if figure.subject == "skipped") == pytest.approx(0.06)
     assert levels_of(few, "rate")["skipped"] == "quiet"
 
@@ -224,7 +224,7 @@ def test_a_change_that_chance_gives_is_no_alarm() -> None:
 def test_too_few_films_and_a_checkpoint_without_reference_are_told() -> None:
     known = reference(continuous(np.random.default_rng(5), 500), findings=FINDINGS)
     for films, kept, words in ((199, known, "199 films were scored and 200 are needed"), (200, {}, "no reference")):
-        figures, remarks = judge(np.zeros((films, 11)), kept, NOTHING, NOTHING, rules=Settings())
+        figures, remarks = judge(np.zeros((films, 11)), kept, NOTHING, NOTHING, rules=DriftSettings())
         assert figures == ()
         assert words in remarks[0]
 
@@ -233,9 +233,9 @@ def test_levels_follow_the_settings() -> None:
     rng = np.random.default_rng(6)
     known, day = reference(continuous(rng, 2000), findings=FINDINGS), continuous(rng, 1000) ** 0.6
     for rules, level in (
-        (Settings(), "act"),
-        (Settings(drift_psi_act=9, drift_ks_act=1), "warn"),
-        (Settings(drift_psi_warn=9, drift_psi_act=9, drift_ks_warn=1, drift_ks_act=1), "quiet"),
+        (DriftSettings(), "act"),
+        (DriftSettings(psi_act=9, ks_act=1), "warn"),
+        (DriftSettings(psi_warn=9, psi_act=9, ks_warn=1, ks_act=1), "quiet"),
     ):
         figures, _ = judge(day, known, NOTHING, NOTHING, rules=rules)
         assert drift.worst(figure.level for figure in figures) == level

@@ -9,8 +9,8 @@ import pytest
 from training.findings import FINDINGS
 from training.gate import Rules
 from worker.ranking.priority import DEFAULT_POLICY
+from worker.retraining.devices import accelerator_of
 from worker.retraining.judging import Comparison
-from worker.settings import accelerator_of
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def documented() -> dict[str, tuple[str, str]]:
 
 
 def test_every_setting_is_documented_with_its_default_and_its_meaning():
-    expected = {f"NIGHTREAD_{name.upper()}": field for name, field in Settings.model_fields.items()}
+    expected = Settings.variables()
     assert set(documented()) == set(expected)
     for variable, field in expected.items():
         default, meaning = documented()[variable]
@@ -32,6 +32,30 @@ def test_every_setting_is_documented_with_its_default_and_its_meaning():
 def test_a_comma_separated_setting_becomes_a_tuple(monkeypatch):
     monkeypatch.setenv("NIGHTREAD_MODALITIES", "CR, DX")
     assert Settings().modalities == ("CR", "DX")
+
+
+def test_a_group_of_settings_is_read_field_by_field(monkeypatch):
+    monkeypatch.setenv("NIGHTREAD_RETRAIN_BATCH_SIZE", "8")
+    settings = Settings()
+    assert settings.retrain.batch_size == 8
+    assert (settings.batch_size, settings.retrain.epochs) == (16, 8), (
+        "nothing else of the group, or of that name, moves"
+    )
+
+
+def test_a_file_of_the_secrets_folder_sets_a_setting_of_a_group_too_and_others_stay_closed(monkeypatch, tmp_path):
+    (tmp_path / "nightread_broker_url").write_text("redis://:canary@h/0\n")
+    (tmp_path / "nightread_retrain_epochs").write_text("3")
+    (tmp_path / "tls.key").write_bytes(b"\xff")
+    monkeypatch.setitem(Settings.model_config, "secrets_dir", tmp_path)
+    settings = Settings()
+    assert (settings.broker_url, settings.retrain.epochs) == ("redis://:canary@h/0", 3)
+
+
+def test_settings_with_some_changed_keep_the_rest_of_a_group():
+    settings = Settings(retrain={"epochs": 3}).changed(batch_size=2, retrain={"base": "/base"}, gate={"ece": 0.5})
+    assert (settings.batch_size, settings.gate.ece) == (2, 0.5)
+    assert (settings.retrain.epochs, settings.retrain.base) == (3, Path("/base"))
 
 
 def test_a_wrong_setting_is_refused_with_its_name(monkeypatch):
@@ -59,7 +83,9 @@ def test_only_settings_and_migrations_read_the_environment():
         for path in (root / package).rglob("*.py")
         if re.search(r"\bos\.(environ|getenv)\b", path.read_text())
     }
-    assert readers <= {"worker/settings.py", "migrations/env.py"}, f"of {os.fspath(root)}"
+    assert readers <= {"worker/settings.py", "worker/retraining/devices.py", "migrations/env.py"}, (
+        f"of {os.fspath(root)}"
+    )
 
 
 def test_another_broker_than_redis_is_refused_without_its_password(monkeypatch):

@@ -61,7 +61,7 @@ def main() -> None:
     try:
         app()
     except ValidationError as error:
-        problems = "; ".join(f"NIGHTREAD_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        problems = "; ".join(f"NIGHTREAD_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
         refuse(f"a setting is wrong: {problems}")
     except ModuleNotFoundError as error:
         refuse(f"this command needs the package {error.name}: pip install 'nightread[train]'")
@@ -353,7 +353,7 @@ def demo(
     from worker.demo.run import run_demo
 
     settings = Settings()
-    logs.configure(level="warning", style=settings.log_format)
+    logs.configure(level="warning", style=settings.log.format)
     morning = run_demo(folder, settings=settings, console=Console())
     raise typer.Exit(SOME_LEFT_OUT if morning.surprises else DONE)
 

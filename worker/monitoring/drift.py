@@ -25,7 +25,7 @@ from db.models import DRIFT_LEVELS
 from db.session import read_scope, session_scope
 from training.findings import FINDINGS
 from worker.context import Context
-from worker.settings import Settings
+from worker.settings import DriftSettings
 
 log = structlog.get_logger()
 
@@ -78,11 +78,11 @@ def daily(context: Context, *, day: date | None = None) -> Judged:
 
     `retrain` says whether its drift asks for a retraining by the settings. Nothing is promoted here.
     """
-    live, rules = context.live(), context.settings
+    live, rules = context.live(), context.settings.drift
     with read_scope(context.engine) as session:
         day = day or database_now(session).date() - timedelta(days=1)
         since = datetime.combine(day, time(), UTC)
-        until, first = since + timedelta(days=1), since - timedelta(days=rules.drift_reference_days)
+        until, first = since + timedelta(days=1), since - timedelta(days=rules.reference_days)
         scores = drift.scores(session, checkpoint_id=live.checkpoint_id, since=since, until=until)
         now = drift.arrivals(session, since=since, until=until)
         before = drift.arrivals(session, since=first, until=since)
@@ -91,7 +91,7 @@ def daily(context: Context, *, day: date | None = None) -> Judged:
     with session_scope(context.engine) as session:
         drift.record(session, figures, day=day.isoformat(), checkpoint_id=live.checkpoint_id)
     acts = [figure for figure in figures if figure.level == ACT]
-    retrain = rules.drift_retrains and any(figure.measure in OF_FILMS for figure in acts)
+    retrain = rules.retrains and any(figure.measure in OF_FILMS for figure in acts)
     judged = Judged(day, live.digest, len(scores), figures, remarks, retrain)
     subjects = sorted({figure.subject for figure in acts})
     log.info("drift_judged", day=day.isoformat(), films=len(scores), level=judged.level, act=subjects)
@@ -106,14 +106,14 @@ def last_day(context: Context) -> date | None:
 
 
 def judge(
-    scores: Array, reference: Mapping[str, Any], now: Arrivals, before: Arrivals, *, rules: Settings
+    scores: Array, reference: Mapping[str, Any], now: Arrivals, before: Arrivals, *, rules: DriftSettings
 ) -> tuple[tuple[Figure, ...], tuple[str, ...]]:
     """A day's figures and remarks, of scores (N, 11), the checkpoint's reference, and what came that day and before.
 
-    Scores, shares and rates each need `drift_min_films` of their own kind: a day on which nothing could be scored has
+    Scores, shares and rates each need `min_films` of their own kind: a day on which nothing could be scored has
     no scores, and is judged by its rates all the same.
     """
-    fewest, measured, remarks = rules.drift_min_films, list[Measured](), list[str]()
+    fewest, measured, remarks = rules.min_films, list[Measured](), list[str]()
     if len(scores) < fewest:
         remarks.append(f"{len(scores)} films were scored and {fewest} are needed: no score is judged.")
     elif not reference:
@@ -123,7 +123,7 @@ def judge(
     came = [*of_shares(now, before, fewest=fewest), *of_rates(now, before, fewest=fewest)]
     if any(each.distance is None for each in came):
         remarks.append(
-            f"The {rules.drift_reference_days} days before are too few films or studies to compare some figures with."
+            f"The {rules.reference_days} days before are too few films or studies to compare some figures with."
         )
     return _leveled([*measured, *came], rules), tuple(remarks)
 
@@ -137,9 +137,9 @@ class Measured(NamedTuple):
     distance: Distance | None
 
 
-def _leveled(measured: Sequence[Measured], rules: Settings) -> tuple[Figure, ...]:
-    psi, ks = (rules.drift_psi_warn, rules.drift_psi_act), (rules.drift_ks_warn, rules.drift_ks_act)
-    bounds = {"psi": psi, "shares": psi, "ks": ks, "rate": (rules.drift_rate_warn, rules.drift_rate_act)}
+def _leveled(measured: Sequence[Measured], rules: DriftSettings) -> tuple[Figure, ...]:
+    psi, ks = (rules.psi_warn, rules.psi_act), (rules.ks_warn, rules.ks_act)
+    bounds = {"psi": psi, "shares": psi, "ks": ks, "rate": (rules.rate_warn, rules.rate_act)}
     rare = BY_CHANCE / max(1, len(measured))  # Bonferroni's share of it for each figure
     return tuple(
         Figure(measure, subject, distance.moved, distance.reference, _level(distance, rare, *bounds[measure]), films)

@@ -65,8 +65,8 @@ def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
         }
     }
     for name, task, times, queue in (
-        ("drift", DRIFT, settings.drift_schedule, SCORING),
-        ("retrain", RETRAIN, settings.retrain_schedule, TRAINING),
+        ("drift", DRIFT, settings.drift.schedule, SCORING),
+        ("retrain", RETRAIN, settings.retrain.schedule, TRAINING),
     ):
         if times:
             options = {"queue": queue, "expires": DROPPED_AFTER_SECONDS}

@@ -11,5 +11,5 @@ def run_beat(context: Context) -> None:
     """Send the schedule's messages until SIGTERM."""
     settings, registry = context.settings, CollectorRegistry()
     registry.register(LedgerCollector(context.engine))
-    with page(registry, port=settings.metrics_port, address=settings.metrics_address):
+    with page(registry, port=settings.metrics.port, address=settings.metrics.address):
         make_app(settings).Beat(loglevel="WARNING").run()

@@ -27,7 +27,7 @@ def run_worker(context: Context) -> None:
 
     with ExitStack() as stack:
         stack.callback(service.close)
-        stack.enter_context(page(metrics.registry, port=settings.metrics_port, address=settings.metrics_address))
+        stack.enter_context(page(metrics.registry, port=settings.metrics.port, address=settings.metrics.address))
         service.scorer()
         if settings.recycle_hours:
             _recycle_after(settings.recycle_hours)

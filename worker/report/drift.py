@@ -7,7 +7,7 @@ from datetime import date, timedelta
 from db.models import DRIFT_LEVELS, Drift
 from worker.monitoring.drift import ACT, QUIET, WARN, worst
 from worker.report.charts import HEIGHT, WIDTH
-from worker.settings import Settings
+from worker.settings import DriftSettings
 
 DAYS = 28
 TOP = 2.0  # a chart is so many times as high as the line from which somebody must act; what is higher is cut
@@ -69,7 +69,7 @@ def first_day(last: date) -> date:
     return last - timedelta(days=DAYS - 1)
 
 
-def drifted(rows: Sequence[Drift], *, last: date, order: Sequence[str], rules: Settings) -> Drifted | None:
+def drifted(rows: Sequence[Drift], *, last: date, order: Sequence[str], rules: DriftSettings) -> Drifted | None:
     """The block of figures of the weeks up to `last`, oldest first, findings in this order; None without figures."""
     if not rows:
         return None
@@ -88,7 +88,7 @@ def drifted(rows: Sequence[Drift], *, last: date, order: Sequence[str], rules: S
         moved={level: list(names) for level, names in moved.items()},
         weeks=[_weeks(finding, some, last, rules) for finding, some in by_finding.items() if some],
         came=[_came(of_kind[subject]) for subject in NAMES if subject in of_kind],
-        lines={WARN: _y(rules.drift_psi_warn, rules), ACT: _y(rules.drift_psi_act, rules)},
+        lines={WARN: _y(rules.psi_warn, rules), ACT: _y(rules.psi_act, rules)},
     )
 
 
@@ -96,7 +96,7 @@ def _name(subject: str) -> str:
     return NAMES.get(subject, subject.replace("_", " ")).lower()
 
 
-def _weeks(finding: str, rows: Sequence[Drift], last: date, rules: Settings) -> Weeks:
+def _weeks(finding: str, rows: Sequence[Drift], last: date, rules: DriftSettings) -> Weeks:
     """Bars as high as PSI, in the level that PSI and KS reach together."""
     days: dict[str, dict[str, Drift]] = {}
     for row in rows:
@@ -117,6 +117,6 @@ def _came(row: Drift) -> Came:
     return Came(NAMES[row.subject], moved, row.measure == "rate", row.level)
 
 
-def _y(psi: float, rules: Settings) -> float:
+def _y(psi: float, rules: DriftSettings) -> float:
     """The height of a bar's end in the box, whose top is 0."""
-    return round(HEIGHT * (1 - min(1.0, psi / (TOP * rules.drift_psi_act))), 1)
+    return round(HEIGHT * (1 - min(1.0, psi / (TOP * rules.psi_act))), 1)

@@ -6,7 +6,7 @@ films split the same way (`split_stable`), the base's. A patient who was once in
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,8 +34,8 @@ from worker.ranking import policy
 from worker.ranking.policy import CAPACITY_FINDING
 from worker.ranking.priority import Policy
 from worker.retraining import labels
+from worker.retraining.devices import accelerator_of
 from worker.scoring.decoding import DecodersGone
-from worker.settings import Settings, accelerator_of
 from worker.simulation.reading_room import SimulationError
 from worker.simulation.simulate import EvaluatedCases, default_disciplines, simulate
 
@@ -110,7 +110,7 @@ def judge(
         load_checkpoint(context.file_of(each), expected_digest=each.digest) for each in (row, challenger)
     )
     settings, manifest = context.settings, films[0].manifest
-    rules = rules_of(settings)
+    rules = Rules(**settings.gate.model_dump(exclude={"time_minutes"}))
     gold = gold_of(manifest, champion, other, site_images=site_images)
     if gold.empty:
         raise NothingToJudge(NothingToJudge.__doc__)
@@ -118,7 +118,7 @@ def judge(
     said, challenged = (_probabilities(each, films, gold, accelerator=accelerator) for each in (champion, other))
     compare = Comparison(manifest[manifest["split"] == "train"], rules, rules_of_reading)
     checks = compare.films(gold, said, challenged, films_from="gold")
-    checks.append(compare.time_to_report(gold, said, challenged, most=settings.gate_time_minutes))
+    checks.append(compare.time_to_report(gold, said, challenged, most=settings.gate.time_minutes))
     lately = gold["image"].isin(recent).to_numpy()
     checks += compare.recent(gold[lately], said[lately], challenged[lately])
     return Judged(
@@ -127,13 +127,8 @@ def judge(
         gold_digest=hashlib.sha256(gold.to_csv(index=False).encode()).hexdigest(),
         films=len(gold),
         patients=int(gold["patient_id"].nunique()),
-        rules=asdict(rules) | {"time_minutes": settings.gate_time_minutes},
+        rules=settings.gate.model_dump(),
     )
-
-
-def rules_of(settings: Settings) -> Rules:
-    """The gate's thresholds as the settings have them."""
-    return Rules(**{field.name: getattr(settings, f"gate_{field.name}") for field in fields(Rules)})
 
 
 def _readable(films: Sequence[Prepared], checkpoint: Checkpoint) -> Prepared:
@@ -265,7 +260,7 @@ def judge_by_hand(context: Context, challenger: CheckpointRow) -> Judged:
         films = [_test_films(context, site, Path(made) / str(size), size=size) for size in sizes]
         if any(not films[0].manifest["image"].equals(other.manifest["image"]) for other in films):
             raise NotPrepared("a film could be read for one of the checkpoints only: judge again")
-        recent = site.recent(days=context.settings.retrain_recent_days)
+        recent = site.recent(days=context.settings.retrain.recent_days)
         judged = judge(context, challenger, films, site_images=site.images, recent=recent)
     with session_scope(context.engine) as session:
         record_verdict(session, judged, session.get_one(CheckpointRow, challenger.id), training_run_id=None)

@@ -77,7 +77,7 @@ def _ask(context: Context, folder: Path) -> None:
     with read_scope(context.engine) as session:
         until = database_now(session)
         films = confirmed.confirmed_films(
-            session, until=until, unconfirmed_is_absent=context.settings.retrain_unconfirmed_is_absent
+            session, until=until, unconfirmed_is_absent=context.settings.retrain.unconfirmed_is_absent
         )
     if not films:
         raise NothingConfirmed(NothingConfirmed.__doc__)
@@ -115,7 +115,7 @@ def inputs(context: Context, manifest: pd.DataFrame, folder: Path, *, size: int)
     if not (folder / "manifest.csv").exists():
         prepare(manifest, _reading(context, size=size), folder, sizes=(size,))
     unread = left_out(folder)
-    if unread.total() > context.settings.retrain_max_unread * len(manifest):
+    if unread.total() > context.settings.retrain.max_unread * len(manifest):
         why = ", ".join(f"{reason} {films}" for reason, films in unread.most_common())
         raise Unread(
             f"{unread.total()} of {len(manifest)} confirmed films cannot be read ({why}): is their share mounted here?"
@@ -125,7 +125,7 @@ def inputs(context: Context, manifest: pd.DataFrame, folder: Path, *, size: int)
 
 def _reading(context: Context, *, size: int) -> ReadFilms:
     """How films are read: as the worker reads them, in child processes, within limits of time and memory."""
-    decoders, rules = context.settings.retrain_threads, DecodeOptions.of(context, Preprocessing(size=size))
+    decoders, rules = context.settings.retrain.threads, DecodeOptions.of(context, Preprocessing(size=size))
 
     def read(rows: Mapping[str, int]) -> Iterator[Decoded]:
         with DecoderPool(rules, decoders=decoders) as reader:
@@ -152,7 +152,7 @@ def _files(context: Context, images: Iterable[str]) -> Iterator[FilmFile]:
 
 def base_films(settings: Settings, *, size: int) -> Prepared | None:
     """The base at one size, split by patient as the site's films are; None without one. Raises NotPrepared."""
-    if settings.retrain_base is None:
+    if settings.retrain.base is None:
         return None
-    base = open_prepared(settings.retrain_base, size=size)
+    base = open_prepared(settings.retrain.base, size=size)
     return replace(base, manifest=split_stable(base.manifest))

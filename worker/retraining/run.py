@@ -47,15 +47,21 @@ from training.settings import UnusableSettings
 from worker.checkpoints import promotion
 from worker.context import Context, process_name
 from worker.retraining import labels
+from worker.retraining.devices import accelerator_of
 from worker.retraining.judging import JUDGING, Judged, NothingToJudge, SaysNothing, gold_of, judge, record_verdict
 from worker.scoring.decoding import DecodersGone
-from worker.settings import Settings, accelerator_of
+from worker.settings import Settings
 
 log = structlog.get_logger()
 
 LEASE_MINUTES = 2.0
 RENEW_SECONDS = 20.0
-RECIPE = ("retrain_learning_rate", "retrain_epochs", "retrain_batch_size", "retrain_seed")  # beside parent and films
+RECIPE = ("learning_rate", "epochs", "batch_size", "seed")  # of the group `retrain`, beside parent and films
+LOCAL = {
+    "schedule",
+    "threads",
+    "promotes",
+}  # of the same group, no part of what is learned or how it is judged
 KEPT_ASIDE_HOURS = 24.0  # what a judging by hand that was killed has left
 WHAT_GOES_WRONG = (
     CheckpointError, DecodersGone, Diverged, ManifestError, NotPrepared, OtherRun, SaysNothing, UnusableSettings,
@@ -144,7 +150,7 @@ def retrain(context: Context, *, cause: str = "hand", say: Callable[[str], None]
 
 def _begin(context: Context, *, cause: str, say: Callable[[str], None]) -> Run | None:
     context.live()  # a new database's champion is the checkpoint that ships
-    asked = context.settings.model_dump(mode="json", include=_recipe_fields())
+    asked = context.settings.model_dump(mode="json", include={"retrain", "gate"}, exclude={"retrain": LOCAL})
     with session_scope(context.engine) as session:
         champion = registry.champion(session)
         assert champion is not None  # noqa: S101  # live() has made one
@@ -161,7 +167,7 @@ def _begin(context: Context, *, cause: str, say: Callable[[str], None]) -> Run |
             row = training_runs.by_id(session, held.run_id)
             parent = session.get_one(CheckpointRow, row.parent_checkpoint_id)
             # A run that is gone on with keeps what it was asked, whatever the settings say by now.
-            context = Context(context.settings.model_copy(update=_typed(row.settings)))
+            context = Context(context.settings.changed(**row.settings))
     _clear_others(context.retraining_folder, f"run-{held.run_id}" if held else None)
     if held is None:
         return None
@@ -169,17 +175,6 @@ def _begin(context: Context, *, cause: str, say: Callable[[str], None]) -> Run |
     folder.mkdir(parents=True, exist_ok=True)
     say(f"retraining {held.run_id}" + (", gone on with" if held.resumed else ""))
     return Run(context, held, parent, folder, say)
-
-
-def _recipe_fields() -> set[str]:
-    """The settings that decide what is learned and how it is judged: they stand with the run."""
-    local = {"retrain_schedule", "retrain_threads", "retrain_promotes"}
-    return {name for name in Settings.model_fields if name.startswith(("retrain_", "gate_"))} - local
-
-
-def _typed(stored: dict[str, Any]) -> dict[str, Any]:
-    base = stored["retrain_base"]
-    return stored | {"retrain_base": None if base is None else Path(base)}
 
 
 @contextmanager
@@ -214,7 +209,7 @@ def _lease_kept(run: Run) -> Iterator[None]:
 
 
 def _work(run: Run) -> Outcome:
-    torch.set_num_threads(run.settings.retrain_threads)
+    torch.set_num_threads(run.settings.retrain.threads)
     run.stage("labels")
     films = labels.kept(run.context, run.folder)
     _new_enough(run, films, read=films.images)  # before they are read, and after: some may be gone
@@ -233,7 +228,7 @@ def _work(run: Run) -> Outcome:
     with session_scope(run.context.engine) as session:
         challenger = run.context.register(session, checkpoint)
         training_runs.note(session, run.held, checkpoint_id=challenger.id)
-    recent = films.recent(days=run.settings.retrain_recent_days)
+    recent = films.recent(days=run.settings.retrain.recent_days)
     judged = judge(run.context, challenger, [mixed.films], site_images=films.images, recent=recent)
     return _settle(run, challenger, judged)
 
@@ -254,8 +249,8 @@ def _mixed(run: Run, site: Prepared) -> Mixed:
     base = labels.base_films(run.settings, size=site.preprocessing.size)
     if base is None:
         return Mixed(run.folder / "site", site)
-    rng = np.random.default_rng(run.settings.retrain_seed)
-    ratio = run.settings.retrain_base_ratio
+    rng = np.random.default_rng(run.settings.retrain.seed)
+    ratio = run.settings.retrain.base_ratio
     parts = [_drawn(base.manifest, site.manifest, split, ratio=ratio, rng=rng) for split in SPLITS]
     drawn = replace(base, manifest=base.manifest.loc[np.sort(np.concatenate(parts))])
     return Mixed(folder, combine((site, drawn), folder))
@@ -277,7 +272,7 @@ def _new_enough(run: Run, films: labels.Confirmed, *, read: Collection[str]) -> 
     with read_scope(run.context.engine) as session:
         made = training_runs.of_checkpoint(session, run.parent.id)
     since = films.since(None if made is None else made.started_at)
-    new, least = len(since.intersection(read)), run.settings.retrain_min_new_films
+    new, least = len(since.intersection(read)), run.settings.retrain.min_new_films
     if new < least:
         raise Ended(f"{new} films were confirmed since the champion was trained; {least} are needed")
 
@@ -294,7 +289,7 @@ def _teaches(run: Run, manifest: pd.DataFrame, films: labels.Confirmed, digest: 
         )
     if gold_of(manifest, run.champion, site_images=films.images).empty:  # what comes of it says no more than it
         raise NothingToJudge(NothingToJudge.__doc__)
-    train, least = manifest[manifest["split"] == "train"], run.settings.retrain_min_positives
+    train, least = manifest[manifest["split"] == "train"], run.settings.retrain.min_positives
     if rare := [finding for finding in run.champion.findings if int((train[finding] == 1).sum()) < least]:
         raise Ended(f"fewer than {least} training films with {', '.join(rare)}: mix in a base, or confirm more")
 
@@ -323,10 +318,10 @@ def _recipe(run: Run) -> Recipe:
     return Recipe(
         network=run.champion.network,
         start=str(run.context.file_of(run.parent)),
-        learning_rate=settings.retrain_learning_rate,
-        epochs=settings.retrain_epochs,
-        batch_size=settings.retrain_batch_size,
-        seed=settings.retrain_seed,
+        learning_rate=settings.retrain.learning_rate,
+        epochs=settings.retrain.epochs,
+        batch_size=settings.retrain.batch_size,
+        seed=settings.retrain.seed,
         accelerator=accelerator_of(settings.device),
     )
 
@@ -341,7 +336,7 @@ def _settle(run: Run, challenger: CheckpointRow, judged: Judged) -> Outcome:
     with session_scope(run.context.engine) as session:
         row = session.get_one(CheckpointRow, challenger.id)
         record_verdict(session, judged, row, training_run_id=run.held.run_id)
-        if judged.passed and run.settings.retrain_promotes:
+        if judged.passed and run.settings.retrain.promotes:
             reason += _promoted(run, session, row)
         training_runs.finish(session, run.held, state, reason=reason, metrics=metrics)
     log.info("retraining_ended", training_run=run.held.run_id, state=state)

@@ -72,8 +72,8 @@ class DecodeOptions:
         return cls(
             preprocessing,
             context.pixel_limits,
-            settings.decode_timeout_seconds,
-            settings.decode_memory_mb,
+            settings.decode.timeout_seconds,
+            settings.decode.memory_mb,
             settings.halve_jpeg2000,
         )
 

@@ -31,7 +31,7 @@ def open_context(*, log_level: str | None = None) -> "Context":
     from worker.context import Context
 
     settings = Settings()
-    logs.configure(level=log_level or settings.log_level, style=settings.log_format)
+    logs.configure(level=log_level or settings.log.level, style=settings.log.format)
     return Context(settings)
 
 

@@ -16,7 +16,7 @@ from training.fit import fit
 import numpy as np
 import pandas as pd
 from training.prepared import Prepared
-from training.preprocessing import Preprocessing
+from training.imaging.preprocessing import Preprocessing
 from training.settings import Settings
 
 images = np.random.default_rng(0).integers(0, 256, (37, 32, 32), dtype=np.uint8)

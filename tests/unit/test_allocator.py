@@ -9,7 +9,7 @@ import pytest
 FAULTS_OF_A_SECOND_FILM = """
 import resource
 import numpy as np
-from worker.allocator import keep_freed_memory
+from worker.scoring.allocator import keep_freed_memory
 
 assert keep_freed_memory()
 np.ones(8_000_000)  # 64 MB: 15,625 pages

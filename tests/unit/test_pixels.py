@@ -198,7 +198,7 @@ def test_a_png_from_a_path_a_broken_one_and_a_huge_one(tmp_path: Path) -> None:
 
 
 def test_serving_needs_neither_torch_nor_pandas() -> None:
-    code = "import sys, training.pixels; assert not {'torch', 'pandas', 'matplotlib'} & set(sys.modules)"
+    code = "import sys, training.imaging.pixels; assert not {'torch', 'pandas', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -113,5 +113,5 @@ def test_a_header_that_this_version_cannot_follow_is_refused(change: dict[str, o
 
 
 def test_a_decoding_process_never_imports_torch() -> None:
-    code = "import sys, training.preprocessing, training.findings; sys.exit('torch' in sys.modules)"
+    code = "import sys, training.imaging.preprocessing, training.findings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -33,7 +33,8 @@ class CheckResult:
 
 
 def examine(context: Context) -> Iterator[CheckResult]:
-    """Database, schema, checkpoint, device, broker, clock and disk. A check that needs a broken one is left out."""
+    """Settings, database, schema, checkpoint, device, broker, clock and disk, less what needs a broken one."""
+    yield CheckResult("settings", True, f"{len(context.settings.model_fields_set)} set, the others at their defaults")
     engine = make_engine(context.settings.database_url)
     database = _checked("database", lambda: _database(engine))
     yield database

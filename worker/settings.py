@@ -3,12 +3,28 @@
 docker/.env.example and docs/reference/configuration.md list them with units and defaults; a test keeps the three alike.
 """
 
+import ipaddress
 import os
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, available_timezones
 
 from platformdirs import user_data_path
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FilePath,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -16,28 +32,97 @@ from pydantic_settings import (
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 PREFIX = "NIGHTREAD_"
 SECRETS = Path("/run/secrets")  # where containers mount secrets: a file nightread_database_url sets database_url
 
-CommaList = Annotated[tuple[str, ...], NoDecode]
+# Named like settings, but none: docker/make-secrets' folder, and the files of `db roles` in the secrets' folder.
+NOT_SETTINGS = {"NIGHTREAD_SECRETS", "NIGHTREAD_MIGRATE", "NIGHTREAD_WORKER", "NIGHTREAD_READER"}
+# Kubernetes sets these in every container beside a service that is called nightread, or nightread-something.
+OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
+
+
+class WrongSettings(Exception):
+    """Settings that cannot be used; the text names each variable and says what to do."""
 
 
 def _default_database_url() -> str:
     return f"sqlite:///{user_data_path('nightread') / 'nightread.db'}"
 
 
+def _crontab(value: str) -> str:
+    """Empty, or five fields that Celery understands; it is imported only where a schedule is set."""
+    if value:
+        from celery.schedules import crontab
+
+        if len(value.split()) != 5:
+            raise ValueError("a schedule has five fields (minute hour day month weekday), such as 0 22 * * 6")
+        crontab.from_string(value)  # raises ValueError, in Celery's words
+    return value
+
+
+def _time_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (KeyError, ValueError, OSError):  # OSError: "Europe", which is a folder
+        near = get_close_matches(value, available_timezones(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "one is called Europe/Berlin"
+        raise ValueError(f"no such time zone; {hint}") from None
+    return value
+
+
+def _parts(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    parts = tuple(part.strip() for part in value.split(",") if part.strip())
+    if value and not parts:  # for roots, an empty list would mean: anywhere
+        raise ValueError("nothing stands between the commas")
+    return parts
+
+
+def _unset(value: object) -> object:
+    return None if value == "" else value
+
+
+def _modality(value: str) -> str:
+    if not re.fullmatch("[A-Z0-9_]{1,16}", value):
+        raise ValueError("a modality is written in capitals, such as DX")
+    return value
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
+        raise ValueError("a device is auto, cpu, cuda, cuda:1 or mps")
+    return value
+
+
+def _absolute(value: str) -> str:
+    if not Path(value).is_absolute():
+        raise ValueError("a folder is named by its absolute path")
+    return value
+
+
+Schedule = Annotated[str, AfterValidator(_crontab)]
+Empty = BeforeValidator(_unset)  # an empty variable is an unset one
+Commas = BeforeValidator(_parts)
+Modality = Annotated[str, AfterValidator(_modality)]
+Folder = Annotated[str, AfterValidator(_absolute)]
+
+
 class Group(BaseModel):
     """Settings that belong together: NIGHTREAD_RETRAIN_EPOCHS is `epochs` of the group `retrain`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
 
 class DecodeSettings(Group):
     """Bounds on one film's decoding."""
 
-    timeout_seconds: float = Field(60.0, gt=0)
+    timeout_seconds: float = Field(60.0, gt=0, le=3600)
     """A film that takes longer is given up and its decoder process ended."""
     memory_mb: int = Field(4096, ge=512)
     """Address space of one decoder process."""
@@ -46,9 +131,9 @@ class DecodeSettings(Group):
 class RetrainSettings(Group):
     """What a retraining learns from, how, and when."""
 
-    schedule: str = "0 22 * * 6"
+    schedule: Schedule = "0 22 * * 6"
     """When beat asks for a retraining, in crontab's five fields; empty: never."""
-    base: Path | None = None
+    base: Annotated[Path | None, Empty] = None
     """A folder made by `nightread train prepare`, mixed into what radiologists confirmed; unset: none."""
     base_ratio: float = Field(1.0, ge=0)
     """Base films to learn from per confirmed film, as far as the base holds them."""
@@ -60,11 +145,11 @@ class RetrainSettings(Group):
     """Films with a finding that training needs to hold, for every finding the champion scores."""
     max_unread: float = Field(0.1, ge=0, le=1)
     """Share of the confirmed films that may be gone or unreadable, above which a retraining ends."""
-    recent_days: float = Field(90.0, gt=0)
+    recent_days: float = Field(90.0, gt=0, le=36500)
     """The window of recently confirmed films on which both checkpoints are judged too."""
     epochs: int = Field(8, ge=1)
     """Epochs of a retraining."""
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, le=1)
     """The highest learning rate of a retraining, which starts from the champion's weights."""
     batch_size: int = Field(32, ge=2)
     """Films per training step."""
@@ -79,15 +164,15 @@ class RetrainSettings(Group):
 class GateSettings(Group):
     """Bounds that a challenger must keep against the champion."""
 
-    macro_auroc: float = -0.005
+    macro_auroc: float = Field(-0.005, ge=-1, le=1)
     """Least lower bound (95 %, over patients) of the macro AUROC's difference to the champion's."""
-    finding_auroc: float = -0.02
+    finding_auroc: float = Field(-0.02, ge=-1, le=1)
     """Least difference of the AUROC of each finding of category A or B."""
-    sensitivity: float = -0.02
+    sensitivity: float = Field(-0.02, ge=-1, le=1)
     """Least difference of the sensitivity for pneumothorax when 10 % of films are flagged."""
-    ece: float = Field(0.01, ge=0)
+    ece: float = Field(0.01, ge=0, le=1)
     """Most that the calibration error (macro ECE) may grow."""
-    gap: float = Field(0.03, ge=0)
+    gap: float = Field(0.03, ge=0, le=1)
     """Most that the gap in false negatives between sexes, age bands or views may grow."""
     time_minutes: float = Field(0.0, ge=0)
     """Most that the simulated time to report of pneumothorax may grow."""
@@ -100,26 +185,34 @@ class GateSettings(Group):
 class DriftSettings(Group):
     """When the day's films count as drifted."""
 
-    schedule: str = "0 6 * * *"
+    schedule: Schedule = "0 6 * * *"
     """When beat asks for the day's drift, in crontab's five fields; empty: never."""
     min_films: int = Field(200, ge=50)
     """Films of a day below which drift is not judged."""
-    reference_days: int = Field(28, ge=1)
+    reference_days: int = Field(28, ge=1, le=3650)
     """Days before a day against which its shares and rates are judged."""
     psi_warn: float = Field(0.1, gt=0)
     """Population stability index, less what chance alone gives, from which drift warns."""
-    psi_act: float = Field(0.25, gt=0)
+    psi_act: float = Field(0.25, gt=0, validate_default=True)
     """The same, from which somebody must act."""
     ks_warn: float = Field(0.1, gt=0)
     """Kolmogorov and Smirnov's distance, less what chance alone gives, from which drift warns."""
-    ks_act: float = Field(0.2, gt=0)
+    ks_act: float = Field(0.2, gt=0, validate_default=True)
     """The same, from which somebody must act."""
     rate_warn: float = Field(0.05, gt=0)
     """Change of the share of skipped or quarantined studies from which drift warns."""
-    rate_act: float = Field(0.15, gt=0)
+    rate_act: float = Field(0.15, gt=0, validate_default=True)
     """The same, from which somebody must act."""
     retrains: bool = False
     """Drift from which somebody must act asks for a retraining too; it never promotes."""
+
+    @field_validator("psi_act", "ks_act", "rate_act")
+    @classmethod
+    def _not_before_warning(cls, value: float, info: ValidationInfo) -> float:
+        warning = f"{str(info.field_name).removesuffix('act')}warn"
+        if value < info.data.get(warning, value):
+            raise ValueError(f"must not be below {PREFIX}DRIFT_{warning.upper()}")
+        return value
 
 
 class LogSettings(Group):
@@ -138,6 +231,12 @@ class MetricsSettings(Group):
     """Port of the Prometheus page of worker and beat; 0: none."""
     address: str = "127.0.0.1"
     """The address that page listens on; 0.0.0.0 for all, behind a firewall or on a container's internal network."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        ipaddress.ip_address(value)
+        return value
 
 
 class Secrets(NestedSecretsSettingsSource):
@@ -158,6 +257,7 @@ class Settings(BaseSettings):
         env_nested_max_split=1,
         frozen=True,
         extra="ignore",
+        allow_inf_nan=False,
         hide_input_in_errors=True,  # a URL holds a password
         use_attribute_docstrings=True,
         secrets_dir=SECRETS if SECRETS.is_dir() else None,
@@ -176,27 +276,27 @@ class Settings(BaseSettings):
 
     database_url: str = Field(default_factory=_default_database_url, repr=False)
     """SQLAlchemy URL: postgresql+psycopg://user:password@host/name?sslmode=verify-full, or sqlite:///path."""
-    broker_url: str | None = Field(default=None, repr=False)
+    broker_url: Annotated[str | None, Empty] = Field(default=None, repr=False)
     """Redis: redis://:password@host:6379/0, or rediss:// for TLS. Unset: no broker, `score` only."""
-    broker_ca_file: Path | None = None
+    broker_ca_file: Annotated[FilePath | None, Empty] = None
     """The authority that signed the TLS broker's certificate; unset: the system's authorities."""
 
-    checkpoint: Path | None = None
+    checkpoint: Annotated[Path | None, Empty] = None
     """A checkpoint file; unset: the registry's champion, else the one that ships."""
     state_folder: Path = Field(default_factory=lambda: user_data_path("nightread"))
     """Where registered checkpoints are kept, each under its digest; workers on several machines share it or copy it."""
-    device: str = "auto"
+    device: Annotated[str, AfterValidator(_device)] = "auto"
     """auto (cuda, else mps, else cpu), or a torch device such as cuda:1."""
     batch_size: int = Field(16, ge=1, le=4096)
     """Films per prediction."""
     decoders: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=256)
     """Processes that read and decode films beside the network."""
 
-    modalities: CommaList = ("CR", "DX", "DR")
+    modalities: Annotated[tuple[Modality, ...], NoDecode, Commas] = Field(("CR", "DX", "DR"), min_length=1)
     """Modalities (0008,0060) that can be chest films here, comma-separated."""
     allow_secondary_capture: bool = False
     """Score secondary captures that say they are frontal chest films (converted data sets)."""
-    roots: CommaList = ()
+    roots: Annotated[tuple[Folder, ...], NoDecode, Commas] = ()
     """Folders that received files must lie in, comma-separated; empty: anywhere."""
 
     max_file_mb: int = Field(512, ge=1)
@@ -206,28 +306,28 @@ class Settings(BaseSettings):
     decode: DecodeSettings = DecodeSettings()
     halve_jpeg2000: bool = True
     """JPEG 2000 films with sides of twelve times the network's input or more are decoded at half their resolution."""
-    straggler_seconds: float = Field(2.0, gt=0)
+    straggler_seconds: float = Field(2.0, gt=0, le=3600)
     """A batch that is not full waits this long for the next film."""
 
-    lease_minutes: float = Field(1.0, gt=0)
+    lease_minutes: float = Field(1.0, gt=0, le=1440)
     """A worker that says nothing for this long loses its studies to the others."""
     max_attempts: int = Field(3, ge=1)
     """A study whose worker died this often is quarantined."""
-    unavailable_hours: float = Field(24.0, ge=0)
+    unavailable_hours: float = Field(24.0, ge=0, le=87600)
     """A study whose files cannot be reached for this long is quarantined."""
-    sweep_seconds: float = Field(30.0, gt=0)
+    sweep_seconds: float = Field(30.0, gt=0, le=3600)
     """How often expired leases are released and messages sent again."""
-    renotify_minutes: float = Field(1.0, gt=0)
+    renotify_minutes: float = Field(1.0, gt=0, le=1440)
     """A study that still waits this long after its message is notified again."""
-    run_idle_minutes: float = Field(15.0, ge=0)
+    run_idle_minutes: float = Field(15.0, ge=0, le=10080)
     """A night's run ends when nothing waits and nothing came for this long."""
-    recycle_hours: float = Field(0.0, ge=0)
+    recycle_hours: float = Field(0.0, ge=0, le=87600)
     """A worker that has run this long ends like after SIGTERM, for its supervisor to start a fresh one; 0: never."""
 
     blind_share: float = Field(0.0, ge=0, lt=1)
     """Share of studies listed as if no model had scored them, to measure what ranking changes."""
 
-    time_zone: str = "UTC"
+    time_zone: Annotated[str, AfterValidator(_time_zone)] = "UTC"
     """The schedules' time zone, such as Europe/Berlin."""
     retrain: RetrainSettings = RetrainSettings()
     gate: GateSettings = GateSettings()
@@ -236,17 +336,36 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     metrics: MetricsSettings = MetricsSettings()
 
+    @field_validator("database_url")
+    @classmethod
+    def _is_a_database(cls, value: str) -> str:
+        scheme, _, rest = value.partition("://")
+        if scheme != "postgresql+psycopg" and not (scheme == "sqlite" and rest.strip("/")):
+            raise ValueError("only postgresql+psycopg://user:password@host/name and sqlite:///path are supported")
+        return value
+
     @field_validator("broker_url")
     @classmethod
     def _is_redis(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("redis://", "rediss://")):
+        if value is None:
+            return None
+        if not value.startswith(("redis://", "rediss://")):
             raise ValueError("only redis:// and rediss:// are supported")
+        try:
+            url = urlsplit(value)
+            usable = url.hostname and url.port != 0 and re.fullmatch(r"(/\d*)?", url.path)
+        except ValueError:  # its text may hold a piece of the password
+            usable = None
+        if not usable:
+            raise ValueError("write it as redis://:password@host:6379/0")
         return value
 
-    @field_validator("modalities", "roots", mode="before")
+    @field_validator("state_folder", mode="before")
     @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    def _is_named(cls, value: object) -> object:
+        if value == "":
+            raise ValueError("name a folder, or leave the variable out")
+        return value
 
     @classmethod
     def variables(cls) -> dict[str, FieldInfo]:
@@ -267,3 +386,35 @@ class Settings(BaseSettings):
             group = getattr(self, name)
             update[name] = type(group)(**(dict(group) | value)) if isinstance(group, Group) else value
         return self.model_copy(update=update)
+
+
+def read_settings() -> Settings:
+    """The settings of this process's environment. Raises WrongSettings."""
+    try:
+        if unknown := [_unknown(name) for name in _names() if name not in Settings.variables()]:
+            raise WrongSettings("; ".join(unknown))
+        return Settings()
+    except ValidationError as error:
+        raise WrongSettings("; ".join(_problem(*each["loc"], text=each["msg"]) for each in error.errors())) from None
+    except SettingsError as error:
+        raise WrongSettings(str(error)) from None
+
+
+def _names() -> Iterator[str]:
+    """Variables and secrets that are named like settings."""
+    files = SECRETS.iterdir() if SECRETS.is_dir() else ()
+    for name in sorted({name.upper() for name in (*os.environ, *(file.name for file in files))}):
+        if name.startswith(PREFIX) and name not in NOT_SETTINGS and not OF_KUBERNETES.search(name):
+            yield name
+
+
+def _unknown(name: str) -> str:
+    known = {each.removeprefix(PREFIX): each for each in Settings.variables()}
+    near = get_close_matches(name.removeprefix(PREFIX), known, n=1)
+    hint = f"did you mean {known[near[0]]}?" if near else "docs/reference/configuration.md lists them"
+    return f"{name}: no such setting; {hint}"
+
+
+def _problem(*place: str | int, text: str) -> str:
+    name = "_".join(part for part in place if isinstance(part, str)).upper()
+    return f"{PREFIX}{name}: {text.removeprefix('Value error, ')}"

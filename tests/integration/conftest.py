@@ -31,7 +31,7 @@ def started(kind: type[S], stack: ExitStack) -> S:
 @pytest.fixture(scope="session")
 def postgres_server_url() -> Iterator[str]:
     with ExitStack() as stack:
-        yield os.environ.get("NIGHTREAD_TEST_DATABASE_URL") or started(PostgresServer, stack).url
+        yield os.environ.get("TEST_DATABASE_URL") or started(PostgresServer, stack).url
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def postgres_url(postgres_server_url: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def redis_server_url() -> Iterator[str]:
     with ExitStack() as stack:
-        yield os.environ.get("NIGHTREAD_TEST_BROKER_URL") or started(RedisServer, stack).url
+        yield os.environ.get("TEST_BROKER_URL") or started(RedisServer, stack).url
 
 
 @pytest.fixture

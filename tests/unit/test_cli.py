@@ -214,6 +214,27 @@ def test_a_wrong_setting_is_named(monkeypatch, capsys):
     assert "NIGHTREAD_BATCH_SIZE" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["status", "worklist", "doctor", "beat", "report"])
+def test_a_setting_that_does_not_exist_stops_every_command_in_one_line(monkeypatch, capsys, command):
+    monkeypatch.setenv("NIGHTREAD_BATCHSIZE", "8")
+    assert main(monkeypatch, command) == 2
+    printed = capsys.readouterr()
+    if command == "doctor":  # shows it as what it is: a check that failed
+        assert "NIGHTREAD_BATCH_SIZE" in " ".join(printed.out.split())
+    else:
+        assert printed.err.splitlines() == [
+            "nightread: a setting is wrong: NIGHTREAD_BATCHSIZE: no such setting; did you mean NIGHTREAD_BATCH_SIZE?"
+        ]
+
+
+def test_doctor_shows_wrong_settings_as_a_failed_check(monkeypatch):
+    monkeypatch.setenv("NIGHTREAD_TIME_ZONE", "Mars")
+    result = nightread("doctor", "--json")
+    (check,) = json.loads(result.stdout)
+    assert (result.exit_code, check["name"], check["ok"]) == (2, "settings", False)
+    assert "NIGHTREAD_TIME_ZONE" in check["text"]
+
+
 def test_a_missing_checkpoint_is_wrong_usage(monkeypatch, capsys, folder):
     monkeypatch.setenv("NIGHTREAD_CHECKPOINT", "/nowhere/x.safetensors")
     assert main(monkeypatch, "score", str(folder)) == 2
@@ -229,7 +250,7 @@ def test_the_doctor_finds_an_embedded_house_in_order():
     result = nightread("doctor", "--json")
     assert result.exit_code == 0, result.output
     assert {finding["name"] for finding in json.loads(result.stdout)} == {
-        "database", "clock", "checkpoint", "device", "broker", "disk",
+        "settings", "database", "clock", "checkpoint", "device", "broker", "disk",
     }  # fmt: skip
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from worker.settings import Settings
+from db.roles import ROLES
+from worker import settings as module
+from worker.settings import Settings, WrongSettings, read_settings
 
 CONFIGURATION = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 
@@ -62,6 +64,79 @@ def test_a_wrong_setting_is_refused_with_its_name(monkeypatch):
     monkeypatch.setenv("NIGHTREAD_BATCH_SIZE", "0")
     with pytest.raises(ValidationError, match="batch_size"):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("TIME_ZONE", "Mars", "one is called Europe/Berlin"),
+        ("TIME_ZONE", "Europe/Berlim", "did you mean Europe/Berlin?"),
+        ("TIME_ZONE", "Europe", "no such time zone"),
+        ("RETRAIN_SCHEDULE", "every saturday", "five fields"),
+        ("RETRAIN_SCHEDULE", "0 25 * * *", "25 > 23"),
+        ("DRIFT_SCHEDULE", "0 6 31 2 *", "never occurs"),
+        ("MODALITIES", "", "at least 1 item"),
+        ("MODALITIES", ",", "nothing stands between"),
+        ("ROOTS", " , ", "nothing stands between"),
+        ("MODALITIES", "dx", "in capitals, such as DX"),
+        ("ROOTS", "films", "absolute path"),
+        ("DEVICE", "gpu", "cuda:1"),
+        ("DATABASE_URL", "mysql://h/d", "only postgresql"),
+        ("DATABASE_URL", "sqlite://", "only postgresql"),
+        ("BROKER_URL", "redis://h:port/0", "redis://:password@host"),
+        ("BROKER_URL", "redis://h/films", "redis://:password@host"),
+        ("BROKER_CA_FILE", "/nowhere/ca.pem", "not point to a file"),
+        ("STATE_FOLDER", "", "name a folder"),
+        ("LEASE_MINUTES", "nan", "finite"),
+        ("LEASE_MINUTES", "inf", "finite"),
+        ("LEASE_MINUTES", "1e300", "less than"),
+        ("GATE_SENSITIVITY", "-2", "greater than"),
+        ("DRIFT_PSI_WARN", "0.5", "not be below NIGHTREAD_DRIFT_PSI_WARN"),
+        ("METRICS_ADDRESS", "all", "address"),
+        ("LOG_LEVEL", "loud", "debug"),
+        ("RETRAIN_EPOCHS", "0", "greater than"),
+        ("BATCHSIZE", "8", "did you mean NIGHTREAD_BATCH_SIZE?"),
+        ("RETRAIN_EPOCH", "8", "did you mean NIGHTREAD_RETRAIN_EPOCHS?"),
+        ("RETRAIN", "{", "no such setting"),
+        ("XYZ", "1", "configuration.md lists them"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused_with_its_name_and_a_hint(monkeypatch, name, value, hint):
+    monkeypatch.setenv(f"NIGHTREAD_{name}", value)
+    with pytest.raises(WrongSettings, match=re.escape(hint)) as refused:
+        read_settings()
+    assert re.match(rf"NIGHTREAD_{name.replace('WARN', 'ACT')}: ", str(refused.value))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_mistyped_secret_is_refused_and_the_roles_passwords_are_not(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "SECRETS", tmp_path)
+    for role in ROLES:
+        (tmp_path / role).touch()
+    read_settings()
+    (tmp_path / "nightread_databse_url").touch()
+    with pytest.raises(WrongSettings, match="did you mean NIGHTREAD_DATABASE_URL"):
+        read_settings()
+
+
+def test_variables_that_others_set_are_not_taken_for_settings(monkeypatch):
+    for name in ("SECRETS", "WEB_SERVICE_HOST", "WEB_SERVICE_PORT_HTTP", "WEB_PORT_8000_TCP_ADDR"):
+        monkeypatch.setenv(f"NIGHTREAD_{name}", "tcp://10.0.0.1:8000")
+    read_settings()
+
+
+def test_an_empty_variable_that_names_a_file_or_the_broker_is_unset(monkeypatch):
+    for name in ("BROKER_URL", "BROKER_CA_FILE", "CHECKPOINT", "RETRAIN_BASE"):
+        monkeypatch.setenv(f"NIGHTREAD_{name}", "")
+    settings = read_settings()
+    assert (settings.broker_url, settings.broker_ca_file, settings.checkpoint, settings.retrain.base) == (None,) * 4
+
+
+def test_a_password_in_a_broken_url_is_not_shown(monkeypatch):
+    monkeypatch.setenv("NIGHTREAD_BROKER_URL", "redis://:canary/x@h/0")
+    with pytest.raises(WrongSettings) as refused:
+        read_settings()
+    assert "canary" not in str(refused.value)
 
 
 def test_settings_cannot_be_changed():

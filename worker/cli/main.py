@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
@@ -21,12 +20,13 @@ from worker.cli import drift, read, rescore, retrain, simulate
 from worker.cli.models import app as models
 from worker.cli.policy import app as policy
 from worker.errors import Unavailable
-from worker.settings import Settings
+from worker.settings import WrongSettings, read_settings
 from worker.terminal.console import (
     DONE,
     SOME_LEFT_OUT,
     STOPPED,
     UNAVAILABLE,
+    WRONG_USAGE,
     AsJson,
     err,
     open_context,
@@ -60,9 +60,8 @@ def main() -> None:
     """Run the command; what a person can mend is one line on standard error, not a traceback."""
     try:
         app()
-    except ValidationError as error:
-        problems = "; ".join(f"NIGHTREAD_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
-        refuse(f"a setting is wrong: {problems}")
+    except WrongSettings as error:
+        refuse(f"a setting is wrong: {error}")
     except ModuleNotFoundError as error:
         refuse(f"this command needs the package {error.name}: pip install 'nightread[train]'")
     except CheckpointError as error:
@@ -330,19 +329,23 @@ def doctor(
     role: Annotated[str | None, typer.Option(help="worker, beat or training: only whether its work gets on.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check database, schema, checkpoint, device, broker, clock and disk; exit code 3 when something is wrong."""
-    from worker.doctor import ROLES, examine, examine_role
+    """Check settings, database, schema, checkpoint, device, broker, clock and disk; exit 2 or 3 when one is wrong."""
+    from worker.doctor import ROLES, CheckResult, examine, examine_role
     from worker.terminal.tables import doctor_table
 
     if role is not None and role not in ROLES:
         raise typer.BadParameter(f"the role is one of {', '.join(ROLES)}")
-    context = open_context()
-    findings = list(examine(context) if role is None else examine_role(context, role))
+    failed = UNAVAILABLE
+    try:
+        context = open_context()
+        results = list(examine(context) if role is None else examine_role(context, role))
+    except WrongSettings as error:
+        results, failed = [CheckResult("settings", False, str(error))], WRONG_USAGE
     if as_json:
-        print_json([vars(finding) for finding in findings])
+        print_json([vars(result) for result in results])
     else:
-        out.print(doctor_table(findings))
-    raise typer.Exit(DONE if all(finding.ok for finding in findings) else UNAVAILABLE)
+        out.print(doctor_table(results))
+    raise typer.Exit(DONE if all(result.ok for result in results) else failed)
 
 
 @app.command()
@@ -352,7 +355,7 @@ def demo(
     """Draw thirty phantom studies, score them, and show the morning they make."""
     from worker.demo.run import run_demo
 
-    settings = Settings()
+    settings = read_settings()
     logs.configure(level="warning", style=settings.log.format)
     morning = run_demo(folder, settings=settings, console=Console())
     raise typer.Exit(SOME_LEFT_OUT if morning.surprises else DONE)
@@ -367,7 +370,7 @@ def db_upgrade() -> None:
     from db import schema
     from db.session import make_engine
 
-    engine = make_engine(Settings().database_url)
+    engine = make_engine(read_settings().database_url)
     before = schema.current_revision(engine)
     schema.upgrade(engine)
     out.print(f"schema: {before or 'empty'} -> {schema.head_revision()}")
@@ -381,7 +384,7 @@ def db_roles(
     from db import roles
     from db.session import make_engine
 
-    engine = make_engine(Settings().database_url)
+    engine = make_engine(read_settings().database_url)
     if engine.dialect.name != "postgresql":
         raise typer.BadParameter("roles are PostgreSQL's; for SQLite the file's permissions decide")
     try:

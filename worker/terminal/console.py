@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from worker import logs
-from worker.settings import Settings
+from worker.settings import read_settings
 
 if TYPE_CHECKING:
     from worker.context import Context
@@ -30,7 +30,7 @@ def open_context(*, log_level: str | None = None) -> "Context":
     """The context of the settings, with its logs configured; imported late, so that `--help` is quick."""
     from worker.context import Context
 
-    settings = Settings()
+    settings = read_settings()
     logs.configure(level=log_level or settings.log.level, style=settings.log.format)
     return Context(settings)
 

@@ -1,5 +1,6 @@
 # Everything a fresh machine needs is Python 3.11 or newer and make.
 #
+#   make test T=tests/unit/test_dicom.py   one file, folder or test
 #   make test PYTHON=python3.13            another Python
 #   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #                                          torch without CUDA, from PyTorch's own index: .2 GB instead of 5.5
@@ -13,13 +14,19 @@ SEED ?= $(shell date +%s)
 STUDIES ?= 500
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint bench chaos retraining audit lock help
+.PHONY: demo test unit coverage lint bench chaos retraining audit lock help
 
 demo: $(VENV)/installed  ## Score thirty generated studies and show the morning they make
 	$(BIN)/nightread demo
 
-test: lint  ## Check style, types and imports, then run the tests
-	$(BIN)/pytest
+test: $(if $(T),$(VENV)/installed-for-tests,lint)  ## Check style, types and imports, then run all tests; or one: make test T=FILE
+	$(BIN)/pytest $(T)
+
+unit: $(VENV)/installed-for-tests  ## Run the fast tests only: no server, no network (about a minute)
+	$(BIN)/pytest -m "not slow" tests/unit
+
+coverage: $(VENV)/installed-for-tests  ## Run the fast tests and list the lines that they do not reach
+	$(BIN)/pytest -m "not slow" tests/unit --cov --cov-report=term-missing:skip-covered
 
 lint: $(VENV)/installed-for-tests  ## Check style, types and imports only
 	$(BIN)/ruff check
@@ -43,21 +50,21 @@ audit:  ## Ask PyPI for known weaknesses of the pinned packages; fails when one 
 
 lock: $(VENV)/installed-for-tests  ## Write the newest versions that fit together to constraints.txt (downloads no wheels)
 	mkdir -p build
-	$(PIP) install --dry-run --ignore-installed --report build/lock.json -e '.[train,test]'
+	$(PIP) install --dry-run --ignore-installed --report build/lock.json -e '.[dev]'
 	$(BIN)/python -c 'import json; \
 	  found = [item["metadata"] for item in json.load(open("build/lock.json"))["install"]]; \
 	  pins = {each["name"] + "==" + each["version"] for each in found if each["name"] != "nightread"}; \
 	  print(*sorted(pins, key=lambda pin: pin.lower().split("==")), sep="\n")' > constraints.txt
 
 help:  ## List these commands
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 # An environment stands as long as what it was made from. Torch alone holds a minute's worth of modules that nobody will
 # import, hence --no-compile; what is imported is compiled here, once, also where PYTHONDONTWRITEBYTECODE is set: without
 # it every worker and decoder that a test starts would compile torch again, eight seconds each.
 $(VENV)/installed: EXTRAS :=
 $(VENV)/installed: IMPORTED := worker.scoring.pipeline, worker.demo.run, alembic.command
-$(VENV)/installed-for-tests: EXTRAS := [train,test]
+$(VENV)/installed-for-tests: EXTRAS := [dev]
 $(VENV)/installed-for-tests: IMPORTED := worker.scoring.pipeline, worker.report.page, worker.retraining.run, worker.queue.tasks, training.plots, \
   training.explain, alembic.command, hypothesis, pytest
 $(VENV)/installed $(VENV)/installed-for-tests: $(BIN)/python pyproject.toml constraints.txt

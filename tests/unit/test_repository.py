@@ -3,6 +3,8 @@
 import importlib.util
 import re
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,39 @@ def test_help_describes_every_command() -> None:
     targets = set(re.search(r"^\.PHONY: (.+)$", MAKEFILE, flags=re.MULTILINE)[1].split())
     described = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"^  make (\w+) +\S", described, flags=re.MULTILINE)) == targets
+
+
+@pytest.mark.parametrize(
+    ("schema", "pattern"),
+    [
+        ("github-workflows", "workflows/*.yml"),
+        ("dependabot", "dependabot.yml"),
+        ("github-issue-forms", "ISSUE_TEMPLATE/[!c]*.yml"),
+        ("github-issue-config", "ISSUE_TEMPLATE/config.yml"),
+    ],
+)
+def test_files_for_github_keep_to_their_schema(schema: str, pattern: str) -> None:
+    paths = list((REPOSITORY / ".github").glob(pattern))
+    assert paths
+    command = [Path(sys.executable).parent / "check-jsonschema", "--builtin-schema", f"vendor.{schema}", *paths]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_workflows_run_what_everybody_runs_with_pinned_actions_and_no_right_to_write() -> None:
+    workflow = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "ci.yml").read_text())
+    steps = workflow["jobs"]["test"]["steps"]
+    assert workflow["permissions"] == {"contents": "read"}
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", step["uses"]) for step in steps if "uses" in step)
+    assert steps[-1]["run"].endswith(" .ci/run")
+
+
+def test_the_newest_section_of_the_changelog_is_of_this_version() -> None:
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    assert re.search(r"^## (\S+)", (REPOSITORY / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[1] == version
+
+
+def test_every_package_says_that_it_is_typed() -> None:
+    assert [
+        name for name in ("worker", "training", "db", "migrations") if not (REPOSITORY / name / "py.typed").exists()
+    ] == []

@@ -269,6 +269,7 @@ def test_simulate_without_operating_points_says_what_is_missing():
     assert "operating points" in result.output
 
 
+@pytest.mark.slow
 def test_explain_draws_what_the_network_looks_at(tmp_path):
     film = make_film(tmp_path / "a.dcm")
     nightread("score", tmp_path)

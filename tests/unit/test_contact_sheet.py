@@ -59,6 +59,7 @@ def test_a_study_without_scores_or_picture_still_has_a_card() -> None:
     assert sheet.getbbox() is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2000, 500), (300, 900), (1, 1)])
 def test_films_of_any_shape_are_shown_whole(shape: tuple[int, int]) -> None:
     sheet = contact_sheet([card(thumbnail=np.full(shape, 200, np.uint8), category="D")], heading="", note="")

@@ -13,6 +13,8 @@ from training.manifest import UNKNOWN
 from training.prepared import Prepared
 from training.settings import Settings
 
+pytestmark = pytest.mark.slow  # trains networks
+
 SETTINGS = Settings(
     network="shufflenet_v2_x0_5", start="chance", epochs=1, steps_per_epoch=2, batch_size=8, accelerator="cpu"
 )

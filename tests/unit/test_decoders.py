@@ -255,6 +255,7 @@ def test_the_files_of_the_pydicom_data_wheel_are_bit_exact() -> None:
     assert sum(same_as_pydicom(path) for path in paths if path.stat().st_size < 600_000) > 25
 
 
+@pytest.mark.slow
 def test_the_collected_files_are_bit_exact(shared: Path) -> None:
     paths = sorted(path for path in (shared / "data" / "dicom").glob("*/*") if path.is_file())
     small = [path for path in paths if path.stat().st_size < 500_000]  # all of them take pydicom 20 seconds

@@ -56,6 +56,7 @@ def ranks(morning: Morning) -> list[tuple[int, str, str]]:
         return list(connection.execute(query))
 
 
+@pytest.mark.slow
 def test_a_morning_from_nothing_to_a_worklist_and_again(short_night: None, settings: Settings, tmp_path: Path) -> None:
     morning, said = run(tmp_path / "morning", settings)
 

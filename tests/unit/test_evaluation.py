@@ -9,6 +9,8 @@ from training.imaging.preprocessing import Preprocessing
 from training.manifest import UNKNOWN
 from training.prepared import Prepared
 
+pytestmark = pytest.mark.slow  # bootstraps
+
 RNG = np.random.default_rng(0)
 FILMS = 600
 

@@ -100,6 +100,7 @@ def test_a_sheet_holds_every_filter() -> None:
     assert (sheet[44 : 44 + 240, :240] == 100).all()  # the first says nothing
 
 
+@pytest.mark.slow
 def test_pictures_of_a_checkpoint_are_written(tmp_path: Path) -> None:
     preprocessing = Preprocessing(size=64)
     network = make_network("mobilenet")

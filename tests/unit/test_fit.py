@@ -33,6 +33,8 @@ from training.networks import WrongWeights, input_of, make_network
 from training.prepared import Prepared
 from training.settings import Settings, UnusableSettings
 
+pytestmark = pytest.mark.slow  # trains networks
+
 SETTINGS = Settings(start="chance", epochs=3, batch_size=6, accelerator="cpu", warmup_steps=2)
 
 

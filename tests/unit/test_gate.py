@@ -15,6 +15,8 @@ from training.findings import FINDINGS
 from training.gate import BESIDE, Check, Rules, judge
 from training.manifest import UNKNOWN
 
+pytestmark = pytest.mark.slow  # bootstraps
+
 Array = NDArray[np.float64]
 
 CATEGORIES = {"Pneumothorax": "A", "Consolidation": "B", "Edema": "B", "Effusion": "B", "Mass": "C"}

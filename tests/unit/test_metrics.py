@@ -10,6 +10,8 @@ from training import metrics
 from training.findings import FINDINGS
 from training.manifest import UNKNOWN, prevalence
 
+pytestmark = pytest.mark.slow  # bootstraps
+
 Array = NDArray[np.float64]
 
 

@@ -202,6 +202,7 @@ def test_serving_needs_neither_torch_nor_pandas() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_the_collected_films_all_end_in_an_image_or_a_reason(shared: Path) -> None:
     reasons: dict[str, int] = {}
     for path in sorted((shared / "data" / "dicom").glob("*/*")):

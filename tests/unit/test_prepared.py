@@ -105,6 +105,7 @@ def test_processes_give_the_same_bytes_as_one(manifest: pd.DataFrame, archive: P
     assert caches[0] == caches[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [0, 1])
 def test_a_killed_preparation_goes_on_and_ends_byte_for_byte_the_same(
     manifest: pd.DataFrame, archive: Path, tmp_path: Path, processes: int

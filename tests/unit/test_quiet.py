@@ -4,7 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.dicom_files import make_film, texture
+
+pytestmark = pytest.mark.slow  # starts two processes that decode a dozen films each
 
 # What a sound film holds, and what it is overwritten with: values that break their VR's rules. pydicom warns about
 # each of them in its own words.

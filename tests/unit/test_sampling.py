@@ -84,6 +84,7 @@ def test_a_share_of_films_without_findings_can_be_kept(manifest: pd.DataFrame) -
     assert (~less[list(FINDINGS)].any(axis=1)).sum() == round(0.25 * empty.sum())
 
 
+@pytest.mark.slow
 def test_undersampling_nih_gives_the_papers_twenty_thousand(nih: pd.DataFrame) -> None:
     whole = nih.assign(split="")
     assert len(sampling.undersample(whole, rng=rng(), common_share=0)) == 16_276

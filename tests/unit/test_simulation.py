@@ -29,6 +29,8 @@ from worker.simulation.simulate import (
     simulate_files,
 )
 
+pytestmark = pytest.mark.slow  # simulates years
+
 FIFO = Discipline("FIFO")
 A_FIRST = Discipline("A first", ahead="A")
 

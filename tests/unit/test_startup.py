@@ -7,6 +7,8 @@ import pytest
 
 from worker.settings import Settings
 
+pytestmark = pytest.mark.slow  # starts the command in processes of its own
+
 HEAVY = {"torch", "torchvision", "celery", "pandas", "lightning", "matplotlib", "imagecodecs", "pebble"}
 IMPORTED = """
 import sys

@@ -14,6 +14,8 @@ from training.imaging.preprocessing import Preprocessing
 from training.networks import make_network
 from training.prepared import open_prepared
 
+pytestmark = pytest.mark.slow  # trains networks
+
 
 def run(*words: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, [str(word) for word in words])

@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 from training.checkpoint import load_checkpoint
 from training.cli import app
 
+pytestmark = pytest.mark.slow  # trains networks
+
 QUICK = ["--network", "shufflenet_v2_x0_5", "--start", "chance", "--epochs", "1", "--steps-per-epoch", "1"]
 QUICK += ["--batch-size", "8", "--accelerator", "cpu"]
 

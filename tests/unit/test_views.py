@@ -334,6 +334,7 @@ def test_body_parts_are_known_in_many_languages(text: str, part: str | None) -> 
     assert body_part_in(text) == part
 
 
+@pytest.mark.slow
 def test_view_codes_are_those_of_the_standard() -> None:
     from pydicom.sr.codedict import codes
 

@@ -1,9 +1,12 @@
 """Fixtures every test may use."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.contexts import MakeContext, seeded_context, site_settings
+from worker.context import Context
 from worker.settings import Settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -27,13 +30,20 @@ def untrained_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tmp_path_factory: pytest.TempPathFactory, untrained_checkpoint: Path) -> Settings:
-    """Settings of an embedded context in a folder of its own."""
-    folder = tmp_path_factory.mktemp("context")
-    return Settings(
-        database_url=f"sqlite:///{folder / 'nightread.db'}",
-        state_folder=folder,
-        checkpoint=untrained_checkpoint,
-        decoders=1,
-        batch_size=4,
-        device="cpu",
-    )
+    """Settings of an embedded context in a folder of its own, which name the untrained checkpoint."""
+    return site_settings(tmp_path_factory.mktemp("context"), checkpoint=untrained_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def make_context(tmp_path_factory: pytest.TempPathFactory, untrained_checkpoint: Path) -> MakeContext:
+    """Makes contexts with a champion, each in a folder of its own: `make_context(lease_minutes=0.1)`.
+
+    On SQLite and without a broker, unless `database_url` and `broker_url` name servers. The champion is `checkpoint`,
+    by default the untrained one, which the context's settings do not name; None leaves the database empty.
+    """
+
+    def make(*, checkpoint: Path | None = untrained_checkpoint, **settings: Any) -> Context:
+        folder = tmp_path_factory.mktemp("context")
+        return seeded_context(site_settings(folder, **settings), champion=checkpoint)
+
+    return make

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 
 from db import schema
 from db.session import make_engine
+from tests.support.contexts import MakeContext
 from tests.support.servers import PostgresServer, RedisServer, Server, ServerStartError, fresh_database
 from worker.context import Context
 
@@ -102,17 +103,15 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def context(settings, engine, database_url) -> Context:
-    """A context whose champion is the untrained checkpoint, no longer named by the settings."""
-    Context(settings.model_copy(update={"database_url": database_url})).live()
-    return Context(settings.model_copy(update={"database_url": database_url, "checkpoint": None}))
+def context(make_context: MakeContext, database_url: str) -> Context:
+    """A context with the untrained checkpoint as its champion, once on SQLite and once on PostgreSQL."""
+    return make_context(database_url=database_url)
 
 
 @pytest.fixture
-def embedded(settings) -> Context:
+def embedded(make_context: MakeContext) -> Context:
     """The same on SQLite alone, for what does not depend on the database."""
-    Context(settings).live()
-    return Context(settings.model_copy(update={"checkpoint": None}))
+    return make_context()
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,9 @@ NEARLY_ALL = 0.999999
 
 
 @pytest.fixture
-def context(settings, engine, database_url) -> Context:
-    """A context that lists nearly every study blind; its champion is not named by the settings."""
-    settings = settings.model_copy(update={"database_url": database_url, "blind_share": NEARLY_ALL})
-    Context(settings).live()
-    return Context(settings.model_copy(update={"checkpoint": None}))
+def context(make_context, database_url) -> Context:
+    """A context that lists nearly every study blind."""
+    return make_context(database_url=database_url, blind_share=NEARLY_ALL)
 
 
 def listed(context: Context) -> list[dict]:

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
-from sqlalchemy import Engine, func, insert, select, update
+from sqlalchemy import func, insert, select, update
 from typer.testing import CliRunner, Result
 
 from db import drift as facts
 from db import registry, runs
 from db.models import Drift, FilmScore, Instance, Study
 from db.session import read_scope, session_scope
+from tests.support.contexts import MakeContext, with_settings
+from tests.support.crew import environment_of
 from tests.support.dicom_files import make_film
 from tests.support.night_rows import add_studies, open_run
 from tests.support.page_reading import Page
@@ -31,7 +33,6 @@ from worker.monitoring.drift import daily
 from worker.monitoring.prometheus import LedgerCollector
 from worker.report import page
 from worker.scoring.pipeline import open_scorer, score_waiting
-from worker.settings import Settings
 
 DAY = date(2026, 11, 25)
 MORNING = datetime(2026, 11, 25, tzinfo=UTC)
@@ -55,10 +56,8 @@ def referenced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def context(engine: Engine, database_url: str, referenced: Path, tmp_path: Path) -> Iterator[Context]:
-    context = Context(
-        Settings(database_url=database_url, checkpoint=referenced, state_folder=tmp_path, drift={"min_films": 50})
-    )
+def context(make_context: MakeContext, database_url: str, referenced: Path) -> Iterator[Context]:
+    context = make_context(database_url=database_url, checkpoint=referenced, drift={"min_films": 50})
     yield context
     context.engine.dispose()
 
@@ -149,7 +148,7 @@ def test_drift_asks_for_a_retraining_only_where_the_settings_say_so_and_only_for
 ) -> None:
     fill(context, received_at=MORNING, power=0.4)
     assert not daily(context, day=DAY).retrain
-    willing = Context(context.settings.changed(drift={"retrains": True}))
+    willing = with_settings(context, drift={"retrains": True})
     assert daily(willing, day=DAY).retrain
     fill(willing, received_at=MORNING + timedelta(days=2), first=1000)
     with session_scope(willing.engine) as session:
@@ -197,18 +196,13 @@ def exposed(context: Context) -> dict[str, dict[tuple[str, ...], float]]:
 
 
 @pytest.fixture
-def environment(referenced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+def environment(make_context: MakeContext, referenced: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     """A context on SQLite that commands in this process find by the environment."""
-    values = {
-        "database_url": f"sqlite:///{tmp_path / 'night.db'}",
-        "checkpoint": str(referenced),
-        "state_folder": str(tmp_path),
-        "drift_min_films": "50",
-    }
-    for name, value in values.items():
-        monkeypatch.setenv(f"NIGHTREAD_{name.upper()}", value)
+    context = make_context(checkpoint=referenced, drift={"min_films": 50})
+    for name, value in environment_of(context.settings).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("COLUMNS", "160")
-    return Context(Settings())
+    return context
 
 
 def nightread(*arguments: str) -> Result:
@@ -267,21 +261,12 @@ def test_the_morning_page_shows_the_weeks_or_says_why_there_are_none(
 
 
 @pytest.mark.real
-def test_films_of_another_hospital_set_off_the_alarm(shared: Path, tmp_path: Path) -> None:
+def test_films_of_another_hospital_set_off_the_alarm(shared: Path, make_context: MakeContext, tmp_path: Path) -> None:
     films = sorted((shared / "data" / "hannover_films" / "img256").iterdir())[:FILMS]
     for number, path in enumerate(films):
         with Image.open(path) as film:
             make_film(tmp_path / f"{number}.dcm", pixels=np.asarray(film.convert("L")), AccessionNumber=f"H{number}")
-    context = Context(
-        Settings(
-            database_url=f"sqlite:///{tmp_path / 'night.db'}",
-            checkpoint=SHIPPED,
-            state_folder=tmp_path,
-            decoders=1,
-            device="cpu",
-            drift={"min_films": 50},
-        )
-    )
+    context = make_context(checkpoint=SHIPPED, drift={"min_films": 50})
     receive(context, [tmp_path])
     with open_scorer(context) as scorer:
         score_waiting(scorer, kind="score")

@@ -27,9 +27,10 @@ from sqlalchemy.exc import OperationalError
 from tenacity import stop_after_delay
 
 import db
-from db import registry, schema
+from db import registry
 from db.models import FilmScore, Instance, Study
 from db.session import make_engine, read_scope, session_scope
+from tests.support.contexts import MakeContext, with_settings
 from tests.support.crew import enqueue, environment_of, running, start, totals, wait_until
 from tests.support.dicom_files import make_film, texture
 from tests.support.hostile import decode_hostile_film
@@ -108,27 +109,21 @@ class Night:
 @pytest.fixture(scope="module")
 def night(
     tmp_path_factory: pytest.TempPathFactory,
-    untrained_checkpoint: Path,
+    make_context: MakeContext,
     module_postgres: PostgresServer,
     module_redis: RedisServer,
 ) -> Iterator[Night]:
     folder = tmp_path_factory.mktemp("night")
     (folder / "films").mkdir()
-    settings = Settings(
+    context = make_context(
         database_url=module_postgres.url,
         broker_url=module_redis.url,
-        checkpoint=untrained_checkpoint,
-        state_folder=folder,
-        decoders=1,
-        batch_size=4,
-        device="cpu",
         lease_minutes=0.1,
         sweep_seconds=1.0,
         renotify_minutes=0.05,
         straggler_seconds=0.2,
     )
-    schema.upgrade(make_engine(module_postgres.url))
-    context, log = Context(settings), folder / "log"
+    log = folder / "log"
     with running(context, "beat", log) as beat:
         night = Night(
             context, module_postgres, module_redis, start(context, "worker", log), beat, log, folder / "films"
@@ -283,7 +278,8 @@ def test_a_worker_stops_within_half_a_minute_while_redis_is_away(night: Night):
 
 BROKEN_DEVICE = """
 import sys
-from worker import cli, inference
+from worker.cli import main as cli
+from worker.scoring import inference
 
 def predict(self, inputs):
     raise RuntimeError("CUDA error: unspecified launch failure")
@@ -295,10 +291,9 @@ cli.main()
 
 
 def test_a_worker_whose_device_does_not_compute_any_more_ends_and_blames_no_study(
-    settings: Settings, postgres_url: str, redis_url: str, tmp_path: Path
+    make_context: MakeContext, postgres_url: str, redis_url: str, tmp_path: Path
 ):
-    schema.upgrade(make_engine(postgres_url))
-    context = Context(settings.model_copy(update={"database_url": postgres_url, "broker_url": redis_url}))
+    context = make_context(database_url=postgres_url, broker_url=redis_url)
     films_in(tmp_path, 6)
     enqueue(context, tmp_path)
     environment = os.environ | environment_of(context.settings)
@@ -310,14 +305,6 @@ def test_a_worker_whose_device_does_not_compute_any_more_ends_and_blames_no_stud
 
 
 # ----------------------------------------------------------------------------------------------- senders and sweeps
-
-
-@pytest.fixture
-def context(settings: Settings, database_url: str) -> Context:
-    """An embedded context, once on SQLite and once on PostgreSQL."""
-    if database_url.startswith("postgresql"):
-        schema.upgrade(make_engine(database_url))
-    return Context(settings.model_copy(update={"database_url": database_url}))
 
 
 def at_once(*jobs: Callable[[], object]) -> None:
@@ -339,7 +326,7 @@ def test_a_study_sent_ten_times_by_two_senders_at_once_is_there_once(context: Co
 
 
 def test_two_sweeps_at_once_ring_once(context: Context, redis_url: str, tmp_path: Path):
-    context = Context(context.settings.model_copy(update={"broker_url": redis_url}))
+    context = with_settings(context, broker_url=redis_url)
     films_in(tmp_path, 8)
     receive(context, [tmp_path])
     at_once(*[lambda: sweep(context, make_app(context.settings))] * 2)
@@ -348,7 +335,7 @@ def test_two_sweeps_at_once_ring_once(context: Context, redis_url: str, tmp_path
 
 
 def test_two_sweeps_at_once_end_each_lease_once(context: Context, redis_url: str, tmp_path: Path):
-    context = Context(context.settings.model_copy(update={"broker_url": redis_url, "lease_minutes": 1e-6}))
+    context = with_settings(context, broker_url=redis_url, lease_minutes=1e-6)
     films_in(tmp_path, 8)
     receive(context, [tmp_path])
     with open_scorer(context) as scorer:
@@ -361,10 +348,9 @@ def test_two_sweeps_at_once_end_each_lease_once(context: Context, redis_url: str
 
 
 def test_a_worker_that_is_recording_is_not_waited_for_by_the_sweep(
-    settings: Settings, postgres_url: str, tmp_path: Path
+    make_context: MakeContext, postgres_url: str, tmp_path: Path
 ):
-    schema.upgrade(make_engine(postgres_url))
-    context = Context(settings.model_copy(update={"database_url": postgres_url, "lease_minutes": 1e-6}))
+    context = make_context(database_url=postgres_url, lease_minutes=1e-6)
     films_in(tmp_path, 2)
     receive(context, [tmp_path])
     with open_scorer(context) as scorer:
@@ -409,16 +395,12 @@ def test_nothing_in_db_reads_the_clock_of_its_machine():
 # ------------------------------------------------------------------------------------------------------ hostile films
 
 
-@pytest.fixture
-def embedded(settings: Settings) -> Context:
-    return Context(settings.changed(decode={"timeout_seconds": 3.0}))
-
-
 @pytest.mark.parametrize(
     ("fate", "reason"),
     [("raises", "decoder_raised"), ("hangs", "decoder_timeout"), ("kills", "decoder_crashed")],
 )
-def test_a_film_is_quarantined_alone_that(fate, reason, embedded: Context, tmp_path: Path, monkeypatch):
+def test_a_film_is_quarantined_alone_that(fate, reason, make_context, tmp_path: Path, monkeypatch):
+    embedded = make_context(decode={"timeout_seconds": 3.0})
     monkeypatch.setattr("worker.scoring.decoding.decode_film", decode_hostile_film)
     sound = films_in(tmp_path, 3)
     hostile = films_in(tmp_path, 1, SeriesDescription=fate)
@@ -449,9 +431,9 @@ def _score_until_killed(settings: Settings, killer_pixels: str) -> None:
             time.sleep(0.05)
 
 
-def test_a_study_that_kills_every_worker_is_found_and_its_neighbours_are_scored(settings: Settings, tmp_path: Path):
+def test_a_study_that_kills_every_worker_is_found_and_its_neighbours_are_scored(make_context, tmp_path: Path):
     sound = films_in(tmp_path / "films", 3)
-    context = Context(settings.model_copy(update={"lease_minutes": 0.02}))
+    context = make_context(lease_minutes=0.02)
     killer = films_in(tmp_path / "films", 1)
     sound += films_in(tmp_path / "films", 3)
     receive(context, [tmp_path / "films"])
@@ -522,7 +504,7 @@ def test_a_full_disk_ends_the_pass_and_the_next_one_goes_on(embedded: Context, t
 def test_studies_of_a_score_command_that_was_killed_are_taken_by_the_next(embedded: Context, tmp_path: Path):
     films_in(tmp_path, 3)
     receive(embedded, [tmp_path])
-    quick = Context(embedded.settings.model_copy(update={"lease_minutes": 1e-6}))
+    quick = with_settings(embedded, lease_minutes=1e-6)
     with open_scorer(quick) as dead:
         InFlight(dead).claim(None)
     with open_scorer(embedded) as scorer:
@@ -548,11 +530,10 @@ def test_a_worker_without_a_sound_checkpoint_says_so_and_ends(content, tmp_path,
 
 @pytest.mark.parametrize("content", [None, b"\x08\0\0\0\0\0\0\0{}{}{}{}"], ids=["missing", "damaged"])
 def test_a_promoted_checkpoint_that_cannot_be_loaded_leaves_the_old_one_at_work(
-    content, settings: Settings, untrained_checkpoint: Path, tmp_path: Path
+    content, embedded: Context, untrained_checkpoint: Path, tmp_path: Path
 ):
-    context = Context(settings)
-    context.live()
-    service = Service(Context(settings.model_copy(update={"checkpoint": None})), metrics=WorkMetrics())
+    context = with_settings(embedded, checkpoint=untrained_checkpoint)  # intake still has a checkpoint to rank by
+    service = Service(embedded, metrics=WorkMetrics())
     before = service.scorer().live.digest
     promoted = tmp_path / "promoted.safetensors"
     if content is not None:

@@ -8,9 +8,9 @@ import pytest
 import redis
 from sqlalchemy import select, text
 
-from db import schema
 from db.models import FINDING_COLUMNS, FilmScore, Instance, StudyPriority
-from db.session import make_engine, read_scope
+from db.session import read_scope
+from tests.support.contexts import MakeContext, with_settings
 from tests.support.crew import enqueue, messages, running, totals, wait_until
 from tests.support.dicom_files import make_film, texture
 from worker.context import Context
@@ -18,14 +18,11 @@ from worker.intake.receive import receive
 from worker.queue.app import make_app
 from worker.queue.maintenance import sweep
 from worker.scoring.pipeline import open_scorer, score_waiting
-from worker.settings import Settings
 
 
 @pytest.fixture
-def context(settings: Settings, postgres_url: str, redis_url: str) -> Context:
-    context = Context(settings.model_copy(update={"database_url": postgres_url, "broker_url": redis_url}))
-    schema.upgrade(make_engine(postgres_url))
-    return context
+def context(make_context: MakeContext, postgres_url: str, redis_url: str) -> Context:
+    return make_context(database_url=postgres_url, broker_url=redis_url)
 
 
 def rows(context: Context) -> set[tuple]:
@@ -55,8 +52,7 @@ def films(tmp_path: Path) -> Path:
     return folder
 
 
-def test_two_workers_write_the_same_rows_as_one_process(context, films, tmp_path):
-    embedded = Context(context.settings.model_copy(update={"database_url": f"sqlite:///{tmp_path / 'one.db'}"}))
+def test_two_workers_write_the_same_rows_as_one_process(context, embedded, films, tmp_path):
     receive(embedded, [films])
     with open_scorer(embedded) as scorer:
         score_waiting(scorer, kind="score")
@@ -80,7 +76,7 @@ def test_a_message_is_a_row_id_and_nothing_else(context, films):
 
 
 def test_a_worker_that_is_killed_loses_nothing(context, films, tmp_path):
-    context = Context(context.settings.model_copy(update={"lease_minutes": 0.05, "sweep_seconds": 1.0}))
+    context = with_settings(context, lease_minutes=0.05, sweep_seconds=1.0)
     enqueue(context, films)
     log = tmp_path / "worker.log"
     with running(context, "worker", log) as first:
@@ -104,7 +100,7 @@ def test_a_worker_told_to_stop_gives_back_what_is_in_hand(context, films, tmp_pa
 
 
 def test_a_worker_that_has_run_long_enough_ends_by_itself_as_if_told_to_stop(context, films, tmp_path):
-    context = Context(context.settings.model_copy(update={"recycle_hours": 1 / 3600}))
+    context = with_settings(context, recycle_hours=1 / 3600)
     log = tmp_path / "worker.log"
     with running(context, "worker", log) as worker:
         enqueue(context, films)
@@ -115,7 +111,7 @@ def test_a_worker_that_has_run_long_enough_ends_by_itself_as_if_told_to_stop(con
 
 
 def test_an_emptied_redis_delays_and_loses_nothing(context, films, tmp_path):
-    context = Context(context.settings.model_copy(update={"renotify_minutes": 0.001}))
+    context = with_settings(context, renotify_minutes=0.001)
     enqueue(context, films)
     with redis.Redis.from_url(context.settings.broker_url) as client:
         client.flushdb()
@@ -128,7 +124,7 @@ def test_an_emptied_redis_delays_and_loses_nothing(context, films, tmp_path):
 
 
 def test_a_swept_night_ends_with_its_ranks_kept(context, films, tmp_path):
-    context = Context(context.settings.model_copy(update={"run_idle_minutes": 0.0}))
+    context = with_settings(context, run_idle_minutes=0.0)
     enqueue(context, films)
     log = tmp_path / "worker.log"
     with running(context, "worker", log):

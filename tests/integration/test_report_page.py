@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 
 from db import morning, runs
 from db.session import read_scope, session_scope
+from tests.support.contexts import MakeContext
 from tests.support.dicom_files import make_film, texture
 from tests.support.night_rows import add_house, add_studies, add_unscored, open_run
 from tests.support.page_reading import Page
@@ -17,7 +18,6 @@ from worker.context import Context
 from worker.intake.receive import receive
 from worker.report.page import write_report
 from worker.scoring.pipeline import open_scorer, score_waiting
-from worker.settings import Settings
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = (
@@ -27,26 +27,16 @@ QUIET = (
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory, untrained_checkpoint: Path) -> tuple[Context, Path]:
+def scored(tmp_path_factory: pytest.TempPathFactory, make_context: MakeContext) -> tuple[Context, Path]:
     """A small night, scored: two films, one lateral, one cut short; and where the films lie."""
-    folder = tmp_path_factory.mktemp("night")
-    films = folder / "films"
-    films.mkdir()
+    films = tmp_path_factory.mktemp("films")
     for number in range(2):
         make_film(films / f"{number}.dcm", pixels=texture(120, 100, seed=number), AccessionNumber=f"A{number}")
     make_film(films / "lateral.dcm", view_position="LL", AccessionNumber="A2")
     make_film(films / "short.dcm", AccessionNumber="A3")
     whole = (films / "short.dcm").read_bytes()
     (films / "short.dcm").write_bytes(whole[: len(whole) // 2])
-    context = Context(
-        Settings(
-            database_url=f"sqlite:///{folder / 'night.db'}",
-            checkpoint=untrained_checkpoint,
-            decoders=1,
-            batch_size=4,
-            device="cpu",
-        )
-    )
+    context = make_context()
     receive(context, [films])
     with open_scorer(context) as scorer:
         score_waiting(scorer, kind="score")

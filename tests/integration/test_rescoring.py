@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 from db.models import Audit, FilmScore, ShadowPriority, Study, StudyPriority
 from db.session import read_scope, session_scope
 from db.worklist import worklist
+from tests.support.crew import environment_of
 from tests.support.dicom_files import make_film, texture
 from worker.checkpoints import promotion, rescoring
 from worker.checkpoints.rescoring import Moved, NotLive, look, make_live, preview, to_see
@@ -172,16 +173,15 @@ def test_a_checkpoint_that_was_in_shadow_has_seen_everything_when_it_is_promoted
 
 
 @pytest.fixture
-def nightread(settings, monkeypatch):
-    for name in ("database_url", "state_folder", "decoders", "batch_size"):
-        monkeypatch.setenv(f"NIGHTREAD_{name.upper()}", str(getattr(settings, name)))
+def nightread(embedded, monkeypatch):
+    for name, value in environment_of(embedded.settings).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("COLUMNS", "200")
     return lambda *arguments: CliRunner().invoke(cli.app, list(arguments))
 
 
-def test_rescore_shows_and_waits_for_the_word_before_it_moves(nightread, settings, other, tmp_path):
-    Context(settings).live()
-    context = Context(settings.model_copy(update={"checkpoint": None}))
+def test_rescore_shows_and_waits_for_the_word_before_it_moves(nightread, embedded, other, tmp_path):
+    context = embedded
     score(context, tmp_path / "films", 3)
     listed = order(context)
     with session_scope(context.engine) as session:

@@ -6,29 +6,26 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select, update
 
-from db import schema
 from db.base import Base
 from db.models import Audit, FilmScore, Instance, RejectedFile, Review, RunRank, Study, StudyPriority
 from db.retention import Prunable
-from db.session import make_engine, read_scope, session_scope
+from db.session import read_scope, session_scope
+from tests.support.contexts import MakeContext
 from tests.support.crew import totals
 from tests.support.dicom_files import make_film, texture
 from worker.context import Context
 from worker.intake.receive import receive
 from worker.retention import prune
 from worker.scoring.pipeline import open_scorer, score_waiting
-from worker.settings import Settings
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 SINCE = datetime(2025, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def context(settings: Settings, database_url: str, tmp_path: Path) -> Context:
+def context(make_context: MakeContext, database_url: str, tmp_path: Path) -> Context:
     """Five scored studies, one that waits, and a file that is no DICOM; all received long ago but the last scored."""
-    if database_url.startswith("postgresql"):
-        schema.upgrade(make_engine(database_url))
-    context = Context(settings.model_copy(update={"database_url": database_url}))
+    context = make_context(database_url=database_url)
     for i in range(5):
         make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12)
     (tmp_path / "x.dcm").write_text("not DICOM")

@@ -25,6 +25,7 @@ from db.models import Audit, Checkpoint, FilmScore, Instance, Review, StudyPrior
 from db.session import read_scope, session_scope
 from db.training_runs import Busy
 from tests.support.confirmed import SIDE, confirm_films, save_beginner
+from tests.support.contexts import with_settings
 from tests.support.crew import environment_of, running, wait_until
 from tests.support.dicom_files import make_film, texture
 from training.checkpoint import Checkpoint as LoadedCheckpoint
@@ -60,21 +61,17 @@ def beginner(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def context(settings, engine, database_url, films, beginner) -> Context:
+def context(make_context, database_url, films, beginner) -> Context:
     """A context with a champion that has learned nothing yet, and a hundred and twenty confirmed films."""
-    Context(settings.model_copy(update={"database_url": database_url, "checkpoint": beginner})).live()
-    with session_scope(engine) as session:
+    context = make_context(database_url=database_url, checkpoint=beginner, **QUICK)
+    with session_scope(context.engine) as session:
         confirm_films(session, films, films=FILMS)
-    return Context(settings.changed(database_url=database_url, checkpoint=None, **QUICK))
+    return context
 
 
 def the_run(context: Context) -> TrainingRun:
     with read_scope(context.engine) as session:
         return training_runs.everything(session)[0]
-
-
-def with_settings(context: Context, **changed: object) -> Context:
-    return Context(context.settings.changed(**changed))
 
 
 # ------------------------------------------------------------------------------------------------------------ labels

@@ -16,24 +16,13 @@ from db.models import FilmScore, Instance, RejectedFile, Run, RunRank, Study
 from db.session import read_scope, session_scope
 from db.totals import read_totals
 from db.worklist import worklist
+from tests.support.contexts import with_settings
 from tests.support.dicom_files import make_film, save, texture
 from worker.context import Context
 from worker.intake.receive import receive
 from worker.scoring.decoding import DecodersGone
 from worker.scoring.inference import DeviceGone
 from worker.scoring.pipeline import open_scorer, score_waiting
-from worker.settings import Settings
-
-
-@pytest.fixture
-def context(settings: Settings, database_url: str) -> Context:
-    context = Context(settings.model_copy(update={"database_url": database_url}))
-    if database_url.startswith("postgresql"):
-        from db import schema
-        from db.session import make_engine
-
-        schema.upgrade(make_engine(database_url))
-    return context
 
 
 def score(context: Context, folder: Path, *, should_stop: Callable[[], bool] = lambda: False, **kwargs):
@@ -140,7 +129,7 @@ def test_a_film_that_cannot_be_reached_waits_and_is_scored_when_it_is_back(conte
 
 def test_a_film_away_for_longer_than_the_limit_is_quarantined(context, tmp_path):
     film = make_film(tmp_path / "a.dcm")
-    context = Context(context.settings.model_copy(update={"unavailable_hours": 0.0}))
+    context = with_settings(context, unavailable_hours=0.0)
     receive(context, [tmp_path])
     (tmp_path / "a.dcm").unlink()
     with open_scorer(context) as scorer:

@@ -10,10 +10,10 @@ import torch
 from sqlalchemy import select, text
 from typer.testing import CliRunner
 
-from db import registry, schema
+from db import registry
 from db.models import FINDING_COLUMNS, Checkpoint, FilmScore, ShadowPriority, StudyPriority
-from db.session import make_engine, read_scope, session_scope
-from tests.support.crew import enqueue, running, totals, wait_until
+from db.session import read_scope, session_scope
+from tests.support.crew import enqueue, environment_of, running, totals, wait_until
 from tests.support.dicom_files import make_film, texture
 from tests.support.untrained import save_untrained
 from training.checkpoint import CheckpointError
@@ -70,13 +70,12 @@ def failures(metrics: WorkMetrics, reason: str) -> float:
     return metrics.registry.get_sample_value("nightread_shadow_failures_total", {"reason": reason}) or 0
 
 
-def test_the_shadow_sees_what_the_champion_sees_and_only_the_champion_ranks(context, other, tmp_path):
+def test_the_shadow_sees_what_the_champion_sees_and_only_the_champion_ranks(context, make_context, other, tmp_path):
     folder = films(tmp_path / "films", 5)
     pair = make_film(folder / "pair-1.dcm", pixels=texture(seed=8), bits=12)
     make_film(folder / "pair-2.dcm", StudyInstanceUID=pair.StudyInstanceUID, PixelData=b"\0\0")
     make_film(folder / "broken.dcm", PixelData=b"\0\0")
-    alone = Context(context.settings.model_copy(update={"database_url": f"sqlite:///{tmp_path / 'alone.db'}",
-                                                    "checkpoint": other}))  # fmt: skip
+    alone = make_context(checkpoint=other)
     score(alone, folder)
     row, champion = put_into_shadow(context, other), context.live()
     score(context, folder)
@@ -287,11 +286,8 @@ def test_a_shadow_that_ends_in_the_middle_of_a_night_leaves_whole_studies_only(c
         assert len(scores(context, row.id)) == session.execute(text(by_study)).scalar()
 
 
-def test_two_workers_write_a_shadow_row_for_every_study(settings, postgres_url, redis_url, other, tmp_path):
-    schema.upgrade(make_engine(postgres_url))
-    urls = {"database_url": postgres_url, "broker_url": redis_url}
-    Context(settings.model_copy(update=urls)).live()
-    context = Context(settings.model_copy(update={**urls, "checkpoint": None}))
+def test_two_workers_write_a_shadow_row_for_every_study(make_context, postgres_url, redis_url, other, tmp_path):
+    context = make_context(database_url=postgres_url, broker_url=redis_url)
     row = put_into_shadow(context, other)
     log = tmp_path / "worker.log"
     with running(context, "worker", log), running(context, "worker", log):
@@ -305,11 +301,10 @@ def test_two_workers_write_a_shadow_row_for_every_study(settings, postgres_url, 
 # ------------------------------------------------------------------------------------------------------------- commands
 
 
-def test_the_commands_put_into_shadow_compare_and_end_it(settings, other, tmp_path, monkeypatch):
-    for name in ("database_url", "state_folder", "decoders", "batch_size"):
-        monkeypatch.setenv(f"NIGHTREAD_{name.upper()}", str(getattr(settings, name)))
+def test_the_commands_put_into_shadow_compare_and_end_it(embedded, other, tmp_path, monkeypatch):
+    for name, value in environment_of(embedded.settings).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("COLUMNS", "200")
-    Context(settings).live()
 
     def nightread(*arguments: str, code: int = 0) -> str:
         result = CliRunner().invoke(cli.app, list(arguments))

@@ -12,13 +12,12 @@ from kombu.exceptions import OperationalError as BrokerAway
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError as DatabaseAway
 
-from db import schema
 from db.session import make_engine
+from tests.support.contexts import MakeContext
 from tests.support.crew import enqueue, running, totals, wait_until
 from tests.support.dicom_files import make_film, texture
 from tests.support.servers import PostgresServer, RedisServer
 from tests.support.tls_front import NAMED, UNNAMED, tls_front
-from worker.context import Context
 from worker.queue.app import make_app, notify
 from worker.settings import Settings
 
@@ -117,10 +116,9 @@ def test_postgres_is_refused_under_a_name_that_its_certificate_does_not_have(sit
         connected(site.settings(host=UNNAMED))
 
 
-def test_a_night_passes_over_tls(site: Site, settings: Settings, tmp_path: Path) -> None:
+def test_a_night_passes_over_tls(site: Site, make_context: MakeContext, tmp_path: Path) -> None:
     over_tls = site.settings().model_dump(include={"broker_url", "broker_ca_file", "database_url"})
-    context, log = Context(settings.model_copy(update=over_tls)), tmp_path / "worker.log"
-    schema.upgrade(make_engine(context.settings.database_url))
+    context, log = make_context(**over_tls), tmp_path / "worker.log"
     (tmp_path / "films").mkdir()
     make_film(tmp_path / "films" / "a.dcm", pixels=texture(), bits=12)
     enqueue(context, tmp_path / "films")

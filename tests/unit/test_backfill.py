@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 from kombu.exceptions import OperationalError as BrokerAway
 
+from tests.support.contexts import MakeContext
 from tests.support.dicom_files import make_film, texture
 from worker.context import Context
 from worker.queue import backfill as module
 from worker.queue.backfill import BackfillError, backfill, studies_per_minute_of, window_of
-from worker.settings import Settings
 
 APP = None  # no message is sent here
 
 
 @pytest.fixture
-def context(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Context:
+def context(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> Context:
     monkeypatch.setattr(module, "notify_waiting", lambda _context, _app, limit: limit)
     monkeypatch.setattr(module, "PORTION_FILES", 2)
-    return Context(settings)
+    return make_context()
 
 
 def at(clock: str) -> datetime:

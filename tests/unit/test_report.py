@@ -16,6 +16,7 @@ from db.base import database_now
 from db.models import Run, StudyPriority
 from db.morning import NoSuchRun
 from db.session import session_scope
+from tests.support.contexts import MakeContext
 from tests.support.night_rows import FOLDER, PATIENT_KEY, add_house, add_studies, add_unscored, open_run
 from tests.support.page_reading import Page
 from training.findings import FINDINGS
@@ -26,17 +27,16 @@ from worker.reasons import SENTENCES, sentence
 from worker.report import page
 from worker.report.charts import LOG_ODDS, WIDTH, charts_of, flagged_of, reference_of, shares_of, x_of
 from worker.report.page import write_report
-from worker.settings import Settings
 from worker.wording import percent
 
 HOSTILE = "\"><script>alert('x')</script><img src=http://x.example/p onerror=alert(1)>"
 
 
 @pytest.fixture
-def context(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Context:
+def context(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> Context:
     """A context with an empty database, and no films to look at."""
     monkeypatch.setattr(page, "pictures_of", lambda *_, **__: {})
-    return Context(settings)
+    return make_context(checkpoint=None)
 
 
 def a_night(context: Context, fill: Callable[[Session, Run], None], *, close: bool = True) -> int:

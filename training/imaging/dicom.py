@@ -5,6 +5,7 @@ against a limit, and whatever is wrong with a file's bytes ends in an `UnusableP
 the file (permission, a share that went away) stays an `OSError`: it may be gone tomorrow.
 """
 
+import errno
 import logging
 import os
 import stat
@@ -33,7 +34,11 @@ from pydicom.uid import (
 PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 HEADER_BYTES = (2**17, 2**23)  # what most headers need; the most that one may need
 ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # FFFE,E000, little and big endian (PS3.5 7.5)
+NO_REGULAR_FILE = "This is no regular file."
 MOST_ITEMS = 50_000  # pydicom takes 40 microseconds for each, and 8 MB may hold a million
+MOST_WANTED_BYTES = 2**18  # of the elements asked for; pydicom takes 5 microseconds for each value in two bytes
+SPECIFIC_CHARACTER_SET, UNDEFINED_LENGTH = 0x00080005, 0xFFFFFFFF
+META_TAGS = ("TransferSyntaxUID", "MediaStorageSOPClassUID")  # of the file meta information, what is asked for here
 
 # pydicom has no one error for damaged bytes; this is what its parser and its value converters let through.
 DAMAGE = (
@@ -59,6 +64,12 @@ class UnusablePixels(ValueError):
 
     def __init__(self, sentence: str = "") -> None:
         super().__init__(sentence or (self.__doc__ or "").partition("\n")[0])
+
+
+class FileReplaced(UnusablePixels):
+    """A link has taken the place of the file, or of a folder above it."""
+
+    reason = "file_replaced"
 
 
 class EmptyFile(UnusablePixels):
@@ -227,13 +238,14 @@ PHOTOMETRICS = {
 }
 
 
-def open_dataset(path: Path, *, limits: PixelLimits = DEFAULT_LIMITS) -> Dataset:
+def open_dataset(path: Path, *, limits: PixelLimits = DEFAULT_LIMITS, follow_links: bool = True) -> Dataset:
     """The whole data set of a DICOM file, whose bytes are read once. Not decoded yet.
 
-    Raises an UnusablePixels (EmptyFile, NotDicom, DirectoryFile, TooLarge, Truncated, UnreadableDicom), or OSError
-    when the file cannot be reached.
+    Raises an UnusablePixels (EmptyFile, NotDicom, DirectoryFile, TooLarge, Truncated, UnreadableDicom, FileReplaced),
+    or OSError when the file cannot be reached.
     """
-    with _opened(path) as file:
+    with open_regular(path, follow_links=follow_links) as file:
+        _require_dicom_file(file)
         if os.fstat(file.fileno()).st_size > limits.max_bytes:
             raise TooLarge(f"The file is larger than {limits.max_bytes // 2**20} MB.")
         content = file.read(limits.max_bytes + 1)  # it may still be growing
@@ -250,15 +262,20 @@ def dataset_in(content: bytes, *, limits: PixelLimits = DEFAULT_LIMITS) -> Datas
 
 
 def read_header(
-    path: Path, *, limits: PixelLimits = DEFAULT_LIMITS, specific_tags: Sequence[int | str] | None = None
+    path: Path,
+    *,
+    limits: PixelLimits = DEFAULT_LIMITS,
+    specific_tags: Sequence[int | str] | None = None,
+    follow_links: bool = True,
 ) -> Dataset:
     """The data set without its pixels, or only `specific_tags` of it (tags or keywords); reads no more than it needs,
     and nothing past HEADER_BYTES.
 
-    Raises an UnusablePixels (EmptyFile, NotDicom, DirectoryFile, TooLarge, UnreadableDicom), or OSError when the file
-    cannot be reached.
+    Raises an UnusablePixels (EmptyFile, NotDicom, DirectoryFile, TooLarge, UnreadableDicom, FileReplaced), or OSError
+    when the file cannot be reached.
     """
-    with _opened(path) as file:
+    with open_regular(path, follow_links=follow_links) as file:
+        _require_dicom_file(file)
         size = min(os.fstat(file.fileno()).st_size, limits.max_bytes)
         for length in sorted({min(size, length) for length in HEADER_BYTES}):
             file.seek(0)
@@ -275,18 +292,42 @@ def read_header(
     raise TooLarge(f"The header does not end within {HEADER_BYTES[-1] // 2**20} MB.")
 
 
-def _opened(path: Path) -> BinaryIO:
-    """The file, open at its start, if it may be DICOM at all: no pipe, not empty, the right first bytes."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise NotDicom("This is no regular file.")
-    file = path.open("rb")
+def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
+    """A regular file, open at its start; a pipe that has taken its place is not waited for.
+
+    Without `follow_links` an absolute path is walked step by step, so that a link swapped in between a check of the
+    path and its opening leads nowhere. Raises NotDicom for anything but a regular file, and FileReplaced for a link.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        _require_dicom(file.read(132))
-        file.seek(0)
-    except BaseException:
-        file.close()
+        descriptor = os.open(path, flags) if follow_links else _open_without_links(path, flags)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise NotDicom(NO_REGULAR_FILE) from error  # a socket
+        if not follow_links and error.errno in (errno.ELOOP, errno.ENOTDIR) and os.path.realpath(path) != str(path):
+            raise FileReplaced from error
         raise
-    return file
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotDicom(NO_REGULAR_FILE)
+    return os.fdopen(descriptor, "rb")
+
+
+def _open_without_links(path: Path, flags: int) -> int:
+    folder_flags = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    folder = os.open(path.anchor, folder_flags)
+    try:
+        for name in path.parts[1:-1]:
+            above, folder = folder, os.open(name, folder_flags, dir_fd=folder)
+            os.close(above)
+        return os.open(path.name, flags | os.O_NOFOLLOW, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def _require_dicom_file(file: BinaryIO) -> None:
+    _require_dicom(file.read(132))
+    file.seek(0)
 
 
 def _require_dicom(head: bytes) -> None:
@@ -309,38 +350,66 @@ def _parse(
     content: bytes, *, max_bytes: int, specific_tags: Sequence[int | str] | None = None, stop_at_pixels: bool = True
 ) -> tuple[Dataset, bool]:
     """The data set in `content`, and whether its pixel data was reached."""
-    reached = False
-
-    def at_pixels(tag: BaseTag, _vr: str | None, _length: int) -> bool:
-        nonlocal reached
-        reached = reached or int(tag) in PIXEL_TAGS
-        return reached and stop_at_pixels
-
     if stop_at_pixels:  # what is read whole was registered by its header, and its pixels would all be searched
         _require_few_items(content)
     tags: list[BaseTag | int] | None = [Tag(tag) for tag in specific_tags] if specific_tags else None
     file = BytesIO(content)
+    guard = _Guard(file, wanted=tags, stop_at_pixels=stop_at_pixels)
     try:
         read_preamble(file, force=True)
-        meta = FileMetaDataset(read_dataset(file, False, True, stop_when=lambda tag, _vr, _length: tag >> 16 != 2))
+        meta_guard = _Guard(file, wanted=[Tag(tag) for tag in META_TAGS])
+        at_end = lambda tag, vr, length: meta_guard(tag, vr, length) or tag >> 16 != 2
+        meta = FileMetaDataset(read_dataset(file, False, True, stop_when=at_end))
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             inflated = _inflate(file.read(), max_bytes=max_bytes, whole=not stop_at_pixels)
             if stop_at_pixels:
                 _require_few_items(inflated)
-            dataset = read_dataset(BytesIO(inflated), False, True, stop_when=at_pixels, specific_tags=tags)
+            file = BytesIO(inflated)
+            guard = _Guard(file, wanted=tags, stop_at_pixels=stop_at_pixels)
+            dataset = read_dataset(file, False, True, stop_when=guard, specific_tags=tags)
             dataset.file_meta = meta
         else:
             file.seek(0)
-            dataset = read_partial(file, at_pixels, force=True, specific_tags=tags)
+            dataset = read_partial(file, guard, force=True, specific_tags=tags)
     except UnusablePixels:
         raise
     except DAMAGE as error:
         raise UnreadableDicom from error
     if element_value(meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         raise DirectoryFile
-    if not dataset and not reached:
+    if not dataset and not guard.reached_pixels:
         raise UnreadableDicom
-    return dataset, reached
+    return dataset, guard.reached_pixels
+
+
+class _Guard:
+    """Stops pydicom at the pixels, and where the elements asked for are longer than any film's: it makes an object of
+    each value, for which 8 MB of them take 43 s and 761 MB. Raises TooLarge."""
+
+    def __init__(self, file: BytesIO, *, wanted: Sequence[int] | None, stop_at_pixels: bool = True) -> None:
+        self._file, self._stop_at_pixels = file, stop_at_pixels
+        self._wanted = None if wanted is None else {SPECIFIC_CHARACTER_SET, *map(int, wanted)}
+        self._wanted_bytes = 0
+        self._sequence_began: int | None = None  # a wanted one of undefined length, whose end shows where it ended
+        self.reached_pixels = False
+
+    def __call__(self, tag: BaseTag, _vr: str | None, length: int) -> bool:
+        if self._wanted is not None:
+            self._count(int(tag), length)
+        self.reached_pixels = self.reached_pixels or int(tag) in PIXEL_TAGS
+        return self.reached_pixels and self._stop_at_pixels
+
+    def _count(self, tag: int, length: int) -> None:
+        if self._sequence_began is not None:
+            self._wanted_bytes += self._file.tell() - self._sequence_began
+            self._sequence_began = None
+        if self._wanted is not None and tag in self._wanted:
+            if length == UNDEFINED_LENGTH:
+                self._sequence_began = self._file.tell()
+            else:
+                self._wanted_bytes += length
+        if self._wanted_bytes > MOST_WANTED_BYTES:
+            raise TooLarge("An element of its header is longer than any film's.")
 
 
 def _require_few_items(content: bytes) -> None:

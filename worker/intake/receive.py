@@ -68,12 +68,18 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _files_below(top: Path) -> Iterator[Path]:
-    closed: list[Path] = []
-    for folder, folders, names in os.walk(top, onerror=lambda error: closed.append(Path(error.filename))):
-        folders.sort()
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]  # noqa: PTH114, PTH118
-        yield from (Path(folder, name) for name in sorted([*names, *links]))
-    yield from closed
+    """Not os.walk: it calls itself for every level until Python 3.12, and folders can be nested a thousand deep."""
+    folders = [os.fspath(top)]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+        except OSError:
+            yield Path(folder)
+            continue
+        yield from (Path(folder, name) for name, is_folder in found if not is_folder)
+        folders += [os.path.join(folder, name) for name, is_folder in reversed(found) if is_folder]  # noqa: PTH118
 
 
 def receive(context: Context, paths: Iterable[Path], *, on_file: Callable[[], None] = lambda: None) -> Received:
@@ -103,9 +109,14 @@ def _placement_and_secret(context: Context) -> tuple[Placement, str]:
 
 
 def _read(context: Context, file: Path, secret: str) -> Arrival | UnusableStudy:
+    """What one file says, or why it cannot be used. Never raises: a file costs its own rejection and nothing else."""
     try:
         path = confined(file, context.settings.roots)
-        header = read_header(path, limits=context.pixel_limits, specific_tags=list(INTAKE_TAGS))
+        if path.is_dir():
+            raise UnusableStudy("folder_closed", _closed(path))
+        header = read_header(
+            path, limits=context.pixel_limits, specific_tags=list(INTAKE_TAGS), follow_links=False
+        )
         return arrival_of(header, path=path, rules=ViewRules.of(context.settings), secret=secret)
     except UnusablePixels as error:
         return UnusableStudy(error.reason, str(error))
@@ -115,6 +126,18 @@ def _read(context: Context, file: Path, secret: str) -> Arrival | UnusableStudy:
         return UnusableStudy("too_large", "its header needs more memory than there is")
     except OSError as error:
         return UnusableStudy("file_unavailable", f"the file cannot be read: {error.strerror}; send it again")
+    except Exception as error:  # noqa: BLE001 - whatever a sender's bytes make the parser raise, only that file pays
+        log.error("header_raised", error=type(error).__name__)
+        return UnusableStudy("header_raised", f"reading its header raised {type(error).__name__}")
+
+
+def _closed(folder: Path) -> str:
+    """Why nothing in a folder was looked at."""
+    try:
+        os.listdir(folder)  # noqa: PTH208 - only whether it can be listed
+    except OSError as error:
+        return f"the folder cannot be listed: {error.strerror}; open it to this user, and send it again"
+    return "a folder; what lies in it was not looked at: send it again"
 
 
 def confined(file: Path, roots: Sequence[str]) -> Path:

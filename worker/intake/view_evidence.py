@@ -1,12 +1,12 @@
 """What each attribute of a header says of the body part and of the projection, whatever the header holds."""
 
-import struct
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 from pydicom.dataset import Dataset
-from pydicom.errors import BytesLengthException
 
+from training.imaging.dicom import element_value
 from worker.intake.view_words import CHEST_CODES, VIEW_CODES, body_part_in, is_bedside, views_in
 
 FRONTAL: Final = frozenset({"PA", "AP", "frontal"})
@@ -39,19 +39,8 @@ EVIDENCE_TAGS: Final = (
 
 _ITEM_TEXTS: Final = ("CodeMeaning", "RequestedProcedureDescription", "ScheduledProcedureStepDescription")
 
-# What pydicom raises when an element's bytes do not fit its VR. Such an element counts as absent.
-_UNREADABLE: Final = (
-    BytesLengthException,
-    ValueError,
-    TypeError,
-    LookupError,
-    NotImplementedError,
-    OverflowError,
-    OSError,  # "No tag to read": a sequence of broken bytes
-    EOFError,
-    struct.error,
-)
 _TEXT_LIMIT, _SHOWN_LIMIT = 1024, 64  # characters read from a value, characters of it shown as evidence
+_MOST_VALUES = 64  # of an element, or items of a sequence, that are looked at
 
 
 class Statement(NamedTuple):
@@ -121,9 +110,10 @@ def orientation_of(header: Dataset) -> tuple[str, str | None]:
 
 def text_of(header: Dataset, keyword: str) -> str:
     """The attribute as one printable line, several values joined by a backslash; "" when absent or unreadable."""
-    value = _value(header, keyword)
+    value = element_value(header, keyword)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return "\\".join(_item_text(part) if isinstance(part, Dataset) else _line(part) for part in value)
+        parts = islice(value, _MOST_VALUES)
+        return "\\".join(_item_text(part) if isinstance(part, Dataset) else _line(part) for part in parts)
     return _line(value)
 
 
@@ -164,23 +154,25 @@ def _texts(header: Dataset) -> list[tuple[str, int, str]]:
 
 def _codes(header: Dataset, keyword: str) -> Iterator[tuple[str, str, str]]:
     """Each item of a code sequence as (code value, code meaning, the projection its view modifiers name or "")."""
-    items = _value(header, keyword)
-    for item in items if isinstance(items, Sequence) else ():
-        if isinstance(item, Dataset):
-            modifiers = _codes(item, "ViewModifierCodeSequence")
-            modified = next((says for code, meaning, _ in modifiers if (says := _view_of_code(code, meaning))), "")
-            yield _line(_value(item, "CodeValue")), _line(_value(item, "CodeMeaning")), modified
+    for item in _items(header, keyword):
+        modifiers = map(_code, _items(item, "ViewModifierCodeSequence"))
+        modified = next((says for code, meaning in modifiers if (says := _view_of_code(code, meaning))), "")
+        yield *_code(item), modified
 
 
-def _value(header: Dataset, keyword: str) -> object:
-    try:
-        return header.get(keyword)
-    except _UNREADABLE:
-        return None
+def _items(header: Dataset, keyword: str) -> Iterator[Dataset]:
+    """The items of a sequence; what lies in them deeper down is not looked at, for it can be a thousand levels."""
+    items = element_value(header, keyword)
+    if isinstance(items, Sequence):
+        yield from (item for item in islice(items, _MOST_VALUES) if isinstance(item, Dataset))
+
+
+def _code(item: Dataset) -> tuple[str, str]:
+    return _line(element_value(item, "CodeValue")), _line(element_value(item, "CodeMeaning"))
 
 
 def _item_text(item: Dataset) -> str:
-    return " ".join(line for keyword in _ITEM_TEXTS if (line := _line(_value(item, keyword))))
+    return " ".join(line for keyword in _ITEM_TEXTS if (line := _line(element_value(item, keyword))))
 
 
 def _line(value: object) -> str:

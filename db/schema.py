@@ -22,9 +22,28 @@ def alembic_config(connection: Connection | None = None) -> Config:
     return config
 
 
+class WrongEncoding(Exception):
+    """The database holds text in another encoding than UTF-8, so it cannot hold every name of a file or a view."""
+
+
+def require_utf8(connection: Connection) -> None:
+    """Raises WrongEncoding for a PostgreSQL database in LATIN1, SQL_ASCII or the like; SQLite's is always UTF-8."""
+    if connection.dialect.name == "postgresql":
+        encoding = connection.scalar(text("SHOW server_encoding"))
+        if encoding != "UTF8":
+            raise WrongEncoding(
+                f"the database's encoding is {encoding}, and must be UTF8: "
+                "make another with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+            )
+
+
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Bring the schema to `revision`; several processes may call this at once, one does the work."""
+    """Bring the schema to `revision`; several processes may call this at once, one does the work.
+
+    Raises WrongEncoding.
+    """
     with engine.begin() as connection:
+        require_utf8(connection)
         _lock(connection)
         command.upgrade(alembic_config(connection), revision)
         roles.grant(connection)

@@ -67,6 +67,11 @@ def _checked(name: str, check: Callable[[], str]) -> CheckResult:
 
 
 def _database(engine: Engine) -> str:
+    with engine.connect().execution_options(read_only=True) as connection:
+        try:
+            schema.require_utf8(connection)
+        except schema.WrongEncoding as error:
+            raise CheckFailed(str(error)) from error
     found, needed = schema.current_revision(engine), schema.head_revision()
     kind = engine.dialect.name
     if found is None and kind == "sqlite":

@@ -5,7 +5,7 @@ Every keyword that is a DICOM attribute (`Modality="CT"`) overrides the header; 
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import imagecodecs
 import numpy as np
@@ -147,7 +147,7 @@ def _described(pixels: np.ndarray, *, bits: int, photometric: str, transfer_synt
     return film
 
 
-def save(film: Dataset, path: Path | str) -> None:
+def save(film: Dataset, path: Path | str | BinaryIO) -> None:
     """Writes the dataset as a DICOM file, preamble and all."""
     film.file_meta.MediaStorageSOPClassUID = film.get("SOPClassUID", DigitalXRayImageStorageForPresentation)
     film.file_meta.MediaStorageSOPInstanceUID = film.get("SOPInstanceUID", generate_uid())

@@ -14,7 +14,7 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -292,7 +292,7 @@ def read_header(
     raise TooLarge(f"The header does not end within {HEADER_BYTES[-1] // 2**20} MB.")
 
 
-def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
+def open_regular(path: Path, *, follow_links: bool = True) -> BufferedReader:
     """A regular file, open at its start; a pipe that has taken its place is not waited for.
 
     Without `follow_links` an absolute path is walked step by step, so that a link swapped in between a check of the
@@ -358,8 +358,9 @@ def _parse(
     try:
         read_preamble(file, force=True)
         meta_guard = _Guard(file, wanted=[Tag(tag) for tag in META_TAGS])
-        at_end = lambda tag, vr, length: meta_guard(tag, vr, length) or tag >> 16 != 2
-        meta = FileMetaDataset(read_dataset(file, False, True, stop_when=at_end))
+        meta = FileMetaDataset(
+            read_dataset(file, False, True, stop_when=lambda tag, *rest: meta_guard(tag, *rest) or tag >> 16 != 2)
+        )
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             inflated = _inflate(file.read(), max_bytes=max_bytes, whole=not stop_at_pixels)
             if stop_at_pixels:

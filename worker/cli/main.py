@@ -372,7 +372,10 @@ def db_upgrade() -> None:
 
     engine = make_engine(read_settings().database_url)
     before = schema.current_revision(engine)
-    schema.upgrade(engine)
+    try:
+        schema.upgrade(engine)
+    except schema.WrongEncoding as error:
+        refuse(str(error), code=UNAVAILABLE)
     out.print(f"schema: {before or 'empty'} -> {schema.head_revision()}")
 
 

@@ -2,22 +2,22 @@
 
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 
 import structlog
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_exponential
 
 from db import arrivals, lookup
 from db.arrivals import Arrival, Placement, Registered
 from db.session import is_away, read_scope, session_scope
-from training.imaging.dicom import UnusablePixels, read_header
-from worker.context import Context, file_digest
+from training.imaging.dicom import UnusablePixels, open_regular, read_header
+from worker.context import Context
 from worker.errors import UnusableStudy
 from worker.intake.header import INTAKE_TAGS, arrival_of
 from worker.intake.views import ViewRules
@@ -113,10 +113,8 @@ def _read(context: Context, file: Path, secret: str) -> Arrival | UnusableStudy:
     try:
         path = confined(file, context.settings.roots)
         if path.is_dir():
-            raise UnusableStudy("folder_closed", _closed(path))
-        header = read_header(
-            path, limits=context.pixel_limits, specific_tags=list(INTAKE_TAGS), follow_links=False
-        )
+            raise _unsearched(file)
+        header = read_header(path, limits=context.pixel_limits, specific_tags=list(INTAKE_TAGS), follow_links=False)
         return arrival_of(header, path=path, rules=ViewRules.of(context.settings), secret=secret)
     except UnusablePixels as error:
         return UnusableStudy(error.reason, str(error))
@@ -131,13 +129,16 @@ def _read(context: Context, file: Path, secret: str) -> Arrival | UnusableStudy:
         return UnusableStudy("header_raised", f"reading its header raised {type(error).__name__}")
 
 
-def _closed(folder: Path) -> str:
+def _unsearched(folder: Path) -> UnusableStudy:
     """Why nothing in a folder was looked at."""
+    if os.path.islink(folder):  # noqa: PTH114 - as find_files asks
+        return UnusableStudy("folder_link", "a link to a folder, which is not followed: name the folder itself")
     try:
-        os.listdir(folder)  # noqa: PTH208 - only whether it can be listed
+        os.scandir(folder).close()
     except OSError as error:
-        return f"the folder cannot be listed: {error.strerror}; open it to this user, and send it again"
-    return "a folder; what lies in it was not looked at: send it again"
+        sentence = f"the folder cannot be listed: {error.strerror}; let this user read it, and send it again"
+        return UnusableStudy("folder_closed", sentence)
+    return UnusableStudy("folder_closed", "the folder could not be listed before, and can be now; send it again")
 
 
 def confined(file: Path, roots: Sequence[str]) -> Path:
@@ -166,7 +167,7 @@ def _register_all(
     """
     try:
         counted, taken = _register_together(context, read, unscored)
-    except DataError:
+    except (DataError, IntegrityError, UnicodeError):
         if len(read) > 1:
             return [taken for each in read for taken in _register_all(context, [each], unscored, received)]
         refused = UnusableStudy("header_not_storable", "a value of its header does not fit the database")
@@ -182,7 +183,8 @@ def _register_together(
     """One transaction: what it counted, and the arrivals whose SOP Instance UID was taken."""
     received, taken = Received(), []
     with session_scope(context.engine) as session:
-        arrivals.forget_rejections(session, [_path_digest(file) for file, _ in read])
+        tried = {path for file, _ in read for path in (file, *file.absolute().parents)}  # a closed folder is open now
+        arrivals.forget_rejections(session, [_path_digest(path) for path in tried])
         for file, arrival in read:
             received.files += 1
             if isinstance(arrival, UnusableStudy):
@@ -221,11 +223,19 @@ def _is_copy(held: Path, file: Path, *, roots: Sequence[str]) -> bool:
     try:
         if confined(held, roots) != held:
             return False
-        first, second = held.stat(), file.stat()
-        alike = stat.S_ISREG(first.st_mode) and first.st_size == second.st_size
-        return alike and file_digest(held) == file_digest(file)
-    except (OSError, UnusableStudy):
+        with _opened(held) as first, _opened(confined(file, roots)) as second:
+            same_size = os.fstat(first.fileno()).st_size == os.fstat(second.fileno()).st_size
+            return same_size and _digest(first) == _digest(second)
+    except (OSError, UnusableStudy, UnusablePixels):
         return False
+
+
+def _opened(path: Path) -> BufferedReader:
+    return open_regular(path, follow_links=False)
+
+
+def _digest(file: BufferedReader) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reject(session: Session, file: Path, reason: UnusableStudy) -> None:

@@ -1,46 +1,32 @@
 """The gate's verdicts: a challenger judged beside the champion of that day, line by line."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db.base import database_now
-from db.models import GateCheck, GateVerdict
+from db.models import Audit, Checkpoint, GateCheck, GateVerdict
 
 
-def record(
-    session: Session,
-    checks: Sequence[Mapping[str, Any]],
-    *,
-    challenger_id: int,
-    champion_id: int,
-    training_run_id: int | None,
-    gold_digest: str,
-    films: int,
-    patients: int,
-    rules: dict[str, Any],
-    by: str,
-) -> GateVerdict:
-    """Keep a verdict; it is passed when every check is. `checks` hold gate_check's columns."""
-    verdict = GateVerdict(
-        challenger_id=challenger_id,
-        champion_id=champion_id,
-        training_run_id=training_run_id,
-        passed=bool(checks) and all(check["passed"] for check in checks),
-        gold_digest=gold_digest,
-        films=films,
-        patients=patients,
-        rules=rules,
-        judged_at=database_now(session),
-        judged_by=by,
-    )
+def record(session: Session, verdict: GateVerdict, checks: Iterable[Mapping[str, Any]]) -> GateVerdict:
+    """Keep a verdict with its checks, which hold gate_check's columns."""
+    verdict.judged_at = database_now(session)
     session.add(verdict)
     session.flush()
     session.add_all(GateCheck(verdict_id=verdict.id, **check) for check in checks)
     session.flush()
     return verdict
+
+
+def accept(session: Session, verdict: GateVerdict, *, by: str, reason: str) -> None:
+    """Record that a person takes an undecided verdict for passed, and why."""
+    verdict.accepted_at, verdict.accepted_by, verdict.accepted_reason = database_now(session), by, reason
+    digest = session.get_one(Checkpoint, verdict.challenger_id).digest
+    open_checks = [f"{check.name} {check.subject}".strip() for check in checks_with(session, verdict, "undecided")]
+    detail = {"digest": digest, "verdict": verdict.id, "undecided": open_checks, "reason": reason}
+    session.add(Audit(at=verdict.accepted_at, actor=by, action="verdict accepted", detail=detail))
 
 
 def latest(session: Session, challenger_id: int, *, champion_id: int | None = None) -> GateVerdict | None:
@@ -55,3 +41,8 @@ def checks_of(session: Session, verdict: GateVerdict) -> Sequence[GateCheck]:
     """A verdict's lines in their order."""
     lines = select(GateCheck).where(GateCheck.verdict_id == verdict.id).order_by(GateCheck.number)
     return session.scalars(lines).all()
+
+
+def checks_with(session: Session, verdict: GateVerdict, result: str) -> list[GateCheck]:
+    """Those of a verdict's lines that have this result."""
+    return [check for check in checks_of(session, verdict) if check.result == result]

@@ -18,7 +18,8 @@ INSTANCE_STATES = ("waiting", *SETTLED)
 CHECKPOINT_STATES = ("challenger", "shadow", "champion", "retired", "refused")
 CATEGORIES = ("A", "B", "C", "D")
 VERDICTS = ("present", "absent", "not_assessed")
-TRAINING_STATES = ("running", "passed", "refused", "ended", "failed")
+TRAINING_STATES = ("running", "passed", "undecided", "refused", "ended", "failed")
+GATE_RESULTS = ("passed", "undecided", "failed")
 DRIFT_LEVELS = ("quiet", "warn", "act")
 
 # The columns of film_score, in the order of the vocabulary (training.findings.FINDINGS, lower case).
@@ -287,8 +288,8 @@ class RunRank(Base):
 class TrainingRun(Base):
     """One retraining: from which data and code, with which outcome and evidence.
 
-    States: running; passed or refused (by the gate); ended (there was nothing to train, `reason` says why); failed. The
-    running row is also the lock: there is one at most, and whoever finds its lease expired goes on with it.
+    States: running; passed, undecided or refused (by the gate); ended (there was nothing to train, `reason` says why);
+    failed. The running row is also the lock: there is one at most, and whoever finds its lease expired goes on with it.
     """
 
     __tablename__ = "training_run"
@@ -318,28 +319,37 @@ class TrainingRun(Base):
 
 
 class GateVerdict(Base):
-    """A challenger judged beside the champion of that day: `passed` is what promotion asks for."""
+    """A challenger judged beside the champion of that day: `result` is what promotion asks for.
+
+    One that is undecided goes live only by a person's word, which is kept: who accepted it, when and why.
+    """
 
     __tablename__ = "gate_verdict"
-    __table_args__ = (Index("ix_gate_verdict_challenger_id", "challenger_id"),)
+    __table_args__ = (_one_of("result", GATE_RESULTS), Index("ix_gate_verdict_challenger_id", "challenger_id"))
     id: Mapped[int] = mapped_column(primary_key=True)
     challenger_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"))
     champion_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"))
     training_run_id: Mapped[int | None] = mapped_column(ForeignKey("training_run.id"))
-    passed: Mapped[bool]
+    result: Mapped[str] = mapped_column(String(16))
     gold_digest: Mapped[str] = mapped_column(String(64))
     films: Mapped[int]
     patients: Mapped[int]
     rules: Mapped[dict[str, Any]] = mapped_column(JSON)
     judged_at: Mapped[datetime]
     judged_by: Mapped[str] = mapped_column(String(64))
+    accepted_at: Mapped[datetime | None]
+    accepted_by: Mapped[str | None] = mapped_column(String(64))
+    accepted_reason: Mapped[str | None] = mapped_column(Text)
 
 
 class GateCheck(Base):
-    """One line of a verdict: a figure of both checkpoints, their difference with its 95 % interval, and the bound."""
+    """One line of a verdict: a figure of both checkpoints, their difference with its 95 % interval, and the bound.
+
+    `positives_needed`: about how many films with the finding would decide what is undecided.
+    """
 
     __tablename__ = "gate_check"
-    __table_args__ = (UniqueConstraint("verdict_id", "number"),)
+    __table_args__ = (_one_of("result", GATE_RESULTS), UniqueConstraint("verdict_id", "number"))
     id: Mapped[int] = mapped_column(primary_key=True)
     verdict_id: Mapped[int] = mapped_column(ForeignKey("gate_verdict.id", ondelete="CASCADE"))
     number: Mapped[int]
@@ -352,7 +362,8 @@ class GateCheck(Base):
     low: Mapped[float | None]
     high: Mapped[float | None]
     bound: Mapped[float | None]
-    passed: Mapped[bool]
+    result: Mapped[str] = mapped_column(String(16))
+    positives_needed: Mapped[int | None]
     note: Mapped[str | None] = mapped_column(Text)
 
 

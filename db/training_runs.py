@@ -108,7 +108,7 @@ def same_before(session: Session, held: Held, *, data_digest: str, recipe: Colle
     """
     run = by_id(session, held.run_id)
     judged = select(TrainingRun).where(
-        TrainingRun.state.in_(("passed", "refused")),
+        TrainingRun.state.in_(("passed", "undecided", "refused")),
         TrainingRun.data_digest == data_digest,
         TrainingRun.parent_checkpoint_id == run.parent_checkpoint_id,
         TrainingRun.id != run.id,

@@ -33,9 +33,10 @@ def views(dialect: str) -> dict[str, str]:
             LEFT JOIN checkpoint c ON c.id = t.checkpoint_id""",
         "gate_log": """
             SELECT v.id AS verdict_id, v.judged_at, challenger.digest AS challenger_digest,
-                   champion.digest AS champion_digest, v.training_run_id, v.passed AS verdict_passed, k.number,
-                   k.films_from, k.name, k.subject, k.champion, k.challenger, k.difference, k.low, k.high, k.bound,
-                   k.passed, k.note
+                   champion.digest AS champion_digest, v.training_run_id, v.result = 'passed' AS verdict_passed,
+                   v.result AS verdict_result, v.accepted_by, v.accepted_reason, k.number, k.films_from, k.name,
+                   k.subject, k.champion, k.challenger, k.difference, k.low, k.high, k.bound,
+                   k.result = 'passed' AS passed, k.result, k.positives_needed, k.note
             FROM gate_verdict v
             JOIN checkpoint challenger ON challenger.id = v.challenger_id
             JOIN checkpoint champion ON champion.id = v.champion_id

@@ -1,21 +1,31 @@
 """The gate: whether a challenger may take the champion's place, judged on films that neither learned from.
 
 Both are asked about the same films, and every difference has a paired bootstrap over patients: the same draws for both,
-so that what is hard for either cancels. `docs/how-to/retraining.md` says why each check decides as it does.
+so that what is hard for either cancels. The retraining page of the docs says why each check decides as it does.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from training.manifest import UNKNOWN, findings_in
-from training.metrics import baselines, groups, patient_draws, ratio, weighted_calibration_error, weighted_ranking
+from training.manifest import findings_in
+from training.metrics import (
+    baselines,
+    groups,
+    patient_draws,
+    ratio,
+    weighted_brier,
+    weighted_calibration_error,
+    weighted_ranking,
+)
 
 Array = npt.NDArray[np.floating]
+Result: TypeAlias = Literal["passed", "failed", "undecided"]
 Figure = Callable[[Array, Array], Array]
 """Probabilities (N, F), in draws that count the films (R, N) times -> (R,)."""
 OfFinding = Callable[[Array, Array, Array], Array]
@@ -29,7 +39,9 @@ BESIDE: Final = ("baseline", "skill")
 """Checks of the challenger alone, beside what needs no network."""
 ATTRIBUTES: Final = ("sex", "age_years", "view")
 CHANCE: Final = 0.05
-"""A gap has grown when it has in all but so many of the draws."""
+"""A gap has grown when it has in all but this share of the draws."""
+LITTLE: Final = 0.1
+"""An AUROC whose whole interval lies at most this far above chance has shown that the finding is not seen."""
 
 
 @dataclass(frozen=True)
@@ -52,37 +64,53 @@ class Rules:
 class Check:
     """One line of a verdict: a figure of both, and their difference with its 95 % interval.
 
-    Beside a baseline `champion` is None, and the difference is the challenger's to the baseline. What is undecided has
-    no figures and has not passed; its note says why.
+    Beside a baseline `champion` is None; there and beside chance the difference is the challenger's to those. A check
+    is undecided where these films are too few for what it asks and nothing in them speaks against the challenger; then
+    `positives_needed` says how many films with the finding would decide it, if its figures stay as they are.
     """
 
     number: int
     films_from: str
     name: str
     subject: str
-    champion: float | None
-    challenger: float | None
-    difference: float | None
-    low: float | None
-    high: float | None
-    bound: float | None
-    passed: bool
-    note: str | None
+    champion: float | None = None
+    challenger: float | None = None
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    bound: float | None = None
+    result: Result = "undecided"
+    positives_needed: int | None = None
+    note: str | None = None
 
 
-class _Found(NamedTuple):
-    """The challenger's figure less the other's, its 95 % interval, and the share of draws in which it is 0 or less."""
+def overall(results: Iterable[Result]) -> Result:
+    """The result of a whole verdict: failed where any check has, else undecided where any is, else passed."""
+    known = set(results)
+    if not known or "failed" in known:
+        return "failed"
+    return "undecided" if "undecided" in known else "passed"
+
+
+class _Measured(NamedTuple):
+    """The challenger's figure less the other's, its 95 % interval, and the share of draws in which it is 0 or less.
+
+    rival_low: the lower end of the champion's own interval, where the other is chance.
+    """
 
     difference: float
     low: float
     high: float
     fallen: float
+    rival_low: float = math.nan
 
 
 class _Question(NamedTuple):
-    """A figure of the challenger beside that of `other`, probabilities (N, F), and which differences pass.
+    """A figure of the challenger beside that of `other`, probabilities (N, F), and how its difference is decided.
 
-    undecided: why these films cannot answer it, if they cannot. note: what else to know of the answer.
+    positives: films with the finding, or with any of several. too_few: why these films cannot show it, if they cannot;
+    empty otherwise. rival: the champion, where `other` is chance. futile: the difference above which the interval must
+    end, or the challenger has failed. note: what else to know of the answer.
     """
 
     name: str
@@ -90,8 +118,11 @@ class _Question(NamedTuple):
     figure: Figure
     other: Array
     bound: float
-    passes: Callable[[_Found, float], bool]
-    undecided: str = ""
+    decide: Callable[[_Measured, float], Result]
+    positives: int = 0
+    too_few: str = ""
+    rival: Array | None = None
+    futile: float = math.inf
     note: str | None = None
 
 
@@ -114,19 +145,26 @@ def judge(
     """
     old, new = np.asarray(champion, dtype=float), np.asarray(challenger, dtype=float)
     bench = _Bench.of(films, rules, categories)
-    questions = [*bench.rankings(old), *bench.gaps(old), *bench.beside(baselines(train, films))]
+    questions = [*bench.rankings(old), *bench.gaps(old), *bench.beside(baselines(train, films), champion=old)]
     draws = list(patient_draws(films["patient_id"], rng=rng, replicates=rules.replicates))
-    return [_answer(asked, new, draws, number, films_from) for number, asked in enumerate(questions, start=1)]
+    return [
+        _answer(question, new, draws, Check(number, films_from, question.name, question.subject), rules)
+        for number, question in enumerate(questions, start=1)
+    ]
 
 
 class _Bench(NamedTuple):
-    """The films that both are judged on: labels (N, F), columns of urgent findings and of those with films enough."""
+    """The films that both are judged on: labels (N, F), columns of urgent findings and of those with films enough.
+
+    rarer: (F,) films that have a finding, or have it not, whichever are fewer.
+    """
 
     films: pd.DataFrame
     rules: Rules
     findings: tuple[str, ...]
     truth: Array
     urgent: list[int]
+    rarer: list[int]
     enough: list[int]
 
     @classmethod
@@ -134,22 +172,29 @@ class _Bench(NamedTuple):
         findings = findings_in(films)
         truth = films[list(findings)].to_numpy(dtype=float)
         urgent = [k for k, finding in enumerate(findings) if categories.get(finding) in URGENT]
-        fewest = np.minimum((truth == 1).sum(axis=0), (truth == 0).sum(axis=0))
-        return cls(films, rules, findings, truth, urgent, np.flatnonzero(fewest >= rules.min_positives).tolist())
+        rarer = np.minimum((truth == 1).sum(axis=0), (truth == 0).sum(axis=0)).tolist()
+        enough = [k for k, count in enumerate(rarer) if count >= rules.min_positives]
+        return cls(films, rules, findings, truth, urgent, rarer, enough)
 
     def rankings(self, champion: Array) -> Iterator[_Question]:
         """How well both rank the films, and how far their probabilities can be believed."""
         rules, none, without = self.rules, self._none, self._without
-        macro, ece = self._macro(_auroc), self._macro(weighted_calibration_error)
-        yield _Question("macro_auroc", "", macro, champion, rules.macro_auroc, _surely_at_least, none, without)
+        positives = sum(self.rarer[k] for k in self.enough)
+        yield _Question(
+            "macro_auroc", "", self._macro(_auroc), champion, rules.macro_auroc, _surely_at_least, positives, none,
+            note=without,
+        )  # fmt: skip
         for k in self.urgent:
-            auroc = self._of(k, _auroc)
-            yield _Question("auroc", self.findings[k], auroc, champion, rules.finding_auroc, _at_least, self._few(k))
+            auroc, decide = self._of(k, _auroc), _at_least if k in self.enough else _not_worse
+            yield _Question(
+                "auroc", self.findings[k], auroc, champion, rules.finding_auroc, decide, too_few=self._few(k)
+            )
         if FLAGGED in self.findings:
             k = self.findings.index(FLAGGED)
-            flagged = self._of(k, _sensitivity)
-            yield _Question("sensitivity", FLAGGED, flagged, champion, rules.sensitivity, _at_least, self._few(k))
-        yield _Question("ece", "", ece, champion, rules.ece, _at_most, none, without)
+            flagged, decide = self._of(k, _sensitivity), _at_least if k in self.enough else _not_worse
+            yield _Question("sensitivity", FLAGGED, flagged, champion, rules.sensitivity, decide, too_few=self._few(k))
+        ece = self._macro(weighted_calibration_error)
+        yield _Question("ece", "", ece, champion, rules.ece, _at_most, too_few=none, note=without)
 
     def gaps(self, champion: Array) -> Iterator[_Question]:
         """Whether one sex, age band or view is overlooked more than another."""
@@ -160,26 +205,33 @@ class _Bench(NamedTuple):
             # Films of one group alone have no gap that could grow; else two groups must be large enough to compare.
             enough = len(large) >= min(2, max(1, len(every)))
             why = "" if enough else f"no two groups with {least} findings each that others of the group have not"
-            yield _Question("gap", attribute, self._gap(large), champion, self.rules.gap, _at_most_or_chance, why)
+            figure = self._gap(large) if enough else _nothing
+            yield _Question("gap", attribute, figure, champion, self.rules.gap, _at_most_or_chance, too_few=why)
 
-    def beside(self, said: Mapping[str, Array]) -> Iterator[_Question]:
+    def beside(self, probabilities: Mapping[str, Array], *, champion: Array) -> Iterator[_Question]:
         """Whether the challenger is worth more than silence, a constant, what needs no film, and chance."""
-        brier, auroc, none = self._macro(_brier), self._macro(_auroc), self._none
-        yield _Question("baseline", "all_zero", brier, said["all_zero"], 0, _below, none)
-        yield _Question("baseline", "prevalence", brier, said["prevalence"], 0, _below, none)
-        yield _Question("baseline", "view_age_sex", auroc, said["view_age_sex"], 0, _above, none)
+        brier, auroc, none = self._macro(weighted_brier), self._macro(_auroc), self._none
+        for name, figure, decide in (
+            ("all_zero", brier, _below), ("prevalence", brier, _below), ("view_age_sex", auroc, _above),
+        ):  # fmt: skip
+            yield _Question("baseline", name, figure, probabilities[name], 0, decide, too_few=none)
         # Beside a champion that knows nothing of a finding, a challenger that knows nothing either is no worse.
+        chance = np.full(self.truth.shape, 0.5)
         for k in self.urgent:
-            chance = np.full(self.truth.shape, 0.5)
-            yield _Question("skill", self.findings[k], self._of(k, _auroc), chance, 0, _surely_above, self._few(k))
+            yield _Question(
+                "skill", self.findings[k], self._of(k, _auroc), chance, 0, _skilled if k in self.enough else _open,
+                self.rarer[k], self._few(k), champion, LITTLE,
+            )  # fmt: skip
 
     def _of(self, k: int, figure: OfFinding) -> Figure:
-        return lambda said, weights: figure(self.truth[:, k], said[:, k], weights)
+        return lambda probabilities, weights: figure(self.truth[:, k], probabilities[:, k], weights)
 
     def _macro(self, figure: OfFinding) -> Figure:
         """The mean over the findings with films enough; a draw that has none of a finding leaves it out."""
+        if not self.enough:
+            return _nothing
         each = [self._of(k, figure) for k in self.enough]
-        return lambda said, weights: np.nanmean([of_finding(said, weights) for of_finding in each], axis=0)
+        return lambda probabilities, weights: np.nanmean([of(probabilities, weights) for of in each], axis=0)
 
     def _comparable(self, members: npt.NDArray[np.bool_]) -> int:
         """How many findings a group has that can be overlooked for another film of the group, known not to have them.
@@ -196,14 +248,15 @@ class _Bench(NamedTuple):
         over the findings by how many films have them.
         """
 
-        def overlooked(of: npt.NDArray[np.bool_], said: Array, weights: Array) -> Array:
+        def overlooked(of: npt.NDArray[np.bool_], probabilities: Array, weights: Array) -> Array:
             truth, counted = self.truth[of], weights[:, of]
-            rates = 1 - np.stack([_auroc(*each, counted) for each in zip(truth.T, said[of].T, strict=True)], axis=1)
+            columns = zip(truth.T, probabilities[of].T, strict=True)
+            rates = 1 - np.stack([_auroc(*column, counted) for column in columns], axis=1)
             positives = np.where(np.isfinite(rates), counted @ (truth == 1).astype(np.float32), 0)  # (R, F)
             return ratio(np.nansum(rates * positives, axis=1), positives.sum(axis=1))
 
-        def figure(said: Array, weights: Array) -> Array:
-            rates = np.stack([overlooked(of, said, weights) for of in members])  # (G, R)
+        def figure(probabilities: Array, weights: Array) -> Array:
+            rates = np.stack([overlooked(of, probabilities, weights) for of in members])  # (G, R)
             return np.asarray(rates.max(axis=0) - rates.min(axis=0))  # NaN in a draw that leaves a group without
 
         return figure
@@ -221,85 +274,148 @@ class _Bench(NamedTuple):
         return f"without {', '.join(few)}: too few films" if few else None
 
 
-def _answer(asked: _Question, challenger: Array, draws: Sequence[Array], number: int, films_from: str) -> Check:
-    nothing = Check(
-        number, films_from, asked.name, asked.subject, champion=None, challenger=None, difference=None, low=None,
-        high=None, bound=asked.bound, passed=False, note=f"undecided: {asked.undecided}",
-    )  # fmt: skip
-    if asked.undecided:
-        return nothing
+# ------------------------------------------------------------------------------------------------------- the answers
+
+
+def _answer(question: _Question, challenger: Array, draws: Sequence[Array], line: Check, rules: Rules) -> Check:
+    line = replace(line, bound=question.bound)
     everyone = np.ones((1, len(challenger)), dtype=np.float32)
-    before, after = (float(asked.figure(said, everyone)[0]) for said in (asked.other, challenger))
-    drawn = np.concatenate([asked.figure(challenger, each) - asked.figure(asked.other, each) for each in draws])
-    drawn = drawn[np.isfinite(drawn)]
-    if not np.isfinite(after - before) or not drawn.size:
-        return replace(nothing, note="undecided: these films give it no value")
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    # Rounded, so that a difference of just the bound is not beyond it by the last bit of a float.
-    found = _Found(*np.round([after - before, low, high, (drawn <= 0).mean()], 6).tolist())
-    passed, note = asked.passes(found, asked.bound), asked.note
-    if asked.name in BESIDE:
-        note = f"the baseline: {before:.4f}" if asked.name == "baseline" else "beside chance, .5"
-    elif asked.name == "gap" and passed and found.difference > asked.bound:
-        note = f"above the bound, but no growth in {found.fallen:.0%} of the draws: chance"
+    before, after = (float(question.figure(each, everyone)[0]) for each in (question.other, challenger))
+    measured = _measured(question, challenger, draws, difference=after - before)
+    if measured is None:
+        why = question.too_few or "these films give it no value"
+        return replace(line, positives_needed=rules.min_positives, note=f"undecided: {why}")
+    result = question.decide(measured, question.bound)
+    needed = None
+    if result == "undecided":
+        needed = rules.min_positives if question.too_few else _needed(question, measured)
+    champion: float | None = before
+    if question.name in BESIDE:
+        champion = None if question.rival is None else float(question.figure(question.rival, everyone)[0])
     return replace(
-        nothing, champion=None if asked.name in BESIDE else before, challenger=after, difference=found.difference,
-        low=found.low, high=found.high, passed=passed, note=note,
+        line, champion=champion, challenger=after, difference=measured.difference, low=measured.low, high=measured.high,
+        result=result, positives_needed=needed, note=_note(question, measured, result, needed, before=before),
     )  # fmt: skip
 
 
-def _surely_at_least(found: _Found, bound: float) -> bool:
-    return found.low >= bound
+def _measured(question: _Question, challenger: Array, draws: Sequence[Array], *, difference: float) -> _Measured | None:
+    """The difference with its interval; None where these films give it no value."""
+    apart = _apart(question, challenger, draws)
+    if not np.isfinite(difference) or not apart.size:
+        return None
+    low, high = np.quantile(apart, (0.025, 0.975))
+    rival_low = math.nan
+    if question.rival is not None and (rival := _apart(question, question.rival, draws)).size:
+        rival_low = float(np.quantile(rival, 0.025))
+    # Rounded, so that a difference of just the bound is not beyond it by the last bit of a float.
+    return _Measured(*np.round([difference, low, high, (apart <= 0).mean(), rival_low], 6).tolist())
 
 
-def _at_least(found: _Found, bound: float) -> bool:
-    return found.difference >= bound
+def _apart(question: _Question, probabilities: Array, draws: Sequence[Array]) -> Array:
+    """The figure less the other's in each draw that gives both a value."""
+    drawn = [question.figure(probabilities, each) - question.figure(question.other, each) for each in draws]
+    apart = np.concatenate(drawn)
+    return apart[np.isfinite(apart)]
 
 
-def _at_most(found: _Found, bound: float) -> bool:
-    return found.difference <= bound
+def _needed(question: _Question, measured: _Measured) -> int | None:
+    """How many positives would decide it at today's difference: an interval's width falls with their square root."""
+    difference, low, high = measured[:3]
+    ways = [(difference - low, difference - question.bound), (high - difference, question.futile - difference)]
+    numbers = [question.positives * (half / room) ** 2 for half, room in ways if 0 < room < math.inf]
+    return max(question.positives + 1, math.ceil(min(numbers))) if numbers else None
 
 
-def _at_most_or_chance(found: _Found, bound: float) -> bool:
+def _note(question: _Question, measured: _Measured, result: Result, needed: int | None, *, before: float) -> str | None:
+    parts = [question.note]
+    if question.name in BESIDE:
+        parts.append(f"the baseline: {before:.4f}" if question.name == "baseline" else "beside chance, .5")
+    if result == "undecided":
+        parts.append(f"undecided: {question.too_few or f'about {needed} positives would decide it'}")
+    elif question.too_few:
+        parts.append(f"{question.too_few}, and worse beyond the bound")
+    elif question.name == "gap" and result == "passed" and measured.difference > question.bound:
+        parts.append(f"above the bound, but no growth in {measured.fallen:.0%} of the draws: chance")
+    elif question.name == "skill" and result == "failed":
+        parts.append("the champion has shown skill" if measured.rival_low > 0 else "shown to know next to nothing")
+    return "; ".join(part for part in parts if part) or None
+
+
+def _decided(passes: bool) -> Result:
+    return "passed" if passes else "failed"
+
+
+def _surely_at_least(measured: _Measured, bound: float) -> Result:
+    """Passed when the interval lies above the bound; failed already when the difference is below it."""
+    if measured.low < bound <= measured.difference:
+        return "undecided"
+    return _decided(measured.low >= bound)
+
+
+def _at_least(measured: _Measured, bound: float) -> Result:
+    return _decided(measured.difference >= bound)
+
+
+def _not_worse(measured: _Measured, bound: float) -> Result:
+    """On too few films nothing passes, and what is worse fails."""
+    return "undecided" if measured.difference >= bound else "failed"
+
+
+def _at_most(measured: _Measured, bound: float) -> Result:
+    return _decided(measured.difference <= bound)
+
+
+def _at_most_or_chance(measured: _Measured, bound: float) -> Result:
     """The worst group less the best is mostly noise on some hundred films: what fails is growth that is no chance."""
-    return found.difference <= bound or found.fallen > CHANCE
+    return _decided(measured.difference <= bound or measured.fallen > CHANCE)
 
 
-def _below(found: _Found, bound: float) -> bool:
-    return found.difference < bound
+def _below(measured: _Measured, bound: float) -> Result:
+    return _decided(measured.difference < bound)
 
 
-def _surely_above(found: _Found, bound: float) -> bool:
-    return found.low > bound
+def _above(measured: _Measured, bound: float) -> Result:
+    return _decided(measured.difference > bound)
 
 
-def _above(found: _Found, bound: float) -> bool:
-    return found.difference > bound
+def _skilled(measured: _Measured, bound: float) -> Result:
+    """Passed when surely better than chance. Failed when surely little better, or when the champion is and this is not.
+
+    Whether it is worse than the champion is the check on the finding's AUROC.
+    """
+    if measured.low > bound:
+        return "passed"
+    return "failed" if measured.rival_low > bound or measured.high <= LITTLE else "undecided"
 
 
-def _auroc(truth: Array, said: Array, weights: Array) -> Array:
-    return weighted_ranking(truth, said, weights)[0]
+def _open(_measured: _Measured, _bound: float) -> Result:
+    return "undecided"
 
 
-def _brier(truth: Array, said: Array, weights: Array) -> Array:
-    known = truth != UNKNOWN
-    inputs = np.where(known, (said - truth) ** 2, 0).astype(np.float32)
-    return ratio(weights @ inputs, weights @ known.astype(np.float32))
+# ------------------------------------------------------------------------------------------------------- the figures
 
 
-def _sensitivity(truth: Array, said: Array, weights: Array) -> Array:
+def _nothing(_probabilities: Array, weights: Array) -> Array:
+    return np.full(len(weights), np.nan)
+
+
+def _auroc(truth: Array, probabilities: Array, weights: Array) -> Array:
+    return weighted_ranking(truth, probabilities, weights)[0]
+
+
+def _sensitivity(truth: Array, probabilities: Array, weights: Array) -> Array:
     """The share of the positives among the FLAG_SHARE of all films that are given the highest probabilities."""
-    has = weights * (truth == 1)
-    flagged = _flagged(said, weights, FLAG_SHARE * weights.sum(axis=1))
-    return ratio((has * flagged).sum(axis=1), has.sum(axis=1))
+    present = weights * (truth == 1)
+    flagged = _flagged(probabilities, weights, FLAG_SHARE * weights.sum(axis=1))
+    return ratio((present * flagged).sum(axis=1), present.sum(axis=1))
 
 
-def _flagged(said: Array, weights: Array, films: Array) -> Array:
-    """Whether a film (R, N), in draws that count it (R, N) times, is among the `films` (R,) with the highest `said`.
+def _flagged(probabilities: Array, weights: Array, films: Array) -> Array:
+    """Whether a film (R, N), in draws that count it (R, N) times, is among the `films` (R,) most probable ones.
 
     In [0, 1]: films of equal probability at the cut share what is left, as though one of them were drawn.
     """
-    heights, height = np.unique(-said, return_inverse=True)  # the highest first
+    heights, height = np.unique(-probabilities, return_inverse=True)  # the highest first
     order = np.argsort(height, kind="stable")
     starts = np.searchsorted(height[order], np.arange(len(heights)))
     together = np.add.reduceat(weights[:, order], starts, axis=1)  # (R, heights): films of one probability

@@ -5,17 +5,14 @@ whose label is unknown has no part in any figure. Where a figure is not defined 
 and the macro mean leaves it out.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, roc_auc_score
-from torchmetrics.functional.classification import binary_calibration_error
 
 from training.findings import FINDINGS
 from training.manifest import UNKNOWN, findings_in, prevalence
@@ -86,50 +83,26 @@ def evaluate(
     thresholds: npt.ArrayLike = 0.5,
 ) -> Evaluation:
     """Every figure for these films; a probability at or above its threshold (one, or one per finding) is positive."""
-    truth, scores = np.asarray(labels, dtype=int), np.asarray(probabilities, dtype=float)  # (N, F)
-    decided, present, absent = scores >= np.asarray(thresholds, dtype=float), truth == 1, truth == 0
-    known = present | absent
-    tp, fp, fn, tn = (  # each (F,); scikit-learn's matrix takes a single finding for a binary problem of two classes
-        (seen & said).sum(axis=0)
-        for seen, said in ((present, decided), (absent, decided), (present, ~decided), (absent, ~decided))
-    )
-    columns = [(seen[here], said[here]) for seen, said, here in zip(truth.T, scores.T, known.T, strict=True)]
-    per_finding = pd.DataFrame(
-        {
-            "positives": present.sum(axis=0),
-            "prevalence": prevalence(truth),
-            "false_negatives": fn,
-            "false_negative_rate": ratio(fn, fn + tp),
-            "auroc": [_ranking(roc_auc_score, *column) for column in columns],
-            "auprc": [_ranking(average_precision_score, *column) for column in columns],
-            "sensitivity": ratio(tp, tp + fn),
-            "specificity": ratio(tn, tn + fp),
-            "ppv": ratio(tp, tp + fp),
-            "npv": ratio(tn, tn + fn),
-            "brier": ratio(np.where(known, (scores - truth) ** 2, 0).sum(axis=0), known.sum(axis=0)),
-            "ece": [_calibration_error(*column) for column in columns],
-        },
-        index=pd.Index(findings, name="finding"),
-    )
-    right, spoken_of = decided == present, known.any(axis=1)
+    truth, scores = np.asarray(labels, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)  # (N, F)
+    decided = scores >= np.asarray(thresholds, dtype=float)
+    once = np.ones((1, len(truth)))
+    present, absent = truth == 1, truth == 0
+    rates = dict(zip(RATES, _weighted_rates(truth, scores, decided.astype(float), once)[0], strict=True))
+    counts = {
+        "positives": present.sum(axis=0),
+        "prevalence": prevalence(truth),
+        "false_negatives": (present & ~decided).sum(axis=0),
+    }
+    right, known = decided == present, present | absent
+    named = known.any(axis=1)
     return Evaluation(
         films=len(truth),
         binary_accuracy=float(right[known].mean()),
-        exact_match=float((right | ~known)[spoken_of].all(axis=1).mean()),
+        exact_match=float((right | ~known)[named].all(axis=1).mean()),
         all_zero_binary_accuracy=float(absent[known].mean()),
-        all_zero_exact_match=float((~present)[spoken_of].all(axis=1).mean()),
-        per_finding=per_finding,
+        all_zero_exact_match=float((~present)[named].all(axis=1).mean()),
+        per_finding=pd.DataFrame(counts | rates, index=pd.Index(findings, name="finding")),
     )
-
-
-def _ranking(metric: Callable[..., float], truth: npt.NDArray[np.int_], scores: Array) -> float:
-    return float(metric(truth, scores)) if 0 < truth.sum() < len(truth) else float("nan")
-
-
-def _calibration_error(truth: npt.NDArray[np.int_], scores: Array) -> float:
-    if not len(truth):
-        return float("nan")
-    return float(binary_calibration_error(torch.tensor(scores), torch.tensor(truth), n_bins=ECE_BINS))
 
 
 def ratio(part: Array, whole: Array) -> Array:
@@ -194,7 +167,7 @@ def _mean(rates: Array) -> Array:
 
 def _weighted_rates(truth: Array, scores: Array, decided: Array, weights: Array) -> Array:
     """RATES (R, RATES, F) of N films that count `weights` (R, N) times each, all draws at once."""
-    present, known = (truth == 1).astype(np.float32), (truth != UNKNOWN).astype(np.float32)  # (N, F)
+    present, known = (truth == 1).astype(weights.dtype), (truth != UNKNOWN).astype(weights.dtype)  # (N, F)
     films, positives = weights @ known, weights @ present  # (R, F)
     flagged, tp = weights @ (known * decided), weights @ (present * decided)  # (R, F)
     fn, fp = positives - tp, flagged - tp
@@ -209,10 +182,17 @@ def _weighted_rates(truth: Array, scores: Array, decided: Array, weights: Array)
         "specificity": ratio(tn, tn + fp),
         "ppv": ratio(tp, flagged),
         "npv": ratio(tn, tn + fn),
-        "brier": ratio(weights @ (known * (scores - truth) ** 2).astype(np.float32), films),
+        "brier": np.stack([weighted_brier(*column, weights) for column in columns], axis=1),
         "ece": np.stack([weighted_calibration_error(*column, weights) for column in columns], axis=1),
     }
     return np.stack([rates[name] for name in RATES], axis=1)
+
+
+def weighted_brier(truth: Array, scores: Array, weights: Array) -> Array:
+    """Brier score (R,) of one finding, labels and scores (N,), in draws that count films (R, N) times."""
+    known = truth != UNKNOWN
+    squares = np.where(known, (scores - truth) ** 2, 0).astype(weights.dtype)
+    return ratio(weights @ squares, weights @ known.astype(weights.dtype))
 
 
 def weighted_ranking(truth: Array, scores: Array, weights: Array) -> tuple[Array, Array]:
@@ -239,18 +219,18 @@ def weighted_ranking(truth: Array, scores: Array, weights: Array) -> tuple[Array
 
 def _running_sum(weights: Array, films: npt.NDArray[np.intp]) -> Array:
     """How many films came before each of these: (R, films + 1). float32 counts whole numbers exactly up to 2**24."""
-    sums = np.zeros((len(weights), len(films) + 1), dtype=np.float32)
+    sums = np.zeros((len(weights), len(films) + 1), dtype=weights.dtype)
     np.cumsum(weights[:, films], axis=1, out=sums[:, 1:])
     return sums
 
 
 def weighted_calibration_error(truth: Array, scores: Array, weights: Array) -> Array:
-    """ECE (R,) of one finding: per bin the gap between said and seen, weighted by the films in the bin."""
+    """ECE (R,) of one finding: per bin the gap between probability and label, weighted by the films in the bin."""
     known = truth != UNKNOWN
     bins = np.searchsorted(np.linspace(0, 1, ECE_BINS + 1), scores, side="right") - 1
-    gaps = np.zeros((len(scores), ECE_BINS + 1), dtype=np.float32)
+    gaps = np.zeros((len(scores), ECE_BINS + 1), dtype=weights.dtype)
     gaps[np.arange(len(scores)), bins] = np.where(known, scores - truth, 0)
-    return ratio(np.abs(weights @ gaps).sum(axis=1), weights @ known.astype(np.float32))
+    return ratio(np.abs(weights @ gaps).sum(axis=1), weights @ known.astype(weights.dtype))
 
 
 def baselines(train: pd.DataFrame, films: pd.DataFrame) -> dict[str, Array]:

@@ -27,7 +27,7 @@ def upgrade() -> None:
         table.add_column(sa.Column("held_by", sa.String(length=64), nullable=True))
         table.add_column(sa.Column("lease_expires_at", MOMENT, nullable=True))
         table.create_check_constraint(
-            op.f("ck_training_run_state"), "state IN ('running', 'passed', 'refused', 'ended', 'failed')"
+            op.f("ck_training_run_state"), "state IN ('running', 'passed', 'undecided', 'refused', 'ended', 'failed')"
         )
     op.create_index("ix_training_run_checkpoint_id", "training_run", ["checkpoint_id"])
     _at_most_one("uq_training_run_running", "training_run", "state = 'running'")
@@ -38,13 +38,17 @@ def upgrade() -> None:
         sa.Column("challenger_id", sa.Integer(), nullable=False),
         sa.Column("champion_id", sa.Integer(), nullable=False),
         sa.Column("training_run_id", sa.Integer(), nullable=True),
-        sa.Column("passed", sa.Boolean(), nullable=False),
+        sa.Column("result", sa.String(length=16), nullable=False),
         sa.Column("gold_digest", sa.String(length=64), nullable=False),
         sa.Column("films", sa.Integer(), nullable=False),
         sa.Column("patients", sa.Integer(), nullable=False),
         sa.Column("rules", sa.JSON(), nullable=False),
         sa.Column("judged_at", MOMENT, nullable=False),
         sa.Column("judged_by", sa.String(length=64), nullable=False),
+        sa.Column("accepted_at", MOMENT, nullable=True),
+        sa.Column("accepted_by", sa.String(length=64), nullable=True),
+        sa.Column("accepted_reason", sa.Text(), nullable=True),
+        sa.CheckConstraint("result IN ('passed', 'undecided', 'failed')", name=op.f("ck_gate_verdict_result")),
         sa.ForeignKeyConstraint(["challenger_id"], ["checkpoint.id"], name=op.f("fk_gate_verdict_challenger_id")),
         sa.ForeignKeyConstraint(["champion_id"], ["checkpoint.id"], name=op.f("fk_gate_verdict_champion_id")),
         sa.ForeignKeyConstraint(["training_run_id"], ["training_run.id"], name=op.f("fk_gate_verdict_training_run_id")),
@@ -63,8 +67,10 @@ def upgrade() -> None:
             sa.Column(name, sa.Double(), nullable=True)
             for name in ("champion", "challenger", "difference", "low", "high", "bound")
         ),
-        sa.Column("passed", sa.Boolean(), nullable=False),
+        sa.Column("result", sa.String(length=16), nullable=False),
+        sa.Column("positives_needed", sa.Integer(), nullable=True),
         sa.Column("note", sa.Text(), nullable=True),
+        sa.CheckConstraint("result IN ('passed', 'undecided', 'failed')", name=op.f("ck_gate_check_result")),
         sa.ForeignKeyConstraint(
             ["verdict_id"], ["gate_verdict.id"], name=op.f("fk_gate_check_verdict_id"), ondelete="CASCADE"
         ),

@@ -9,19 +9,19 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sqlalchemy import delete, select, text, update
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
 from db import confirmed, gate, registry, training_runs
 from db.base import database_now
-from db.models import Audit, Checkpoint, FilmScore, Instance, Review, StudyPriority, TrainingRun
+from db.models import Audit, Checkpoint, FilmScore, GateVerdict, Instance, Review, StudyPriority, TrainingRun
 from db.session import read_scope, session_scope
 from db.training_runs import Busy
 from tests.support.confirmed import SIDE, confirm_films, save_beginner
@@ -31,6 +31,7 @@ from tests.support.dicom_files import make_film, texture
 from training.checkpoint import Checkpoint as LoadedCheckpoint
 from training.checkpoint import Header, build, load_checkpoint, read_header, save_checkpoint
 from training.findings import FINDINGS
+from training.gate import Check, Result, overall
 from training.imaging.dicom import DEFAULT_LIMITS
 from training.imaging.preprocessing import Preprocessing
 from training.networks import make_network
@@ -195,7 +196,7 @@ def test_a_retraining_leaves_a_judged_challenger_with_its_lineage_and_the_champi
     stages: list[str] = []
     outcome = retrain(context, say=stages.append)
     assert stages[1:] == ["labels", "inputs", "mix", "train", "judge"]
-    assert outcome.state in ("passed", "refused")
+    assert outcome.state in ("passed", "undecided", "refused")
     run = the_run(context)
     assert run.state == outcome.state
     assert len(run.data_digest) == 64
@@ -207,9 +208,9 @@ def test_a_retraining_leaves_a_judged_challenger_with_its_lineage_and_the_champi
         verdict = gate.latest(session, challenger.id)
         checks = gate.checks_of(session, verdict)
         header = read_header(context.file_of(challenger))
-    assert challenger.state == ("challenger" if verdict.passed else "refused")
+    assert challenger.state == ("refused" if verdict.result == "failed" else "challenger")
     assert header.training["split"] != STABLE, "the beginner may have learned from anybody"
-    assert verdict.passed == all(check.passed for check in checks)
+    assert verdict.result == overall(check.result for check in checks)
     assert {"macro_auroc", "time_to_report"} <= {check.name for check in checks}
     assert context.live().digest == before, "only a promotion changes what ranks"
     assert what_is_left(context, run.id) == set(), "patients' pixels and keys go when the run ends"
@@ -334,7 +335,7 @@ def test_a_film_that_comes_back_amid_a_run_waits_for_the_next(context, films, tm
     with session_scope(context.engine) as session:
         expire(session)
     outcome = retrain(context)
-    assert (outcome.run_id, outcome.state in ("passed", "refused")) == (1, True), outcome.reason
+    assert (outcome.run_id, outcome.state in ("passed", "undecided", "refused")) == (1, True), outcome.reason
     assert the_run(context).counts["unread"] == {"file_unavailable": 1}
 
 
@@ -467,24 +468,26 @@ def test_a_stop_lets_the_lock_go_at_once(context, monkeypatch):
 # ----------------------------------------------------------------------------------------------------- the promotion
 
 
-def judged(session: Session, challenger: Checkpoint, *, passed: bool, champion_id: int) -> None:
-    check = {"number": 1, "films_from": "gold", "name": "finding_auroc", "subject": "Effusion", "champion": 0.8,
-             "challenger": 0.7, "difference": -0.1, "low": None, "high": None, "bound": -0.02, "passed": passed,
-             "note": None}  # fmt: skip
-    gate.record(
-        session, [check], challenger_id=challenger.id, champion_id=champion_id, training_run_id=None, gold_digest="g",
-        films=1, patients=1, rules={}, by="test",
+def judged(session: Session, challenger: Checkpoint, result: Result, *, champion_id: int) -> None:
+    check = Check(1, "gold", "skill", "Effusion", 0.5, 0.6, 0.1, -0.1, 0.3, 0.0, result, 40)
+    verdict = GateVerdict(
+        challenger_id=challenger.id, champion_id=champion_id, result=result, gold_digest="g", films=1, patients=1,
+        rules={}, judged_by="test",
     )  # fmt: skip
+    gate.record(session, verdict, [asdict(check)])
 
 
-def pass_the_gate(monkeypatch: pytest.MonkeyPatch, *, meanwhile: Callable[[], object] = lambda: None) -> None:
-    """Let every check of a retraining's judging pass, and something happen before its verdict is recorded."""
+def pass_the_gate(
+    monkeypatch: pytest.MonkeyPatch, *, meanwhile: Callable[[], object] = lambda: None, last: Result = "passed"
+) -> None:
+    """Let every check of a retraining's judging pass, but its last end as said, and something happen meanwhile."""
     judge = retraining.judge
 
     def lenient(*args: object, **named: object) -> judging.Judged:
-        found = judge(*args, **named)
+        verdict = judge(*args, **named)
         meanwhile()
-        return replace(found, checks=tuple(replace(check, passed=True) for check in found.checks))
+        *others, final = (replace(check, result="passed") for check in verdict.checks)
+        return replace(verdict, checks=(*others, replace(final, result=last)))
 
     monkeypatch.setattr(retraining, "judge", lenient)
 
@@ -497,8 +500,22 @@ def test_a_promotion_that_somebody_forestalled_costs_no_verdict(context, challen
     assert "not promoted: checkpoint" in outcome.reason
     assert "was judged beside another champion" in the_run(context).reason
     with read_scope(context.engine) as session:
-        assert gate.latest(session, the_run(context).checkpoint_id).passed
+        assert gate.latest(session, the_run(context).checkpoint_id).result == "passed"
     assert context.live().digest == challenger.digest
+
+
+@once
+def test_an_undecided_challenger_waits_for_a_person_whatever_the_site_promotes_by_itself(context, monkeypatch):
+    before = context.live().checkpoint_id
+    pass_the_gate(monkeypatch, last="undecided")
+    outcome = retrain(with_settings(context, retrain_promotes=True))
+    assert outcome.state == the_run(context).state == "undecided"
+    assert outcome.reason == "undecided: macro_auroc"
+    with read_scope(context.engine) as session:
+        challenger = session.get_one(Checkpoint, the_run(context).checkpoint_id)
+        assert gate.latest(session, challenger.id).result == "undecided"
+        assert challenger.state == "challenger"
+    assert context.live().checkpoint_id == before
 
 
 @once
@@ -529,16 +546,47 @@ def test_promotion_asks_for_a_verdict_a_passed_one_and_one_beside_todays_champio
     with pytest.raises(promotion.NotPromoted, match="nobody has judged"):
         promoted(context, challenger)
     with session_scope(context.engine) as session:
-        judged(session, challenger, passed=False, champion_id=champion_id)
-    with pytest.raises(promotion.NotPromoted, match="did not pass the gate: finding_auroc Effusion"):
+        judged(session, challenger, "failed", champion_id=champion_id)
+    with pytest.raises(promotion.NotPromoted, match="did not pass the gate: skill Effusion"):
         promoted(context, challenger)
     with session_scope(context.engine) as session:
-        judged(session, challenger, passed=True, champion_id=challenger.id)
+        judged(session, challenger, "passed", champion_id=challenger.id)
     with pytest.raises(promotion.NotPromoted, match="beside another champion"):
         promoted(context, challenger)
     with session_scope(context.engine) as session:
-        judged(session, challenger, passed=True, champion_id=champion_id)
+        judged(session, challenger, "passed", champion_id=champion_id)
     assert promoted(context, challenger)
+
+
+def test_what_is_undecided_goes_live_by_a_persons_word_which_is_kept(context, challenger):
+    champion_id = context.live().checkpoint_id
+    with session_scope(context.engine) as session:
+        judged(session, challenger, "undecided", champion_id=champion_id)
+    with pytest.raises(promotion.Undecided, match=r"skill Effusion \(about 40 positives needed\)"):
+        promoted(context, challenger)
+    assert context.live().checkpoint_id == champion_id
+    assert promoted(context, challenger, accept_undecided="two radiologists read 30 films")
+    with read_scope(context.engine) as session:
+        audit = session.scalars(select(Audit).where(Audit.action == "verdict accepted")).one()
+        logged = session.execute(
+            text("SELECT DISTINCT verdict_result, accepted_by, accepted_reason FROM gate_log")
+        ).one()
+    assert audit.detail == {
+        "digest": challenger.digest, "verdict": 1, "undecided": ["skill Effusion"],
+        "reason": "two radiologists read 30 films",
+    }  # fmt: skip
+    assert tuple(logged) == ("undecided", audit.actor, "two radiologists read 30 films")
+
+
+def test_a_persons_word_on_what_is_undecided_is_not_enough_for_what_failed(context, challenger):
+    champion_id = context.live().checkpoint_id
+    with session_scope(context.engine) as session:
+        judged(session, challenger, "failed", champion_id=champion_id)
+    with pytest.raises(promotion.NotPromoted, match="did not pass the gate"):
+        promoted(context, challenger, accept_undecided="I like it")
+    with pytest.raises(IntegrityError), session_scope(context.engine) as session:
+        judged(session, challenger, "maybe", champion_id=champion_id)
+    assert context.live().checkpoint_id == champion_id
 
 
 def test_an_override_is_somebodys_word_and_is_kept(context, challenger):
@@ -554,7 +602,7 @@ def test_a_former_champion_that_failed_beside_todays_needs_an_override(context, 
     first = champion_of(context)
     assert promoted(context, challenger, override="a test")
     with session_scope(context.engine) as session:
-        judged(session, first, passed=False, champion_id=challenger.id)
+        judged(session, first, "failed", champion_id=challenger.id)
     with pytest.raises(promotion.NotPromoted, match="did not pass the gate"):
         promoted(context, first)
     with session_scope(context.engine) as session:  # the way back is always open
@@ -571,7 +619,7 @@ def test_of_two_promotions_at_once_the_second_sees_the_first(context, challenger
     with session_scope(context.engine) as session:
         other = context.register(session, second)
         for each in (challenger, other):
-            judged(session, each, passed=True, champion_id=before.id)
+            judged(session, each, "passed", champion_id=before.id)
     load, begun, go_on = promotion.load_checkpoint, threading.Event(), threading.Event()
 
     def slowly(*args: object, **named: object) -> object:
@@ -618,7 +666,7 @@ def test_a_message_makes_the_training_worker_retrain(context, redis_url, tmp_pat
         ask_for_retraining(make_app(queued.settings), "schedule")
         wait_until(lambda: bool(_runs(context)) and the_run(context).state != "running", seconds=270, log=log)
     assert the_run(context).cause == "schedule"
-    assert the_run(context).state in ("passed", "refused"), log.read_text()
+    assert the_run(context).state in ("passed", "undecided", "refused"), log.read_text()
 
 
 def _runs(context: Context) -> list[TrainingRun]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,10 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
+from db.models import GATE_RESULTS
 from training import metrics
 from training.findings import FINDINGS
-from training.gate import BESIDE, Check, Rules, judge
+from training.gate import BESIDE, Check, Result, Rules, judge, overall
 from training.manifest import UNKNOWN
 
 pytestmark = pytest.mark.slow  # bootstraps
@@ -68,7 +70,11 @@ def judged(
 
 
 def failed(checks: Mapping[tuple[str, str], Check]) -> set[tuple[str, str]]:
-    return {which for which, check in checks.items() if not check.passed}
+    return {which for which, check in checks.items() if check.result == "failed"}
+
+
+def undecided(checks: Mapping[tuple[str, str], Check]) -> set[tuple[str, str]]:
+    return {which for which, check in checks.items() if check.result == "undecided"}
 
 
 URGENT = ("Consolidation", "Pneumothorax", "Edema", "Effusion")
@@ -91,7 +97,7 @@ def test_an_identical_challenger_passes_every_comparison() -> None:
     films, noise = drawn()
     said = seen(films, noise, auroc=0.8)
     for check in judged(films, said, said).values():
-        assert check.passed
+        assert check.result == "passed"
         if check.name not in BESIDE:
             assert (check.difference, check.low, check.high) == (0, 0, 0)
             assert check.champion == check.challenger
@@ -184,8 +190,8 @@ def test_a_gap_that_may_be_chance_passes_with_a_remark() -> None:
         checks = judged(films, champion, challenger, rules=rules).values()
         grown += [check for check in checks if check.name == "gap" and (check.difference or 0) > rules.gap]
     assert len(grown) >= 4
-    assert sum(not check.passed for check in grown) <= 1
-    assert all("chance" in (check.note or "") for check in grown if check.passed)
+    assert sum(check.result == "failed" for check in grown) <= 1
+    assert all("chance" in (check.note or "") for check in grown if check.result == "passed")
 
 
 def test_a_challenger_that_is_too_sure_of_itself_fails_by_its_calibration() -> None:
@@ -227,7 +233,7 @@ def test_a_baseline_that_knows_more_than_the_challenger_stops_it() -> None:
         films, said, said, train=train, rules=RULES, films_from="gold", categories=CATEGORIES,
         rng=np.random.default_rng(5),
     )  # fmt: skip
-    assert not next(check for check in checks if check.subject == "view_age_sex").passed
+    assert next(check for check in checks if check.subject == "view_age_sex").result == "failed"
 
 
 def test_films_whose_label_is_unknown_have_no_part() -> None:
@@ -247,29 +253,127 @@ def test_films_whose_label_is_unknown_have_no_part() -> None:
     assert one["auroc", "Effusion"].challenger == pytest.approx(alone.per_finding["auroc"].item())
 
 
+def with_edemas(films: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The films, only the first `count` edemas of which are left."""
+    return films.assign(Edema=np.where(films["Edema"].cumsum() <= count, films["Edema"], 0).astype("uint8"))
+
+
+def with_column(probabilities: Array, finding: str, column: Array) -> Array:
+    """The probabilities with those of one finding replaced."""
+    changed = probabilities.copy()
+    changed[:, FINDINGS.index(finding)] = column
+    return changed
+
+
+def ranked(truth: Array, *, auroc: float) -> Array:
+    """Probabilities of one finding with just this AUROC: each positive is above this share of the negatives."""
+    negatives = np.linspace(0.01, 0.99, int((truth == 0).sum()))
+    probabilities = np.empty(len(truth))
+    probabilities[truth == 0], probabilities[truth == 1] = negatives, np.quantile(negatives, auroc)
+    return probabilities
+
+
 def test_what_too_few_films_have_is_undecided_and_does_not_pass() -> None:
     films, noise = drawn()
-    few = films.assign(Edema=np.where(films["Edema"].cumsum() <= 9, films["Edema"], 0).astype("uint8"))
+    few = with_edemas(films, 9)
     said = seen(films, noise, auroc=0.8)
     checks = judged(few, said, said)
-    assert failed(checks) == {("auroc", "Edema"), ("skill", "Edema")}
+    assert failed(checks) == set()
+    assert undecided(checks) == {("auroc", "Edema"), ("skill", "Edema")}
     assert checks["auroc", "Edema"].note == "undecided: fewer than 10 films that have it, or that have not"
-    assert checks["auroc", "Edema"].difference is None
+    assert checks["auroc", "Edema"].positives_needed == 10
+    assert checks["auroc", "Edema"].difference == 0
+    assert overall(check.result for check in checks.values()) == "undecided"
     enough = judged(few, said, said, rules=replace(RULES, min_positives=9))
-    assert failed(enough) <= {("skill", "Edema")}  # nine films may be too few to tell skill from chance
-    assert enough["skill", "Edema"].low is not None
+    assert enough["auroc", "Edema"].result == "passed"
+
+
+def test_what_too_few_films_have_fails_all_the_same_where_the_challenger_is_worse() -> None:
+    films, noise = drawn()
+    few = with_edemas(films, 9)
+    said, truth = seen(films, noise, auroc=0.8), few["Edema"].to_numpy(dtype=float)
+    champion = with_column(said, "Edema", ranked(truth, auroc=0.8))
+    slightly = judged(few, champion, with_column(said, "Edema", ranked(truth, auroc=0.79)))
+    assert slightly["auroc", "Edema"].result == "undecided"
+    clearly = judged(few, champion, with_column(said, "Edema", ranked(truth, auroc=0.7)))["auroc", "Edema"]
+    assert (clearly.result, clearly.positives_needed) == ("failed", None)
+    assert clearly.note == "fewer than 10 films that have it, or that have not, and worse beyond the bound"
+
+
+def test_a_finding_that_no_film_has_is_undecided_without_figures() -> None:
+    films, noise = drawn()
+    said = seen(films, noise, auroc=0.8)
+    check = judged(with_edemas(films, 0), said, said)["auroc", "Edema"]
+    assert (check.result, check.difference, check.positives_needed) == ("undecided", None, 10)
+
+
+def skill_of_edema(*, positives: int, champion: float, challenger: float) -> Check:
+    """The check on a challenger of this AUROC for Edema beside a champion of that one."""
+    films, noise = drawn()
+    few = with_edemas(films, positives)
+    said, truth = seen(films, noise, auroc=0.8), few["Edema"].to_numpy(dtype=float)
+    rng = np.random.default_rng(8)
+    spread = rng.normal(scale=0.25, size=len(truth))  # ties would make the intervals too narrow
+    columns = [np.clip(ranked(truth, auroc=auroc) + spread * (truth == 1), 0, 1) for auroc in (champion, challenger)]
+    return judged(few, *(with_column(said, "Edema", column) for column in columns))["skill", "Edema"]
+
+
+def test_skill_that_neither_has_shown_is_undecided_with_the_number_of_films_that_would_decide() -> None:
+    check = skill_of_edema(positives=12, champion=0.5, challenger=0.55)
+    assert check.low < 0 < check.difference < check.high  # type: ignore[operator]
+    assert check.result == "undecided"
+    expected = 12 * ((check.difference - check.low) / check.difference) ** 2  # type: ignore[operator]
+    assert check.positives_needed == np.ceil(expected)
+    assert check.note == f"beside chance, .5; undecided: about {check.positives_needed} positives would decide it"
+    assert check.champion == pytest.approx(0.55, abs=0.05)
+
+
+def test_skill_that_the_champion_has_shown_and_the_challenger_has_not_fails() -> None:
+    check = skill_of_edema(positives=12, champion=0.9, challenger=0.55)
+    assert check.low < 0  # type: ignore[operator]
+    assert check.result == "failed"
+    assert check.note == "beside chance, .5; the champion has shown skill"
+
+
+def test_skill_passes_where_it_is_shown_and_fails_where_its_absence_is() -> None:
+    assert skill_of_edema(positives=12, champion=0.5, challenger=0.95).result == "passed"
+    films, noise = drawn(films=1200)
+    said = seen(films, noise, auroc=0.8)
+    blind = with_column(said, "Edema", np.random.default_rng(1).random(len(films)))
+    check = judged(films, blind, with_column(said, "Edema", np.random.default_rng(2).random(len(films))))
+    assert check["skill", "Edema"].result == "failed"
+    assert check["skill", "Edema"].note == "beside chance, .5; shown to know next to nothing"
+
+
+def test_a_macro_auroc_that_is_no_worse_but_not_shown_to_be_is_undecided() -> None:
+    films, noise = drawn(films=300)
+    check = judged(films, seen(films, noise, auroc=0.78), seen(films, noise, auroc=0.785, seed=2))["macro_auroc", ""]
+    assert check.low < -0.005 <= check.difference  # type: ignore[operator]
+    assert check.result == "undecided"
+    assert check.positives_needed > 100  # type: ignore[operator]
+
+
+def test_a_verdict_fails_with_one_check_and_is_undecided_with_one() -> None:
+    assert overall(["passed", "passed"]) == "passed"
+    assert overall(["passed", "undecided"]) == "undecided"
+    assert overall(["undecided", "failed", "passed"]) == "failed"
+    assert overall([]) == "failed"
+
+
+def test_the_database_knows_the_same_results() -> None:
+    assert set(GATE_RESULTS) == set(get_args(Result))
 
 
 def test_films_of_one_view_alone_have_no_gap_between_views() -> None:
     films, noise = drawn()
     said = seen(films, noise, auroc=0.8)
-    assert judged(films.assign(view_position="AP"), said, said)["gap", "view"].passed
+    assert judged(films.assign(view_position="AP"), said, said)["gap", "view"].result == "passed"
     one_of_another = films["view_position"].where(films.index == 0, "AP")
     checks = judged(films.assign(view_position=one_of_another.mask(films.index == 0, "PA")), said, said)
     none = "undecided: no two groups with 10 findings each that others of the group have not"
     assert checks["gap", "view"].note == none
-    assert not checks["gap", "view"].passed
-    assert not judged(films.assign(sex=""), said, said)["gap", "sex"].passed
+    assert checks["gap", "view"].result == "undecided"
+    assert judged(films.assign(sex=""), said, said)["gap", "sex"].result == "undecided"
 
 
 def test_a_group_of_whom_only_what_is_present_was_confirmed_cannot_be_compared() -> None:
@@ -281,7 +385,7 @@ def test_a_group_of_whom_only_what_is_present_was_confirmed_cannot_be_compared()
     silent = films.assign(**labels.mask(women[:, None] & (labels == 0), UNKNOWN).astype("uint8"))
     worse = np.where(women[:, None], np.random.default_rng(3).random(said.shape) / 100, said)
     gap = judged(silent, said, worse)["gap", "sex"]
-    assert not gap.passed
+    assert gap.result == "undecided"
     assert gap.difference is None
     assert (gap.note or "").startswith("undecided: no two groups")
 

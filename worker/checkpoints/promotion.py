@@ -5,7 +5,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from db import gate, policies, registry
-from db.models import Checkpoint
+from db.models import Checkpoint, GateCheck, GateVerdict
 from training.checkpoint import load_checkpoint, read_header
 from worker.context import Context, actor, thresholds_of
 from worker.ranking import policy
@@ -15,20 +15,37 @@ class NotPromoted(ValueError):
     """The checkpoint cannot go live; the text says why."""
 
 
-def promote(context: Context, session: Session, row: Checkpoint, *, reason: str, override: str | None = None) -> None:
+class Undecided(NotPromoted):
+    """The gate had too few films to decide: a person may."""
+
+
+def promote(
+    context: Context,
+    session: Session,
+    row: Checkpoint,
+    *,
+    reason: str,
+    override: str | None = None,
+    accept_undecided: str | None = None,
+) -> None:
     """Make a registered checkpoint the champion. Workers take it up between two batches, without a restart.
 
     It must have passed the gate beside the champion of today, or have been champion before and not have failed beside
-    it; else only somebody's `override`, the reason why not, lets it through, and is kept. Its file is loaded and
-    checked first, so that a damaged one changes nothing. Category A is a capacity, so the policy goes live in a new
-    version with the threshold at which the new champion flags that share. Raises NotPromoted.
+    it. What the gate left undecided goes live by a person's word, `accept_undecided`; anything else only against the
+    gate, by an `override`. Both say why, and are kept. Its file is loaded and checked first, so that a damaged one
+    changes nothing. Category A is a capacity, so the policy goes live in a new version with the threshold at which the
+    new champion flags that share. Raises NotPromoted.
     """
     registry.lock_promotions(session)  # else another champion could come between the look at the verdict and the change
     session.refresh(row)
-    objection = _objection(session, row)
-    if objection is not None and override is None:
-        raise NotPromoted(objection)
-    if objection is not None:
+    verdict = gate.latest(session, row.id)
+    objection = _objection(session, row, verdict)
+    if isinstance(objection, Undecided) and accept_undecided is not None and verdict is not None:
+        gate.accept(session, verdict, by=actor(), reason=accept_undecided)
+        reason = f"{reason} (undecided by the gate, accepted: {accept_undecided})"
+    elif objection is not None and override is None:
+        raise objection
+    elif objection is not None:
         reason = f"{reason} (against the gate: {override})"
     path = context.file_of(row)
     load_checkpoint(path, expected_digest=row.digest)
@@ -36,23 +53,34 @@ def promote(context: Context, session: Session, row: Checkpoint, *, reason: str,
     renew_policy(session, path, note=f"thresholds of checkpoint {row.digest[:12]}")
 
 
-def _objection(session: Session, row: Checkpoint) -> str | None:
-    """Why the gate does not let this checkpoint through, or None."""
+def _objection(session: Session, row: Checkpoint, verdict: GateVerdict | None) -> NotPromoted | None:
+    """Why the gate does not let this checkpoint through, or None. `verdict`: the last one on it."""
     champion = registry.champion(session)
     if champion is None or row.id == champion.id:
         return None
     short = row.digest[:12]
-    verdict = gate.latest(session, row.id)
     if row.state == "retired" and (verdict is None or verdict.champion_id != champion.id):
         return None
     if verdict is None:
-        return f"nobody has judged checkpoint {short}: `nightread models judge {short}`"
+        return NotPromoted(f"nobody has judged checkpoint {short}: `nightread models judge {short}`")
     if verdict.champion_id != champion.id:
-        return f"checkpoint {short} was judged beside another champion: `nightread models judge {short}` again"
-    if not verdict.passed:
-        failed = [f"{check.name} {check.subject}" for check in gate.checks_of(session, verdict) if not check.passed]
-        return f"checkpoint {short} did not pass the gate: {', '.join(failed)}"
+        return NotPromoted(
+            f"checkpoint {short} was judged beside another champion: `nightread models judge {short}` again"
+        )
+    names = ", ".join(_name(check) for check in gate.checks_with(session, verdict, verdict.result))
+    if verdict.result == "failed":
+        return NotPromoted(f"checkpoint {short} did not pass the gate: {names}")
+    if verdict.result == "undecided":
+        return Undecided(
+            f"the gate had too few films to decide on checkpoint {short}: {names}. Look at `nightread models verdict "
+            f'{short}`; to promote it all the same, add --accept-undecided "WHY"'
+        )
     return None
+
+
+def _name(check: GateCheck) -> str:
+    needed = f" (about {check.positives_needed} positives needed)" if check.positives_needed else ""
+    return f"{check.name} {check.subject}".strip() + needed
 
 
 def renew_policy(session: Session, checkpoint: Path, *, note: str) -> None:

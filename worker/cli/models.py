@@ -44,7 +44,7 @@ def add(file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="
 def judge(digest: Annotated[str, typer.Argument(help="The digest's first characters.")]) -> None:
     """Judge a registered checkpoint beside the champion, on confirmed films of patients that nobody trains on.
 
-    The verdict is kept; exit code 0 when it passed, 1 when it was refused.
+    The verdict is kept; exit code 0 when it passed, 1 when it was refused or left undecided.
     """
     from db import registry
     from db.session import read_scope
@@ -60,7 +60,7 @@ def judge(digest: Annotated[str, typer.Argument(help="The digest's first charact
         refuse(str(error))
     out.print(verdict_table(judged.checks))
     out.print(f"{row.digest[:12]} {judged.reason}", highlight=False, soft_wrap=True)
-    raise typer.Exit(DONE if judged.passed else SOME_LEFT_OUT)
+    raise typer.Exit(DONE if judged.result == "passed" else SOME_LEFT_OUT)
 
 
 @app.command()
@@ -78,17 +78,25 @@ def verdict(digest: Annotated[str, typer.Argument(help="The digest's first chara
         if found is None:
             refuse("nobody has judged this checkpoint: `nightread models judge`")
         out.print(verdict_table(gate.checks_of(session, found)))
-        word, when = "passed" if found.passed else "refused", f"{found.judged_at:%Y-%m-%d %H:%M}"
-        out.print(f"{word} on {when} by {found.judged_by}: {found.films} films of {found.patients} patients")
+        when = f"{found.judged_at:%Y-%m-%d %H:%M}"
+        out.print(f"{found.result} on {when} by {found.judged_by}: {found.films} films of {found.patients} patients")
+        if found.accepted_by is not None:
+            out.print(f"accepted by {found.accepted_by}: {found.accepted_reason}", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def promote(
     digest: Annotated[str, typer.Argument(help="The digest's first characters.")],
     reason: Reason,
-    override: Annotated[str | None, typer.Option(help="Why it goes live without a passed gate; it is kept.")] = None,
+    accept_undecided: Annotated[
+        str | None, typer.Option(help="Why it goes live though the gate had too few films to decide; it is kept.")
+    ] = None,
+    override: Annotated[str | None, typer.Option(help="Why it goes live against the gate; it is kept.")] = None,
 ) -> None:
-    """Make a checkpoint that passed the gate the one that ranks; workers take it up between two batches."""
+    """Make a checkpoint that passed the gate the one that ranks; workers take it up between two batches.
+
+    A checkpoint that the gate left undecided needs --accept-undecided with a reason; one that failed needs --override.
+    """
     from db import registry
     from db.session import session_scope
     from worker.checkpoints import promotion
@@ -97,7 +105,9 @@ def promote(
     try:
         with session_scope(context.engine) as session:
             row = registry.by_digest(session, digest)
-            promotion.promote(context, session, row, reason=reason, override=override)
+            promotion.promote(
+                context, session, row, reason=reason, override=override, accept_undecided=accept_undecided
+            )
     except (registry.UnknownCheckpoint, promotion.NotPromoted) as error:
         refuse(str(error))
     out.print("promoted; `nightread rescore` scores what the old one has ranked")

@@ -20,7 +20,7 @@ def retrain(
     """Train a challenger from what radiologists confirmed and judge it beside the champion.
 
     Interrupted or killed, the same command goes on. Exit code 0: the challenger passed the gate, or there was nothing
-    to train; 1: it was refused, or the training failed; 3: another retraining is under way.
+    to train; 1: it was refused or left undecided, or the training failed; 3: another retraining is under way.
     """
     from db.training_runs import Busy, Lost
     from worker.retraining.run import in_background

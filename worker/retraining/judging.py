@@ -25,7 +25,7 @@ from training import gate
 from training.checkpoint import Checkpoint, Header, load_checkpoint, read_header
 from training.crossfit import ask
 from training.findings import FINDINGS
-from training.gate import Check, Rules
+from training.gate import Check, Result, Rules
 from training.manifest import UNKNOWN
 from training.prepared import NotPrepared, Prepared, combine
 from training.sampling import STABLE
@@ -67,15 +67,15 @@ class Judged:
     rules: dict[str, Any]
 
     @property
-    def passed(self) -> bool:
-        """Whether every check was."""
-        return bool(self.checks) and all(check.passed for check in self.checks)
+    def result(self) -> Result:
+        """Of the whole verdict."""
+        return gate.overall(check.result for check in self.checks)
 
     @property
     def reason(self) -> str:
-        """What failed, or that nothing did, in one line."""
-        failed = [f"{check.name} {check.subject}".strip() for check in self.checks if not check.passed]
-        return f"failed: {', '.join(failed)}" if failed else f"passed {len(self.checks)} checks"
+        """The checks that failed, or else are undecided, or that there are none, in one line."""
+        names = [f"{check.name} {check.subject}".strip() for check in self.checks if check.result == self.result]
+        return f"passed {len(names)} checks" if self.result == "passed" else f"{self.result}: {', '.join(names)}"
 
     def summary(self) -> dict[str, Any]:
         """The macro figures, for the run's own row."""
@@ -115,12 +115,15 @@ def judge(
     if gold.empty:
         raise NothingToJudge(NothingToJudge.__doc__)
     accelerator = accelerator_of(settings.device)
-    said, challenged = (_probabilities(each, films, gold, accelerator=accelerator) for each in (champion, other))
+    champion_probabilities, challenger_probabilities = (
+        _probabilities(each, films, gold, accelerator=accelerator) for each in (champion, other)
+    )
     compare = Comparison(manifest[manifest["split"] == "train"], rules, rules_of_reading)
-    checks = compare.films(gold, said, challenged, films_from="gold")
-    checks.append(compare.time_to_report(gold, said, challenged, most=settings.gate.time_minutes))
+    both = champion_probabilities, challenger_probabilities
+    checks = compare.films(gold, *both, films_from="gold")
+    checks.append(compare.time_to_report(gold, *both, most=settings.gate.time_minutes))
     lately = gold["image"].isin(recent).to_numpy()
-    checks += compare.recent(gold[lately], said[lately], challenged[lately])
+    checks += compare.recent(gold[lately], champion_probabilities[lately], challenger_probabilities[lately])
     return Judged(
         champion_id=row.id,
         checks=tuple(replace(check, number=number) for number, check in enumerate(checks, start=1)),
@@ -155,11 +158,11 @@ def _probabilities(
     checkpoint: Checkpoint, films: Sequence[Prepared], gold: pd.DataFrame, *, accelerator: str
 ) -> NDArray[np.float32]:
     """(N, F) of the gold films, as the worker would give them."""
-    seen = replace(_readable(films, checkpoint), manifest=gold)
-    said = checkpoint.calibration.probabilities(ask(checkpoint, seen, accelerator=accelerator))
-    if not np.isfinite(said).all():
+    gold_films = replace(_readable(films, checkpoint), manifest=gold)
+    probabilities = checkpoint.calibration.probabilities(ask(checkpoint, gold_films, accelerator=accelerator))
+    if not np.isfinite(probabilities).all():
         raise SaysNothing(f"checkpoint {checkpoint.digest[:12]} gives no numbers: its training went astray")
-    return said
+    return probabilities
 
 
 @dataclass(frozen=True)
@@ -189,9 +192,11 @@ class Comparison:
         checks = self.films(films, champion, challenger, films_from="recent")
         macro = next(check for check in checks if check.name == "macro_auroc")
         if macro.high is None:  # too few to say anything are so few that nothing is held against it
-            return [replace(macro, bound=0.0, passed=True, note=f"{macro.note}, which passes on recent films")]
+            note = f"{macro.note}, which passes on recent films"
+            return [replace(macro, bound=0.0, result="passed", positives_needed=None, note=note)]
+        result: Result = "passed" if macro.high >= 0 else "failed"
         note = "few films: only an interval wholly below the bound fails"
-        return [replace(macro, bound=0.0, passed=macro.high >= 0, note=note)]
+        return [replace(macro, bound=0.0, result=result, positives_needed=None, note=note)]
 
     def time_to_report(
         self, films: pd.DataFrame, champion: NDArray[np.float32], challenger: NDArray[np.float32], *, most: float
@@ -200,26 +205,25 @@ class Comparison:
 
         The films are drawn from those that have a label for every finding; the room is `nightread simulate`'s own.
         """
-        line = Check(
-            number=0, films_from="gold", name="time_to_report", subject=CAPACITY_FINDING, champion=None,
-            challenger=None, difference=None, low=None, high=None, bound=most, passed=False, note=None,
-        )  # fmt: skip
+        line = Check(0, "gold", "time_to_report", CAPACITY_FINDING, bound=most)
         truth = films[list(FINDINGS)].to_numpy()
         whole = (truth != UNKNOWN).all(axis=1)
         if int((truth[whole, FINDINGS.index(CAPACITY_FINDING)] == 1).sum()) < self.rules.min_positives:
-            return replace(line, note="undecided: too few films with a pneumothorax and every finding known")
+            note = "undecided: too few films with a pneumothorax and every finding known"
+            return replace(line, positives_needed=self.rules.min_positives, note=note)
         try:
-            before, after = (self._minutes(truth[whole] == 1, said[whole]) for said in (champion, challenger))
+            before, after = (self._minutes(truth[whole] == 1, each[whole]) for each in (champion, challenger))
         except SimulationError as error:
             return replace(line, note=f"undecided: {error}")
         grown = after - before
-        return replace(line, champion=before, challenger=after, difference=grown, passed=grown <= most)
+        result: Result = "passed" if grown <= most else "failed"
+        return replace(line, champion=before, challenger=after, difference=grown, result=result)
 
-    def _minutes(self, present: NDArray[np.bool_], said: NDArray[np.float32]) -> float:
+    def _minutes(self, present: NDArray[np.bool_], probabilities: NDArray[np.float32]) -> float:
         discipline = next(one for one in default_disciplines(self.reading) if one.name.startswith("nightread, max"))
         rows = simulate(
-            cases=EvaluatedCases(present, said.astype(np.float64)), policy=self.reading, disciplines=(discipline,),
-            days=SIMULATED_DAYS, seeds=SIMULATED_SEEDS,
+            cases=EvaluatedCases(present, probabilities.astype(np.float64)), policy=self.reading,
+            disciplines=(discipline,), days=SIMULATED_DAYS, seeds=SIMULATED_SEEDS,
         )  # fmt: skip
         return next(row.mean.value for row in rows if row.group == CAPACITY_FINDING)
 
@@ -228,19 +232,19 @@ def record_verdict(
     session: Session, judged: Judged, challenger: CheckpointRow, *, training_run_id: int | None
 ) -> GateVerdict:
     """Keep the verdict, and move the challenger where it belongs: refused, or back among the challengers."""
-    verdict = verdicts.record(
-        session,
-        [asdict(check) for check in judged.checks],
+    verdict = GateVerdict(
         challenger_id=challenger.id,
         champion_id=judged.champion_id,
         training_run_id=training_run_id,
+        result=judged.result,
         gold_digest=judged.gold_digest,
         films=judged.films,
         patients=judged.patients,
         rules=judged.rules,
-        by=actor(),
+        judged_by=actor(),
     )
-    standing = "challenger" if judged.passed else "refused"
+    verdicts.record(session, verdict, map(asdict, judged.checks))
+    standing = "refused" if judged.result == "failed" else "challenger"
     if challenger.state in ("challenger", "refused") and challenger.state != standing:
         registry.set_state(session, challenger, standing, by=actor(), reason=judged.reason)
     return verdict

@@ -331,12 +331,12 @@ def _recipe(run: Run) -> Recipe:
 
 def _settle(run: Run, challenger: CheckpointRow, judged: Judged) -> Outcome:
     """Verdict, registry and run in one transaction; a promotion that does not come about takes none of it back."""
-    state, reason = ("passed" if judged.passed else "refused"), judged.reason
+    state, reason = ("refused" if judged.result == "failed" else judged.result), judged.reason
     metrics = _metrics(run, judged)
     with session_scope(run.context.engine) as session:
         row = session.get_one(CheckpointRow, challenger.id)
         record_verdict(session, judged, row, training_run_id=run.held.run_id)
-        if judged.passed and run.settings.retrain.promotes:
+        if judged.result == "passed" and run.settings.retrain.promotes:
             reason += _promoted(run, session, row)
         training_runs.finish(session, run.held, state, reason=reason, metrics=metrics)
     log.info("retraining_ended", training_run=run.held.run_id, state=state)

@@ -108,6 +108,9 @@ def doctor_table(results: Sequence[CheckResult]) -> Table:
     return table
 
 
+RESULT_STYLES = {"passed": "green", "undecided": "yellow", "failed": "bold red"}
+
+
 def verdict_table(checks: Iterable[Any]) -> Table:
     """The gate's lines: a figure of champion and challenger, the difference with its interval, the bound."""
     table = Table(title="The gate", title_justify="left")
@@ -119,7 +122,7 @@ def verdict_table(checks: Iterable[Any]) -> Table:
         of = f"{check.name} {check.subject}".strip().replace("_", " ")
         films = "" if check.films_from == "gold" else f", {check.films_from}"
         interval = "" if check.low is None else f" ({check.low:+.3f} {check.high:+.3f})"
-        mark = _mark(check.passed, "passed", "failed")
+        mark = Text(check.result, style=RESULT_STYLES[check.result])
         difference = _figure(check.difference, signed=True) + interval
         figures = (_figure(check.champion), _figure(check.challenger), difference, _figure(check.bound, signed=True))
         table.add_row(of + films, *figures, mark, check.note or "")

@@ -508,7 +508,7 @@ def test_a_promotion_that_somebody_forestalled_costs_no_verdict(context, challen
 def test_an_undecided_challenger_waits_for_a_person_whatever_the_site_promotes_by_itself(context, monkeypatch):
     before = context.live().checkpoint_id
     pass_the_gate(monkeypatch, last="undecided")
-    outcome = retrain(with_settings(context, retrain_promotes=True))
+    outcome = retrain(with_settings(context, retrain={"promotes": True}))
     assert outcome.state == the_run(context).state == "undecided"
     assert outcome.reason == "undecided: macro_auroc"
     with read_scope(context.engine) as session:

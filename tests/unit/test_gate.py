@@ -337,12 +337,8 @@ def test_skill_that_the_champion_has_shown_and_the_challenger_has_not_fails() ->
 
 def test_skill_passes_where_it_is_shown_and_fails_where_its_absence_is() -> None:
     assert skill_of_edema(positives=12, champion=0.5, challenger=0.95).result == "passed"
-    films, noise = drawn(films=1200)
-    said = seen(films, noise, auroc=0.8)
-    blind = with_column(said, "Edema", np.random.default_rng(1).random(len(films)))
-    check = judged(films, blind, with_column(said, "Edema", np.random.default_rng(2).random(len(films))))
-    assert check["skill", "Edema"].result == "failed"
-    assert check["skill", "Edema"].note == "beside chance, .5; shown to know next to nothing"
+    check = skill_of_edema(positives=60, champion=0.45, challenger=0.45)
+    assert (check.result, check.note) == ("failed", "beside chance, .5; shown to know next to nothing")
 
 
 def test_a_macro_auroc_that_is_no_worse_but_not_shown_to_be_is_undecided() -> None:

@@ -6,7 +6,18 @@ from dataclasses import dataclass
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from db.models import FINDING_COLUMNS, Checkpoint, FilmScore, Instance, PolicyRow, Site, Study, StudyPriority
+from db.bulk import in_parts
+from db.models import (
+    FINDING_COLUMNS,
+    Checkpoint,
+    FilmScore,
+    Instance,
+    PolicyRow,
+    RejectedFile,
+    Site,
+    Study,
+    StudyPriority,
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,20 @@ def study_named(session: Session, name: str) -> Study | None:
 def instances_of(session: Session, study: Study) -> Sequence[Instance]:
     """A study's instances, in the order in which they came."""
     return session.scalars(select(Instance).where(Instance.study_id == study.id).order_by(Instance.id)).all()
+
+
+def path_of(session: Session, sop_instance_uid: str) -> str | None:
+    """Where the film with this SOP Instance UID lies, or None."""
+    return session.scalar(select(Instance.path).where(Instance.sop_instance_uid == sop_instance_uid))
+
+
+def registered_paths(session: Session, paths: Sequence[str]) -> set[str]:
+    """Those of these paths that hold a registered instance or a rejected file."""
+    known: set[str] = set()
+    for part in in_parts(paths):
+        known |= set(session.scalars(select(Instance.path).where(Instance.path.in_(part))))
+        known |= set(session.scalars(select(RejectedFile.path).where(RejectedFile.path.in_(part))))
+    return known
 
 
 def select_files() -> Select[int, str, str, str | None]:

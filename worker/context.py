@@ -97,6 +97,12 @@ class Context:
         return self.settings.state_folder.expanduser().resolve()
 
     @property
+    def receive_folder(self) -> Path:
+        """Where films that came by DICOM are kept, as an absolute path."""
+        folder = self.settings.receive.folder
+        return self.state_folder / "received" if folder is None else folder.expanduser().resolve()
+
+    @property
     def retraining_folder(self) -> Path:
         """Where films lie while they are learned from or judged on."""
         return self.state_folder / "retraining"

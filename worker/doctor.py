@@ -170,4 +170,25 @@ def _training_progress(context: Context) -> str:
     return f"retraining {run.id} is at its stage {run.stage}"
 
 
-ROLES = {"worker": _worker_progress, "beat": _beat_progress, "training": _training_progress}
+def _receiver_answers(context: Context) -> str:
+    """A C-ECHO to our own receiver, as a modality that may send would ask it."""
+    from worker.dicom_network.echo import echo
+
+    receive = context.settings.receive
+    host = "127.0.0.1" if receive.address in ("0.0.0.0", "::") else receive.address  # noqa: S104 - compared, not bound
+    title = next(iter(receive.calling_ae_titles), "DOCTOR")
+    if not echo(
+        host, receive.port, called=receive.ae_title, calling=title, tls=receive.tls_certificate_file is not None
+    ):
+        raise CheckFailed(
+            f"the receiver on {host}:{receive.port} does not answer a C-ECHO: is `nightread receive` running?"
+        )
+    return f"answers a C-ECHO on {host}:{receive.port}"
+
+
+ROLES = {
+    "worker": _worker_progress,
+    "beat": _beat_progress,
+    "training": _training_progress,
+    "receiver": _receiver_answers,
+}

@@ -104,10 +104,38 @@ def _absolute(value: str) -> str:
     return value
 
 
+def _address(value: str) -> str:
+    ipaddress.ip_address(value)  # raises ValueError with a sentence
+    return value
+
+
+def _network(value: str) -> str:
+    ipaddress.ip_network(value)
+    return value
+
+
+def _title(value: str) -> str:
+    """An application entity title: PS3.5 table 6.2-1, VR AE."""
+    if not re.fullmatch(r"[ -\[\]-~]{1,16}", value) or value != value.strip():
+        raise ValueError("an AE title has 1 to 16 characters and no backslash")
+    return value
+
+
+def _peer(value: str) -> str:
+    if not re.fullmatch(PEER, value):
+        raise ValueError("write a node like PACS@pacs.example:104 (AE title, host, port)")
+    return value
+
+
+PEER = r"(?P<title>[^@\\]{1,16})@(?P<host>\[[0-9A-Fa-f:]+\]|[^:\s@]+):(?P<port>[1-9]\d{0,4})"
 Schedule = Annotated[str, AfterValidator(_crontab)]
 Empty = BeforeValidator(_unset)  # an empty variable is an unset one
 Commas = BeforeValidator(_parts)
 Modality = Annotated[str, AfterValidator(_modality)]
+Address = Annotated[str, AfterValidator(_address)]
+Network = Annotated[str, AfterValidator(_network)]
+Title = Annotated[str, AfterValidator(_title)]
+PeerText = Annotated[str, AfterValidator(_peer)]
 Folder = Annotated[str, AfterValidator(_absolute)]
 
 
@@ -215,6 +243,43 @@ class DriftSettings(Group):
         return value
 
 
+class ReceiveSettings(Group):
+    """The DICOM receiver: who may send, from where, and what it may cost."""
+
+    address: Address = "127.0.0.1"
+    """The address the DICOM receiver listens on; 0.0.0.0 for all."""
+    port: int = Field(11112, ge=0, le=65535)
+    """The DICOM receiver's port; 0 takes a free one."""
+    ae_title: Title = "NIGHTREAD"
+    """The receiver's AE title; an association that calls another one is rejected."""
+    folder: Annotated[Path | None, Empty] = None
+    """Where received films are kept, best on a disk of their own; unset: `received` in the state folder."""
+    calling_ae_titles: Annotated[tuple[Title, ...], NoDecode, Commas] = ()
+    """AE titles that may send, comma-separated; empty: any."""
+    networks: Annotated[tuple[Network, ...], NoDecode, Commas] = ()
+    """Networks that may connect, such as 10.1.0.0/16, comma-separated; empty: any."""
+    sop_classes: Annotated[tuple[str, ...], NoDecode, Commas] = ()
+    """UIDs of storage classes to accept beside those of CR and DX, comma-separated."""
+    associations_per_ae: int = Field(8, ge=1)
+    """Associations of one AE title at a time, at most."""
+    connections_per_address: int = Field(128, ge=1)
+    """Connections from one address at a time, at most, with or without an association."""
+    association_seconds: float = Field(5.0, gt=0, le=300)
+    """A peer that connects and asks for no association for this long is dropped."""
+    idle_seconds: float = Field(60.0, gt=0, le=3600)
+    """An association on which nothing comes for this long is ended."""
+    pdu_kb: int = Field(256, ge=16, le=4096)
+    """Longest PDU that a peer may send."""
+    free_mb: int = Field(2048, ge=1)
+    """Films are refused (status A700: send again later) while less than this is free on the folder's disk."""
+    tls_certificate_file: Annotated[FilePath | None, Empty] = None
+    """The receiver's certificate (PEM); unset: no TLS."""
+    tls_key_file: Annotated[FilePath | None, Empty] = None
+    """The key of that certificate; unset: it is in the certificate's file."""
+    tls_client_ca_file: Annotated[FilePath | None, Empty] = None
+    """The authority that must have signed a sender's certificate; unset: no client certificate is asked for."""
+
+
 class LogSettings(Group):
     """What the service says on standard error."""
 
@@ -229,14 +294,8 @@ class MetricsSettings(Group):
 
     port: int = Field(0, ge=0, le=65535)
     """Port of the Prometheus page of worker and beat; 0: none."""
-    address: str = "127.0.0.1"
+    address: Address = "127.0.0.1"
     """The address that page listens on; 0.0.0.0 for all, behind a firewall or on a container's internal network."""
-
-    @field_validator("address")
-    @classmethod
-    def _is_an_address(cls, value: str) -> str:
-        ipaddress.ip_address(value)
-        return value
 
 
 class Secrets(NestedSecretsSettingsSource):
@@ -298,6 +357,8 @@ class Settings(BaseSettings):
     """Score secondary captures that say they are frontal chest films (converted data sets)."""
     roots: Annotated[tuple[Folder, ...], NoDecode, Commas] = ()
     """Folders that received files must lie in, comma-separated; empty: anywhere."""
+    peers: Annotated[tuple[PeerText, ...], NoDecode, Commas] = ()
+    """DICOM nodes that are called, as TITLE@host:port, comma-separated."""
 
     max_file_mb: int = Field(512, ge=1)
     """A larger file is refused before it is read."""
@@ -332,6 +393,8 @@ class Settings(BaseSettings):
     retrain: RetrainSettings = RetrainSettings()
     gate: GateSettings = GateSettings()
     drift: DriftSettings = DriftSettings()
+
+    receive: ReceiveSettings = ReceiveSettings()
 
     log: LogSettings = LogSettings()
     metrics: MetricsSettings = MetricsSettings()

@@ -16,7 +16,7 @@ from db.totals import read_totals
 from training.checkpoint import CheckpointError
 from training.cli import app as training
 from worker import logs
-from worker.cli import drift, read, rescore, retrain, simulate
+from worker.cli import drift, read, receive, rescore, retrain, simulate
 from worker.cli.models import app as models
 from worker.cli.policy import app as policy
 from worker.errors import Unavailable
@@ -47,6 +47,7 @@ app.add_typer(database, name="db")
 app.add_typer(training, name="train")
 app.add_typer(models, name="models")
 app.add_typer(policy, name="policy")
+app.add_typer(receive.app)
 read.register(app)
 rescore.register(app)
 simulate.register(app)
@@ -326,7 +327,9 @@ def explain(
 
 @app.command()
 def doctor(
-    role: Annotated[str | None, typer.Option(help="worker, beat or training: only whether its work gets on.")] = None,
+    role: Annotated[
+        str | None, typer.Option(help="worker, beat, training or receiver: only whether its work gets on.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check settings, database, schema, checkpoint, device, broker, clock and disk; exit 2 or 3 when one is wrong."""

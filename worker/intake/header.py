@@ -88,6 +88,11 @@ def _text(header: Dataset, keyword: str, longest: int) -> str | None:
     return text_of(header, keyword).split("\\")[0].strip()[:longest] or None
 
 
+def is_uid(text: str) -> bool:
+    """Whether this is a UID (PS3.5 section 9: digits and dots, at most 64 characters)."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
 def _uid(header: Dataset, keyword: str) -> str:
     """A UID (PS3.5 section 9: digits and dots, at most 64 characters). Raises UnusableStudy for anything else."""
     name = {"StudyInstanceUID": "Study Instance UID", "SOPInstanceUID": "SOP Instance UID"}[keyword]

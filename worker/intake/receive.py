@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from io import BufferedReader
 from itertools import islice
@@ -27,10 +28,13 @@ log = structlog.get_logger()
 FILES_PER_TRANSACTION = 64
 
 # A database that restarts must not end a backfill of a year. No lease runs out meanwhile, as a worker's would.
+PATIENCE_SECONDS = 120.0
+_patience_seconds = ContextVar("patience_seconds", default=PATIENCE_SECONDS)
+
 patiently = retry(
     retry=retry_if_exception(is_away),
     wait=wait_exponential(multiplier=0.5, max=5),
-    stop=stop_after_delay(120),
+    stop=lambda call: stop_after_delay(_patience_seconds.get())(call),
     reraise=True,
 )
 
@@ -82,12 +86,37 @@ def _files_below(top: Path) -> Iterator[Path]:
         folders += [os.path.join(folder, name) for name, is_folder in reversed(found) if is_folder]  # noqa: PTH118
 
 
-def receive(context: Context, paths: Iterable[Path], *, on_file: Callable[[], None] = lambda: None) -> Received:
+@dataclass(frozen=True)
+class Footing:
+    """What every registration needs: where a new study stands, and what makes this site's patient keys."""
+
+    unscored: Placement
+    secret: str
+
+
+def receive(
+    context: Context,
+    paths: Iterable[Path],
+    *,
+    on_file: Callable[[], None] = lambda: None,
+    footing: Footing | None = None,
+    patience_seconds: float = PATIENCE_SECONDS,
+) -> Received:
     """Register every instance found at `paths`; a file that cannot be one is recorded with its reason.
 
-    Each file is committed with a few neighbours, and what fails costs only itself.
+    Each file is committed with a few neighbours, and what fails costs only itself. `footing`: of a moment ago, for a
+    caller that registers one file after the other. A database that is away is waited for up to `patience_seconds`,
+    then its error is raised.
     """
-    received, (unscored, secret) = Received(), _placement_and_secret(context)
+    waited = _patience_seconds.set(patience_seconds)
+    try:
+        return _receive(context, paths, on_file, footing or footing_of(context))
+    finally:
+        _patience_seconds.reset(waited)
+
+
+def _receive(context: Context, paths: Iterable[Path], on_file: Callable[[], None], footing: Footing) -> Received:
+    received, unscored, secret = Received(), footing.unscored, footing.secret
     found = find_files(paths)
     while files := list(islice(found, FILES_PER_TRANSACTION)):
         read = [(file, _read(context, file, secret)) for file in files]
@@ -101,11 +130,11 @@ def receive(context: Context, paths: Iterable[Path], *, on_file: Callable[[], No
 
 
 @patiently
-def _placement_and_secret(context: Context) -> tuple[Placement, str]:
-    """Where a new study stands, and what makes this site's patient keys."""
+def footing_of(context: Context) -> Footing:
+    """The footing of this moment."""
     unscored = context.live().unscored
     with read_scope(context.engine) as session:
-        return unscored, lookup.patient_key_secret(session)
+        return Footing(unscored, lookup.patient_key_secret(session))
 
 
 def _read(context: Context, file: Path, secret: str) -> Arrival | UnusableStudy:

@@ -94,6 +94,34 @@ class WorkMetrics:
         self._progress.set(time.time())
 
 
+class ReceiveMetrics:
+    """What one DICOM receiver did since it started."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._films = Counter("nightread_received_films", "Films received by C-STORE.", registry=self.registry)
+        self._bytes = Counter("nightread_received_bytes", "Bytes of those films.", registry=self.registry)
+        self._refusals = Counter(
+            "nightread_receiver_refusals",
+            "Films, associations and connections refused, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self._associations = Counter(
+            "nightread_receiver_associations", "Associations accepted.", registry=self.registry
+        )
+
+    def received(self, size_bytes: int) -> None:
+        self._films.inc()
+        self._bytes.inc(size_bytes)
+
+    def refused(self, reason: str) -> None:
+        self._refusals.labels(code(reason)).inc()
+
+    def associated(self) -> None:
+        self._associations.inc()
+
+
 class LedgerCollector(Collector):
     """The ledger as gauges, read from the database when Prometheus asks, at most once in `max_age_seconds`.
 

@@ -1,5 +1,8 @@
 """Periodic maintenance: release expired leases and re-send messages for waiting studies."""
 
+from collections.abc import Callable
+from contextlib import suppress
+
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError as BrokerAway
@@ -7,7 +10,7 @@ from kombu.exceptions import OperationalError as BrokerAway
 from db import ledger, runs, training_runs
 from db.session import session_scope
 from worker.context import Context
-from worker.queue.app import ask_for_retraining, notify
+from worker.queue.app import ask_for_retraining, make_app, notify
 from worker.ranking import activation
 
 log = structlog.get_logger()
@@ -45,3 +48,18 @@ def notify_waiting(context: Context, app: Celery, *, limit: int) -> int:
             ledger.mark_notified(session, studies, None)
         raise
     return len(studies)
+
+
+def notifier(context: Context) -> Callable[[], None]:
+    """What a receiver calls when studies have come: it notifies the workers. While the broker is away, or where there
+    is none, nothing is sent: the studies wait in the ledger, and the next sweep or `nightread score` takes them."""
+    if context.settings.broker_url is None:
+        return lambda: None
+    app = make_app(context.settings)
+
+    def notify_all() -> None:
+        with suppress(BrokerAway):
+            while notify_waiting(context, app, limit=MESSAGES_PER_SWEEP) == MESSAGES_PER_SWEEP:
+                pass
+
+    return notify_all

@@ -1,0 +1,370 @@
+"""The DICOM receiver, against pynetdicom's own SCU, raw sockets and, where it is installed, DCMTK's storescu."""
+
+import hashlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Event, Timer
+
+import psutil
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    CTImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    generate_uid,
+)
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance, Verification
+
+from db import schema
+from db.lookup import path_of
+from db.session import make_engine, read_scope
+from db.totals import read_totals
+from tests.support.dicom_files import make_film, texture
+from training.imaging.decoders import DECODERS
+from worker.context import Context
+from worker.dicom_network.storage_scp import TRANSFER_SYNTAXES, Receiver, listening, register_leftovers
+from worker.monitoring.prometheus import ReceiveMetrics
+
+SMALL = {"free_mb": 1, "port": 0}
+
+
+class Site:
+    """A receiver and what it holds."""
+
+    def __init__(self, context: Context, receiver: Receiver, port: int) -> None:
+        self.context, self.receiver, self.port = context, receiver, port
+
+    def files(self) -> list[Path]:
+        """Every file below the receiver's folder, half films included."""
+        return sorted(path for path in self.context.receive_folder.rglob("*") if path.is_file())
+
+    def refusals(self) -> dict[str, float]:
+        """Refusals by reason."""
+        samples = [each for family in self.receiver.metrics.registry.collect() for each in family.samples]
+        return {
+            each.labels["reason"]: each.value for each in samples if each.name == "nightread_receiver_refusals_total"
+        }
+
+    def received(self) -> int:
+        """Studies in the ledger."""
+        with read_scope(self.context.engine) as session:
+            totals = read_totals(session)
+        assert totals.balance
+        return totals.received
+
+
+@contextmanager
+def receiving(context: Context, **receive: object) -> Iterator[Site]:
+    """A receiver in this process."""
+    settings = context.settings.changed(receive=SMALL | receive)
+    context = Context(settings)
+    receiver = Receiver.of(context, metrics=ReceiveMetrics())
+    with listening(receiver) as server:
+        yield Site(context, receiver, server.server_address[1])
+
+
+@contextmanager
+def associated(
+    port: int, *, title: str = "MODALITY", called: str = "NIGHTREAD", syntaxes: list[str] | None = None, tls=None
+):
+    """An association with the receiver, ended with the block."""
+    entity = AE(ae_title=title)
+    entity.add_requested_context(DigitalXRayImageStorageForPresentation, syntaxes or [ExplicitVRLittleEndian])
+    entity.add_requested_context(CTImageStorage)
+    entity.add_requested_context(Verification)
+    entity.add_requested_context(StorageCommitmentPushModel)
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 30
+    association = entity.associate("127.0.0.1", port, ae_title=called, tls_args=(tls, "localhost") if tls else None)
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def sent(port: int, film: Dataset, **options) -> int | None:
+    """The status of one film's C-STORE; None where the association ended without one."""
+    syntax = film.file_meta.TransferSyntaxUID
+    with associated(port, syntaxes=[syntax], **options) as association:
+        assert association.is_established
+        return getattr(association.send_c_store(film), "Status", None)
+
+
+def data_set_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes after its meta information."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<L", content[140:144])  # (0002,0000), PS3.10 section 7.1
+    return hashlib.sha256(content[144 + length :]).hexdigest()
+
+
+def test_every_transfer_syntax_that_is_decoded_is_accepted() -> None:
+    assert {str(syntax) for syntax in DECODERS} <= {str(syntax) for syntax in TRANSFER_SYNTAXES}
+
+
+def test_echo_is_answered(embedded: Context) -> None:
+    with receiving(embedded) as site, associated(site.port) as association:
+        assert association.send_c_echo().Status == 0x0000
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless])
+def test_a_film_is_kept_byte_for_byte_and_registered(context: Context, tmp_path: Path, syntax: str) -> None:
+    film = make_film(tmp_path / "sent.dcm", transfer_syntax=syntax)
+    with receiving(context) as site:
+        assert sent(site.port, pydicom.dcmread(tmp_path / "sent.dcm")) == 0x0000
+        (kept,) = site.files()
+        assert data_set_digest(kept) == data_set_digest(tmp_path / "sent.dcm")
+        assert str(film.SOPInstanceUID) not in str(kept)
+        assert site.received() == 1
+        with read_scope(site.context.engine) as session:
+            assert path_of(session, film.SOPInstanceUID) == str(kept)
+
+
+def test_the_same_film_twice_is_one_file(embedded: Context) -> None:
+    film = make_film()
+    with receiving(embedded) as site:
+        assert [sent(site.port, film), sent(site.port, film)] == [0x0000, 0x0000]
+        assert (len(site.files()), site.received()) == (1, 1)
+
+
+def test_another_called_title_calling_title_or_network_is_rejected(embedded: Context) -> None:
+    with receiving(embedded, calling_ae_titles=("MODALITY",)) as site:
+        for options in ({"called": "OTHER"}, {"title": "STRANGER"}):
+            with associated(site.port, **options) as association:
+                assert association.is_rejected
+        assert sent(site.port, make_film()) == 0x0000
+    with receiving(embedded, networks=("10.0.0.0/8",)) as site:
+        with associated(site.port) as association:
+            assert not association.is_established
+        assert site.refusals() == {"network_not_allowed": 1}
+
+
+def test_a_uid_that_is_a_path_is_refused_and_nothing_is_written(embedded: Context) -> None:
+    film = make_film()
+    film.SOPInstanceUID = film.file_meta.MediaStorageSOPInstanceUID = "../../x"
+    with receiving(embedded) as site:
+        assert sent(site.port, film) != 0x0000
+        assert (site.files(), site.received()) == ([], 0)
+
+
+def test_another_storage_class_is_accepted_where_the_setting_names_it(embedded: Context) -> None:
+    film = make_film(SOPClassUID=CTImageStorage)
+    film.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    with receiving(embedded) as site, associated(site.port) as association:
+        assert CTImageStorage not in {context.abstract_syntax for context in association.accepted_contexts}
+    with receiving(embedded, sop_classes=(CTImageStorage,)) as site:
+        assert sent(site.port, film) == 0x0000
+
+
+def test_a_disk_without_room_refuses_films_and_keeps_the_association(embedded: Context) -> None:
+    with receiving(embedded, free_mb=10**9) as site, associated(site.port) as association:
+        assert [association.send_c_store(make_film()).Status for _ in range(2)] == [0xA700, 0xA700]
+        assert association.is_established
+        assert site.received() == 0
+    assert site.files() == []
+
+
+def test_a_database_that_is_away_refuses_films_until_it_is_back(settings, own_postgres) -> None:
+    settings = settings.changed(database_url=own_postgres.url)
+    schema.upgrade(make_engine(own_postgres.url))
+    context = Context(settings)
+    context.live()
+    with receiving(context) as site, associated(site.port) as association:
+        assert association.send_c_store(make_film()).Status == 0x0000
+        own_postgres.stop()
+        assert association.send_c_store(make_film()).Status == 0xA700
+        own_postgres.start()
+        assert association.is_established
+        assert association.send_c_store(make_film()).Status == 0x0000
+        assert (site.received(), len(site.files())) == (2, 2)
+
+
+def test_a_pdu_of_800_mb_costs_its_sender_the_connection_and_no_memory(embedded: Context) -> None:
+    with receiving(embedded) as site:
+        before = psutil.Process().memory_info().rss
+        with socket.create_connection(("127.0.0.1", site.port), timeout=20) as peer:
+            peer.sendall(struct.pack(">BBL", 0x01, 0, 800_000_000))
+            peer.settimeout(20)
+            assert bytes_taken(peer, most=800_000_000) < 32 * 2**20
+        assert psutil.Process().memory_info().rss - before < 32 * 2**20
+        assert sent(site.port, make_film()) == 0x0000
+
+
+def bytes_taken(peer: socket.socket, *, most: int) -> int:
+    """How many bytes the other end takes before it closes the connection."""
+    taken, block = 0, bytes(2**20)
+    with suppress(OSError):
+        while taken < most:
+            peer.sendall(block)
+            taken += len(block)
+    return taken
+
+
+def test_an_endless_film_is_cut_off_and_its_half_removed(embedded: Context) -> None:
+    film = make_film(pixels=None, ImageComments="x")
+    film.PixelData = bytes(3 * 2**20)
+    context = Context(embedded.settings.changed(max_file_mb=1))
+    with receiving(context) as site:
+        assert sent(site.port, film) is None
+        assert site.received() == 0
+        site.receiver.inbox.remove_abandoned(older_than_seconds=0)
+        assert site.files() == []
+
+
+def test_silent_peers_keep_nobody_out(embedded: Context) -> None:
+    with receiving(embedded) as site:
+        silent = [socket.create_connection(("127.0.0.1", site.port)) for _ in range(100)]
+        try:
+            began = time.monotonic()
+            assert sent(site.port, make_film()) == 0x0000
+            assert time.monotonic() - began < 5
+        finally:
+            for peer in silent:
+                peer.close()
+
+
+def test_connections_of_one_address_and_associations_of_one_title_have_a_limit(embedded: Context) -> None:
+    with receiving(embedded, associations_per_ae=1) as site, associated(site.port):
+        with associated(site.port) as second:
+            assert second.is_rejected
+        with associated(site.port, title="ANOTHER") as other:
+            assert other.is_established
+        assert site.refusals()["too_many_associations"] == 1
+    with receiving(embedded, connections_per_address=1) as site, associated(site.port), associated(site.port) as second:
+        assert not second.is_established
+
+
+def test_a_film_that_was_kept_before_a_kill_is_registered_at_the_next_start(embedded: Context, tmp_path: Path) -> None:
+    make_film(tmp_path / "arrived.dcm")
+    with receiving(embedded) as site:
+        kept = site.receiver.inbox.keep(tmp_path / "arrived.dcm")
+        assert site.received() == 0
+        (site.context.receive_folder / "arriving" / "half").write_bytes(b"DICM")
+    with receiving(embedded) as site:
+        assert site.files() == [kept]
+        assert site.received() == 1
+        assert register_leftovers(site.receiver) == 0
+
+
+def test_every_film_that_was_acknowledged_before_a_kill_is_on_disk_and_in_the_ledger(
+    embedded: Context, tmp_path: Path
+) -> None:
+    acknowledged: list[str] = []
+    film = make_film(pixels=texture(2000, 2000))
+    for films in (1, 2, 3):
+        with receiver_process(embedded, tmp_path) as (process, port), associated(port) as association:
+            killer = Timer(0.02, process.kill)
+            for _ in range(films + 100):
+                film.SOPInstanceUID = film.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+                with suppress(RuntimeError):  # the association is gone
+                    if getattr(association.send_c_store(film), "Status", None) == 0x0000:
+                        acknowledged.append(str(film.SOPInstanceUID))
+                        films -= 1
+                        if films == 0:
+                            killer.start()
+                if process.poll() is not None:
+                    break
+            assert process.wait() == -signal.SIGKILL
+    assert len(acknowledged) >= 6
+    with read_scope(embedded.engine) as session:
+        paths = [path_of(session, uid) for uid in acknowledged]
+    assert all(path is not None and len(pydicom.dcmread(path).PixelData) > 0 for path in paths)
+
+
+@contextmanager
+def receiver_process(context: Context, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """`nightread receive` in a process of its own, on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "NIGHTREAD_DATABASE_URL": context.settings.database_url,
+        "NIGHTREAD_STATE_FOLDER": str(context.settings.state_folder),
+        "NIGHTREAD_RECEIVE_PORT": str(port),
+        "NIGHTREAD_RECEIVE_FREE_MB": "1",
+    }
+    with (folder / "receiver.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker.cli", "receive"], env=environment, stdout=log, stderr=log
+        )
+        try:
+            wait_for(lambda: is_open(port), process=process)
+            yield process, port
+        finally:
+            process.kill()
+            process.wait()
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(condition: Callable[[], bool], *, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait up to a minute. Fails at once where the process has ended."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process is None or process.poll() is None, "the process ended"
+        assert time.monotonic() < deadline, "not within a minute"
+        time.sleep(0.05)
+
+
+def test_commitment_is_reported_for_films_that_are_kept_and_refused_for_others(embedded: Context) -> None:
+    reports: list[Dataset] = []
+    heard = Event()
+
+    def report(event: evt.Event) -> tuple[int, None]:
+        reports.append(event.event_information)
+        heard.set()
+        return 0x0000, None
+
+    sender = AE(ae_title="MODALITY")
+    sender.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
+    listener = sender.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, report)])
+    peers = (f"MODALITY@127.0.0.1:{listener.server_address[1]}",)
+    try:
+        film, unknown = make_film(), generate_uid()
+        with receiving(Context(embedded.settings.changed(peers=peers))) as site:
+            assert sent(site.port, film) == 0x0000
+            request = Dataset()
+            request.TransactionUID = generate_uid()
+            request.ReferencedSOPSequence = [
+                referenced(film.SOPClassUID, film.SOPInstanceUID),
+                referenced(film.SOPClassUID, unknown),
+            ]
+            with associated(site.port) as association:
+                status, _ = association.send_n_action(
+                    request, 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+                )
+                assert status.Status == 0x0000
+            assert heard.wait(60)
+            with associated(site.port, title="STRANGER") as association:
+                status, _ = association.send_n_action(
+                    request, 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+                )
+                assert status.Status != 0x0000, "nobody knows where its report would go"
+    finally:
+        listener.shutdown()
+    (answer,) = reports
+    assert answer.TransactionUID == request.TransactionUID
+    assert [item.ReferencedSOPInstanceUID for item in answer.ReferencedSOPSequence] == [film.SOPInstanceUID]
+    assert [item.ReferencedSOPInstanceUID for item in answer.FailedSOPSequence] == [unknown]
+
+
+def referenced(sop_class: str, uid: str) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, uid
+    return item

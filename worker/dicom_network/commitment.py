@@ -1,0 +1,145 @@
+"""Storage commitment: a sender asks which of its films it may delete (PS3.4 annex J, push model).
+
+The answer goes to the sender on an association of its own, since the one that asked may be long closed. It is not kept
+over a restart: a sender that hears nothing keeps its films and asks again.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+from pydicom.dataset import Dataset
+from pydicom.uid import UID
+from pynetdicom import AE, build_context, build_role
+from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+from sqlalchemy.exc import SQLAlchemyError
+
+from db import lookup
+from db.session import read_scope
+from worker.context import Context
+from worker.dicom_network.peers import Peer, peer_of
+
+log = structlog.get_logger()
+
+PAUSES_SECONDS: Final = (1.0, 10.0, 60.0, 300.0)  # before each try
+ALL_COMMITTED: Final = 1
+SOME_FAILED: Final = 2
+NO_SUCH_INSTANCE: Final = 0x0112
+PROCESSING_FAILURE: Final = 0x0110
+MOST_REFERENCES: Final = 10_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request: its transaction, (SOP Class UID, SOP Instance UID) pairs, and who wants to know."""
+
+    transaction_uid: str
+    references: Sequence[tuple[str, str]]
+    peer: Peer
+    tries: int = 0
+    not_before: float = 0.0
+
+
+class Committer:
+    """Answers commitment requests, in a thread of its own."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+
+    def take(self, information: Dataset, *, title: str) -> bool:
+        """Accept a request, if it is whole and its sender's address is among the peers."""
+        peer = peer_of(self.context.settings.peers, title)
+        references = [
+            (str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID))
+            for item in information.get("ReferencedSOPSequence", [])
+        ]
+        if peer is None or not references or len(references) > MOST_REFERENCES or "TransactionUID" not in information:
+            log.warning("commitment_refused", peer_known=peer is not None, references=len(references))
+            return False
+        self._requests.put(Request(str(information.TransactionUID), references, peer))
+        return True
+
+    @contextmanager
+    def running(self, entity: AE) -> Iterator[None]:
+        """Answer requests while the block runs."""
+        thread = threading.Thread(target=self._answer_all, args=(entity,), name="commitment", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._requests.put(None)
+            thread.join()
+
+    def _answer_all(self, entity: AE) -> None:
+        while (request := self._requests.get()) is not None:
+            time.sleep(max(0.0, min(1.0, request.not_before - time.monotonic())))
+            if time.monotonic() < request.not_before:
+                self._requests.put(request)
+            elif not self._answered(request, entity):
+                self._try_later(request)
+
+    def _try_later(self, request: Request) -> None:
+        if request.tries >= len(PAUSES_SECONDS):
+            log.warning("commitment_given_up", references=len(request.references))
+            return
+        not_before = time.monotonic() + PAUSES_SECONDS[request.tries]
+        self._requests.put(
+            Request(request.transaction_uid, request.references, request.peer, request.tries + 1, not_before)
+        )
+
+    def _answered(self, request: Request, entity: AE) -> bool:
+        try:
+            report, event_type = self.report_on(request)
+        except SQLAlchemyError:
+            return False
+        role = build_role(StorageCommitmentPushModel, scp_role=True)  # PS3.4 J.3.3: the SCP reports, so it is the SCP
+        association = entity.associate(
+            request.peer.host,
+            request.peer.port,
+            ae_title=request.peer.title,
+            contexts=[build_context(StorageCommitmentPushModel)],
+            ext_neg=[role],
+        )
+        if not association.is_established:
+            return False
+        try:
+            status, _ = association.send_n_event_report(
+                report, event_type, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+            )
+            return bool(status) and status.Status == 0x0000
+        except (RuntimeError, ValueError):  # the peer ended it, or accepted no context
+            return False
+        finally:
+            association.release()
+
+    def report_on(self, request: Request) -> tuple[Dataset, int]:
+        """The data set of the N-EVENT-REPORT (PS3.4 table J.3-2) and its event type."""
+        report = Dataset()
+        report.TransactionUID = request.transaction_uid
+        committed, failed = [], []
+        for sop_class, uid in request.references:
+            item = Dataset()
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = UID(sop_class), UID(uid)
+            if self._is_safe(uid):
+                committed.append(item)
+            else:
+                item.FailureReason = NO_SUCH_INSTANCE
+                failed.append(item)
+        if committed:
+            report.ReferencedSOPSequence = committed
+        if failed:
+            report.FailedSOPSequence = failed
+        return report, SOME_FAILED if failed else ALL_COMMITTED
+
+    def _is_safe(self, uid: str) -> bool:
+        """Whether a film is in the ledger, its file in our folder: what was pointed at is not ours to promise."""
+        with read_scope(self.context.engine) as session:
+            path = lookup.path_of(session, uid)
+        return path is not None and Path(path).is_relative_to(self.context.receive_folder) and Path(path).exists()

@@ -1,0 +1,91 @@
+"""The folder of received films: a film is there whole under a name of our own, or it is not there.
+
+    FOLDER/arriving/     one file per film on its way in; what a killed receiver left there is removed at its start
+    FOLDER/2026-11-28/   the films of a day (UTC), each under a random name
+
+Names never come from a UID: a sender chooses those.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+ARRIVING = "arriving"
+ABANDONED_SECONDS = 900.0  # nothing was written to an arriving file for this long: its association is gone
+
+
+@dataclass(frozen=True)
+class Inbox:
+    """The films that were received here. `free_bytes` is kept free on its file system."""
+
+    folder: Path
+    free_bytes: int
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the folders, readable by this user alone, remove half films, and receive into them.
+
+        pynetdicom writes a film into `tempfile`'s folder while it arrives: for this process that is the inbox's own, on
+        the same file system, so that a film is renamed and never copied.
+        """
+        self._arriving.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.remove_abandoned(older_than_seconds=0)
+        before, tempfile.tempdir = tempfile.tempdir, str(self._arriving)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+
+    def is_full(self) -> bool:
+        """Whether less than `free_bytes` are free."""
+        return shutil.disk_usage(self._arriving).free < self.free_bytes
+
+    def keep(self, arrived: Path) -> Path:
+        """Give a whole film its name for good; when this returns, both survive a power cut. Raises OSError."""
+        with arrived.open("rb") as film:
+            os.fsync(film.fileno())
+        day = self.folder / f"{datetime.now(UTC):%Y-%m-%d}"
+        is_new = not day.exists()
+        day.mkdir(exist_ok=True, mode=0o700)
+        kept = day / f"{uuid.uuid4().hex}.dcm"
+        os.link(arrived, kept)  # pynetdicom unlinks its own name afterwards
+        _sync(day)
+        if is_new:
+            _sync(self.folder)
+        return kept
+
+    def recent(self, *, days: int = 2) -> list[Path]:
+        """The films of the last days: among them may be one that was kept and, after a kill, not registered."""
+        names = {f"{datetime.now(UTC) - timedelta(days=back):%Y-%m-%d}" for back in range(days)}
+        return [path for name in sorted(names) for path in sorted((self.folder / name).glob("*.dcm"))]
+
+    def remove_abandoned(self, *, older_than_seconds: float = ABANDONED_SECONDS) -> int:
+        """Remove half films whose association is gone; returns how many."""
+        removed = 0
+        for path in self._arriving.iterdir():
+            try:
+                if time.time() - path.stat().st_mtime >= older_than_seconds:
+                    path.unlink()
+                    removed += 1
+            except FileNotFoundError:  # it was kept, or given up, meanwhile
+                continue
+        return removed
+
+    @property
+    def _arriving(self) -> Path:
+        return self.folder / ARRIVING
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

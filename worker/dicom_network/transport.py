@@ -1,0 +1,154 @@
+"""Bounds on what a peer can cost before and while it sends: PDU length, time, connections, message size.
+
+pynetdicom bounds none of these: a PDU that announces 800 MB is read into memory before any association exists. What is
+replaced here is `AssociationSocket.recv`, which reads every PDU, and the server's way to accept a connection;
+tests/integration/test_receive.py fails where a new pynetdicom no longer calls them.
+"""
+
+import socket as sockets
+import ssl
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+from pynetdicom.association import Association
+from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
+
+READ_BYTES = 256 * 1024  # pynetdicom's own 4 KiB a call cost most of the processor time of a transfer
+FIRST_PDU_BYTES = 128 * 1024  # an A-ASSOCIATE-RQ with 128 presentation contexts of 30 transfer syntaxes takes 110 KB
+PDU_SECONDS = 60.0  # the rest of a PDU whose first bytes have come
+PDU_SLACK_BYTES = 1024  # headers beside the maximum length that we announce (PS3.8 D.1)
+
+
+class OutOfBounds(OSError):
+    """The peer sent more, or more slowly, than this receiver accepts."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What one connection may cost. pdu_bytes: the maximum length that is announced (PS3.8 D.1). message_bytes: a whole
+    C-STORE with its film. connections: those of one address, with or without an
+    association. first_word_seconds: how long a peer may be silent at first."""
+
+    pdu_bytes: int
+    message_bytes: int
+    connections: int
+    first_word_seconds: float
+
+
+class BoundedReader:
+    """Reads one connection, of which every PDU, and every message, is bounded in length and in time."""
+
+    def __init__(self, association: Association, bounds: Bounds) -> None:
+        self._association, self._bounds = association, bounds
+        self._connection: sockets.socket = association.dul.socket.socket
+        self._message_bytes = 0
+
+    def begin_message(self) -> None:
+        """Count from 0 again: the message before this one is complete."""
+        self._message_bytes = 0
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Read `nr_bytes`, or fewer where the peer closes. Raises OutOfBounds, which ends the connection."""
+        limit = self._bounds.pdu_bytes + PDU_SLACK_BYTES if self._association.is_established else FIRST_PDU_BYTES
+        self._message_bytes += nr_bytes
+        if nr_bytes > limit or self._message_bytes > self._bounds.message_bytes:
+            raise OutOfBounds("the peer announced more than this receiver accepts")
+        buffer, filled, deadline = bytearray(nr_bytes), 0, time.monotonic() + PDU_SECONDS
+        with memoryview(buffer) as view:
+            while filled < nr_bytes:
+                count = self._connection.recv_into(view[filled : filled + READ_BYTES])
+                if not count:
+                    break
+                filled += count
+                if time.monotonic() > deadline:
+                    raise OutOfBounds("the peer sends too slowly")
+        del buffer[filled:]
+        return buffer
+
+
+class BoundedHandler(RequestHandler):  # type: ignore[misc]
+    """One connection: it is waited for until its peer says something, and only then becomes an association.
+
+    An association takes two threads that look around a thousand times a second: a hundred silent peers would take the
+    processor away from those that send.
+    """
+
+    server: "BoundedServer"
+
+    def handle(self) -> None:
+        """Wait for the peer's first word, then associate; a connection that fails before leaves only a count."""
+        try:
+            self.request.settimeout(self.server.bounds.first_word_seconds)
+            if isinstance(self.request, ssl.SSLSocket):
+                self.request.do_handshake()
+            elif not self.request.recv(1, sockets.MSG_PEEK):
+                raise ConnectionAbortedError
+            self.request.settimeout(self.server.ae.network_timeout)
+        except OSError as error:
+            self.server.on_refused("tls_failed" if isinstance(error, ssl.SSLError) else "silent_connection")
+            self.server.shutdown_request(self.request)
+            return
+        finally:
+            self.server.has_spoken(self.client_address[0])
+        super().handle()
+
+    def _create_association(self) -> Any:
+        association = super()._create_association()
+        association.reader = BoundedReader(association, self.server.bounds)
+        association.dul.socket.recv = association.reader.recv
+        return association
+
+
+class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]
+    """A server that never waits for one peer, and takes a limited number of connections from one address.
+
+    pynetdicom's own shakes hands while it accepts: one silent TLS client would keep all others out.
+    """
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(
+        self,
+        *args: Any,
+        bounds: Bounds,
+        is_allowed: Callable[[str], bool],
+        on_refused: Callable[[str], None],
+        **options: Any,
+    ) -> None:
+        self.bounds, self.is_allowed, self.on_refused = bounds, is_allowed, on_refused
+        self._silent: Counter[str] = Counter()
+        self._lock = Lock()
+        super().__init__(*args, request_handler=BoundedHandler, **options)
+
+    def get_request(self) -> tuple[sockets.socket, Any]:
+        """Accept a connection; a TLS handshake comes later, in the connection's own thread."""
+        connection, address = self.socket.accept()
+        if self.ssl_context:
+            connection = self.ssl_context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
+    def verify_request(self, _request: Any, client_address: Any) -> bool:
+        """Whether the address may connect at all, and does not hold too many connections already."""
+        host = client_address[0]
+        if not self.is_allowed(host):
+            self.on_refused("network_not_allowed")
+            return False
+        associating = sum(1 for each in self.active_associations if each.remote["address"] == host)
+        with self._lock:
+            if associating + self._silent[host] >= self.bounds.connections:
+                self.on_refused("too_many_connections")
+                return False
+            self._silent[host] += 1
+        return True
+
+    def has_spoken(self, host: str) -> None:
+        """Note that a peer has said its first word, or is gone."""
+        with self._lock:
+            self._silent[host] -= 1
+            if not self._silent[host]:
+                del self._silent[host]

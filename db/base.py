@@ -15,6 +15,8 @@ NAMING_CONVENTION = {
     "pk": "pk_%(table_name)s",
 }
 
+DECIMALS = 6  # of a stored probability or urgency: what differs beyond them is the order of additions, not the film
+
 # SQLite gives row ids only to INTEGER PRIMARY KEY; PostgreSQL needs 64 bits for archives of many years.
 BigKey = BigInteger().with_variant(Integer, "sqlite")
 
@@ -44,6 +46,11 @@ class Base(DeclarativeBase):
 
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
     type_annotation_map = {datetime: UtcDateTime}  # noqa: RUF012 - SQLAlchemy reads this class attribute as it is
+
+
+def rounded(number: Any) -> float:
+    """A probability or an urgency as it is ranked with and kept: REAL holds more, not everywhere the same."""
+    return round(float(number), DECIMALS)
 
 
 def database_now(session: Session) -> datetime:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from db import drift
 from db.base import database_now
+from db.ledger import pressing
 from db.models import Drift, Run, Study
 from db.totals import Totals, read_totals
 
@@ -58,10 +59,7 @@ def head_of_queue(session: Session) -> Head | None:
     """The most pressing study that may be tried now, or None."""
     now = database_now(session)
     row = session.execute(
-        select(Study.received_at, Study.not_before, Study.notified_at)
-        .where(Study.state == "waiting", or_(Study.not_before.is_(None), Study.not_before <= now))
-        .order_by(Study.stat.desc(), Study.received_at, Study.id)
-        .limit(1)
+        pressing(now).with_only_columns(Study.received_at, Study.not_before, Study.notified_at).limit(1)
     ).one_or_none()
     if row is None:
         return None

@@ -60,7 +60,7 @@ def studies_to_notify(session: Session, *, renotify_minutes: float, limit: int) 
     """Ids of waiting studies for which no message was sent lately, most pressing first; they are marked as notified."""
     now = database_now(session)
     ids = session.scalars(
-        _pressing(now)
+        pressing(now)
         .where(or_(Study.notified_at.is_(None), Study.notified_at < now - timedelta(minutes=renotify_minutes)))
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -74,8 +74,8 @@ def mark_notified(session: Session, ids: Iterable[int], now: datetime | None) ->
     session.execute(update(Study).where(Study.id.in_(list(ids))).values(notified_at=now))
 
 
-def _pressing(now: datetime) -> Select[int]:
-    """Waiting studies that may be tried now, most pressing first."""
+def pressing(now: datetime) -> Select[int]:
+    """Ids of waiting studies that may be tried now, most pressing first: the order in which they are claimed."""
     return (
         select(Study.id)
         .where(Study.state == "waiting", or_(Study.not_before.is_(None), Study.not_before <= now))
@@ -95,7 +95,7 @@ def claim(
     `alone` False (the caller has others in flight) nothing is taken while a suspect heads the queue.
     """
     now = database_now(session)
-    head = session.scalars(_pressing(now).limit(1).with_for_update(skip_locked=True)).first()
+    head = session.scalars(pressing(now).limit(1).with_for_update(skip_locked=True)).first()
     suspect = head is not None and session.scalar(select(Study.suspect).where(Study.id == head))
     if suspect and not alone:
         return []
@@ -119,7 +119,7 @@ def claim(
 
 
 def _unsuspected(session: Session, now: datetime, *, studies: int, first: int | None) -> list[int]:
-    ready = _pressing(now).where(Study.suspect.is_(False)).with_for_update(skip_locked=True)
+    ready = pressing(now).where(Study.suspect.is_(False)).with_for_update(skip_locked=True)
     named = list(session.scalars(ready.where(Study.id == first))) if first is not None else []
     rest = session.scalars(ready.where(Study.id.not_in(named)).limit(studies - len(named)))
     return named + list(rest)

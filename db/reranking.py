@@ -1,12 +1,13 @@
 """Where the studies of an older policy stand: what another policy needs to place them again, batch by batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
+from db.base import rounded
 from db.models import FINDING_COLUMNS, Checkpoint, FilmScore, Instance, StudyPriority
 
 
@@ -20,9 +21,16 @@ class Placed:
     probabilities: tuple[float, ...] | None
 
 
-def checkpoint_headers(session: Session) -> dict[int, dict[str, Any]]:
-    """What each checkpoint says of itself, by its id: results may come from several."""
-    return {row.id: row.header for row in session.execute(select(Checkpoint.id, Checkpoint.header))}
+def ranking_checkpoints(session: Session) -> list[int]:
+    """Ids of the checkpoints by whose scores some study is placed."""
+    ids = select(StudyPriority.checkpoint_id).where(StudyPriority.checkpoint_id.is_not(None)).distinct()
+    return [i for i in session.scalars(ids) if i is not None]
+
+
+def checkpoint_headers(session: Session, ids: Iterable[int]) -> dict[int, dict[str, Any]]:
+    """What these checkpoints say of themselves, by id: results may come from several."""
+    rows = session.execute(select(Checkpoint.id, Checkpoint.header).where(Checkpoint.id.in_(set(ids))))
+    return {row.id: row.header for row in rows}
 
 
 def locked_batch(session: Session, *, policy_id: int, unread: bool, after: int, limit: int) -> list[Placed]:
@@ -57,6 +65,5 @@ def _facts(ids: Sequence[int]) -> Any:
 
 def _placed(row: Any) -> Placed:
     study_id, flag, checkpoint_id, *highest = row
-    # Six decimals, as they were ranked with: REAL keeps more than those, and not the same ones everywhere.
-    probabilities = None if highest[0] is None else tuple(round(p, 6) for p in highest)
+    probabilities = None if highest[0] is None else tuple(map(rounded, highest))
     return Placed(study_id, flag, checkpoint_id if probabilities else None, probabilities)

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, Select, String, and_, column, delete, func, select, table
 from sqlalchemy.orm import Session
 
-from db.base import database_now
+from db.base import database_now, rounded
 from db.bulk import in_parts, upsert_many
 from db.lookup import FilmFile, select_files
 from db.models import FINDING_COLUMNS, Audit, FilmScore, Instance, ShadowPriority, Study, StudyPriority
@@ -104,7 +104,7 @@ def seen_whole(session: Session, study_ids: Sequence[int], *, checkpoint_id: int
             .group_by(Instance.study_id)
             .having(func.count(Instance.id) == func.count(FilmScore.id))
         )
-        found |= {study_id: tuple(round(p, 6) for p in highest) for study_id, *highest in session.execute(statement)}
+        found |= {study_id: tuple(map(rounded, highest)) for study_id, *highest in session.execute(statement)}
     return found
 
 

@@ -34,22 +34,7 @@ def columns(session: Session) -> list[str]:
 
 
 def place(session: Session, study_id: int) -> RowMapping | None:
-    """One study's row of the view study_place; None when it has been read or was never on the list."""
+    """One study's row of the view study_place, counted along the indexes instead of ranking the whole list; None when
+    it has been read or was never on the list."""
     statement = text("SELECT * FROM study_place WHERE study_id = :study_id").columns(**_TYPES)
     return session.execute(statement, {"study_id": study_id}).mappings().one_or_none()
-
-
-def rank_of(session: Session, study_id: int) -> int | None:
-    """A study's rank, counted along the indexes instead of ranking the whole list; None when it is not on it."""
-    statement = text("SELECT priority_rank FROM study_place WHERE study_id = :study_id")
-    rank: int | None = session.scalar(statement, {"study_id": study_id})
-    return rank
-
-
-def neighbours(session: Session, study_id: int) -> Sequence[RowMapping]:
-    """A study's place and the one below it; empty when it has been read or was never on the list."""
-    own = place(session, study_id)
-    if own is None:
-        return []
-    below = place(session, own["next_study_id"]) if own["next_study_id"] is not None else None
-    return [own] if below is None else [own, below]

@@ -106,6 +106,16 @@ class Header:
     training: Mapping[str, Any] = field(default_factory=dict)
     code_commit: str = ""
 
+    def cuts(self, name: str) -> dict[str, float]:
+        """Finding -> its threshold of this name ("flag_10"). A table may be partial, or missing: `fit` without
+        validation films writes none."""
+        return cuts_of(self.thresholds, name)
+
+
+def cuts_of(thresholds: Mapping[str, Mapping[str, float]], name: str) -> dict[str, float]:
+    """`Header.cuts` of a table that stands somewhere else, as the database's copy does."""
+    return {finding: cuts[name] for finding, cuts in thresholds.items() if name in cuts}
+
 
 @dataclass(frozen=True)
 class Checkpoint(Header):

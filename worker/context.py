@@ -43,18 +43,13 @@ class Live:
     @property
     def thresholds(self) -> dict[str, float]:
         """The checkpoint's thresholds, for findings to which the policy gives none."""
-        return thresholds_of(self.header)
+        return self.header.cuts(policy.THRESHOLD)
 
     @property
     def unscored(self) -> arrivals.Placement:
         """Where a study stands that no model has scored."""
         place = standing(None, self.policy.policy, self.thresholds)
         return arrivals.Placement(place.category, place.urgency, place.flag or "", self.policy.policy_id)
-
-
-def thresholds_of(header: Header) -> dict[str, float]:
-    """Finding -> the probability from which it counts, by the checkpoint's own evaluation."""
-    return {finding: cuts[policy.THRESHOLD] for finding, cuts in header.thresholds.items() if policy.THRESHOLD in cuts}
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,7 @@ class Context:
             row = self._checkpoint(session)
             path = self.file_of(row)
             header = read_header(path)
-            active = policy.active(session, thresholds=thresholds_of(header))
+            active = policy.active(session, thresholds=header.cuts(policy.THRESHOLD))
             return Live(row.id, row.digest, path, header, active)
 
     def _checkpoint(self, session: Session) -> CheckpointRow:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sqlalchemy import RowMapping
 from sqlalchemy.orm import Session
@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from db import lookup, worklist
 from db.models import Instance, Study
 from db.session import read_scope
+from training.checkpoint import cuts_of
 from training.imaging.dicom import PixelHeader, UnusablePixels, open_dataset, read_header
 from worker.context import Context
 from worker.intake.header import INTAKE_TAGS
@@ -94,7 +95,7 @@ def _explain_study(session: Session, study: Study) -> Explained:
     if found is None:
         return Explained("Not on the worklist", [*facts, ("why", "nothing in it can be a chest film")], tables)
     place, stored, checkpoint = found
-    facts += _rank_facts(worklist.neighbours(session, study.id), study.id)
+    facts += _rank_facts(worklist.place(session, study.id))
     facts += [("flag", place.flag)] if place.flag else []
     facts += [("policy", f"version {stored.version}")] if stored else []
     facts += [("category", f"{place.category}: {FLAG_RULES[place.flag]}")] if place.flag in FLAG_RULES else []
@@ -106,7 +107,7 @@ def _explain_study(session: Session, study: Study) -> Explained:
     rules = policy.from_rows(session, stored)
     films = lookup.film_probabilities(session, study, checkpoint)
     probabilities = [float(p) for p in priority.study_probabilities(films)]
-    thresholds = {f: cuts[policy.THRESHOLD] for f, cuts in checkpoint.header.get("thresholds", {}).items()}
+    thresholds = cuts_of(checkpoint.header.get("thresholds", {}), policy.THRESHOLD)
     because = _category_rule(probabilities, rules, thresholds)
     if place.flag in FLAG_RULES:
         facts.append(("what was seen", f"category {priority.category(probabilities, rules, thresholds)}: {because}"))
@@ -116,37 +117,16 @@ def _explain_study(session: Session, study: Study) -> Explained:
     return Explained("Why it stands where it stands", facts, tables)
 
 
-def _rank_facts(rows: Sequence[RowMapping], study_id: int) -> list[tuple[str, str]]:
-    own = next((row for row in rows if row["study_id"] == study_id), None)
+def _rank_facts(own: RowMapping | None) -> list[tuple[str, str]]:
     if own is None:
         return [("rank", "none: it has been read")]
     facts = [("rank", f"{own['priority_rank']}"), ("urgency", f"{own['urgency']:.3f}")]
     facts.append(("has waited", f"{own['waited_minutes']:.0f} min"))
     facts += [("STAT", "yes, by a human")] if own["stat"] else []
     facts += [("overdue", "yes")] if own["overdue"] else []
-    below = next((row for row in rows if row["priority_rank"] == own["priority_rank"] + 1), None)
-    if below is not None:
-        facts.append(("before the next", why_before(own, below)))
+    if (because := own["above_next_because"]) is not None:
+        facts.append(("before the next", priority.RULES[because]))
     return facts
-
-
-def why_before(earlier: Any, later: Any) -> str:
-    """Why one row of the worklist stands before another, in words."""
-    return priority.why_before(_key(earlier, against=later), _key(later, against=earlier))
-
-
-def _key(row: Any, *, against: Any) -> priority.ReadingKey:
-    newest = max(row["received_at"], against["received_at"])
-    waited_minutes = (newest - row["received_at"]).total_seconds() / 60 + 1
-    return priority.ReadingKey(
-        not_stat=not row["stat"],
-        not_overdue=not row["overdue"],
-        overdue_age=-waited_minutes if row["overdue"] else 0.0,
-        not_category_a=row["category"] != "A",
-        less_urgent=-row["urgency"],
-        age=-waited_minutes,
-        study_id=row["study_id"],
-    )
 
 
 def _category_rule(probabilities: list[float], rules: priority.Policy, thresholds: dict[str, float]) -> str:

@@ -9,8 +9,8 @@ from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session
 from typer.testing import CliRunner, Result
 
-from db import policies, worklist
-from db.models import Audit, FilmScore, PolicyFindingRow, PolicyRow, Study, StudyPriority
+from db import policies, registry, worklist
+from db.models import Audit, Checkpoint, FilmScore, PolicyFindingRow, PolicyRow, Study, StudyPriority
 from db.session import read_scope, session_scope
 from tests.integration.test_sql_questions import (
     CHECKPOINT_THRESHOLD,
@@ -20,9 +20,12 @@ from tests.integration.test_sql_questions import (
 )
 from training.findings import FINDINGS
 from worker.cli import policy as policy_commands
+from worker.context import Context
+from worker.explain import explain_named
 from worker.ranking import activation, policy
 from worker.ranking.policy import Changes
 from worker.ranking.priority import DEFAULT_POLICY, NOT_SCORED, PARTLY_SCORED, PolicyError, standing
+from worker.settings import Settings
 
 NOW = datetime.now(UTC)
 EDEMA_FIRST = Changes(weights={"Edema": 2.0}, categories={"Edema": "A", "Pneumothorax": "B"}, thresholds={"Edema": 0.2})
@@ -166,6 +169,32 @@ def test_a_version_that_sql_wrote_badly_is_refused_whole(filled: Engine):
     with pytest.raises(PolicyError, match="Pneumothorax is missing"):
         activation.activate(filled, 2, by="ada")
     assert {row.policy_id for row in places(filled).values()} == {1}
+
+
+@pytest.mark.parametrize(
+    "thresholds", [{}, {finding: {"sensitivity_90": 0.4} for finding in FINDINGS}], ids=["none", "not flag_10"]
+)
+def test_a_checkpoint_that_ranks_no_study_is_not_asked_for_thresholds(filled: Engine, thresholds: dict[str, object]):
+    with session_scope(filled) as session:
+        header = {"thresholds": thresholds}  # as `models add` registers a file that was fitted without validation films
+        registry.register(session, digest="cd" * 32, path="/x", network="mobilenet", header=header, by="test")
+    assert activation.activate(filled, write(filled, EDEMA_FIRST), by="ada") == (4, 1)
+
+
+def test_a_checkpoint_that_ranks_studies_must_have_a_threshold_for_all_but_category_d(filled: Engine):
+    def without(finding: str) -> dict[str, object]:
+        cuts = {name: {"flag_10": CHECKPOINT_THRESHOLD} for name in FINDINGS}
+        return {"thresholds": cuts | {finding: {"sensitivity_90": 0.4}}}
+
+    with session_scope(filled) as session:
+        session.execute(update(Checkpoint).values(header=without("Mass")))
+    with pytest.raises(PolicyError, match="Mass in category C has no threshold"):
+        activation.activate(filled, version := write(filled, EDEMA_FIRST), by="ada")
+    with session_scope(filled) as session:
+        session.execute(update(Checkpoint).values(header=without("Hernia")))
+    assert activation.activate(filled, version, by="ada") == (4, 1)
+    found = explain_named(Context(Settings(database_url=filled.url.render_as_string(hide_password=False))), "EDEMA")
+    assert ("category", "A: Edema at or above threshold") in found.facts
 
 
 def test_what_a_worker_placed_by_the_old_policy_is_caught_up(filled: Engine):

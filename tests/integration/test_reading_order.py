@@ -9,7 +9,7 @@ from sqlalchemy import Engine, insert, text
 from db.base import database_now
 from db.models import Study, StudyPriority
 from db.session import read_scope, session_scope
-from worker.ranking.priority import Standing, reading_key
+from worker.ranking.priority import ReadingKey, Standing, reading_key
 
 MAX_WAIT_MINUTES = 720  # what the views take where no policy is active
 LISTS = {  # studies, share overdue, share STAT
@@ -66,16 +66,17 @@ def fill(engine: Engine, rows: list[dict]) -> None:
         )
 
 
-def expected_order(rows: list[dict]) -> list[int]:
-    def key(row: dict) -> tuple:
-        return reading_key(
-            Standing(row["category"], row["urgency"]),
-            stat=row["stat"],
-            waited_minutes=row["waited"],
-            study_id=row["study_id"],
-            max_wait_minutes=MAX_WAIT_MINUTES,
-        )
+def key(row: dict) -> ReadingKey:
+    return reading_key(
+        Standing(row["category"], row["urgency"]),
+        stat=row["stat"],
+        waited_minutes=row["waited"],
+        study_id=row["study_id"],
+        max_wait_minutes=MAX_WAIT_MINUTES,
+    )
 
+
+def expected_order(rows: list[dict]) -> list[int]:
     return [row["study_id"] for row in sorted(rows, key=key)]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from db import policies, registry, shadow
-from db.base import database_now
+from db.base import database_now, rounded
 from db.lookup import FilmFile
 from db.results import PriorityResult, record_priorities, record_scores
 from db.session import read_scope, session_scope
@@ -88,9 +88,7 @@ def _scores(
     except RuntimeError:
         middle = len(films) // 2
         return _scores(classifier, films[:middle]) + _scores(classifier, films[middle:]) if middle else []
-    return [
-        (film.instance_id, tuple(round(float(p), 6) for p in row)) for (film, _), row in zip(films, found, strict=True)
-    ]
+    return [(film.instance_id, tuple(map(rounded, row))) for (film, _), row in zip(films, found, strict=True)]
 
 
 # -------------------------------------------------------------------------------------------------------------- showing

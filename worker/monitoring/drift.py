@@ -19,7 +19,7 @@ import structlog
 from numpy.typing import NDArray
 
 from db import drift
-from db.base import database_now
+from db.base import DECIMALS, database_now
 from db.drift import Arrivals, Figure
 from db.models import DRIFT_LEVELS
 from db.session import read_scope, session_scope
@@ -31,7 +31,6 @@ log = structlog.get_logger()
 
 BINS = 10
 BY_CHANCE = 0.01  # the share of days without drift on which any of a day's figures may pass for more than chance
-DECIMALS = 6  # of stored probabilities; a reference is rounded alike, or a value that films share would match none
 FEWEST_EXPECTED = 5.0  # films; values expected less often on a day are counted together (Cochran 1954)
 AGE_BANDS = {"0-17": 0, "18-39": 18, "40-59": 40, "60-79": 60, "80+": 80}  # name -> where it begins, in years
 QUIET, WARN, ACT = DRIFT_LEVELS
@@ -163,6 +162,7 @@ def of_scores(scores: Array, reference: Mapping[str, Any]) -> list[Measured]:
     """PSI and KS of each finding's scores (N, 11) against the quantiles that a checkpoint brings."""
     levels, films = np.asarray(reference["levels"], dtype=np.float64), int(reference["films"])
     pairs = []
+    # A reference is rounded as stored probabilities are: else a value that films share would match none.
     for finding, column in zip(FINDINGS, np.round(scores, DECIMALS).T, strict=True):
         known = Known.of(np.round(reference["probabilities"][finding], DECIMALS), levels)
         counts, expected = known.bins(column)

@@ -1,22 +1,21 @@
 """A policy goes live: every study is placed again from its stored probabilities, and none is scored again."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
 
-import numpy as np
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from db import policies, reranking
+from db import policies, registry, reranking
 from db.base import database_now
 from db.models import PolicyRow
 from db.reranking import Placed
 from db.results import PriorityResult, record_priorities
 from db.session import session_scope
-from training.findings import FINDINGS
+from training.checkpoint import cuts_of
 from worker.ranking import policy, priority
-from worker.ranking.placement import placed
+from worker.ranking.placement import placed_together, unscored
 from worker.ranking.priority import BLIND, Policy, PolicyError
 
 BATCH = 5_000  # studies
@@ -75,68 +74,43 @@ def _check(session: Session, row: PolicyRow) -> None:
     rules = policy.from_rows(session, row)
     if errors := priority.validate(rules):
         raise PolicyError("; ".join(errors))
-    for thresholds in _thresholds(session).values():
+    champion = registry.champion(session)  # which may have placed no study yet, but will
+    asked = {*reranking.ranking_checkpoints(session), *([champion.id] if champion else [])}
+    for thresholds in _thresholds(session, asked).values():
         priority.thresholds_in_force(rules, thresholds)
 
 
-def _thresholds(session: Session) -> Thresholds:
+def _thresholds(session: Session, checkpoint_ids: Iterable[int]) -> Thresholds:
     return {
-        checkpoint_id: {finding: cuts[policy.THRESHOLD] for finding, cuts in header.get("thresholds", {}).items()}
-        for checkpoint_id, header in reranking.checkpoint_headers(session).items()
+        checkpoint_id: cuts_of(header.get("thresholds", {}), policy.THRESHOLD)
+        for checkpoint_id, header in reranking.checkpoint_headers(session, checkpoint_ids).items()
     }
 
 
 def _place_again(session: Session, row: PolicyRow, *, unread: bool) -> Iterator[int]:
     """Place the studies of other policies by this one; yields the size of each batch once it is written."""
-    rules, thresholds, last = policy.from_rows(session, row), _thresholds(session), 0
+    rules, last = policy.from_rows(session, row), 0
     while batch := reranking.locked_batch(session, policy_id=row.id, unread=unread, after=last, limit=BATCH):
+        thresholds = _thresholds(session, (study.checkpoint_id for study in batch if study.checkpoint_id is not None))
         record_priorities(session, placed_by(batch, rules, thresholds), policy_id=row.id)
         last = batch[-1].study_id
         yield len(batch)
 
 
-def placed_by(batch: Sequence[Placed], rules: Policy, thresholds: Thresholds) -> list[PriorityResult]:
-    """Where `rules` put these studies. Those scored whole go through in one table per checkpoint."""
-    whole: dict[int, list[Placed]] = defaultdict(list)
-    results = []
+def placed_by(batch: Iterable[Placed], rules: Policy, thresholds: Thresholds) -> list[PriorityResult]:
+    """Where `rules` put these studies, in one table per checkpoint."""
+    results: list[PriorityResult] = []
+    scored: dict[int, list[tuple[int, tuple[float, ...], bool]]] = defaultdict(list)
     for study in batch:
-        if study.flag is None and study.checkpoint_id is not None:
-            whole[study.checkpoint_id].append(study)
+        if study.checkpoint_id is None or study.probabilities is None or study.flag == BLIND:
+            results.append(unscored(study.study_id, rules, blind=study.flag == BLIND))
         else:
-            results.append(_one(study, rules, thresholds))
-    for checkpoint_id, studies in whole.items():
-        results += _many(checkpoint_id, studies, rules, thresholds[checkpoint_id])
-    return results
-
-
-def _one(study: Placed, rules: Policy, thresholds: Thresholds) -> PriorityResult:
-    return placed(
-        study.study_id,
-        study.probabilities,
-        rules=rules,
-        thresholds={} if study.checkpoint_id is None else thresholds[study.checkpoint_id],
-        checkpoint_id=study.checkpoint_id,
-        complete=study.flag is None,
-        blind=study.flag == BLIND,
-    )
-
-
-def _many(
-    checkpoint_id: int, studies: Sequence[Placed], rules: Policy, thresholds: Mapping[str, float]
-) -> Iterator[PriorityResult]:
-    table = np.array([study.probabilities for study in studies])  # (N, 11)
-    weights = {row.finding: row.weight for row in rules.findings}
-    tops = (table * [weights[finding] for finding in FINDINGS]).argmax(axis=1)  # (N,)
-    categories = priority.categories(table, rules, thresholds)
-    for study, row, category, urgency, top in zip(
-        studies, table, categories, priority.urgencies(table, rules), tops, strict=True
-    ):
-        yield PriorityResult(
-            study_id=study.study_id,
-            category=str(category),
-            urgency=round(float(urgency), 6),
-            flag=None,
-            top_finding=FINDINGS[top],
-            top_probability=float(row[top]),
+            scored[study.checkpoint_id].append((study.study_id, study.probabilities, study.flag is None))
+    for checkpoint_id, studies in scored.items():
+        results += placed_together(
+            *zip(*studies, strict=True),
+            rules=rules,
+            thresholds=thresholds[checkpoint_id],
             checkpoint_id=checkpoint_id,
         )
+    return results

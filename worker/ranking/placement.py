@@ -1,8 +1,13 @@
-"""Where one study goes on the list: what scoring writes, the shadow notes, and another policy changes."""
+"""Where studies go on the list: what scoring writes, the shadow notes, and another policy changes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
+from db.base import rounded
 from db.results import PriorityResult
+from training.findings import FINDINGS
 from worker.ranking import priority
 from worker.ranking.priority import BLIND, NOT_SCORED, Policy, Probabilities
 
@@ -23,17 +28,48 @@ def placed(
     place shows nothing of what the model saw.
     """
     if blind or probabilities is None or checkpoint_id is None:
-        place = priority.standing(None, rules, thresholds)
-        flag = BLIND if blind else NOT_SCORED
-        return PriorityResult(study_id, place.category, round(place.urgency, 6), flag, None, None, None)
-    place = priority.standing(probabilities, rules, thresholds, complete=complete)
-    top = priority.contributions(probabilities, rules)[0]
-    return PriorityResult(
-        study_id=study_id,
-        category=place.category,
-        urgency=round(place.urgency, 6),
-        flag=place.flag,
-        top_finding=top.finding,
-        top_probability=round(top.probability, 6),
+        return unscored(study_id, rules, blind=blind)
+    (result,) = placed_together(
+        [study_id],
+        priority.single(probabilities),
+        [complete],
+        rules=rules,
+        thresholds=thresholds,
         checkpoint_id=checkpoint_id,
     )
+    return result
+
+
+def unscored(study_id: int, rules: Policy, *, blind: bool) -> PriorityResult:
+    """Where a study stands of which nothing was scored, or that is drawn to stand so."""
+    place = priority.unscored(rules)
+    flag = BLIND if blind else NOT_SCORED
+    return PriorityResult(study_id, place.category, rounded(place.urgency), flag, None, None, None)
+
+
+def placed_together(
+    study_ids: Sequence[int],
+    probabilities: npt.ArrayLike,
+    complete: Sequence[bool],
+    *,
+    rules: Policy,
+    thresholds: Mapping[str, float],
+    checkpoint_id: int,
+) -> list[PriorityResult]:
+    """Where `rules` put N studies that one checkpoint scored, by their probabilities (N, 11)."""
+    table = np.asarray(probabilities, dtype=np.float64)
+    weights = {row.finding: row.weight for row in rules.findings}
+    tops = (table * [weights[finding] for finding in FINDINGS]).argmax(axis=1)  # (N,), among equals the first
+    places = priority.standings(table, rules, thresholds, complete=complete)
+    return [
+        PriorityResult(
+            study_id=study_id,
+            category=place.category,
+            urgency=rounded(place.urgency),
+            flag=place.flag,
+            top_finding=FINDINGS[top],
+            top_probability=rounded(row[top]),
+            checkpoint_id=checkpoint_id,
+        )
+        for study_id, place, row, top in zip(study_ids, places, table, tops, strict=True)
+    ]

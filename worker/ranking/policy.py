@@ -8,6 +8,7 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from db import policies
+from db.base import rounded
 from db.models import PolicyRow
 from training.checkpoint import Header
 from training.findings import FINDINGS, column
@@ -134,7 +135,7 @@ def threshold_from_reference(reference: Mapping[str, Any], *, finding: str, shar
     quantiles = reference.get("probabilities", {}).get(finding)
     if not quantiles:
         raise PolicyError(f"the checkpoint's header has no reference distribution of {finding}")
-    return float(round(np.interp(1 - share, reference["levels"], quantiles), 6))
+    return rounded(np.interp(1 - share, reference["levels"], quantiles))
 
 
 def threshold_from_site(
@@ -149,4 +150,4 @@ def threshold_from_site(
     )
     if len(scores) < at_least:
         raise PolicyError(f"the live checkpoint scored {len(scores)} films in {weeks:g} weeks; {at_least} are needed")
-    return round(threshold_for_share(scores, share), 6), len(scores)
+    return rounded(threshold_for_share(scores, share)), len(scores)

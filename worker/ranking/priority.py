@@ -104,14 +104,14 @@ class ReadingKey(NamedTuple):
     study_id: int
 
 
-RULES: Mapping[str, str] = {
-    "not_stat": "a human marked it STAT",
-    "not_overdue": "it has waited longer than the maximum wait",
-    "overdue_age": "both are overdue and it has waited longer",
-    "not_category_a": "it is in category A",
-    "less_urgent": "its urgency is higher",
-    "age": "it arrived earlier",
-    "study_id": "they are equal in every rule, and its number is lower",
+RULES: Mapping[str, str] = {  # as the view study_place calls them (above_next_because), in the order of the key
+    "stat": "a human marked it STAT",
+    "overdue": "it has waited longer than the maximum wait",
+    "waited_longer": "both are overdue and it has waited longer",
+    "category_a": "it is in category A",
+    "urgency": "its urgency is higher",
+    "arrival": "it arrived earlier",
+    "number": "they are equal in every rule, and its number is lower",
 }
 
 
@@ -161,7 +161,7 @@ def _table(probabilities: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return table
 
 
-def _single(probabilities: Probabilities) -> npt.NDArray[np.float64]:
+def single(probabilities: Probabilities) -> npt.NDArray[np.float64]:
     """One study's probabilities, a mapping by finding or (11,) in FINDINGS order, as a table of one row."""
     if isinstance(probabilities, Mapping):
         if set(probabilities) != set(FINDINGS):
@@ -198,13 +198,13 @@ def _urgencies(table: npt.NDArray[np.float64], policy: Policy) -> npt.NDArray[np
 
 def urgency(probabilities: Probabilities, policy: Policy) -> float:
     """The weighted sum of one study's probabilities (mapping by finding, or (11,) in FINDINGS order)."""
-    return float(_urgencies(_single(probabilities), policy)[0])
+    return float(_urgencies(single(probabilities), policy)[0])
 
 
 def contributions(probabilities: Probabilities, policy: Policy) -> list[Contribution]:
     """What each finding adds to the urgency, largest first; equal parts in FINDINGS order."""
     weights = {row.finding: row.weight for row in policy.findings}
-    row = _single(probabilities)[0]
+    row = single(probabilities)[0]
     parts = [Contribution(f, float(p), weights[f], weights[f] * float(p)) for f, p in zip(FINDINGS, row, strict=True)]
     return sorted(parts, key=lambda part: -part.value)
 
@@ -242,34 +242,46 @@ def _categories(
 
 def category(probabilities: Probabilities, policy: Policy, thresholds: Mapping[str, float]) -> str:
     """The category of one study (mapping by finding, or (11,) in FINDINGS order)."""
-    return str(_categories(_single(probabilities), policy, thresholds)[0])
+    return str(_categories(single(probabilities), policy, thresholds)[0])
 
 
 def deciding_findings(probabilities: Probabilities, policy: Policy, thresholds: Mapping[str, float]) -> list[str]:
     """The findings that put a study into its category, in FINDINGS order; empty when none reaches its threshold."""
-    row = _single(probabilities)[0]
+    row = single(probabilities)[0]
     in_force = thresholds_in_force(policy, thresholds)
     found = category(row, policy, thresholds)
     in_category = {rule.finding for rule in policy.findings if rule.category == found}
     return [f for f, p in zip(FINDINGS, row, strict=True) if f in in_category and p >= in_force.get(f, math.inf)]
 
 
+def unscored(policy: Policy) -> Standing:
+    """Where a study stands of which no film could be scored: category B, as if its heaviest finding were certain."""
+    return Standing("B", policy.unscored_urgency, NOT_SCORED)
+
+
+def standings(
+    probabilities: npt.ArrayLike, policy: Policy, thresholds: Mapping[str, float], *, complete: Sequence[bool]
+) -> list[Standing]:
+    """Where the policy puts studies (N, 11). One that is not `complete` (some film in scope could not be scored) stands
+    at what was seen or at what an unscored one gets, whichever is more."""
+    table, least = _table(probabilities), unscored(policy)
+    seen = zip(_categories(table, policy, thresholds), _urgencies(table, policy), complete, strict=True)
+    return [
+        Standing(str(category), float(urgency))
+        if whole
+        else Standing(min(str(category), least.category), max(float(urgency), least.urgency), PARTLY_SCORED)
+        for category, urgency, whole in seen
+    ]
+
+
 def standing(
     probabilities: Probabilities | None, policy: Policy, thresholds: Mapping[str, float], *, complete: bool = True
 ) -> Standing:
-    """Where the policy puts one study.
-
-    `probabilities` None: no film could be scored, and the study stands at category B. `complete` False: some film in
-    scope could not be scored, and the study stands at what was seen or at what an unscored one gets, whichever is more.
-    """
-    unscored = Standing("B", policy.unscored_urgency, NOT_SCORED)
+    """Where the policy puts one study; `probabilities` None: no film could be scored."""
     if probabilities is None:
-        return unscored
-    table = _single(probabilities)
-    seen = Standing(str(_categories(table, policy, thresholds)[0]), float(_urgencies(table, policy)[0]))
-    if complete:
-        return seen
-    return Standing(min(seen.category, unscored.category), max(seen.urgency, unscored.urgency), PARTLY_SCORED)
+        return unscored(policy)
+    (place,) = standings(single(probabilities), policy, thresholds, complete=[complete])
+    return place
 
 
 def reading_key(
@@ -289,14 +301,6 @@ def reading_key(
         age=-waited_minutes,
         study_id=study_id,
     )
-
-
-def why_before(earlier: ReadingKey, later: ReadingKey) -> str:
-    """Why one study is read before another, as a clause about the earlier one; ValueError when it is not before."""
-    if not earlier < later:
-        raise ValueError("the first study is not read before the second")
-    pairs = zip(ReadingKey._fields, earlier, later, strict=True)
-    return next(RULES[field] for field, mine, other in pairs if mine != other)
 
 
 def threshold_for_share(scores: Sequence[float] | npt.NDArray[np.floating], share: float) -> float:

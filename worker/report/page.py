@@ -22,7 +22,7 @@ from db.morning import CategoryCount, Film
 from db.session import read_scope
 from db.totals import Totals, read_totals
 from training.checkpoint import Checkpoint as LoadedCheckpoint
-from training.checkpoint import CheckpointError, load_checkpoint
+from training.checkpoint import CheckpointError, cuts_of, load_checkpoint
 from training.findings import FINDINGS
 from worker.context import Context
 from worker.ranking import policy, priority
@@ -182,8 +182,7 @@ def _rules(session: Session, run: Run) -> priority.Policy:
 
 def _thresholds(rules: priority.Policy, checkpoint: Checkpoint | None) -> dict[str, float]:
     """The probability from which each finding counted, for those that had one."""
-    cuts = {} if checkpoint is None else checkpoint.header.get("thresholds", {})
-    brought = {finding: values[policy.THRESHOLD] for finding, values in cuts.items() if policy.THRESHOLD in values}
+    brought = {} if checkpoint is None else cuts_of(checkpoint.header.get("thresholds", {}), policy.THRESHOLD)
     own = {row.finding: row.threshold for row in rules.findings if row.threshold is not None}
     return brought | own
 

@@ -9,11 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch.fx.experimental.optimization import fuse
 
+from db.base import DECIMALS
 from training.checkpoint import Checkpoint, build
 from worker.errors import Unavailable
 from worker.scoring.allocator import keep_freed_memory
-
-DECIMALS = 6  # of a stored probability: what differs beyond them is the order of additions, not the film
 
 
 class DeviceGone(Unavailable):

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from tenacity import RetryCallState, retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from db import ledger, results, runs
+from db.base import rounded
 from db.ledger import ClaimedFilm, ClaimedStudy, Outcome
 from db.results import FilmResult, PriorityResult
 from db.session import read_scope, session_scope
@@ -319,9 +320,9 @@ class InFlight:
         seen = shadow.look(inputs)
         for i, (study_id, instance_id, _) in enumerate(batch):
             study = self.studies[study_id]
-            study.probabilities[instance_id] = tuple(round(float(p), 6) for p in probabilities[i])
+            study.probabilities[instance_id] = tuple(map(rounded, probabilities[i]))
             if seen is not None:
-                study.by_shadow[instance_id] = tuple(round(float(p), 6) for p in seen[i])
+                study.by_shadow[instance_id] = tuple(map(rounded, seen[i]))
 
     def take_finished(self) -> list[StudyInFlight]:
         """The studies all of whose films are through; they are no longer in flight."""

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from db.base import database_now
 from db.bulk import update_many
-from db.models import Instance, Study
+from db.models import Instance, SettledState, Study
 
 # An attempt that did not count. A study that was reopened while it was claimed has none left to take back.
 ONE_LESS = case((Study.attempts > 0, Study.attempts - 1), else_=0)
@@ -48,7 +48,7 @@ class Outcome:
     """How a claimed study ends: scored, skipped or quarantined, with the reason where there is one."""
 
     study: ClaimedStudy
-    state: str
+    state: SettledState
     reason: str | None = None
     detail: str | None = None
 

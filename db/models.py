@@ -5,22 +5,27 @@ on one side of a split and worthless outside this database.
 """
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sqlalchemy import JSON, REAL, CheckConstraint, ForeignKey, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from db.base import Base, BigKey
 
-SETTLED = ("scored", "skipped", "quarantined")
-STUDY_STATES = ("waiting", "claimed", *SETTLED)
-INSTANCE_STATES = ("waiting", *SETTLED)
-CHECKPOINT_STATES = ("challenger", "shadow", "champion", "retired", "refused")
-CATEGORIES = ("A", "B", "C", "D")
-VERDICTS = ("present", "absent", "not_assessed")
-TRAINING_STATES = ("running", "passed", "undecided", "refused", "ended", "failed")
-GATE_RESULTS = ("passed", "undecided", "failed")
-DRIFT_LEVELS = ("quiet", "warn", "act")
+SettledState = Literal["scored", "skipped", "quarantined"]
+StudyState = Literal["waiting", "claimed", SettledState]
+InstanceState = Literal["waiting", SettledState]
+CheckpointState = Literal["challenger", "shadow", "champion", "retired", "refused"]
+Category = Literal["A", "B", "C", "D"]
+Verdict = Literal["present", "absent", "not_assessed"]
+TrainingState = Literal["running", "passed", "undecided", "refused", "ended", "failed"]
+GateResult = Literal["passed", "undecided", "failed"]
+DriftLevel = Literal["quiet", "warn", "act"]
+
+SETTLED: tuple[SettledState, ...] = get_args(SettledState)
+CATEGORIES: tuple[Category, ...] = get_args(Category)
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+DRIFT_LEVELS: tuple[str, ...] = get_args(DriftLevel)
 
 # The columns of film_score, in the order of the vocabulary (training.findings.FINDINGS, lower case).
 FINDING_COLUMNS = (
@@ -38,8 +43,9 @@ FINDING_COLUMNS = (
 )
 
 
-def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
-    return CheckConstraint(f"{column} IN ({', '.join(repr(v) for v in values)})", name=column)
+def _one_of(column: str, values: Any) -> CheckConstraint:
+    """The constraint that holds a column to the words of a Literal type."""
+    return CheckConstraint(f"{column} IN ({', '.join(repr(word) for word in get_args(values))})", name=column)
 
 
 class Site(Base):
@@ -56,7 +62,7 @@ class Study(Base):
 
     __tablename__ = "study"
     __table_args__ = (
-        _one_of("state", STUDY_STATES),
+        _one_of("state", StudyState),
         Index("ix_study_accession_number", "accession_number"),
         Index("ix_study_run_id", "run_id"),
         Index("ix_study_received_at", "received_at"),
@@ -70,7 +76,7 @@ class Study(Base):
     stat: Mapped[bool] = mapped_column(default=False)
     acquired_at: Mapped[datetime | None]
     received_at: Mapped[datetime]
-    state: Mapped[str] = mapped_column(String(16), default="waiting")
+    state: Mapped[StudyState] = mapped_column(String(16), default="waiting")
     reason: Mapped[str | None] = mapped_column(String(64))
     detail: Mapped[str | None] = mapped_column(Text)
     revision: Mapped[int] = mapped_column(default=1)
@@ -89,7 +95,7 @@ class Instance(Base):
     """One SOP instance of a study. A film is an instance whose view is AP or PA."""
 
     __tablename__ = "instance"
-    __table_args__ = (_one_of("state", INSTANCE_STATES), Index("ix_instance_study_id", "study_id"))
+    __table_args__ = (_one_of("state", InstanceState), Index("ix_instance_study_id", "study_id"))
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"))
     sop_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
@@ -103,7 +109,7 @@ class Instance(Base):
     columns: Mapped[int | None]
     manufacturer: Mapped[str | None] = mapped_column(String(64))
     view: Mapped[str | None] = mapped_column(String(8))
-    state: Mapped[str] = mapped_column(String(16), default="waiting")
+    state: Mapped[InstanceState] = mapped_column(String(16), default="waiting")
     reason: Mapped[str | None] = mapped_column(String(64))
     evidence: Mapped[str | None] = mapped_column(Text)
     flags: Mapped[str | None] = mapped_column(Text)
@@ -129,7 +135,7 @@ class Checkpoint(Base):
 
     __tablename__ = "checkpoint"
     __table_args__ = (
-        _one_of("state", CHECKPOINT_STATES),
+        _one_of("state", CheckpointState),
         Index("uq_checkpoint_champion", "state", unique=True, postgresql_where=text("state = 'champion'"),
               sqlite_where=text("state = 'champion'")),
         Index("uq_checkpoint_shadow", "state", unique=True, postgresql_where=text("state = 'shadow'"),
@@ -139,7 +145,7 @@ class Checkpoint(Base):
     digest: Mapped[str] = mapped_column(String(64), unique=True)
     path: Mapped[str] = mapped_column(Text)
     network: Mapped[str] = mapped_column(String(64))
-    state: Mapped[str] = mapped_column(String(16), default="challenger")
+    state: Mapped[CheckpointState] = mapped_column(String(16), default="challenger")
     state_changed_at: Mapped[datetime]
     state_changed_by: Mapped[str] = mapped_column(String(64))
     state_reason: Mapped[str | None] = mapped_column(Text)
@@ -179,7 +185,7 @@ class StudyPriority(Base):
 
     __tablename__ = "study_priority"
     __table_args__ = (
-        _one_of("category", CATEGORIES),
+        _one_of("category", Category),
         CheckConstraint("category_a = (category = 'A')", name="category_a"),
     )
     study_id: Mapped[int] = mapped_column(BigKey, ForeignKey("study.id", ondelete="CASCADE"), primary_key=True)
@@ -225,7 +231,7 @@ class PolicyFindingRow(Base):
     __tablename__ = "policy_finding"
     __table_args__ = (
         UniqueConstraint("policy_id", "finding"),
-        _one_of("category", CATEGORIES),
+        _one_of("category", Category),
         CheckConstraint("weight >= 0", name="weight"),
         CheckConstraint("threshold > 0 AND threshold <= 1", name="threshold"),
     )
@@ -243,11 +249,11 @@ class Review(Base):
     """What a radiologist confirmed of a study, finding by finding: the only labels retraining trusts."""
 
     __tablename__ = "review"
-    __table_args__ = (_one_of("verdict", VERDICTS), UniqueConstraint("study_id", "finding", "reader"))
+    __table_args__ = (_one_of("verdict", Verdict), UniqueConstraint("study_id", "finding", "reader"))
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"))
     finding: Mapped[str] = mapped_column(String(32))
-    verdict: Mapped[str] = mapped_column(String(12))
+    verdict: Mapped[Verdict] = mapped_column(String(12))
     reader: Mapped[str] = mapped_column(String(64))
     reviewed_at: Mapped[datetime]
 
@@ -294,13 +300,13 @@ class TrainingRun(Base):
 
     __tablename__ = "training_run"
     __table_args__ = (
-        _one_of("state", TRAINING_STATES),
+        _one_of("state", TrainingState),
         Index("uq_training_run_running", "state", unique=True, postgresql_where=text("state = 'running'"),
               sqlite_where=text("state = 'running'")),
         Index("ix_training_run_checkpoint_id", "checkpoint_id"),
     )  # fmt: skip
     id: Mapped[int] = mapped_column(primary_key=True)
-    state: Mapped[str] = mapped_column(String(16))
+    state: Mapped[TrainingState] = mapped_column(String(16))
     stage: Mapped[str | None] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(Text)
     cause: Mapped[str] = mapped_column(String(16), server_default="hand")
@@ -325,7 +331,7 @@ class GateVerdict(Base):
     """
 
     __tablename__ = "gate_verdict"
-    __table_args__ = (_one_of("result", GATE_RESULTS), Index("ix_gate_verdict_challenger_id", "challenger_id"))
+    __table_args__ = (_one_of("result", GateResult), Index("ix_gate_verdict_challenger_id", "challenger_id"))
     id: Mapped[int] = mapped_column(primary_key=True)
     challenger_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"))
     champion_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"))
@@ -349,7 +355,7 @@ class GateCheck(Base):
     """
 
     __tablename__ = "gate_check"
-    __table_args__ = (_one_of("result", GATE_RESULTS), UniqueConstraint("verdict_id", "number"))
+    __table_args__ = (_one_of("result", GateResult), UniqueConstraint("verdict_id", "number"))
     id: Mapped[int] = mapped_column(primary_key=True)
     verdict_id: Mapped[int] = mapped_column(ForeignKey("gate_verdict.id", ondelete="CASCADE"))
     number: Mapped[int]
@@ -371,7 +377,7 @@ class ShadowPriority(Base):
     """Where a study would stand under a checkpoint that does not rank: in shadow, or looked at before it goes live."""
 
     __tablename__ = "shadow_priority"
-    __table_args__ = (_one_of("category", CATEGORIES), Index("ix_shadow_priority_checkpoint_id", "checkpoint_id"))
+    __table_args__ = (_one_of("category", Category), Index("ix_shadow_priority_checkpoint_id", "checkpoint_id"))
     study_id: Mapped[int] = mapped_column(BigKey, ForeignKey("study.id", ondelete="CASCADE"), primary_key=True)
     checkpoint_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"), primary_key=True)
     category: Mapped[str] = mapped_column(String(1))
@@ -396,7 +402,7 @@ class Drift(Base):
 
     __tablename__ = "drift"
     __table_args__ = (
-        _one_of("level", DRIFT_LEVELS),
+        _one_of("level", DriftLevel),
         UniqueConstraint("day", "checkpoint_id", "measure", "subject"),
     )
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)

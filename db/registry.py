@@ -7,10 +7,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from db.base import database_now
-from db.models import Audit, Checkpoint, Site
+from db.models import Audit, Checkpoint, CheckpointState, Site
 from db.upsert import insert
 
-AFTERWARDS = {"champion": "retired", "shadow": "challenger"}  # what the one before becomes, of each only one
+AFTERWARDS: dict[CheckpointState, CheckpointState] = {
+    "champion": "retired",
+    "shadow": "challenger",
+}  # what the one before becomes, of each only one
 
 
 class UnknownCheckpoint(LookupError):
@@ -35,7 +38,7 @@ def shadow(session: Session) -> Checkpoint | None:
     return _only(session, "shadow")
 
 
-def _only(session: Session, state: str) -> Checkpoint | None:
+def _only(session: Session, state: CheckpointState) -> Checkpoint | None:
     return session.scalars(select(Checkpoint).where(Checkpoint.state == state)).one_or_none()
 
 
@@ -64,7 +67,9 @@ def register(session: Session, *, digest: str, path: str, network: str, header: 
     return session.scalars(select(Checkpoint).where(Checkpoint.digest == digest)).one()
 
 
-def set_state(session: Session, checkpoint: Checkpoint, state: str, *, by: str, reason: str | None = None) -> None:
+def set_state(
+    session: Session, checkpoint: Checkpoint, state: CheckpointState, *, by: str, reason: str | None = None
+) -> None:
     """Move a checkpoint to `state`; the champion or shadow that it replaces moves on in the same transaction."""
     now = database_now(session)
     old = _only(session, state) if state in AFTERWARDS else None
@@ -77,7 +82,7 @@ def set_state(session: Session, checkpoint: Checkpoint, state: str, *, by: str, 
     )
 
 
-def _move(checkpoint: Checkpoint, state: str, now: Any, by: str, reason: str | None) -> None:
+def _move(checkpoint: Checkpoint, state: CheckpointState, now: Any, by: str, reason: str | None) -> None:
     checkpoint.state, checkpoint.state_changed_at = state, now
     checkpoint.state_changed_by, checkpoint.state_reason = by, reason
 

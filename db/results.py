@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from db.base import database_now
 from db.bulk import update_many, upsert_many
-from db.models import FINDING_COLUMNS, FilmScore, Instance, StudyPriority
+from db.models import FINDING_COLUMNS, FilmScore, Instance, SettledState, StudyPriority
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class FilmResult:
     """What became of one film: state scored (with probabilities in vocabulary order), skipped or quarantined."""
 
     instance_id: int
-    state: str
+    state: SettledState
     reason: str | None = None
     evidence: str | None = None
     pixel_digest: str | None = None

@@ -1,5 +1,6 @@
 """The totals: how many studies came, and where each of them stands."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -8,7 +9,7 @@ from typing import Any
 from sqlalchemy import RowMapping, Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
-from db.models import Instance, RejectedFile, Study
+from db.models import SETTLED, Instance, RejectedFile, Study, StudyState
 
 
 @dataclass
@@ -37,15 +38,9 @@ def read_totals(session: Session, *, since: datetime | None = None, until: datet
     period = _received(Study, since, until)
     totals = Totals(received=session.scalar(select(func.count()).select_from(Study).where(*period)) or 0)
     states = select(Study.state, func.count()).where(*period).group_by(Study.state)
-    for state, count in session.execute(states):
-        match state:
-            case "claimed":
-                totals.claimed += count
-                totals.waiting += count
-            case "waiting":
-                totals.waiting += count
-            case _:
-                setattr(totals, state, count)
+    count: Counter[StudyState] = Counter(dict(session.execute(states).all()))
+    totals.scored, totals.skipped, totals.quarantined = (count[state] for state in SETTLED)
+    totals.claimed, totals.waiting = count["claimed"], count["claimed"] + count["waiting"]
     films = select(func.count()).where(Instance.state == "scored", *_received(Instance, since, until))
     totals.films = session.scalar(films) or 0
     totals.contradictions = session.scalar(_contradictions(period)) or 0
@@ -60,7 +55,7 @@ def _contradictions(period: list[Any]) -> Select[int]:
     film = select(Instance.id).where(Instance.study_id == Study.id)
     unread = film.where(Instance.state == "waiting", Instance.view.is_not(None)).exists()
     scored = film.where(Instance.state == "scored").exists()
-    settled = Study.state.in_(("scored", "skipped", "quarantined"))
+    settled = Study.state.in_(SETTLED)
     wrong = or_(and_(settled, unread), and_(Study.state == "scored", ~scored))
     return select(func.count()).select_from(Study).where(wrong, *period)
 

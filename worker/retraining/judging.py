@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from db import gate as verdicts
 from db import registry
 from db.models import Checkpoint as CheckpointRow
-from db.models import GateVerdict
+from db.models import CheckpointState, GateVerdict
 from db.session import read_scope, session_scope
 from training import gate
 from training.checkpoint import Checkpoint, Header, load_checkpoint, read_header
@@ -244,7 +244,7 @@ def record_verdict(
         judged_by=actor(),
     )
     verdicts.record(session, verdict, map(asdict, judged.checks))
-    standing = "refused" if judged.result == "failed" else "challenger"
+    standing: CheckpointState = "refused" if judged.result == "failed" else "challenger"
     if challenger.state in ("challenger", "refused") and challenger.state != standing:
         registry.set_state(session, challenger, standing, by=actor(), reason=judged.reason)
     return verdict

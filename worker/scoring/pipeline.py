@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import structlog
@@ -19,6 +20,7 @@ from tenacity import RetryCallState, retry, retry_if_exception_type, stop_after_
 from db import ledger, results, runs
 from db.base import rounded
 from db.ledger import ClaimedFilm, ClaimedStudy, Outcome
+from db.models import SettledState
 from db.results import FilmResult, PriorityResult
 from db.session import read_scope, session_scope
 from training.checkpoint import load_checkpoint
@@ -36,10 +38,16 @@ A_RESTART = stop_after_delay(45)
 
 
 def _give_up(call: RetryCallState) -> bool:
-    """After a while, and at once where the worker of this call (an InFlight's or a Scorer's) was told to stop."""
-    caller = call.args[0]
-    scorer: Scorer = caller.scorer if isinstance(caller, InFlight) else caller
-    return A_RESTART(call) or scorer.should_stop()
+    """After a while, and at once where the worker of this call (its first argument) was told to stop."""
+    stoppable: Stoppable = call.args[0]
+    return A_RESTART(call) or stoppable.should_stop()
+
+
+class Stoppable(Protocol):
+    """A scorer, or what is in flight in one."""
+
+    @property
+    def should_stop(self) -> Callable[[], bool]: ...
 
 
 # A database that restarts costs seconds; one that stays away ends the pass, and the leases run out.
@@ -62,10 +70,20 @@ class Tally:
     put_off: int = 0  # studies whose files could not be reached; they wait
     films: int = 0
 
-    def add(self, other: "Tally") -> None:
-        """Count another pass too."""
-        for name, count in vars(other).items():
-            setattr(self, name, getattr(self, name) + count)
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    def settle(self, state: SettledState, *, films: int) -> None:
+        """Count a study and its scored films."""
+        self.studies += 1
+        self.films += films
+        match state:
+            case "scored":
+                self.scored += 1
+            case "skipped":
+                self.skipped += 1
+            case "quarantined":
+                self.quarantined += 1
 
 
 @dataclass
@@ -179,7 +197,7 @@ def score_until_done(scorer: Scorer, *, on_settled: Callable[[int], None] = lamb
     total = score_waiting(scorer, kind="score", on_settled=on_settled)
     while _any_held(scorer.engine):
         time.sleep(1)
-        total.add(score_waiting(scorer, kind="score", on_settled=on_settled))
+        total += score_waiting(scorer, kind="score", on_settled=on_settled)
     return total
 
 
@@ -210,10 +228,13 @@ class InFlight:
         self.scorer = scorer
         self.studies: dict[int, StudyInFlight] = {}
         self._reading: dict[int, tuple[int, PendingFilm]] = {}  # instance id -> (study id, reading)
-        self._ready: list[
-            tuple[int, int, NetworkInput]
-        ] = []  # (study id, instance id, network input), waiting for a batch
+        # (study id, instance id, network input), waiting for a batch
+        self._ready: list[tuple[int, int, NetworkInput]] = []
         self._renewed = time.monotonic()
+
+    @property
+    def should_stop(self) -> Callable[[], bool]:
+        return self.scorer.should_stop
 
     def claim(self, first: int | None) -> None:
         """Claim studies until enough films are on their way, and begin to read them."""
@@ -221,9 +242,8 @@ class InFlight:
         if missing <= 0 or any(study.claimed.suspect for study in self.studies.values()):
             return
         claimed = self._claimed(missing, first)
-        self.studies |= {
-            study.study_id: StudyInFlight(study) for study in claimed
-        }  # all of them: they may be given back
+        # All of them before the first is submitted: they may be given back.
+        self.studies |= {study.study_id: StudyInFlight(study) for study in claimed}
         for study in claimed:
             for film in study.films:
                 reading = self.scorer.reader.submit(film.path, film.sop_instance_uid)
@@ -302,17 +322,11 @@ class InFlight:
             with self._stage("predict"):
                 probabilities = classifier.predict(inputs)
         except RuntimeError as error:
-            if len(batch) == 1 and shadow.give_up("shadow_gave_way"):  # the memory that it took may be what lacked
-                self.predict(batch)
-                return
-            if len(batch) == 1 and not classifier.still_works():
-                raise DeviceGone("the device no longer computes: start the worker again, and see its log") from error
-            if len(batch) == 1:
-                study_id, instance_id, _ = batch[0]
-                self.studies[study_id].failures[instance_id] = Failure("prediction_failed", "the network failed on it")
-                return
-            self.predict(batch[: len(batch) // 2])
-            self.predict(batch[len(batch) // 2 :])
+            if len(batch) > 1:
+                self.predict(batch[: len(batch) // 2])
+                self.predict(batch[len(batch) // 2 :])
+            else:
+                self._fail_single(batch[0], error)
             return
         if classifier.batch_size < size and shadow.give_up("shadow_gave_way"):
             classifier.batch_size = size
@@ -323,6 +337,16 @@ class InFlight:
             study.probabilities[instance_id] = tuple(map(rounded, probabilities[i]))
             if seen is not None:
                 study.by_shadow[instance_id] = tuple(map(rounded, seen[i]))
+
+    def _fail_single(self, film: tuple[int, int, NetworkInput], error: RuntimeError) -> None:
+        """The network raised on one film alone: the shadow gives way, the device is gone, or it is the film's fault."""
+        if self.scorer.shadow.give_up("shadow_gave_way"):  # the memory that it took may be what lacked
+            self.predict([film])
+            return
+        if not self.scorer.classifier.still_works():
+            raise DeviceGone("the device no longer computes: start the worker again, and see its log") from error
+        study_id, instance_id, _ = film
+        self.studies[study_id].failures[instance_id] = Failure("prediction_failed", "the network failed on it")
 
     def take_finished(self) -> list[StudyInFlight]:
         """The studies all of whose films are through; they are no longer in flight."""
@@ -447,9 +471,7 @@ def seen_by_shadow(study: StudyInFlight, outcome: Outcome, films: Sequence[FilmR
 
 def _count(scorer: Scorer, outcome: Outcome, films: Sequence[FilmResult], tally: Tally) -> None:
     states = [film.state for film in films]
-    tally.studies += 1
-    tally.films += states.count("scored")
-    setattr(tally, outcome.state, getattr(tally, outcome.state) + 1)
+    tally.settle(outcome.state, films=states.count("scored"))
     scorer.metrics.settled(outcome.state, reason=outcome.reason, attempts=outcome.study.attempts)
     log.info(
         f"study_{outcome.state}",

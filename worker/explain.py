@@ -19,21 +19,9 @@ from worker.intake.header import INTAKE_TAGS
 from worker.intake.views import Skipped, ViewRules, evidence_lines, frontal
 from worker.ranking import policy, priority
 from worker.ranking.priority import BLIND
+from worker.reasons import sentence
 
 TableOf: TypeAlias = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # heading, columns, rows
-
-
-BLIND_SENTENCE = (
-    "it belongs to the blind share: the model has scored it, and it is listed as if it had not, whatever it saw"
-)
-
-
-# Why a study stands higher than what was seen in it.
-FLAG_RULES = {
-    priority.NOT_SCORED: "no film of it was scored, so it stands as if its heaviest finding of category B were certain",
-    priority.PARTLY_SCORED: "some film of it could not be read, so it stands at least where an unscored study does",
-    BLIND: "where a study stands that no model has scored",
-}
 
 
 class NothingToExplain(LookupError):
@@ -98,9 +86,9 @@ def _explain_study(session: Session, study: Study) -> Explained:
     facts += _rank_facts(worklist.place(session, study.id))
     facts += [("flag", place.flag)] if place.flag else []
     facts += [("policy", f"version {stored.version}")] if stored else []
-    facts += [("category", f"{place.category}: {FLAG_RULES[place.flag]}")] if place.flag in FLAG_RULES else []
+    facts += [("category", f"{place.category}: {sentence(place.flag)}")] if place.flag else []
     if place.flag == BLIND:
-        return Explained("Blind", [*facts, ("why", BLIND_SENTENCE)], tables)
+        return Explained("Blind", facts, tables)
     if stored is None or checkpoint is None:
         return Explained("Not scored", facts, tables)
     facts.append(("checkpoint", f"{checkpoint.network}, digest {checkpoint.digest[:12]}"))
@@ -109,7 +97,7 @@ def _explain_study(session: Session, study: Study) -> Explained:
     probabilities = [float(p) for p in priority.study_probabilities(films)]
     thresholds = cuts_of(checkpoint.header.get("thresholds", {}), policy.THRESHOLD)
     because = _category_rule(probabilities, rules, thresholds)
-    if place.flag in FLAG_RULES:
+    if place.flag:
         facts.append(("what was seen", f"category {priority.category(probabilities, rules, thresholds)}: {because}"))
     else:
         facts.append(("category", f"{place.category}: {because}"))

@@ -1,39 +1,80 @@
-"""Every reason that the database can hold, with its sentence for people."""
+"""Every reason that the database can hold, once, with its sentence for people.
 
-from training.imaging.pixels import UnusablePixels
-from worker.intake.views import REASONS
-from worker.ranking import priority
+SQL groups by these codes: they are a contract (docs/reference/reasons.md). What is wrong with a file's pixels stands
+with its exceptions in training.imaging.dicom, which serves the training too.
+"""
+
+from functools import cache
+from typing import Final
+
 from worker.wording import in_words
 
-SENTENCES = {
-    **REASONS,
-    **{kind.reason: (kind.__doc__ or "").partition("\n")[0] for kind in UnusablePixels.__subclasses__()},
-    priority.BLIND: "It belongs to the blind share: the model has scored it, and it is listed as if it had not.",
-    "decoder_crashed": "Decoding the film ended the decoder’s process, twice.",
-    "decoder_raised": "Decoding the film failed with an unexpected error.",
-    "decoder_timeout": "Decoding the film took longer than the time limit, twice.",
+VIEW_SENTENCES: Final = {
+    "modality_not_accepted": "The modality is not one that this site reads as a chest film.",
+    "sop_class_not_accepted": "The object is not a radiograph, whatever its modality says.",
+    "modality_unknown": "Neither modality nor SOP class says what kind of object this is.",
+    "not_human": "The patient is an animal.",
+    "body_part_not_chest": "The film shows another part of the body.",
+    "body_part_mixed": "The film shows the chest together with other parts of the body.",
+    "body_part_contradictory": "The attributes contradict each other about the part of the body.",
+    "body_part_unknown": "No attribute says which part of the body the film shows.",
+    "lateral_view": "The film is a lateral view.",
+    "oblique_view": "The film is an oblique view.",
+    "special_view": "The film is a special projection: decubitus, lordotic, axial or the like.",
+    "view_contradictory": "The attributes contradict each other about the view.",
+    "view_unknown": "No attribute says whether the film is frontal (AP or PA).",
+    "for_processing": "The pixels are raw detector values, meant for processing and not for reading.",
+    "processed_image": "The image was computed from a film (bone suppression, subtraction) or is a localizer.",
+    "secondary_capture": "The object is a secondary capture; a setting would allow those.",
+}
+"""Why the view filter skips an object: every `Skipped.reason`."""
+
+FILE_SENTENCES: Final = {
     "duplicate_pixels": "Another film of the study has the same pixels; it counts once.",
+    "file_name_unusable": "The name of the file, or of a folder above it, is not UTF-8.",
     "file_replaced": "The file now holds another film than the one that was registered.",
+    "file_unavailable": "The file could not be reached.",
     "folder_closed": "A folder could not be listed, so nothing in it was looked at; send it again once it can be.",
     "folder_link": "A link to a folder is not followed; name the folder itself.",
-    "header_raised": "Reading the file’s header failed with an unexpected error.",
-    "file_name_unusable": "The name of the file, or of a folder above it, is not UTF-8.",
     "header_not_storable": "A value of its header does not fit the database.",
-    "file_unavailable": "The file could not be reached.",
-    "films_quarantined": "All films of the study were quarantined before.",
-    "no_film": "No film of the study was left to read.",
+    "header_raised": "Reading the file’s header failed with an unexpected error.",
     "outside_roots": "The file lies outside the folders that this site receives from.",
-    "prediction_failed": "The network failed on the film.",
     "sop_uid_illegal": "The file’s SOP Instance UID is not one that the Standard allows.",
     "sop_uid_missing": "The file has no SOP Instance UID.",
     "study_uid_illegal": "The file’s Study Instance UID is not one that the Standard allows.",
     "study_uid_missing": "The file has no Study Instance UID.",
     "uid_taken": "Another file with different content has the same SOP Instance UID; the first was kept.",
+}
+"""Why a file is rejected, skipped or waited for."""
+
+WORK_SENTENCES: Final = {
+    "decoder_crashed": "Decoding the film ended the decoder’s process, twice.",
+    "decoder_raised": "Decoding the film failed with an unexpected error.",
+    "decoder_timeout": "Decoding the film took longer than the time limit, twice.",
+    "films_quarantined": "All films of the study were quarantined before.",
+    "no_film": "No film of the study was left to read.",
+    "prediction_failed": "The network failed on the film.",
     "worker_lost": "The worker died while it held the study, as often as it may.",
 }
-"""Every reason that the database can hold -> a sentence for people."""
+"""What happened while a study was worked on."""
+
+FLAG_SENTENCES: Final = {
+    "blind": "It belongs to the blind share: the model has scored it, and it is listed as if it had not.",
+    "not_scored": "No film of it was scored: it stands as if its heaviest finding of category B were certain.",
+    "partly_scored": "Some film of it could not be read: it stands at least where an unscored study does.",
+}
+"""Why a study stands higher than what was seen in it: every flag of the worklist."""
+
+
+@cache
+def sentences() -> dict[str, str]:
+    """Every reason -> a sentence for people."""
+    from training.imaging.dicom import UnusablePixels  # pydicom, which most commands do without
+
+    pixels = {kind.reason: (kind.__doc__ or "").partition("\n")[0] for kind in UnusablePixels.__subclasses__()}
+    return {**VIEW_SENTENCES, **FILE_SENTENCES, **pixels, **WORK_SENTENCES, **FLAG_SENTENCES}
 
 
 def sentence(reason: str | None) -> str:
     """A stored reason as a sentence; an unknown one (an older version's) is at least readable."""
-    return SENTENCES.get(reason or "") or f"{in_words(reason or 'no reason was kept')}."
+    return sentences().get(reason or "") or f"{in_words(reason or 'no reason was kept')}."

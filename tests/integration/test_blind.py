@@ -13,10 +13,11 @@ from tests.support.untrained import save_untrained
 from worker.checkpoints import promotion
 from worker.checkpoints.rescoring import Moved, make_live, preview
 from worker.context import Context
-from worker.explain import BLIND_SENTENCE, explain_named
+from worker.explain import explain_named
 from worker.intake.receive import receive
 from worker.ranking import activation, policy
 from worker.ranking.policy import Changes
+from worker.reasons import sentence
 from worker.scoring.pipeline import open_scorer, score_waiting
 from worker.scoring.shadow import enter
 from worker.terminal.tables import notes
@@ -64,7 +65,7 @@ def test_a_blind_study_is_scored_listed_as_unscored_and_stays_so(context, tmp_pa
     assert rows[0]["study_instance_uid"] == stat.StudyInstanceUID, "a human's STAT holds"
     assert before == [(i, "B", 0.4, "blind", None, None, None) for i in (1, 2, 3)]
     assert [notes(row) for row in rows] == ["STAT, blind", "blind", "blind"]
-    assert ("why", BLIND_SENTENCE) in explain_named(context, stat.StudyInstanceUID).facts
+    assert ("category", f"B: {sentence('blind')}") in explain_named(context, stat.StudyInstanceUID).facts
     with read_scope(context.engine) as session:
         assert len(session.scalars(select(FilmScore.id)).all()) == 6, "both checkpoints' scores are kept"
         assert {place.flag for place in session.scalars(select(ShadowPriority))} == {"blind"}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from db.models import GATE_RESULTS
+from db.models import GateResult
 from training import metrics
 from training.findings import FINDINGS
 from training.gate import BESIDE, Check, Result, Rules, judge, overall
@@ -357,7 +357,7 @@ def test_a_verdict_fails_with_one_check_and_is_undecided_with_one() -> None:
 
 
 def test_the_database_knows_the_same_results() -> None:
-    assert set(GATE_RESULTS) == set(get_args(Result))
+    assert set(get_args(GateResult)) == set(get_args(Result))
 
 
 def test_films_of_one_view_alone_have_no_gap_between_views() -> None:

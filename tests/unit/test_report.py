@@ -20,10 +20,8 @@ from tests.support.contexts import MakeContext
 from tests.support.night_rows import FOLDER, PATIENT_KEY, add_house, add_studies, add_unscored, open_run
 from tests.support.page_reading import Page
 from training.findings import FINDINGS
-from training.imaging.dicom import UnusablePixels
 from worker.context import Context
-from worker.intake.views import REASONS
-from worker.reasons import SENTENCES, sentence
+from worker.reasons import sentence, sentences
 from worker.report import page
 from worker.report.charts import LOG_ODDS, WIDTH, charts_of, flagged_of, reference_of, shares_of, x_of
 from worker.report.page import write_report
@@ -234,16 +232,21 @@ def test_every_figure_of_the_model_and_policy_is_there(context: Context, tmp_pat
     assert page.words.count("Not a medical device") == 2
 
 
-@pytest.mark.parametrize("reason", [*REASONS, *(kind.reason for kind in UnusablePixels.__subclasses__())])
+@pytest.mark.parametrize("reason", sentences())
 def test_every_reason_is_a_sentence(reason: str) -> None:
     assert sentence(reason).endswith(".")
     assert "_" not in sentence(reason)
 
 
+def test_the_documentation_lists_every_reason_with_its_sentence() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "reasons.md").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, flags=re.MULTILINE)) == sentences()
+
+
 def test_every_reason_that_the_worker_names_has_its_sentence() -> None:
     sources = "".join(path.read_text(encoding="utf-8") for path in Path(worker.__file__).parent.rglob("*.py"))
     named = set(re.findall(r'(?:Failure|UnusableStudy)\(\s*"(\w+)"', sources))
-    assert {"decoder_crashed", "uid_taken"} <= named <= set(SENTENCES)
+    assert {"decoder_crashed", "uid_taken"} <= named <= sentences().keys()
 
 
 def test_a_reason_of_an_older_version_is_readable() -> None:

@@ -17,7 +17,8 @@ from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from worker.intake.view_words import VIEW_CODES, body_part_in, views_in
-from worker.intake.views import FLAGS, HEADER_TAGS, REASONS, Skipped, View, ViewRules, evidence_lines, frontal
+from worker.intake.views import FLAGS, HEADER_TAGS, Skipped, View, ViewRules, evidence_lines, frontal
+from worker.reasons import VIEW_SENTENCES
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
@@ -245,7 +246,7 @@ def test_everything_else_is_skipped_with_its_reason(film: Dataset, reason: str, 
 
 
 def test_the_table_has_a_row_for_every_reason_and_every_flag() -> None:
-    assert {reason for _, reason, _, _ in SKIPPED} == REASONS.keys()
+    assert {reason for _, reason, _, _ in SKIPPED} == VIEW_SENTENCES.keys()
     allowed = frontal(header(SOPClassUID=SECONDARY_CAPTURE), rules=CAPTURES_ALLOWED)
     assert isinstance(allowed, View)
     assert set().union(allowed.flags, *(flags for _, _, flags in FLAGGED)) == FLAGS.keys()

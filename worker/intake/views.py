@@ -27,6 +27,7 @@ from worker.intake.view_evidence import (
     view_statements,
 )
 from worker.intake.view_words import is_animal, is_processed
+from worker.reasons import VIEW_SENTENCES
 from worker.settings import Settings
 
 CR_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.1"
@@ -36,26 +37,6 @@ SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"  # and .7.1 to .7.4, its 
 
 # Modalities other than the accepted ones that converters and old consoles give to plain films.
 FILM_MODALITIES: Final = frozenset({"CR", "DX", "DR", "RG", "RF", "OT", "SC", "XC"})
-
-REASONS: Final = {
-    "modality_not_accepted": "The modality is not one that this site reads as a chest film.",
-    "sop_class_not_accepted": "The object is not a radiograph, whatever its modality says.",
-    "modality_unknown": "Neither modality nor SOP class says what kind of object this is.",
-    "not_human": "The patient is an animal.",
-    "body_part_not_chest": "The film shows another part of the body.",
-    "body_part_mixed": "The film shows the chest together with other parts of the body.",
-    "body_part_contradictory": "The attributes contradict each other about the part of the body.",
-    "body_part_unknown": "No attribute says which part of the body the film shows.",
-    "lateral_view": "The film is a lateral view.",
-    "oblique_view": "The film is an oblique view.",
-    "special_view": "The film is a special projection: decubitus, lordotic, axial or the like.",
-    "view_contradictory": "The attributes contradict each other about the view.",
-    "view_unknown": "No attribute says whether the film is frontal (AP or PA).",
-    "for_processing": "The pixels are raw detector values, meant for processing and not for reading.",
-    "processed_image": "The image was computed from a film (bone suppression, subtraction) or is a localizer.",
-    "secondary_capture": "The object is a secondary capture; a setting would allow those.",
-}
-"""Every `Skipped.reason` -> a sentence for people."""
 
 FLAGS: Final = {
     "modality_missing": "Modality is empty; the SOP class told what the object is.",
@@ -118,7 +99,7 @@ class View:
 
 @dataclass(frozen=True)
 class Skipped:
-    """An object not to score; `reason` is a key of REASONS.
+    """An object not to score; `reason` is a key of reasons.VIEW_SENTENCES.
 
     `in_scope`: it is, or may be, a chest film, so that its study enters the worklist unscored, with a flag.
     """
@@ -186,7 +167,7 @@ def evidence_lines(header: Dataset, *, rules: ViewRules = ViewRules()) -> list[s
     lines += [f"{statement} says {statement.says}" for statement in (*body_statements(header), *views)]
     decision = frontal(header, rules=rules)
     if isinstance(decision, Skipped):
-        return [*lines, f"skipped, {decision.reason}: {REASONS[decision.reason]} ({decision.evidence})"]
+        return [*lines, f"skipped, {decision.reason}: {VIEW_SENTENCES[decision.reason]} ({decision.evidence})"]
     return [*lines, *(f"{flag}: {FLAGS[flag]}" for flag in decision.flags), f"kept as {decision.view}"]
 
 

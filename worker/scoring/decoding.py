@@ -31,6 +31,7 @@ from worker.scoring.allocator import keep_freed_memory
 
 if TYPE_CHECKING:  # a decoder needs no database
     from worker.context import Context
+from worker.reasons import sentence
 
 log = structlog.get_logger()
 
@@ -211,9 +212,9 @@ class PendingFilm:
             outcome: NetworkInput | Failure = self.future.result()
             return outcome
         except TimeoutError:
-            failure = Failure("decoder_timeout", "decoding it took longer than the time limit, twice")
+            failure = Failure("decoder_timeout", sentence("decoder_timeout"))
         except ProcessExpired:
-            failure = Failure("decoder_crashed", "decoding it ended its process, twice")
+            failure = Failure("decoder_crashed", sentence("decoder_crashed"))
         except BrokenProcessPool as error:
             if not self._tries_left:
                 raise DecodersGone("no decoder process can be kept alive on this machine: see the log") from error

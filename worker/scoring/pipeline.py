@@ -28,6 +28,7 @@ from worker.context import Context, Live, process_name
 from worker.monitoring.prometheus import WorkMetrics
 from worker.ranking import priority
 from worker.ranking.placement import placed
+from worker.reasons import sentence
 from worker.scoring.decoding import DecodeOptions, DecoderPool, Failure, NetworkInput, PendingFilm
 from worker.scoring.inference import Classifier, DeviceGone, choose_device, share_processor
 from worker.scoring.shadow import Seen, Shadow, open_shadow
@@ -346,7 +347,7 @@ class InFlight:
         if not self.scorer.classifier.still_works():
             raise DeviceGone("the device no longer computes: start the worker again, and see its log") from error
         study_id, instance_id, _ = film
-        self.studies[study_id].failures[instance_id] = Failure("prediction_failed", "the network failed on it")
+        self.studies[study_id].failures[instance_id] = Failure("prediction_failed", sentence("prediction_failed"))
 
     def take_finished(self) -> list[StudyInFlight]:
         """The studies all of whose films are through; they are no longer in flight."""
@@ -421,8 +422,7 @@ def _film_result(study: StudyInFlight, film: ClaimedFilm, digests: set[str]) -> 
         return FilmResult(film.instance_id, "quarantined", reason=failure.reason, evidence=failure.sentence)
     digest = study.inputs[film.instance_id].pixel_digest
     if digest in digests:
-        sentence = "another film of the study has the same pixels"
-        return FilmResult(film.instance_id, "skipped", "duplicate_pixels", sentence, digest)
+        return FilmResult(film.instance_id, "skipped", "duplicate_pixels", sentence("duplicate_pixels"), digest)
     digests.add(digest)
     probabilities = study.probabilities[film.instance_id]
     return FilmResult(film.instance_id, "scored", pixel_digest=digest, probabilities=probabilities)
@@ -437,8 +437,8 @@ def study_outcome(study: StudyInFlight, films: Sequence[FilmResult]) -> Outcome:
     if failed:
         return Outcome(study.claimed, "quarantined", failed[0].reason, failed[0].evidence)
     if study.claimed.broken_films:
-        return Outcome(study.claimed, "quarantined", "films_quarantined", "all its films were quarantined before")
-    return Outcome(study.claimed, "skipped", "no_film", "no film is left to read")
+        return Outcome(study.claimed, "quarantined", "films_quarantined", sentence("films_quarantined"))
+    return Outcome(study.claimed, "skipped", "no_film", sentence("no_film"))
 
 
 def study_priority(live: Live, outcome: Outcome, films: Sequence[FilmResult], *, blind: bool = False) -> PriorityResult:

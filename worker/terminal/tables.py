@@ -13,6 +13,7 @@ from worker.checkpoints.comparison import FAR, HEADS, Comparison
 from worker.doctor import CheckResult
 from worker.explain import Explained
 from worker.monitoring.drift import Judged, worst
+from worker.reasons import sentence
 from worker.wording import notes, waited
 
 DRIFT_STYLES = {"quiet": "", "warn": "yellow", "act": "bold white on red"}
@@ -67,7 +68,7 @@ def totals_table(totals: Totals) -> Table:
         if reasons:
             table.add_section()
         for reason, count in sorted(reasons.items(), key=lambda pair: (-pair[1], str(pair[0]))):
-            table.add_row(f"{kind}: {str(reason).replace('_', ' ')}", str(count), style="dim")
+            table.add_row(f"{kind}: {reason}\n  {sentence(reason)}", str(count), style="dim")
     return table
 
 

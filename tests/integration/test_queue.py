@@ -3,6 +3,7 @@
 import signal
 import time
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 import redis
@@ -75,28 +76,43 @@ def test_a_message_is_a_row_id_and_nothing_else(context, films):
         assert secret not in sent
 
 
+def freeze_at_work(worker: Popen[bytes], context: Context, log: Path) -> None:
+    """Pause the worker's process (SIGSTOP) at a moment when it holds studies."""
+
+    def holds_studies() -> bool:
+        return totals(context).claimed > 0
+
+    wait_until(holds_studies, log=log)
+    worker.send_signal(signal.SIGSTOP)
+    assert holds_studies(), "it was quicker than the signal"
+
+
 def test_a_worker_that_is_killed_loses_nothing(context, films, tmp_path):
     context = with_settings(context, lease_minutes=0.05, sweep_seconds=1.0)
     enqueue(context, films)
     log = tmp_path / "worker.log"
     with running(context, "worker", log) as first:
-        wait_until(lambda: totals(context).scored > 0, log=log)
-        first.send_signal(signal.SIGKILL)
+        freeze_at_work(first, context, log)
+        first.kill()
+    assert totals(context).claimed > 0, "what it held is still in the dead worker's name"
     with running(context, "worker", log), running(context, "beat", log):
         wait_until(lambda: totals(context).waiting == 0, log=log)
     assert totals(context).scored == 24
     assert len(rows(context)) == 24
 
 
-def test_a_worker_told_to_stop_gives_back_what_is_in_hand(context, films, tmp_path):
+def test_a_worker_told_to_stop_gives_back_what_is_in_flight(context, films, tmp_path):
     enqueue(context, films)
     log = tmp_path / "worker.log"
     with running(context, "worker", log) as worker:
-        wait_until(lambda: totals(context).scored > 0, log=log)
+        freeze_at_work(worker, context, log)
         worker.terminate()
+        worker.send_signal(signal.SIGCONT)
         assert worker.wait(timeout=60) == 0
-    assert totals(context).claimed == 0
-    assert totals(context).balance
+    found = totals(context)
+    assert found.claimed == 0, "and nobody else is there to end its leases"
+    assert found.waiting > 0, "it did not finish the night first"
+    assert found.balance
 
 
 def test_a_worker_that_has_run_long_enough_ends_by_itself_as_if_told_to_stop(context, films, tmp_path):

@@ -263,10 +263,14 @@ def test_the_doctor_says_when_the_champions_file_has_changed(settings):
     assert not next(f for f in json.loads(result.stdout) if f["name"] == "checkpoint")["ok"]
 
 
-def test_simulate_without_operating_points_says_what_is_missing():
-    result = nightread("simulate", "--days", "1")
-    assert result.exit_code == 2
-    assert "operating points" in result.output
+def test_simulate_without_operating_points_says_what_is_missing(tmp_path):
+    refused = nightread("simulate", "--days", "1", "--seeds", "1")
+    assert refused.exit_code == 2
+    assert "how well the model sees is not known" in " ".join(refused.output.replace("│", " ").split())
+    cases = tmp_path / "cases.json"
+    cases.write_text('{"Pneumothorax": {"prevalence": 0.1, "auc": 0.9}}')
+    given = nightread("simulate", "--days", "1", "--seeds", "1", "--cases", cases)
+    assert given.exit_code == 0, "nothing else was missing: " + given.output
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from db.models import Base, Drift, Run
 from db.session import make_engine, session_scope
 from tests.support.night_rows import add_house
 from worker.cli import main as cli
-from worker.monitoring.prometheus import LedgerCollector, WorkMetrics
+from worker.monitoring.prometheus import LedgerCollector, ReceiveMetrics, WorkMetrics
 from worker.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -77,7 +77,7 @@ def test_every_setting_named_in_a_file_exists(path: Path) -> None:
 
 
 def test_every_variable_that_compose_reads_stands_in_the_example_with_its_default() -> None:
-    read = {match for path in COMPOSE_FILES for match in re.findall(r"\$\{(\w+):-([^}]*)\}", path.read_text())}
+    read = {match for path in COMPOSE_FILES for match in re.findall(r"\$\{(\w+):?-([^}]*)\}", path.read_text())}
     assert read
     assert [name for name, value in sorted(read) if f"#{name}={value}\n" not in ENV_EXAMPLE] == []
 
@@ -208,7 +208,7 @@ def metric_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     work, ledger = WorkMetrics().registry, CollectorRegistry()
     ledger.register(LedgerCollector(engine))
     names = set()
-    for family in [*work.collect(), *ledger.collect()]:
+    for family in [*work.collect(), *ReceiveMetrics().registry.collect(), *ledger.collect()]:
         suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
         names |= {family.name + suffix for suffix in suffixes}
     engine.dispose()
@@ -249,3 +249,19 @@ def expressions(path: Path) -> str:
         return "\n".join(target["expr"] for panel in panels for target in panel["targets"])
     groups = yaml.safe_load(path.read_text())["groups"]
     return "\n".join(rule["expr"] for group in groups for rule in group["rules"])
+
+
+def test_the_dockerfile_fetches_no_frontend_and_compiles_nothing_twice() -> None:
+    text = (DOCKER / "Dockerfile").read_text()
+    assert "# syntax=" not in text, "BuildKit would fetch it, and nothing here needs it"
+    assert "compileall" not in text, "pip has compiled what it installed, and torch holds sources of a newer Python"
+
+
+def test_postgres_is_healthy_only_when_it_listens_on_the_network() -> None:
+    assert "--host=127.0.0.1" in SERVICES["postgres"]["healthcheck"]["test"]
+
+
+def test_no_tmpfs_names_an_owner_which_podman_refuses() -> None:
+    mounts = [mount for service in SERVICES.values() for mount in service.get("tmpfs", [])]
+    assert mounts
+    assert [mount for mount in mounts if re.search(r"\b[ug]id=", mount)] == []

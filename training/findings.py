@@ -29,6 +29,9 @@ NIH_LABELS: dict[str, str | None] = {
 }
 """NIH label -> finding. Zhou (2020) merges what one film can hardly tell apart."""
 
+AGE_BANDS: dict[str, int] = {"0-17": 0, "18-39": 18, "40-59": 40, "60-79": 60, "80+": 80}
+"""Name -> where the band begins, in years: the groups in which films are counted and judged."""
+
 
 class UnknownLabel(ValueError):
     """A label that is none of NIH's fifteen words."""

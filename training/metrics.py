@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 
-from training.findings import FINDINGS
+from training.findings import AGE_BANDS, FINDINGS
 from training.manifest import UNKNOWN, findings_in, prevalence
 
 Array = npt.NDArray[np.floating]
@@ -25,8 +25,6 @@ RAREST: Final = "Hernia"
 """227 films in NIH: its figures are mostly chance, so every macro mean is also given without it."""
 RATES: Final = ("false_negative_rate", "auroc", "auprc", "sensitivity", "specificity", "ppv", "npv", "brier", "ece")
 _OVERALL: Final = ("binary_accuracy", "exact_match")
-_AGE_BANDS: Final = {"0-17": 0, "18-39": 18, "40-59": 40, "60-79": 60, "80+": 80}
-"""Name -> where the band begins, in years."""
 _REPLICATES_AT_ONCE: Final = 100
 
 
@@ -266,7 +264,7 @@ def _logistic(fitted: Array, labels: npt.NDArray[np.uint8], asked: Array) -> Arr
 
 def groups(films: pd.DataFrame) -> Iterator[tuple[str, str, npt.NDArray[np.bool_]]]:
     """Attribute, value and films (N,) of every group with films in it: by view, by sex, by age band, by split."""
-    bands = pd.cut(films["age_years"], [*_AGE_BANDS.values(), np.inf], right=False, labels=list(_AGE_BANDS))
+    bands = pd.cut(films["age_years"], [*AGE_BANDS.values(), np.inf], right=False, labels=list(AGE_BANDS))
     said = {"view": films["view_position"], "sex": films["sex"], "age_years": bands, "split": films["split"]}
     for attribute, values in said.items():
         for value in sorted(value for value in values.dropna().unique() if value):

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import chi2
+from scipy.stats import chi2, kstwobign
 
 from db.drift import ATTRIBUTES, Arrivals, Figure
 from training.calibration import reference
 from training.findings import FINDINGS
 from worker.monitoring import drift
-from worker.monitoring.drift import Distance, Known, change, chi_squared_tail, judge, ks, of_scores, psi
+from worker.monitoring.drift import Distance, Known, change, judge, ks, of_scores, psi
 from worker.settings import DriftSettings
 
 Array = NDArray[np.float64]
@@ -136,12 +136,14 @@ def test_ks_is_the_largest_gap() -> None:
     assert distance.probability < 1e-9
 
 
-@pytest.mark.parametrize("freedom", [1, 4, 9, 30])
-def test_the_tail_of_chi_squared_is_near_the_exact_one(freedom: int) -> None:
-    for probability in (0.5, 0.05, 1e-3, 1e-5):
-        found = chi_squared_tail(chi2.isf(probability, freedom), freedom)
-        assert abs(np.log10(found / probability)) < 0.4  # at one in 100,000; the rest is nearer
-    assert chi_squared_tail(0.0, 0) == 1.0
+def test_the_probabilities_by_chance_are_the_exact_ones() -> None:
+    now, before = np.array([30.0, 50.0, 20.0]), np.array([300.0, 400.0, 300.0])
+    distance = psi(now, before)
+    spread = 1 / 100 + 1 / 1000
+    assert distance.probability == pytest.approx(chi2.sf((distance.moved + distance.reference) / spread, 2))
+    assert psi(np.array([5.0]), np.array([50.0])).probability == 1.0
+    gap = ks(np.linspace(0.05, 1, 200), Known.of(LEVELS, LEVELS), films=200)
+    assert gap.probability == pytest.approx(kstwobign.sf(10 * (gap.moved + gap.reference)))
 
 
 # --------------------------------------------------------------------------------------------------- what came in

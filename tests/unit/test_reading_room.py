@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from worker.ranking.priority import Standing, reading_key
 from worker.simulation.reading_room import (
@@ -130,7 +131,7 @@ def test_a_reading_holds_as_much_work_as_it_was_given(start, work, minutes):
     ],
 )
 def test_an_impossible_department_is_refused(wrong):
-    with pytest.raises(SimulationError):
+    with pytest.raises(ValidationError):
         Department(**({"arrivals_per_hour": FLAT, "reading_minutes": (10.0,) * 24} | wrong))
     with pytest.raises(SimulationError, match="nobody ever reads"):
         ReadingClock(department(*[math.inf] * 24))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from rich.console import Console
 
 from training.findings import FINDINGS
@@ -230,8 +231,15 @@ def test_reference_thresholds_flag_the_share_and_never_an_absent_finding():
 
 @pytest.mark.parametrize("wrong", [{"prevalence": 1.2}, {"prevalence": 0.1, "auc": 0.0}, {"prevalence": 0.1, "tpf": 2}])
 def test_an_impossible_operating_point_is_refused(wrong):
-    with pytest.raises(SimulationError):
+    with pytest.raises(ValidationError):
         OperatingPoint(**wrong)
+
+
+def test_an_impossible_area_of_a_checkpoint_is_told_with_its_finding():
+    with pytest.raises(SimulationError, match=r"the areas: Edema\.auc: Input should be greater than 0"):
+        cases_from_aucs({"Edema": 0.0})
+    with pytest.raises(SimulationError, match="Nodule is not a finding"):
+        cases_from_aucs({"Nodule": 0.9})
 
 
 # What is asked for
@@ -307,12 +315,13 @@ def test_departments_and_cases_are_read_from_json(tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "is not JSON"),
-        ("[]", "must hold a JSON object"),
+        ("{", "cases.json: Invalid JSON"),
+        ("[]", "cases.json: Input should be an object"),
         ('{"Nodule": {"prevalence": 0.1}}', "Nodule is not a finding"),
-        ('{"Edema": {"auc": 0.1}}', "prevalence"),
-        ('{"Edema": {"prevalence": 0.1, "sensitivity": 0.9}}', "sensitivity"),
-        ('{"Edema": 0.1}', "must be a mapping"),
+        ('{"Edema": {"auc": 0.1}}', "Edema.prevalence: Field required"),
+        ('{"Edema": {"prevalence": 0.1, "sensitivity": 0.9}}', "Edema.sensitivity"),
+        ('{"Edema": {"prevalence": NaN}}', "Edema.prevalence: Input should be a finite number"),
+        ('{"Edema": 0.1}', "cases.json: Edema: Input should be an object"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_told_why(tmp_path, text, sentence):

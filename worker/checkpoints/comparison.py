@@ -1,11 +1,11 @@
 """Two orders of the same studies, side by side: whom another checkpoint would move, how far, and by which findings."""
 
-from bisect import bisect_right, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from math import inf
 
+from scipy import stats
 from sqlalchemy.orm import Session
 
 from db import shadow
@@ -144,6 +144,7 @@ def compare(name: str, pairs: Sequence[Pair], *, now: datetime, max_wait_minutes
     """The two orders that `pairs` make, in the reading order. Without a maximum wait nobody is overdue."""
     before, after = (_ranks(pairs, which, now=now, max_wait_minutes=max_wait_minutes) for which in ("before", "after"))
     far = sorted(range(len(pairs)), key=lambda i: (-abs(after[i] - before[i]), before[i]))
+    spearman, kendall = correlations(before, after)
     movers = [
         Mover(p.study.name, before[i], after[i], p.before.category, p.after.category)
         for i, p in ((i, pairs[i]) for i in far[:MOVERS] if before[i] != after[i])
@@ -154,8 +155,8 @@ def compare(name: str, pairs: Sequence[Pair], *, now: datetime, max_wait_minutes
         seen_by_both=sum(pair.probabilities is not None for pair in pairs),
         moved=sum(abs(b - a) > FAR for b, a in zip(before, after, strict=True)),
         same_head={n: sum(b <= n and a <= n for b, a in zip(before, after, strict=True)) for n in HEADS},
-        spearman=_spearman(before, after),
-        kendall=_kendall(before, after),
+        spearman=spearman,
+        kendall=kendall,
         leave_a=[p.study.name for p in pairs if p.before.category == "A" and p.after.category != "A"],
         enter_a=[p.study.name for p in pairs if p.before.category != "A" and p.after.category == "A"],
         movers=movers,
@@ -181,21 +182,11 @@ def _ranks(pairs: Sequence[Pair], which: str, *, now: datetime, max_wait_minutes
     return ranks
 
 
-def _spearman(before: Sequence[int], after: Sequence[int]) -> float | None:
-    """Of ranks without ties: 1 - 6 sum(d^2) / (n (n^2 - 1))."""
-    n = len(before)
-    inputs = sum((b - a) ** 2 for b, a in zip(before, after, strict=True))
-    return None if n < 2 else 1 - 6 * inputs / (n * (n * n - 1))
-
-
-def _kendall(before: Sequence[int], after: Sequence[int]) -> float | None:
-    """Of ranks without ties: pairs of studies in the same order less those in the opposite one, over all pairs."""
-    n, inversions = len(before), 0
-    passed: list[int] = []
-    for _, rank in sorted(zip(before, after, strict=True)):
-        inversions += len(passed) - bisect_right(passed, rank)
-        insort(passed, rank)
-    return None if n < 2 else 1 - 4 * inversions / (n * (n - 1))
+def correlations(before: Sequence[int], after: Sequence[int]) -> tuple[float | None, float | None]:
+    """Spearman's rho and Kendall's tau of two orders; None for fewer than two studies."""
+    if len(before) < 2:
+        return None, None
+    return float(stats.spearmanr(before, after).statistic), float(stats.kendalltau(before, after).statistic)
 
 
 def _differences(pairs: Sequence[Pair]) -> list[Difference]:

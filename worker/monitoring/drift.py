@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import structlog
 from numpy.typing import NDArray
+from scipy.special import chdtrc, kolmogorov
 
 from db import drift
 from db.base import DECIMALS, database_now
 from db.drift import Arrivals, Figure
 from db.models import DRIFT_LEVELS
 from db.session import read_scope, session_scope
-from training.findings import FINDINGS
+from training.findings import AGE_BANDS, FINDINGS
 from worker.context import Context
 from worker.settings import DriftSettings
 
@@ -32,7 +33,6 @@ log = structlog.get_logger()
 BINS = 10
 BY_CHANCE = 0.01  # the share of days without drift on which any of a day's figures may pass for more than chance
 FEWEST_EXPECTED = 5.0  # films; values expected less often on a day are counted together (Cochran 1954)
-AGE_BANDS = {"0-17": 0, "18-39": 18, "40-59": 40, "60-79": 60, "80+": 80}  # name -> where it begins, in years
 QUIET, WARN, ACT = DRIFT_LEVELS
 OF_FILMS = ("psi", "ks", "shares")  # measures that speak of what the network sees; a rate is a matter for a technician
 
@@ -112,19 +112,21 @@ def judge(
     Scores, shares and rates each need `min_films` of their own kind: a day on which nothing could be scored has
     no scores, and is judged by its rates all the same.
     """
-    fewest, measured, remarks = rules.min_films, list[Measured](), list[str]()
+    fewest = rules.min_films
+    remarks: list[str] = []
+    measured: list[Measured] = []
     if len(scores) < fewest:
         remarks.append(f"{len(scores)} films were scored and {fewest} are needed: no score is judged.")
     elif not reference:
         remarks.append("The checkpoint brings no reference: no score is judged.")
     else:
         measured += of_scores(scores, reference)
-    came = [*of_shares(now, before, fewest=fewest), *of_rates(now, before, fewest=fewest)]
-    if any(each.distance is None for each in came):
+    arrived = [*of_shares(now, before, fewest=fewest), *of_rates(now, before, fewest=fewest)]
+    if any(each.distance is None for each in arrived):
         remarks.append(
             f"The {rules.reference_days} days before are too few films or studies to compare some figures with."
         )
-    return _leveled([*measured, *came], rules), tuple(remarks)
+    return _leveled([*measured, *arrived], rules), tuple(remarks)
 
 
 class Measured(NamedTuple):
@@ -265,21 +267,22 @@ def psi(now: Array, before: Array) -> Distance:
     """
     bins, spread = len(now), 1 / now.sum() + 1 / before.sum()
     p, q = ((counts + 0.5) / (counts.sum() + 0.5 * bins) for counts in (now, before))
-    seen, by_chance = float(((p - q) * np.log(p / q)).sum()), (bins - 1) * spread
-    return Distance(seen - by_chance, by_chance, chi_squared_tail(seen / spread, bins - 1))
+    index, by_chance = float(((p - q) * np.log(p / q)).sum()), (bins - 1) * spread
+    probability = float(chdtrc(bins - 1, index / spread)) if bins > 1 else 1.0
+    return Distance(index - by_chance, by_chance, probability)
 
 
 def ks(scores: Array, known: Known, *, films: int) -> Distance:
     """Kolmogorov and Smirnov's distance of scores (N,) to a distribution kept of so many films, less what chance gives.
 
     It is taken at the kept values, so up to one step of the quantiles (.01) too small. Without drift its mean is
-    sqrt(pi / 2) ln 2 / sqrt(n) for large n = N M / (N + M) (Marsaglia, Tsang and Wang 2003), and the tail as below.
+    sqrt(pi / 2) ln 2 / sqrt(n) for large n = N M / (N + M) (Marsaglia, Tsang and Wang 2003).
     """
     ordered, n = np.sort(scores), 1 / (1 / len(scores) + 1 / films)
     under, up_to = (np.searchsorted(ordered, known.values, side=side) / len(scores) for side in ("left", "right"))
-    seen = float(max(np.abs(under - known.below).max(), np.abs(up_to - known.up_to).max()))
+    gap = float(max(np.abs(under - known.below).max(), np.abs(up_to - known.up_to).max()))
     by_chance = math.sqrt(math.pi / 2 / n) * math.log(2)
-    return Distance(seen - by_chance, by_chance, min(1.0, 2 * math.exp(-2 * n * seen**2)))
+    return Distance(gap - by_chance, by_chance, float(kolmogorov(math.sqrt(n) * gap)))
 
 
 def change(part: int, whole: int, part_before: int, whole_before: int) -> Distance:
@@ -289,11 +292,3 @@ def change(part: int, whole: int, part_before: int, whole_before: int) -> Distan
     spread = math.sqrt(pooled * (1 - pooled) * (1 / whole + 1 / whole_before))
     probability = 2 * NormalDist().cdf(-abs(now - before) / spread) if spread else 1.0
     return Distance(now - before, before, probability)
-
-
-def chi_squared_tail(value: float, freedom: int) -> float:
-    """How often chi-squared exceeds `value`, by Wilson and Hilferty's cube root (1931); 1 without freedom."""
-    if freedom == 0:
-        return 1.0
-    spread = 2 / (9 * freedom)
-    return NormalDist().cdf((1 - spread - (value / freedom) ** (1 / 3)) / math.sqrt(spread))

@@ -9,11 +9,13 @@ from bisect import bisect_right
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import simpy
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass as validated
 
 DAY_MINUTES = 24 * 60
 
@@ -25,7 +27,19 @@ class SimulationError(ValueError):
     """The question cannot be simulated as asked."""
 
 
-@dataclass(frozen=True)
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Factor: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Arrivals: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Minutes: TypeAlias = Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value), Field(gt=0)]
+
+# 100 films a day: few at night, a busy morning; read quickly from 07 to 20 h, now and then outside. Chosen so that FIFO
+# gives about the mean and maximum that Baltruschat et al. (2021) report for their hospital.
+_HOURLY = (*[1.5] * 7, 6, 9, 9, 9, 8, 7, 7, 7, 6, 5, 4, 4, 3, 3, 2, 2, 1.5)
+ARRIVALS_PER_HOUR = tuple(100 * hour / sum(_HOURLY) for hour in _HOURLY)
+READING_MINUTES = (*[80.0] * 7, *[4.0] * 13, *[80.0] * 4)
+
+
+@validated(frozen=True, config=ConfigDict(extra="forbid"))
 class Department:
     """One day of a department, hour by hour; every simulated day is like it.
 
@@ -34,27 +48,15 @@ class Department:
     `pace_from_start`, keeps the pace of the hour in which it began, as a slow reader's work that nobody takes over.
     """
 
-    arrivals_per_hour: tuple[float, ...]
-    reading_minutes: tuple[float, ...]
-    readers: int = 1
+    arrivals_per_hour: Annotated[tuple[Arrivals, ...], Field(min_length=24, max_length=24)] = ARRIVALS_PER_HOUR
+    reading_minutes: Annotated[tuple[Minutes, ...], Field(min_length=24, max_length=24)] = READING_MINUTES
+    readers: Annotated[int, Field(strict=True, ge=1)] = 1
     pace_from_start: bool = False
-    stat_share: float = 0.0  # of studies that a human marked STAT
-    stat_reading_factor: float = 1.0  # reading time of STAT studies relative to the others
-    abnormal_reading_factor: float = 1.0  # reading time of studies with any finding relative to normal ones
+    stat_share: Share = 0.0  # of studies that a human marked STAT
+    stat_reading_factor: Factor = 1.0  # reading time of STAT studies relative to the others
+    abnormal_reading_factor: Factor = 1.0  # reading time of studies with any finding relative to normal ones
 
     def __post_init__(self) -> None:
-        if len(self.arrivals_per_hour) != 24 or len(self.reading_minutes) != 24:
-            raise SimulationError("arrivals_per_hour and reading_minutes need 24 values each")
-        # Each asks for what is right and not for what is wrong: JSON may hold NaN, which compares false.
-        if not isinstance(self.readers, int) or self.readers < 1:
-            raise SimulationError("readers must be a whole number, at least 1")
-        if not all(0 <= rate < math.inf for rate in self.arrivals_per_hour) or not all(
-            minutes > 0 for minutes in self.reading_minutes
-        ):
-            raise SimulationError("arrivals must be 0 or more, and reading times above 0")
-        factors = (self.stat_reading_factor, self.abnormal_reading_factor)
-        if not 0 <= self.stat_share <= 1 or not all(0 < factor < math.inf for factor in factors):
-            raise SimulationError("stat_share must lie between 0 and 1, and the reading factors above 0")
         if self.pace_from_start and math.inf in self.reading_minutes:
             raise SimulationError("a reading that keeps its pace would never end where nobody reads")
 

@@ -5,16 +5,18 @@ discipline reads the same studies with the same reading work, so that difference
 asks a site's own past instead. `docs/background/simulation.md` says how this was checked and what it leaves out.
 """
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Annotated, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as validated
+from scipy.special import stdtrit
 
 from training.findings import FINDINGS
 from worker.ranking.priority import CATEGORIES, DEFAULT_POLICY, Policy, categories, threshold_for_share, urgencies
@@ -27,22 +29,16 @@ from worker.simulation.reading_room import (
     Outcome,
     ReadingClock,
     ReadingRoom,
+    Share,
     SimulationError,
     Studies,
 )
 
-_Kind = TypeVar("_Kind")
+_Value = TypeVar("_Value")
 
 REFERENCE_FILMS = 50_000  # drawn to find the thresholds that flag the policy's share
 
-# 100 films a day: few at night, a busy morning; read quickly from 07 to 20 h, now and then outside. Chosen so that FIFO
-# gives about the mean and maximum that Baltruschat et al. (2021) report for their hospital.
-_HOURLY = (*[1.5] * 7, 6, 9, 9, 9, 8, 7, 7, 7, 6, 5, 4, 4, 3, 3, 2, 2, 1.5)
-DEFAULT_DEPARTMENT = Department(
-    arrivals_per_hour=tuple(100 * hour / sum(_HOURLY) for hour in _HOURLY),
-    reading_minutes=(*[80.0] * 7, *[4.0] * 13, *[80.0] * 4),
-    pace_from_start=True,
-)
+DEFAULT_DEPARTMENT = Department(pace_from_start=True)
 
 # Share of the 112,120 NIH films that carry each finding (NIH ChestX-ray14, merged labels).
 NIH_PREVALENCE: Mapping[str, float] = dict(
@@ -50,20 +46,14 @@ NIH_PREVALENCE: Mapping[str, float] = dict(
 )
 
 
-@dataclass(frozen=True)
+@validated(frozen=True, config=ConfigDict(extra="forbid"))
 class OperatingPoint:
     """How often a finding occurs and how well it is seen: `auc` (a binormal score), or yes/no with `tpf` and `fpf`."""
 
-    prevalence: float
-    auc: float | None = None
-    tpf: float = 0.0
-    fpf: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not all(0 <= value <= 1 for value in (self.prevalence, self.tpf, self.fpf)):
-            raise SimulationError("prevalence, tpf and fpf lie between 0 and 1")
-        if self.auc is not None and not 0 < self.auc <= 1:
-            raise SimulationError("auc lies above 0 and up to 1")
+    prevalence: Share
+    auc: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    tpf: Share = 0.0
+    fpf: Share = 0.0
 
     def draw(self, count: int, rng: np.random.Generator) -> tuple[Booleans, Floats]:
         """Whether each of `count` studies has the finding, and a model's calibrated probability of it; both (N,)."""
@@ -86,6 +76,9 @@ class OperatingPoint:
         flagged = self.prevalence * self.tpf + (1 - self.prevalence) * self.fpf
         missed = self.prevalence * (1 - self.tpf)
         return self.prevalence * self.tpf / flagged if flagged else 1.0, missed / (1 - flagged) if flagged < 1 else 0.0
+
+
+POINTS = TypeAdapter(dict[str, OperatingPoint])
 
 
 class Cases(Protocol):
@@ -140,46 +133,35 @@ class EvaluatedCases:
 
 def cases_from_aucs(aucs: Mapping[str, float], prevalence: Mapping[str, float] = NIH_PREVALENCE) -> BinormalCases:
     """Studies as a checkpoint with these areas under the ROC curve would score them."""
-    if unknown := sorted(set(aucs) - set(FINDINGS)):
-        raise SimulationError(f"{unknown[0]} is not a finding")
-    return BinormalCases({finding: OperatingPoint(prevalence[finding], auc) for finding, auc in aucs.items()})
+    points = {name: {"prevalence": prevalence.get(name, 0.0), "auc": auc} for name, auc in aucs.items()}
+    return _cases(lambda: POINTS.validate_python(points), "the areas")
 
 
 def read_department(path: Path) -> Department:
     """A department from a JSON file with the names of its fields; an hour in which nobody reads is null."""
-    fields = _json_object(path)
-    try:
-        minutes = fields.get("reading_minutes", DEFAULT_DEPARTMENT.reading_minutes)
-        fields["reading_minutes"] = tuple(math.inf if value is None else value for value in minutes)
-        fields["arrivals_per_hour"] = tuple(fields.get("arrivals_per_hour", DEFAULT_DEPARTMENT.arrivals_per_hour))
-    except TypeError as error:
-        raise SimulationError(f"{path.name}: reading_minutes and arrivals_per_hour are lists of 24 numbers") from error
-    return _built(Department, fields, path)
+    return _checked(lambda: TypeAdapter(Department).validate_json(path.read_bytes()), path.name)
 
 
 def read_cases(path: Path) -> BinormalCases:
     """Studies from a JSON file: finding -> {"prevalence", and "auc" or "tpf" and "fpf"}."""
-    points = _json_object(path)
-    if unknown := sorted(set(points) - set(FINDINGS)):
-        raise SimulationError(f"{path.name}: {unknown[0]} is not a finding")
-    return BinormalCases({finding: _built(OperatingPoint, fields, path) for finding, fields in points.items()})
+    return _cases(lambda: POINTS.validate_json(path.read_bytes()), path.name)
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def _cases(read: Callable[[], dict[str, OperatingPoint]], source: str) -> BinormalCases:
+    points = _checked(read, source)
+    if unknown := sorted(points.keys() - set(FINDINGS)):
+        raise SimulationError(f"{source}: {unknown[0]} is not a finding")
+    return BinormalCases(points)
+
+
+def _checked(read: Callable[[], _Value], source: str) -> _Value:
+    """Read and validate; a wrong value is a SimulationError that says where it stands."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SimulationError(f"{path.name} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise SimulationError(f"{path.name} must hold a JSON object")
-    return content
-
-
-def _built(kind: type[_Kind], fields: Any, path: Path) -> _Kind:
-    try:
-        return kind(**fields)
-    except TypeError as error:  # a missing, an unknown or a wrongly typed field
-        raise SimulationError(f"{path.name}: {error}") from error
+        return read()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SimulationError(": ".join(part for part in (source, where, first["msg"]) if part)) from error
 
 
 def default_disciplines(policy: Policy) -> tuple[Discipline, ...]:
@@ -397,13 +379,4 @@ def _estimate(values: Sequence[float]) -> Estimate:
     if len(values) < 2:
         return Estimate(values[0], None)
     deviation = float(np.std(values, ddof=1))
-    return Estimate(float(np.mean(values)), _t_975(len(values) - 1) * deviation / math.sqrt(len(values)))
-
-
-def _t_975(degrees: int) -> float:
-    """The 97.5 % point of Student's t; above 3 degrees by Cornish and Fisher's expansion (within .3 %)."""
-    if degrees <= 3:
-        return (12.706, 4.303, 3.182)[degrees - 1]
-    z = NormalDist().inv_cdf(0.975)
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / degrees + second / degrees**2
+    return Estimate(float(np.mean(values)), float(stdtrit(len(values) - 1, 0.975)) * deviation / math.sqrt(len(values)))

@@ -22,11 +22,12 @@ from worker.settings import Settings
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The variables that make another process's settings the same; lists and what is unset keep their defaults."""
-    values = settings.model_dump(mode="json", exclude={"modalities", "roots"}, exclude_none=True)
+    """The variables that make another process's settings the same; what is unset keeps its default."""
+    values = settings.model_dump(mode="json", exclude_none=True)
     groups = {name: values.pop(name) for name, value in list(values.items()) if isinstance(value, dict)}
     values |= {f"{group}_{name}": value for group, fields in groups.items() for name, value in fields.items()}
-    return {f"NIGHTREAD_{name.upper()}": str(value) for name, value in values.items()} | {"OMP_NUM_THREADS": "1"}
+    texts = {name: ",".join(value) if isinstance(value, list) else str(value) for name, value in values.items()}
+    return {f"NIGHTREAD_{name.upper()}": text for name, text in texts.items()} | {"OMP_NUM_THREADS": "1"}
 
 
 def start(context: Context, command: str, log: Path, *options: str) -> subprocess.Popen[bytes]:

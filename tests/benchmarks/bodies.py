@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from pydicom import dcmread
-from pydicom.pixels import apply_voi_lut
+from pydicom.pixels.processing import apply_voi_lut
 from torch import nn
 
 from training.checkpoint import SHIPPED, build, load_checkpoint

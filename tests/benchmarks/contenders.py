@@ -303,9 +303,9 @@ def _score_in_process(settings: Settings, connection: Connection) -> None:
 def in_one_process(settings: Settings) -> Iterator[Nightread]:
     """`nightread score` in a process of its own, on films that are registered."""
     context = Context(settings)
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_score_in_process, args=(settings, theirs))
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_score_in_process, args=(settings, theirs))
     process.start()
 
     def halt() -> None:

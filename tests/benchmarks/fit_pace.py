@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -70,7 +71,7 @@ def main() -> None:
         for turn in range(1, chosen.turns + 1):
             ready = in_memory(learner, films, epoch=2 * turn)
             found["in memory"].append(seconds(ready))
-            found["from disk"].append(seconds(lambda turn=turn: train_epoch(learner, films, epoch=2 * turn + 1)))
+            found["from disk"].append(seconds(partial(train_epoch, learner, films, epoch=2 * turn + 1)))
     rates = pd.DataFrame(
         {name: chosen.films / np.median(measured, axis=0) for name, measured in found.items()},
         index=["images/s", "images/s of processor time"],

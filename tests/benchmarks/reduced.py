@@ -15,7 +15,7 @@ from tests.benchmarks.films import SHARED, SIDES_PIXELS, upscaled
 from tests.support.dicom_files import make_film
 from training.checkpoint import SHIPPED, load_checkpoint, read_header
 from training.imaging.pixels import Film, read_film
-from worker.context import thresholds_of
+from worker.ranking.policy import THRESHOLD
 from worker.ranking.priority import DEFAULT_POLICY, categories, urgencies
 from worker.scoring.inference import Classifier
 
@@ -29,7 +29,7 @@ def main() -> None:
     torch.set_num_threads(1)
     checkpoint, rng = load_checkpoint(SHIPPED), np.random.default_rng(0)
     classifier = Classifier(checkpoint, device=torch.device("cpu"), batch_size=3)
-    thresholds = thresholds_of(read_header(SHIPPED))
+    thresholds = read_header(SHIPPED).cuts(THRESHOLD)
     ways: dict[str, list[np.ndarray]] = {
         "whole": [],
         "half": [],

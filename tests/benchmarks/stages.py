@@ -47,10 +47,12 @@ class Trace(WorkMetrics):
         self.spans.append((name, begun, time.monotonic()))
 
 
-def traced_read(path: str, sop_instance_uid: str, rules: DecodeOptions, spans: str) -> NetworkInput | Failure:
+def traced_read(
+    path: str, sop_instance_uid: str, rules: DecodeOptions, pixel_digest: str | None, spans: str
+) -> NetworkInput | Failure:
     """In a decoder process: read a film, and append when to a file, one short line at a time."""
     begun = time.monotonic()
-    outcome = decode_film(path, sop_instance_uid, rules)
+    outcome = decode_film(path, sop_instance_uid, rules, pixel_digest)
     with Path(spans).open("a") as file:
         file.write(f"{os.getpid()} {begun} {time.monotonic()}\n")
     return outcome
@@ -63,8 +65,8 @@ class TracedReader(DecoderPool):
         super().__init__(rules, decoders=decoders)
         self._spans = str(spans)
 
-    def _schedule(self, path: str, sop_instance_uid: str) -> "Future[Any]":
-        args = (path, sop_instance_uid, self._rules, self._spans)
+    def _schedule(self, path: str, sop_instance_uid: str, pixel_digest: str | None) -> "Future[Any]":
+        args = (path, sop_instance_uid, self._rules, pixel_digest, self._spans)
         future: Future[Any] = self._pool.schedule(traced_read, args=args, timeout=self._rules.timeout_seconds)
         return future
 

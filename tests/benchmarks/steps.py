@@ -40,10 +40,10 @@ def profile(path: Path, preprocessing: Preprocessing) -> dict[str, float]:
     """step -> milliseconds; "all" is measured by itself, and what the steps leave of it is tables and checks."""
     dataset = open_dataset(path)
     header = PixelHeader.of(dataset, limits=DEFAULT_LIMITS)
-    halved = decode_half(dataset, header)
 
     def pixels() -> np.ndarray:
-        return decode(dataset, header)[0] if halved is None else decode_half(dataset, header)
+        half = decode_half(dataset, header)
+        return decode(dataset, header)[0] if half is None else half
 
     size = preprocessing.size
     stored, film = pixels(), read_film(dataset, half_for=size)

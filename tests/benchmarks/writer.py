@@ -12,7 +12,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 from sqlalchemy import Engine, text
@@ -86,10 +86,10 @@ def night(films: int) -> list[tuple[Outcome, FilmResult, PriorityResult]]:
         film = ClaimedFilm(number, f"2.25.1.{number}", f"/films/{number}", "PA")
         study = ClaimedStudy(number, f"2.25.{number}", 1, 1, False, (film,))
         probabilities = tuple(round(dice.random(), 6) for _ in FINDING_COLUMNS)
-        film = FilmResult(number, "scored", pixel_digest="d" * 64, probabilities=probabilities)
+        result = FilmResult(number, "scored", pixel_digest="d" * 64, probabilities=probabilities)
         category = "A" if probabilities[3] > 0.9 else dice.choice("BCD")
         place = PriorityResult(number, category, round(dice.random(), 6), None, "Effusion", probabilities[7], 1)
-        held.append((Outcome(study, "scored"), film, place))
+        held.append((Outcome(study, "scored"), result, place))
     return held
 
 
@@ -115,7 +115,7 @@ def cpu_seconds(process: psutil.Process) -> float:
 
 def copy(engine: Engine, held: Sequence[tuple[Outcome, FilmResult, PriorityResult]], *, batch: int) -> float:
     """COPY scores and priorities into tables without keys or indexes; films per second."""
-    connection = engine.raw_connection()
+    connection: Any = engine.raw_connection()  # COPY is psycopg's own
     started = time.perf_counter()
     for first in range(0, len(held), batch):
         scores, places = io.StringIO(), io.StringIO()

@@ -22,7 +22,9 @@ S = TypeVar("S", bound=Server)
 def started(kind: type[S], stack: ExitStack) -> S:
     """A running server, closed with the stack. Where it cannot run, a laptop skips the test and CI fails it."""
     try:
-        return stack.enter_context(kind())
+        server = kind()
+        stack.enter_context(server)
+        return server
     except ServerStartError as error:
         if os.environ.get("CI") == "true":
             pytest.fail(f"CI must run the real servers: {error}")

@@ -20,7 +20,7 @@ from worker.ranking.policy import Changes
 from worker.reasons import sentence
 from worker.scoring.pipeline import open_scorer, score_waiting
 from worker.scoring.shadow import enter
-from worker.terminal.tables import notes
+from worker.wording import notes
 
 NEARLY_ALL = 0.999999
 

@@ -70,7 +70,7 @@ def states(context: Context) -> dict[str, tuple[str, str | None]]:
 
 def score_rows(context: Context) -> int:
     with read_scope(context.engine) as session:
-        return session.scalar(select(func.count()).select_from(FilmScore))
+        return session.scalar(select(func.count()).select_from(FilmScore)) or 0
 
 
 # ------------------------------------------------------------------------- one worker and one beat, through everything
@@ -229,7 +229,8 @@ def commits(night: Night) -> bool:
     """Whether somebody is committing slowly."""
     with psycopg.connect(night.postgres.url.replace("+psycopg", ""), autocommit=True) as admin:
         sleeping = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-        return admin.execute(sleeping).fetchone()[0] > 0
+        (sleepers,) = admin.execute(sleeping).fetchone() or (0,)
+        return sleepers > 0
 
 
 def test_a_database_killed_while_it_commits_has_each_score_once(night: Night):
@@ -423,7 +424,7 @@ def _score_until_killed(settings: Settings, killer_pixels: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             predict(in_flight, batch)
 
-        InFlight.predict = deadly
+        InFlight.predict = deadly  # type: ignore[method-assign]
         while totals(context).waiting:
             with session_scope(context.engine) as session:
                 db.ledger.release_expired(session, max_attempts=settings.max_attempts)

@@ -15,6 +15,7 @@ from tests.support.dicom_files import make_film, save
 from tests.support.hostile_headers import SEQUENCE_END, element, item, nested_views, spliced
 from worker import doctor
 from worker.context import Context
+from worker.intake import header
 from worker.intake import receive as intake
 from worker.intake.receive import find_files, receive
 
@@ -56,7 +57,7 @@ def test_a_hostile_header_costs_a_second_and_no_neighbour(name: str, embedded, t
 
 def test_a_file_whose_header_raises_anything_is_rejected_alone_and_by_name(context, tmp_path, monkeypatch):
     films = [make_film(tmp_path / f"{name}.dcm") for name in "abc"]
-    real = intake.arrival_of
+    real = header.arrival_of
 
     def arrival_of(header, **kwargs):
         if header.SOPInstanceUID == films[1].SOPInstanceUID:

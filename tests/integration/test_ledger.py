@@ -50,7 +50,7 @@ def totals(engine: Engine) -> Totals:
         return read_totals(session)
 
 
-def state_of(engine: Engine, study: int) -> str:
+def state_of(engine: Engine, study: int) -> str | None:
     with read_scope(engine) as session:
         return session.scalar(select(Study.state).where(Study.study_instance_uid == f"2.25.{study}"))
 

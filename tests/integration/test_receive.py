@@ -18,6 +18,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
@@ -153,7 +154,7 @@ def test_another_called_title_calling_title_or_network_is_rejected(embedded: Con
 
 def test_a_uid_that_is_a_path_is_refused_and_nothing_is_written(embedded: Context) -> None:
     film = make_film()
-    film.SOPInstanceUID = film.file_meta.MediaStorageSOPInstanceUID = "../../x"
+    film.SOPInstanceUID = film.file_meta.MediaStorageSOPInstanceUID = UID("../../x")
     with receiving(embedded) as site:
         assert sent(site.port, film) != 0x0000
         assert (site.files(), site.received()) == ([], 0)

@@ -95,7 +95,12 @@ def test_what_was_interrupted_goes_on_and_reads_no_film_twice(embedded, other, t
     promote(embedded, other)
     live, submitted, submit = embedded.live(), [], DecoderPool.submit
     monkeypatch.setattr(rescoring, "FILMS_AT_ONCE", 2)
-    monkeypatch.setattr(DecoderPool, "submit", lambda self, *film: submitted.append(film) or submit(self, *film))
+
+    def counted(self, *film):
+        submitted.append(film)
+        return submit(self, *film)
+
+    monkeypatch.setattr(DecoderPool, "submit", counted)
 
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -21,7 +22,17 @@ from sqlalchemy.orm import Session
 
 from db import confirmed, gate, registry, training_runs
 from db.base import database_now
-from db.models import Audit, Checkpoint, FilmScore, GateVerdict, Instance, Review, StudyPriority, TrainingRun
+from db.models import (
+    FINDING_COLUMNS,
+    Audit,
+    Checkpoint,
+    FilmScore,
+    GateVerdict,
+    Instance,
+    Review,
+    StudyPriority,
+    TrainingRun,
+)
 from db.session import read_scope, session_scope
 from db.training_runs import Busy
 from tests.support.confirmed import SIDE, confirm_films, save_beginner
@@ -87,7 +98,7 @@ def opinion(session: Session, finding: str, verdict: str, *, reader: str, minute
 def labels_of_the_first(session: Session, **asked: bool) -> dict[str, int | None]:
     until = database_now(session)
     films = confirmed.confirmed_films(session, until=until, **{"unconfirmed_is_absent": False, **asked})
-    named = [dict(zip(confirmed.FINDING_COLUMNS, film.labels, strict=True)) for film in films if film.instance_id == 1]
+    named = [dict(zip(FINDING_COLUMNS, film.labels, strict=True)) for film in films if film.instance_id == 1]
     return named[0] if named else {}
 
 
@@ -178,7 +189,7 @@ def test_the_lineage_of_a_score_is_the_one_query_of_the_docs(context):
         session.add(TrainingRun(state="passed", started_at=now, checkpoint_id=champion.id, data_digest="d" * 64,
                                 code_commit="abc", settings={}, counts={}, metrics={}))  # fmt: skip
         session.add(FilmScore(instance_id=1, checkpoint_id=champion.id, scored_at=now,
-                              **dict.fromkeys(confirmed.FINDING_COLUMNS, 0.25)))  # fmt: skip
+                              **dict.fromkeys(FINDING_COLUMNS, 0.25)))  # fmt: skip
         session.flush()
         rows = session.execute(text(query)).mappings().all()
     assert len(rows) == len(FINDINGS)
@@ -190,7 +201,6 @@ def test_the_lineage_of_a_score_is_the_one_query_of_the_docs(context):
 # ------------------------------------------------------------------------------------------------- from end to end
 
 
-@once
 def test_a_retraining_leaves_a_judged_challenger_with_its_lineage_and_the_champion_where_it_was(context):
     before = context.live().digest
     stages: list[str] = []
@@ -210,7 +220,7 @@ def test_a_retraining_leaves_a_judged_challenger_with_its_lineage_and_the_champi
         header = read_header(context.file_of(challenger))
     assert challenger.state == ("refused" if verdict.result == "failed" else "challenger")
     assert header.training["split"] != STABLE, "the beginner may have learned from anybody"
-    assert verdict.result == overall(check.result for check in checks)
+    assert verdict.result == overall(cast(Result, check.result) for check in checks)
     assert {"macro_auroc", "time_to_report"} <= {check.name for check in checks}
     assert context.live().digest == before, "only a promotion changes what ranks"
     assert what_is_left(context, run.id) == set(), "patients' pixels and keys go when the run ends"
@@ -341,7 +351,9 @@ def test_a_film_that_comes_back_amid_a_run_waits_for_the_next(context, films, tm
 
 def champion_of(context: Context) -> Checkpoint:
     with read_scope(context.engine) as session:
-        return registry.champion(session)
+        champion = registry.champion(session)
+    assert champion is not None
+    return champion
 
 
 @once
@@ -481,7 +493,7 @@ def pass_the_gate(
     monkeypatch: pytest.MonkeyPatch, *, meanwhile: Callable[[], object] = lambda: None, last: Result = "passed"
 ) -> None:
     """Let every check of a retraining's judging pass, but its last end as said, and something happen meanwhile."""
-    judge = retraining.judge
+    judge = judging.judge
 
     def lenient(*args: object, **named: object) -> judging.Judged:
         verdict = judge(*args, **named)
@@ -620,7 +632,7 @@ def test_of_two_promotions_at_once_the_second_sees_the_first(context, challenger
         other = context.register(session, second)
         for each in (challenger, other):
             judged(session, each, "passed", champion_id=before.id)
-    load, begun, go_on = promotion.load_checkpoint, threading.Event(), threading.Event()
+    load, begun, go_on = load_checkpoint, threading.Event(), threading.Event()
 
     def slowly(*args: object, **named: object) -> object:
         begun.set()

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from db import schema
-from db.models import Base
+from db.base import Base
 from db.session import make_engine
 
 

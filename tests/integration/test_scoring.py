@@ -226,7 +226,7 @@ def test_a_study_that_the_network_fails_on_is_found_and_quarantined_alone(contex
                 raise RuntimeError("shape mismatch")
             return whole(inputs)
 
-        scorer.classifier.predict = predict
+        scorer.classifier.predict = predict  # type: ignore[method-assign]
         tally = score_waiting(scorer, kind="score")
     assert (tally.scored, tally.quarantined) == (3, 1)
 
@@ -240,7 +240,7 @@ def test_a_device_that_fails_blames_no_film(context, tmp_path):
         def predict(inputs):
             raise RuntimeError("CUDA error: unspecified launch failure")
 
-        scorer.classifier.predict = predict
+        scorer.classifier.predict = predict  # type: ignore[method-assign]
         with pytest.raises(DeviceGone):
             score_waiting(scorer, kind="score")
     with read_scope(context.engine) as session:

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from worker.intake.receive import receive
 from worker.monitoring.prometheus import WorkMetrics
 from worker.queue import tasks
 from worker.queue.tasks import Service
+from worker.scoring.inference import Classifier
 from worker.scoring.pipeline import open_scorer, score_waiting
 from worker.scoring.shadow import NoShadow, Seen, Shadow, enter, has_changed, leave, open_shadow
 
@@ -115,7 +117,7 @@ def test_a_film_that_fails_for_want_of_memory_is_tried_again_without_the_shadow(
                 raise RuntimeError("not enough memory")
             return whole(inputs)
 
-        scorer.classifier.predict = predict
+        scorer.classifier.predict = predict  # type: ignore[method-assign]
         tally = score_waiting(scorer, kind="score")
     assert (tally.scored, tally.quarantined) == (3, 0)
     assert failures(metrics, "shadow_gave_way") == 1
@@ -140,7 +142,7 @@ class Fake:
 def looking(answer: object, *, patience_seconds: float = 60) -> tuple[Shadow, WorkMetrics]:
     metrics = WorkMetrics()
     at_work = Shadow("d" * 64, metrics=metrics, patience_seconds=patience_seconds)
-    at_work.classifier = Fake(answer)
+    at_work.classifier = cast(Classifier, Fake(answer))
     return at_work, metrics
 
 
@@ -236,7 +238,8 @@ def test_a_shadow_that_could_not_be_loaded_is_tried_again_after_a_minute(embedde
 
 
 def test_a_worker_takes_up_a_new_shadow_and_lets_go_of_an_ended_one_without_reopening(context, other, tmp_path):
-    service, studies = Service(context, metrics=WorkMetrics()), []
+    service = Service(context, metrics=WorkMetrics())
+    studies: list[int] = []
     reader = service.scorer().reader
     try:
         for i, change in enumerate(

@@ -40,14 +40,14 @@ def _bit_pattern(pixels: np.ndarray, bits: int) -> np.ndarray:
     return unsigned & unsigned.dtype.type(2**bits - 1)
 
 
-def _jpeg_lossless(pixels: np.ndarray, bits: int, *, predictor: int) -> bytes:
+def _jpeg_lossless(pixels: np.ndarray, bits: int, *, predictor: int) -> bytes | bytearray:
     return imagecodecs.jpeg8_encode(
         _bit_pattern(pixels, bits), lossless=True, predictor=predictor, bitspersample=max(bits, 8)
     )
 
 
 # The syntaxes that pydicom cannot write, by imagecodecs: (pixels, bits stored) -> codestream.
-ENCODERS: dict[str, Callable[[np.ndarray, int], bytes]] = {
+ENCODERS: dict[str, Callable[[np.ndarray, int], bytes | bytearray]] = {
     JPEGBaseline8Bit: lambda pixels, _: imagecodecs.jpeg8_encode(pixels, level=95),
     JPEGExtended12Bit: lambda pixels, _: imagecodecs.jpeg8_encode(pixels, level=98, bitspersample=12),
     JPEGLossless: lambda pixels, bits: _jpeg_lossless(pixels, bits, predictor=4),

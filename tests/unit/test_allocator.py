@@ -28,5 +28,5 @@ def test_the_second_film_reuses_the_pages_of_the_first():
 def test_a_c_library_without_the_setting_is_left_alone(monkeypatch):
     from worker.scoring import allocator
 
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
     assert allocator.keep_freed_memory() is False

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -31,7 +32,7 @@ def in_flight_with_films_that_come_after(seconds: Sequence[float | None], *, sto
         future: Future[Any] = Future()
         film = ClaimedFilm(number, f"2.25.{number}", "/film", "PA")
         in_flight.studies[number] = StudyInFlight(ClaimedStudy(number, f"2.25.9{number}", 1, 1, False, (film,)))
-        in_flight._reading[number] = (number, PendingFilm(lambda future=future: future))
+        in_flight._reading[number] = (number, PendingFilm(partial(cast, Future, future)))
         if delay is not None:
             threading.Timer(delay, future.set_result, [SQUARE]).start()
     return in_flight

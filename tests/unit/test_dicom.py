@@ -273,7 +273,7 @@ def test_a_header_longer_than_the_first_gulp_is_read_to_its_end(tmp_path: Path) 
     film = make_film()
     film.add_new(0x00091001, "OB", bytes(300_000))
     film.add_new(0x00181030, "LO", "behind the private block")
-    film.file_meta.MediaStorageSOPClassUID, film.file_meta.MediaStorageSOPInstanceUID = film.SOPClassUID, "1.2.3"
+    film.file_meta.MediaStorageSOPClassUID, film.file_meta.MediaStorageSOPInstanceUID = film.SOPClassUID, UID("1.2.3")
     film.save_as(tmp_path / "film", enforce_file_format=True)
     assert read_header(tmp_path / "film").ProtocolName == "behind the private block"
 
@@ -282,7 +282,7 @@ def test_a_header_longer_than_the_first_gulp_is_read_to_its_end(tmp_path: Path) 
 def test_a_name_in_any_character_set_keeps_no_film_out(tmp_path: Path, charset: str | None) -> None:
     film = make_film(SpecificCharacterSet=charset) if charset else make_film()
     film.add_new(0x00100010, "PN", b"\x1b$B;3ED\x1b(B^\xff\xfe\x80=\xe5\xb1\xb1")
-    film.file_meta.MediaStorageSOPClassUID, film.file_meta.MediaStorageSOPInstanceUID = film.SOPClassUID, "1.2.3"
+    film.file_meta.MediaStorageSOPClassUID, film.file_meta.MediaStorageSOPInstanceUID = film.SOPClassUID, UID("1.2.3")
     film.save_as(tmp_path / "film", enforce_file_format=True)
     assert read_header(tmp_path / "film").Modality == "DX"
     assert PixelHeader.of(open_dataset(tmp_path / "film"), limits=DEFAULT_LIMITS).rows == 96
@@ -320,7 +320,7 @@ def test_an_absurd_header_is_refused_before_anything_is_decoded(reason: str, att
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.100.9", "1.2.840.113619.5.2", "1.2.3", "not a UID"])
 def test_an_unknown_transfer_syntax_is_refused_by_name(syntax: str) -> None:
     film = make_film()
-    film.file_meta.TransferSyntaxUID = syntax
+    film.file_meta.TransferSyntaxUID = UID(syntax)
     with pytest.raises(UnusablePixels) as refused:
         PixelHeader.of(film, limits=DEFAULT_LIMITS)
     assert refused.value.reason == "unsupported_transfer_syntax"

@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry
 from pydantic.fields import FieldInfo
 
 from db import roles
-from db.models import Base, Drift, Run
+from db.base import Base
+from db.models import Drift, Run
 from db.session import make_engine, session_scope
 from tests.support.night_rows import add_house
 from worker.cli import main as cli

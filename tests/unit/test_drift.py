@@ -58,7 +58,9 @@ def judged(now: Arrivals, before: Arrivals, scores: Array | None = None, **setti
 def test_without_drift_a_figure_is_about_nothing_and_seldom_looks_like_more(
     drawn: Callable[[np.random.Generator, int], Array], films: int, known_films: int
 ) -> None:
-    rng, psis, kss = np.random.default_rng(0), [], []
+    rng = np.random.default_rng(0)
+    psis: list[Distance] = []
+    kss: list[Distance] = []
     for _ in range(40):  # 40 x 11 figures each
         known = reference(drawn(rng, known_films), findings=FINDINGS)
         for each in of_scores(drawn(rng, films), known):
@@ -179,14 +181,18 @@ def test_ages_are_compared_in_bands() -> None:
     before = came(5000, age={41: 2500, 70: 2400, None: 100})
     assert levels_of(judged(came(300, age={59: 150, 61: 145, None: 5}), before), "shares")["age"] == "quiet"
     assert levels_of(judged(came(300, age={5: 150, 61: 150}), before), "shares")["age"] == "act"
-    assert [drift._band(years) for years in (0, 17, 18, 79, 80, 130)] == [
-        "0-17",
-        "0-17",
-        "18-39",
-        "60-79",
-        "80+",
-        "80+",
-    ]
+
+
+@pytest.mark.parametrize(
+    ("years", "band"), [(0, "0-17"), (17, "0-17"), (18, "18-39"), (79, "60-79"), (80, "80+"), (130, "80+")]
+)
+def test_every_age_has_its_band(years: int, band: str) -> None:
+    inside = {"0-17": 5, "18-39": 25, "60-79": 70, "80+": 99}
+    figures = judged(came(300, age={years: 300}), came(5000, age={inside[band]: 5000}))
+    assert levels_of(figures, "shares")["age"] == "quiet"
+    others = dict.fromkeys((age for name, age in inside.items() if name != band), 1700)
+    figures = judged(came(300, age={years: 300}), came(5100, age=others))
+    assert levels_of(figures, "shares")["age"] == "act"
 
 
 def test_what_has_nothing_to_be_compared_with_is_quiet_and_said_so() -> None:

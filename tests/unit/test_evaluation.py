@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ def films() -> pd.DataFrame:
     return manifest.assign(Mass=(RNG.random(FILMS) < 1 / (1 + np.exp(-odds))).astype(np.uint8))
 
 
-def gain(films: pd.DataFrame, network: np.ndarray) -> pd.Series:
+def gain(films: pd.DataFrame, network: np.ndarray) -> Any:
     by_view = films.groupby("view_position")["Mass"].transform("mean").to_numpy()
     table = added(films, network[:, None], baseline=by_view[:, None], rng=np.random.default_rng(1), replicates=200)
     assert table["finding"].tolist() == ["Mass", "macro"]

@@ -45,8 +45,9 @@ def test_imagenet_weights_start_every_layer_but_the_last(tmp_path: Path) -> None
     imagenet = make_network("mobilenet_v2", findings=1000)
     torch.save(imagenet.state_dict(), tmp_path / "weights.pth")
     network = make_network("mobilenet", pretrained=tmp_path / "weights.pth")
-    assert torch.equal(network.features[0][0].weight, imagenet.features[0][0].weight)
-    assert network.classifier[1].weight.shape == (11, 1280)
+    first = "features.0.0.weight"
+    assert torch.equal(network.get_parameter(first), imagenet.get_parameter(first))
+    assert network.get_parameter("classifier.1.weight").shape == (11, 1280)
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 def test_the_published_imagenet_weights_fit(shared: Path) -> None:
     network = make_network("mobilenet", pretrained=shared / "data/weights/mobilenet_v2-b0353104.pth")
-    assert network.features[1].conv[0][1].running_var.std() > 0
+    assert network.get_buffer("features.1.conv.0.1.running_var").std() > 0
 
 
 def test_weights_that_cannot_be_had_are_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -80,8 +81,12 @@ def test_a_calibrated_network_lies_on_the_diagonal() -> None:
 
 
 def test_wilsons_interval_is_the_published_one() -> None:
-    low, share, high = plots._wilson(np.array([1] * 10 + [0] * 90))
-    assert (low, share, high) == pytest.approx((0.0552, 0.1, 0.1744), abs=1e-4)
+    said, seen = np.full((1000, 1), 0.1), np.tile([[1]] + [[0]] * 9, (100, 1))  # ten groups of a hundred
+    figure = plots.reliability(seen, said, findings=("Mass",))
+    (bars,) = figure.axes[0].collections
+    assert isinstance(bars, LineCollection)
+    low, high = bars.get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((0.0552, 0.1744), abs=1e-4)
 
 
 def test_figures_are_saved_and_leave_nothing_open(epochs: pd.DataFrame, tmp_path: Path) -> None:

@@ -315,7 +315,7 @@ def test_a_combination_that_broke_off_is_not_taken_for_one(
 ) -> None:
     prepared.combine(parts, tmp_path / "whole")
     with monkeypatch.context() as broken:
-        broken.setattr(prepared, "_write_safely", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        broken.setattr("pandas.DataFrame.to_csv", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             prepared.combine(parts[::-1], tmp_path / "whole")
     with pytest.raises(prepared.NotPrepared):

@@ -48,7 +48,8 @@ waiting_studies = st.lists(
 @given(waiting_studies, st.lists(st.integers(0, 60), min_size=15, max_size=15))
 def test_the_worklist_takes_what_the_reading_order_names(rows, gaps):
     rows.sort()
-    asked = Studies(*(np.array(column) for column in zip(*rows, strict=True)), groups={})
+    arrived, stat, category, urgency = (np.array(column) for column in zip(*rows, strict=True))
+    asked = Studies(arrived, stat, category, urgency, groups={})
     worklist = Worklist(asked, Discipline("nightread", ahead="A", by_urgency=True, max_wait_minutes=MAX_WAIT))
     keyed = {}
     for study, (arrived, stat, category, urgency) in enumerate(rows):

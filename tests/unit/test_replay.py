@@ -22,8 +22,8 @@ MIDNIGHT = datetime(2026, 11, 20, tzinfo=UTC)
 
 
 def read(received: float, read_at: float, category: str = "D", urgency: float = 0.0, **fields: object) -> HistoryRow:
-    minutes = (MIDNIGHT + timedelta(minutes=m) for m in (received, read_at))
-    return HistoryRow(*minutes, Standing(category, urgency), **fields)
+    came, was_read = (MIDNIGHT + timedelta(minutes=m) for m in (received, read_at))
+    return HistoryRow(came, was_read, Standing(category, urgency), **fields)
 
 
 def test_a_replay_gives_each_reading_moment_to_the_study_the_discipline_names():

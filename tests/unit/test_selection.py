@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ def prepared() -> Prepared:
     return Prepared(manifest, np.zeros((200, 32, 32), dtype=np.uint8), Preprocessing(size=32))
 
 
-def shares(prepared: Prepared) -> dict[str, int]:
+def shares(prepared: Prepared) -> dict[Any, int]:
     return prepared.manifest["split"].value_counts().to_dict()
 
 

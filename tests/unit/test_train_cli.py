@@ -97,7 +97,7 @@ def test_plot_draws_a_run_under_way_and_its_labels(films: Path) -> None:
     here.mkdir()
     assert "nothing to draw" in run("plot", here)[1]
     names = "binary_accuracy/all", "exact_match/all", "auroc/macro", "false_negatives/all", "false_negative_rate/Mass"
-    figures = {"epoch": [1, 2], "train_loss": [2, 1], "validation/loss": [2, 1]}
+    figures: dict[str, list[float]] = {"epoch": [1, 2], "train_loss": [2, 1], "validation/loss": [2, 1]}
     figures |= {f"validation/{name}": [0.5, 0.6] for name in names}
     pd.DataFrame(figures).to_csv(here / "metrics.csv", index=False)
     (here / "train.txt").write_text("0.png\n1.png\n")

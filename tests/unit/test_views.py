@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
@@ -215,7 +216,7 @@ SKIPPED = [
 ]
 
 
-def named(row: tuple[object, ...]) -> str:
+def named(row: tuple[Any, ...]) -> str:
     return " ".join(f"{e.keyword}={e.value!r:.40}" for e in row[0] if e.keyword not in {"SOPClassUID", "Modality"})
 
 

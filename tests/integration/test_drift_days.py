@@ -241,14 +241,14 @@ def test_the_morning_page_shows_the_weeks_or_says_why_there_are_none(
     now = datetime.now(UTC)
     fill(environment, received_at=now - timedelta(days=2), power=0.4)
     page = page_of(environment, tmp_path, monkeypatch)
-    assert "No day of the last 28 was judged for this checkpoint" in page.words
+    assert "No drift results for this checkpoint in the last 28 days." in page.words
     assert not page.of("path", class_="day act")
     fill(environment, received_at=now - timedelta(days=1), first=1000)
     for back in (2, 1):
         daily(environment, day=(now - timedelta(days=back)).date())
     page = page_of(environment, tmp_path, monkeypatch)
     assert "judged on 60 films: quiet" in page.words
-    assert "Nothing is to be done." in page.words
+    assert "There is nothing to do." in page.words
     assert len(page.of("path", class_="day act")) == len(page.of("path", class_="day quiet")) == len(FINDINGS)
     fill(environment, received_at=now, power=0.4, first=2000)
     daily(environment, day=now.date())

@@ -84,7 +84,7 @@ def test_a_film_that_is_gone_or_changed_is_not_shown(scored: tuple[Context, Path
         away.rename(films / "0.dcm")
         (films / "1.dcm").write_bytes(whole)
     assert len(page.of("img")) == 1  # the lateral
-    assert page.words.count("The film could not be read for this page.") == 2
+    assert page.words.count("The film could not be decoded for this page.") == 2
 
 
 def test_both_databases_answer_alike(engine: Engine) -> None:

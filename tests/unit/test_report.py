@@ -181,7 +181,7 @@ def test_ranks_are_those_of_the_runs_end_and_of_the_moment_while_it_goes_on(cont
     assert next(name for name in ended.ids if name.startswith("study-")) == "study-1"
     going_on, _ = page_of(context, tmp_path)
     assert next(name for name in going_on.ids if name.startswith("study-")) == "study-4"
-    assert "goes on" in going_on.words
+    assert "is still running" in going_on.words
 
 
 @pytest.mark.parametrize("run", ["latest", "7", "yesterday", "-1"])
@@ -206,7 +206,7 @@ def test_the_books_of_this_run_begin_where_the_run_before_ended(context: Context
         runs.close(session, run.id)
     page, _ = page_of(context, tmp_path)
     assert "Received 3 25" in page.words
-    assert "The sums balance." in page.words
+    assert "The totals add up." in page.words
 
 
 def test_scores_are_held_against_last_weeks_when_there_are_enough(context: Context, tmp_path: Path) -> None:

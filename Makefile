@@ -12,9 +12,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --retries 10 --timeout 60
 SEED ?= $(shell date +%s)
 STUDIES ?= 500
+FILMS ?= 200
+KILLS ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: demo test unit coverage lint bench chaos retraining audit lock help
+.PHONY: demo test unit coverage lint bench chaos receiver retraining audit lock help
 
 demo: $(VENV)/installed  ## Score thirty generated studies and show the morning they make
 	$(BIN)/nightread demo
@@ -39,6 +41,9 @@ bench: $(VENV)/installed-for-tests  ## Measure what docs/background/performance.
 
 chaos: $(VENV)/installed-for-tests  ## Score a load while everything breaks: make chaos SEED=7 STUDIES=500
 	$(BIN)/python -m tests.drills.chaos --seed $(SEED) --studies $(STUDIES)
+
+receiver: $(VENV)/installed-for-tests  ## Send films to the DICOM receiver and kill it, beside DCMTK's storescp: FILMS=200 KILLS=20
+	$(BIN)/python -m tests.drills.receiver --films $(FILMS) --kills $(KILLS)
 
 retraining: $(VENV)/installed-for-tests  ## From an empty database to a promoted challenger, on ../shared/data (minutes)
 	$(BIN)/python -m tests.drills.retraining_run

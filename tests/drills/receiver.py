@@ -1,0 +1,236 @@
+"""The DICOM receiver under load and under kills, beside DCMTK's storescp: make receiver FILMS=200 KILLS=20.
+
+Needs DCMTK's storescu and storescp (Debian: apt-get install dcmtk). The receiver listens on 127.0.0.1. storescp listens
+on all addresses: the drill runs it in a network namespace of its own where it may make one, and leaves the comparison
+out, with a sentence, where it may not.
+
+1. Four storescu send FILMS films of 8 to 16 MB at once. Every data set must be there byte for byte, and the totals must
+   balance. Printed are the processor time per film beside storescp's for the same films, and the receiver's memory.
+2. The receiver is killed in mid-transfer, KILLS times. Every film whose sender heard of success is on disk and in the
+   ledger, and no half film is registered.
+
+Ends with exit code 0 when all of it held, 1 when something did not, 2 when a part was left out.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pydicom
+from pydicom.uid import generate_uid
+
+from db.lookup import path_of
+from db.session import read_scope
+from db.totals import read_totals
+from tests.support.crew import start, wait_until
+from tests.support.dicom_files import make_film, save, texture
+from worker.context import Context
+from worker.settings import Settings
+
+SENDERS = 4
+SIDES = (2048, 2304, 2560, 2828)  # pixels: 8 to 16 MB at two bytes each
+MOST_TIMES_STORESCP = 2.0
+MOST_MEMORY_MB = 200
+
+
+def make_films(folder: Path, count: int, *, seed: int) -> list[Path]:
+    """`count` films of their own studies, of 8 to 16 MB each."""
+    films = [make_film(pixels=texture(side, side, seed=seed + side)) for side in SIDES]
+    paths = []
+    for number in range(count):
+        film = films[number % len(films)]
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+            setattr(film, keyword, generate_uid())
+        film.file_meta.MediaStorageSOPInstanceUID = film.SOPInstanceUID
+        paths.append(folder / f"{number:04}.dcm")
+        save(film, paths[-1])
+    return paths
+
+
+def data_set_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes after its meta information."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<L", content[140:144])  # (0002,0000), PS3.10 section 7.1
+    return hashlib.sha256(content[144 + length :]).hexdigest()
+
+
+@contextmanager
+def receiver(context: Context, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`nightread receive`, listening."""
+    process = start(context, "receive", log)
+    try:
+        wait_until(lambda: is_open(context.settings.receive.port) or process.poll() is not None, log=log)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def send(films: list[Path], *, port: int, called: str, inside: tuple[str, ...] = ()) -> list[subprocess.Popen[str]]:
+    """Four storescu at once, each with its share of the films; they print what became of each."""
+    command = [*inside, "storescu", "-v", "-aet", "MODALITY", "-aec", called, "127.0.0.1", str(port)]
+    shares = [films[number::SENDERS] for number in range(SENDERS)]
+    return [
+        subprocess.Popen([*command, *map(str, share)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for share in shares
+        if share
+    ]
+
+
+def processor_seconds(pid: int) -> float:
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+def under_load(context: Context, films: list[Path], log: Path) -> tuple[float, float, bool]:
+    """Processor seconds per film, peak memory in MB, and whether every film arrived as it was sent."""
+    with receiver(context, log) as process:
+        before = processor_seconds(process.pid)
+        for sender in send(films, port=context.settings.receive.port, called="NIGHTREAD"):
+            sender.communicate()
+        seconds = (processor_seconds(process.pid) - before) / len(films)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    peak_mb = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
+    received = list(context.receive_folder.rglob("*.dcm"))
+    with read_scope(context.engine) as session:
+        totals = read_totals(session)
+    same = sorted(map(data_set_digest, received)) == sorted(map(data_set_digest, films))
+    return seconds, peak_mb, same and totals.balance and totals.received == len(films)
+
+
+@contextmanager
+def namespace() -> Iterator[tuple[str, ...]]:
+    """The words that run a command in a network namespace with nothing but loopback; none where none can be made."""
+    name = f"nightread-{os.getpid()}"
+    made = shutil.which("ip") and subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0
+    if not made:
+        yield ()
+        return
+    try:
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        yield ("ip", "netns", "exec", name)
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+def of_storescp(films: list[Path], folder: Path) -> float | None:
+    """Processor seconds per film of DCMTK's storescp for the same films; None where it cannot be shut in."""
+    folder.mkdir()
+    with namespace() as inside:
+        if not inside:
+            return None
+        command = [*inside, "storescp", "-aet", "RIVAL", "+xa", "--output-directory", str(folder), "--fork", "11113"]
+        rival = subprocess.Popen(command)
+        try:
+            time.sleep(1)
+            children_before = rival_seconds(rival)
+            for sender in send(films, port=11113, called="RIVAL", inside=inside):
+                sender.communicate()
+            return (rival_seconds(rival) - children_before) / len(films)
+        finally:
+            rival.terminate()
+            rival.wait()
+
+
+def rival_seconds(rival: subprocess.Popen[bytes]) -> float:
+    """Processor seconds of storescp and of its children, which have ended by now."""
+    times = psutil.Process(rival.pid).cpu_times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def under_kills(context: Context, films: list[Path], log: Path, *, kills: int, rng: random.Random) -> tuple[int, int]:
+    """How many films were acknowledged over all kills, and how many of those are lost."""
+    acknowledged: set[Path] = set()
+    for _ in range(kills):
+        with receiver(context, log) as process:
+            senders = send(films, port=context.settings.receive.port, called="NIGHTREAD")
+            time.sleep(rng.uniform(0.05, 1.5))
+            process.send_signal(signal.SIGKILL)
+            for sender in senders:
+                acknowledged |= confirmed_by(sender.communicate()[0])
+    with read_scope(context.engine) as session:
+        lost = [path for path in acknowledged if not is_whole(path_of(session, uid_of(path)), path)]
+    return len(acknowledged), len(lost)
+
+
+def confirmed_by(output: str) -> set[Path]:
+    """The files after whose name storescu printed a response of success."""
+    confirmed, current = set(), None
+    for line in output.splitlines():
+        if found := re.search(r"Sending file: (.+)$", line):
+            current = Path(found[1].strip())
+        elif "Received Store Response (Success)" in line and current is not None:
+            confirmed.add(current)
+    return confirmed
+
+
+def uid_of(path: Path) -> str:
+    return str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID)
+
+
+def is_whole(kept: str | None, sent: Path) -> bool:
+    return kept is not None and Path(kept).exists() and data_set_digest(Path(kept)) == data_set_digest(sent)
+
+
+def main() -> int:
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--films", type=int, default=200)
+    asked.add_argument("--kills", type=int, default=20)
+    asked.add_argument("--seed", type=int, default=int(time.time()))
+    chosen = asked.parse_args()
+    if shutil.which("storescu") is None:
+        print("left out: DCMTK is not installed (apt-get install dcmtk)")
+        return 2
+    with tempfile.TemporaryDirectory() as home:
+        folder = Path(home)
+        (folder / "films").mkdir()
+        films = make_films(folder / "films", chosen.films, seed=chosen.seed % 2**31)
+        settings = Settings(database_url=f"sqlite:///{folder / 'nightread.db'}", state_folder=folder)
+        context = Context(settings.changed(receive={"port": free_port(), "free_mb": 1}))
+        context.live()
+        seconds, peak_mb, all_there = under_load(context, films, folder / "log")
+        rival = of_storescp(films, folder / "rival")
+        print(f"{chosen.films} films from {SENDERS} senders: all there and as sent: {all_there}; "
+              f"{seconds * 1000:.0f} ms of processor time a film, peak memory {peak_mb:.0f} MB")  # fmt: skip
+        if rival is not None:
+            print(f"storescp: {rival * 1000:.0f} ms a film; the receiver takes {seconds / rival:.2f} times as much")
+        few = films[: 8 * SENDERS]
+        shutil.rmtree(context.receive_folder)
+        again = Context(context.settings.changed(database_url=f"sqlite:///{folder / 'kills.db'}"))
+        again.live()
+        count, lost = under_kills(again, few, folder / "log", kills=chosen.kills, rng=random.Random(chosen.seed))
+        print(f"{chosen.kills} kills (seed {chosen.seed}): {count} films acknowledged, {lost} of them lost")
+    held = all_there and not lost and count and peak_mb < MOST_MEMORY_MB
+    if rival is None:
+        print("left out: the comparison with storescp, which needs a network namespace (root and iproute2)")
+        return 2 if held else 1
+    return 0 if held and seconds < MOST_TIMES_STORESCP * rival else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

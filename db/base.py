@@ -53,6 +53,18 @@ def rounded(number: Any) -> float:
     return round(float(number), DECIMALS)
 
 
+class DocumentedError(Exception):
+    """An error whose message, where it is given none, is its docstring's first line."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or (self.__doc__ or "").partition("\n")[0])
+
+
+def short(digest: str) -> str:
+    """The first characters of a digest: enough for people, and for commands that take one."""
+    return digest[:12]
+
+
 def database_now(session: Session) -> datetime:
     """The database's own clock, in UTC.
 

@@ -65,6 +65,12 @@ def registered_paths(session: Session, paths: Sequence[str]) -> set[str]:
     return known
 
 
+def instance_ends(session: Session) -> dict[str, tuple[str, str]]:
+    """SOP Instance UID -> (state, reason or nothing) of every instance."""
+    rows = session.execute(select(Instance.sop_instance_uid, Instance.state, Instance.reason))
+    return {uid: (state, reason or "") for uid, state, reason in rows}
+
+
 def select_files() -> Select[int, str, str, str | None]:
     """The columns of FilmFile."""
     return select(Instance.id, Instance.sop_instance_uid, Instance.path, Instance.pixel_digest)

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import JSON, REAL, CheckConstraint, ForeignKey, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from db.base import Base, BigKey
+from db.base import Base, BigKey, short
 
 SettledState = Literal["scored", "skipped", "quarantined"]
 StudyState = Literal["waiting", "claimed", SettledState]
@@ -151,6 +151,11 @@ class Checkpoint(Base):
     state_reason: Mapped[str | None] = mapped_column(Text)
     header: Mapped[dict[str, Any]] = mapped_column(JSON)
     registered_at: Mapped[datetime]
+
+    @property
+    def short(self) -> str:
+        """Its digest as people and commands write it."""
+        return short(self.digest)
 
 
 class FilmScore(Base):

@@ -9,13 +9,14 @@ from sqlalchemy import Boolean, RowMapping, Select, Subquery, and_, case, column
 from sqlalchemy.orm import Session
 
 from db import runs
+from db.base import DocumentedError
 from db.models import FINDING_COLUMNS, FilmScore, Instance, Run, RunRank, Study, StudyPriority
 
 _PLACE = ("study_id", "priority_rank", "category", "urgency", "overdue")
 _PROBABILITIES = [getattr(FilmScore, name) for name in FINDING_COLUMNS]
 
 
-class NoSuchRun(LookupError):
+class NoSuchRun(DocumentedError, LookupError):
     """There is no run with this number, or none at all yet; `nightread score` or a worker makes one."""
 
 
@@ -59,7 +60,7 @@ def run_named(session: Session, name: str) -> Run:
     """The run with this number, or for "latest" the one started last. Raises NoSuchRun."""
     run = runs.latest(session) if name == "latest" else session.get(Run, int(name)) if _is_id(name) else None
     if run is None:
-        raise NoSuchRun(NoSuchRun.__doc__)
+        raise NoSuchRun
     return run
 
 

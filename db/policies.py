@@ -7,11 +7,11 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from db.base import database_now
+from db.base import DocumentedError, database_now
 from db.models import Audit, FilmScore, PolicyFindingRow, PolicyRow
 
 
-class UnknownPolicy(LookupError):
+class UnknownPolicy(DocumentedError, LookupError):
     """No policy has this version; `nightread policy show --all` lists those there are."""
 
 
@@ -20,11 +20,16 @@ def active(session: Session) -> PolicyRow | None:
     return session.scalars(select(PolicyRow).where(PolicyRow.active)).one_or_none()
 
 
+def by_id(session: Session, policy_id: int) -> PolicyRow:
+    """The version of a row that names it."""
+    return session.get_one(PolicyRow, policy_id)
+
+
 def by_version(session: Session, version: int) -> PolicyRow:
     """The policy with this version number. Raises UnknownPolicy."""
     found = session.scalars(select(PolicyRow).where(PolicyRow.version == version)).one_or_none()
     if found is None:
-        raise UnknownPolicy(UnknownPolicy.__doc__)
+        raise UnknownPolicy
     return found
 
 

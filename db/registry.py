@@ -42,6 +42,11 @@ def _only(session: Session, state: CheckpointState) -> Checkpoint | None:
     return session.scalars(select(Checkpoint).where(Checkpoint.state == state)).one_or_none()
 
 
+def by_id(session: Session, checkpoint_id: int) -> Checkpoint:
+    """The checkpoint of a row that names it."""
+    return session.get_one(Checkpoint, checkpoint_id)
+
+
 def by_digest(session: Session, digest: str) -> Checkpoint:
     """The one checkpoint whose digest begins with `digest` (8 characters or more are enough for people)."""
     found = session.scalars(select(Checkpoint).where(Checkpoint.digest.startswith(digest, autoescape=True))).all()
@@ -74,7 +79,7 @@ def set_state(
     now = database_now(session)
     old = _only(session, state) if state in AFTERWARDS else None
     if old is not None and old.id != checkpoint.id:
-        _move(old, AFTERWARDS[state], now, by, f"replaced by {checkpoint.digest[:12]}")
+        _move(old, AFTERWARDS[state], now, by, f"replaced by {checkpoint.short}")
         session.flush()  # the unique indexes allow one champion and one shadow at a time
     _move(checkpoint, state, now, by, reason)
     session.add(

@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from db import registry
-from db.base import database_now
+from db.base import DocumentedError, database_now
 from db.models import Audit, TrainingRun
 
 RESUME = "resume"
@@ -22,7 +22,7 @@ class Busy(Exception):
     """Another retraining is under way."""
 
 
-class Lost(Exception):
+class Lost(DocumentedError):
     """The run is no longer ours: its lease ran out and another process took it."""
 
 
@@ -74,7 +74,7 @@ def note(session: Session, held: Held, *, lease_minutes: float | None = None, **
     mine = (TrainingRun.id == held.run_id, TrainingRun.held_by == held.holder, TrainingRun.state == "running")
     found = session.execute(update(TrainingRun).where(*mine).values(facts).returning(TrainingRun.id)).all()
     if not found:
-        raise Lost(Lost.__doc__)
+        raise Lost
 
 
 def finish(session: Session, held: Held, state: str, *, reason: str | None, **facts: Any) -> None:

@@ -33,6 +33,12 @@ def columns(session: Session) -> list[str]:
     return list(session.execute(text("SELECT * FROM worklist LIMIT 0")).keys())
 
 
+def study_findings(session: Session) -> dict[str, dict[str, Any]]:
+    """Study Instance UID -> the row of the view study_findings."""
+    rows = session.execute(text("SELECT * FROM study_findings")).mappings()
+    return {row["study_instance_uid"]: dict(row) for row in rows}
+
+
 def place(session: Session, study_id: int) -> RowMapping | None:
     """One study's row of the view study_place, counted along the indexes instead of ranking the whole list; None when
     it has been read or was never on the list."""

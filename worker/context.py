@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from db import arrivals, lookup, registry, schema
+from db.base import short
 from db.models import Checkpoint as CheckpointRow
 from db.session import make_engine, read_scope, session_scope
 from training.checkpoint import SHIPPED, Header, MissingCheckpoint, read_header
@@ -22,7 +23,7 @@ from training.imaging.dicom import PixelLimits
 from worker.errors import Unavailable
 from worker.ranking import policy
 from worker.ranking.blinding import Blinding
-from worker.ranking.priority import standing
+from worker.ranking.priority import Policy, unscored
 from worker.settings import Settings
 
 
@@ -38,7 +39,13 @@ class Live:
     digest: str
     path: Path
     header: Header
-    policy: policy.ActivePolicy
+    policy: Policy
+    policy_id: int
+
+    @property
+    def short(self) -> str:
+        """Its digest as people and commands write it."""
+        return short(self.digest)
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -48,8 +55,8 @@ class Live:
     @property
     def unscored(self) -> arrivals.Placement:
         """Where a study stands that no model has scored."""
-        place = standing(None, self.policy.policy, self.thresholds)
-        return arrivals.Placement(place.category, place.urgency, place.flag or "", self.policy.policy_id)
+        place = unscored(self.policy)
+        return arrivals.Placement(place.category, place.urgency, place.flag or "", self.policy_id)
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Context:
             path = self.file_of(row)
             header = read_header(path)
             active = policy.active(session, thresholds=header.cuts(policy.THRESHOLD))
-            return Live(row.id, row.digest, path, header, active)
+            return Live(row.id, row.digest, path, header, active.policy, active.policy_id)
 
     def _checkpoint(self, session: Session) -> CheckpointRow:
         champion = registry.champion(session)
@@ -129,7 +136,7 @@ class Context:
         if SHIPPED.exists() and file_digest(SHIPPED) == row.digest:
             return SHIPPED
         raise MissingCheckpoint(
-            f"the file of checkpoint {row.digest[:12]} is not in the state folder: copy it there, or promote another"
+            f"the file of checkpoint {row.short} is not in the state folder: copy it there, or promote another"
         )
 
     @cached_property

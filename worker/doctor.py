@@ -95,7 +95,7 @@ def _checkpoint(context: Context) -> str:
     live = context.live()
     if file_digest(live.path) != live.digest:
         raise CheckFailed("the champion's file has changed since it was registered: restore it, or promote another")
-    return f"{live.header.network}, digest {live.digest[:12]}, policy version {live.policy.policy.version}"
+    return f"{live.header.network}, digest {live.short}, policy version {live.policy.version}"
 
 
 def _device(name: str) -> str:

@@ -91,7 +91,7 @@ def _explain_study(session: Session, study: Study) -> Explained:
         return Explained("Blind", facts, tables)
     if stored is None or checkpoint is None:
         return Explained("Not scored", facts, tables)
-    facts.append(("checkpoint", f"{checkpoint.network}, digest {checkpoint.digest[:12]}"))
+    facts.append(("checkpoint", f"{checkpoint.network}, digest {checkpoint.short}"))
     rules = policy.from_rows(session, stored)
     films = lookup.film_probabilities(session, study, checkpoint)
     probabilities = [float(p) for p in priority.study_probabilities(films)]

@@ -72,7 +72,7 @@ def test_a_blind_study_is_scored_listed_as_unscored_and_stays_so(context, tmp_pa
         assert session.execute(text("SELECT count(*) FROM study_findings")).scalar() == 0
 
     with session_scope(context.engine) as session:
-        rules = policy.edited(champion.policy.policy, Changes(weights={"Effusion": 0.7}))
+        rules = policy.edited(champion.policy, Changes(weights={"Effusion": 0.7}))
         version = policy.store(session, rules, capacity={}, by="test", note="a test").version
     activation.activate(context.engine, version, by="test")
     assert [row[2:] for row in places(context)] == [(0.7, "blind", None, None, None)] * 3

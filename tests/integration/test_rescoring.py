@@ -78,7 +78,7 @@ def test_a_preview_changes_nothing_and_going_live_moves_all_at_once(context, oth
     assert {m.study: m.rank_after for m in found.movers} == {m.study: ranks[m.study] for m in found.movers}
     with read_scope(context.engine) as session:
         rows = session.scalars(select(StudyPriority)).all()
-        assert {(row.checkpoint_id, row.policy_id) for row in rows} == {(live.checkpoint_id, live.policy.policy_id)}
+        assert {(row.checkpoint_id, row.policy_id) for row in rows} == {(live.checkpoint_id, live.policy_id)}
         assert sorted(row.flag or "" for row in rows) == ["", "", "", "", "", "partly_scored"]
         assert session.scalars(select(ShadowPriority)).all() == []
         assert session.scalars(select(Audit.detail).where(Audit.action == "rescored")).one()["moved"] == 6
@@ -142,7 +142,7 @@ def test_nothing_goes_live_by_another_policy_or_checkpoint_than_was_looked_at(em
     with pytest.raises(NotLive, match="checkpoint"):
         make_live(embedded, old, read=False)
     with session_scope(embedded.engine) as session:
-        rules = policy.edited(live.policy.policy, Changes(weights={"Edema": 2.0}))
+        rules = policy.edited(live.policy, Changes(weights={"Edema": 2.0}))
         version = policy.store(session, rules, capacity={}, by="test", note="a test").version
     activation.activate(embedded.engine, version, by="test")
     with pytest.raises(NotLive, match="policy"):

@@ -163,6 +163,21 @@ def test_only_settings_and_migrations_read_the_environment():
     )
 
 
+def test_only_db_and_migrations_know_sql():
+    root = Path(__file__).parents[2]
+    asks = (
+        r"from sqlalchemy import .*\b(select|text|insert|update|delete|func)\b"
+        r"|session\.(execute|scalars?|get|get_one)\("
+    )
+    knowing = [
+        path.relative_to(root).as_posix()
+        for package in ("worker", "training")
+        for path in (root / package).rglob("*.py")
+        if re.search(asks, path.read_text())
+    ]
+    assert knowing == []
+
+
 def test_another_broker_than_redis_is_refused_without_its_password(monkeypatch):
     monkeypatch.setenv("NIGHTREAD_BROKER_URL", "amqp://user:canary@h/0")
     with pytest.raises(ValidationError, match="only redis://") as refused:

@@ -80,7 +80,7 @@ def place_of(study: Listed, probabilities: tuple[float, ...], live: Live) -> Pri
     return placed(
         study.study_id,
         probabilities,
-        rules=live.policy.policy,
+        rules=live.policy,
         thresholds=live.thresholds,
         checkpoint_id=live.checkpoint_id,
         complete=study.flag != PARTLY_SCORED,

@@ -50,7 +50,7 @@ def promote(
     path = context.file_of(row)
     load_checkpoint(path, expected_digest=row.digest)
     registry.set_state(session, row, "champion", by=actor(), reason=reason)
-    renew_policy(session, path, note=f"thresholds of checkpoint {row.digest[:12]}")
+    renew_policy(session, path, note=f"thresholds of checkpoint {row.short}")
 
 
 def _objection(session: Session, row: Checkpoint, verdict: GateVerdict | None) -> NotPromoted | None:
@@ -58,7 +58,7 @@ def _objection(session: Session, row: Checkpoint, verdict: GateVerdict | None) -
     champion = registry.champion(session)
     if champion is None or row.id == champion.id:
         return None
-    short = row.digest[:12]
+    short = row.short
     if row.state == "retired" and (verdict is None or verdict.champion_id != champion.id):
         return None
     if verdict is None:

@@ -106,7 +106,7 @@ def preview(context: Context, live: Live, *, read: bool) -> Comparison:
             with read_scope(context.engine) as session:
                 places = places_to_be(session, batch, live)
             _note(context, live, places)
-    rules = live.policy.policy
+    rules = live.policy
     return compare("the worklist", pairs, now=now, max_wait_minutes=rules.max_wait_minutes)
 
 
@@ -123,9 +123,7 @@ def _read_before(context: Context) -> Iterator[list[Listed]]:
 
 def _note(context: Context, live: Live, places: Mapping[int, PriorityResult]) -> None:
     with session_scope(context.engine) as session:
-        shadow.record_places(
-            session, list(places.values()), checkpoint_id=live.checkpoint_id, policy_id=live.policy.policy_id
-        )
+        shadow.record_places(session, list(places.values()), checkpoint_id=live.checkpoint_id, policy_id=live.policy_id)
 
 
 # ----------------------------------------------------------------------------------------------------------- going live
@@ -144,14 +142,14 @@ def make_live(context: Context, live: Live, *, read: bool) -> Moved:
             ids, places = shadow.locked_batch(
                 session,
                 checkpoint_id=live.checkpoint_id,
-                policy_id=live.policy.policy_id,
+                policy_id=live.policy_id,
                 read=read,
                 after=last,
                 limit=STUDIES_AT_ONCE,
             )
             if not ids:
                 break
-            record_priorities(session, places, policy_id=live.policy.policy_id)
+            record_priorities(session, places, policy_id=live.policy_id)
             shadow.forget_places(session, [place.study_id for place in places], checkpoint_id=live.checkpoint_id)
             moved, left_out, last = moved + len(places), left_out + len(ids) - len(places), ids[-1]
         shadow.note_live(session, digest=live.digest, moved=moved, left_out=left_out, by=actor())
@@ -163,5 +161,5 @@ def _check(context: Context, session: Session, live: Live) -> None:
     named = context.settings.checkpoint is not None  # by the settings: then the champion does not matter
     if not named and (champion is None or champion.id != live.checkpoint_id):
         raise NotLive("another checkpoint ranks now than the one that looked: run `nightread rescore` again")
-    if policy is None or policy.id != live.policy.policy_id:
+    if policy is None or policy.id != live.policy_id:
         raise NotLive("another policy ranks now than the one by which this was placed: run `nightread rescore` again")

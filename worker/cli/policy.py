@@ -98,7 +98,7 @@ def capacity(
 
     context = open_context()
     live = context.live()
-    rules = live.policy.policy
+    rules = live.policy
     with _refusals():
         name = finding or policy.capacity_finding(rules)
         if name not in FINDINGS:

@@ -49,7 +49,7 @@ def simulate(
             rows = _replayed(context, days=history)
         else:
             rows = simulation.simulate_files(
-                policy=live.policy.policy,
+                policy=live.policy,
                 department_file=department,
                 cases_file=cases,
                 aucs=live.header.training.get("auroc", {}),
@@ -73,7 +73,7 @@ def _replayed(context: Any, *, days: int) -> Any:
     from worker.simulation.replay import read_history, replay
     from worker.simulation.simulate import default_disciplines
 
-    policy = context.live().policy.policy
+    policy = context.live().policy
     with read_scope(context.engine) as session:
         since = database_now(session) - timedelta(days=days)
         return replay(read_history(session, since=since), disciplines=default_disciplines(policy))

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from sqlalchemy import text
 
+from db.lookup import instance_ends
 from db.session import read_scope
 from db.totals import read_totals
-from db.worklist import worklist
+from db.worklist import study_findings, worklist
 from training.findings import FINDINGS, column
 from training.imaging.pixels import PixelLimits, UnusablePixels, open_dataset, read_film
 from worker.context import Context
@@ -38,8 +38,6 @@ WELCOME = (
     "A night of [b]phantoms[/]: drawings that look like chest films and belong to nobody. The checkpoint was trained "
     "on real films, so its scores on drawings mean little; how they become a worklist is the real thing."
 )
-STUDY_FINDINGS = text("SELECT * FROM study_findings")
-INSTANCES = text("SELECT sop_instance_uid, state, reason FROM instance")
 STATES: dict[Outcome, str] = {"kept": "scored", "skipped": "skipped", "quarantined": "quarantined"}
 
 SQL_TO_ASK = (
@@ -81,8 +79,7 @@ def run_demo(folder: Path, *, settings: Settings, console: Console, seed: int = 
         tally = _score(context, films, bars=bars)
     with read_scope(context.engine) as session:
         rows = [dict(row) for row in worklist(session)]
-        findings = {row["study_instance_uid"]: dict(row) for row in session.execute(STUDY_FINDINGS).mappings()}
-        ends = {row.sop_instance_uid: (row.state, row.reason or "") for row in session.execute(INSTANCES)}
+        findings, ends = study_findings(session), instance_ends(session)
         totals = read_totals(session)
     cards = cards_of(rows[:ON_SHEET], findings, films=films_by_study(written), limits=context.pixel_limits)
     save_contact_sheet(sheet, cards, heading="Nightread: the top of this morning's list", note=NOTE)

@@ -66,7 +66,7 @@ class Service:
             return at_work
         self._stack.close()
         self._stack = stack
-        log.info("checkpoint_loaded", digest=scorer.live.digest[:12], device=str(scorer.classifier.device))
+        log.info("checkpoint_loaded", digest=scorer.live.short, device=str(scorer.classifier.device))
         return scorer
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class Service:
             champion, policy = registry.champion(session), active(session)
         named = self.context.settings.checkpoint is not None  # by the settings: then the champion does not matter
         other_checkpoint = not named and champion is not None and champion.digest != scorer.live.digest
-        return other_checkpoint or (policy is not None and policy.id != scorer.live.policy.policy_id)
+        return other_checkpoint or (policy is not None and policy.id != scorer.live.policy_id)
 
     def _has_other_shadow(self, scorer: Scorer) -> bool:
         return shadow.has_changed(scorer.shadow, self.context, scorer.live)

@@ -15,9 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy import RowMapping
 from sqlalchemy.orm import Session
 
-from db import drift, morning
+from db import drift, morning, policies, registry
 from db.base import database_now
-from db.models import Checkpoint, Drift, PolicyRow, Run
+from db.models import Checkpoint, Drift, Run
 from db.morning import CategoryCount, Film
 from db.session import read_scope
 from db.totals import Totals, read_totals
@@ -144,7 +144,7 @@ def _ask(context: Context, name: str, top: int) -> Facts:
         run = morning.run_named(session, name)
         now = database_now(session)
         as_of, since = run.finished_at or now, morning.previous_end(session, run)
-        checkpoint = session.get(Checkpoint, run.checkpoint_id) if run.checkpoint_id else None
+        checkpoint = registry.by_id(session, run.checkpoint_id) if run.checkpoint_id else None
         rules = _rules(session, run)
         rows = morning.ranked(session, run, top=top)
         return Facts(
@@ -176,8 +176,9 @@ def _drift(session: Session, run: Run, as_of: datetime) -> Sequence[Drift]:
 
 
 def _rules(session: Session, run: Run) -> priority.Policy:
-    stored = session.get(PolicyRow, run.policy_id) if run.policy_id else None
-    return priority.DEFAULT_POLICY if stored is None else policy.from_rows(session, stored)
+    if run.policy_id is None:
+        return priority.DEFAULT_POLICY
+    return policy.from_rows(session, policies.by_id(session, run.policy_id))
 
 
 def _thresholds(rules: priority.Policy, checkpoint: Checkpoint | None) -> dict[str, float]:

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from db import gate as verdicts
 from db import registry
+from db.base import DocumentedError, short
 from db.models import Checkpoint as CheckpointRow
 from db.models import CheckpointState, GateVerdict
 from db.session import read_scope, session_scope
@@ -44,7 +45,7 @@ SEED = 2026
 SIMULATED_DAYS, SIMULATED_SEEDS = 60, 4
 
 
-class NothingToJudge(LookupError):
+class NothingToJudge(DocumentedError, LookupError):
     """no confirmed film belongs to a test patient yet: confirm more"""
 
 
@@ -113,7 +114,7 @@ def judge(
     rules = Rules(**settings.gate.model_dump(exclude={"time_minutes"}))
     gold = gold_of(manifest, champion, other, site_images=site_images)
     if gold.empty:
-        raise NothingToJudge(NothingToJudge.__doc__)
+        raise NothingToJudge
     accelerator = accelerator_of(settings.device)
     champion_probabilities, challenger_probabilities = (
         _probabilities(each, films, gold, accelerator=accelerator) for each in (champion, other)
@@ -161,7 +162,7 @@ def _probabilities(
     gold_films = replace(_readable(films, checkpoint), manifest=gold)
     probabilities = checkpoint.calibration.probabilities(ask(checkpoint, gold_films, accelerator=accelerator))
     if not np.isfinite(probabilities).all():
-        raise SaysNothing(f"checkpoint {checkpoint.digest[:12]} gives no numbers: its training went astray")
+        raise SaysNothing(f"checkpoint {short(checkpoint.digest)} gives no numbers: its training went astray")
     return probabilities
 
 
@@ -267,7 +268,7 @@ def judge_by_hand(context: Context, challenger: CheckpointRow) -> Judged:
         recent = site.recent(days=context.settings.retrain.recent_days)
         judged = judge(context, challenger, films, site_images=site.images, recent=recent)
     with session_scope(context.engine) as session:
-        record_verdict(session, judged, session.get_one(CheckpointRow, challenger.id), training_run_id=None)
+        record_verdict(session, judged, registry.by_id(session, challenger.id), training_run_id=None)
     return judged
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from db import confirmed
-from db.base import database_now
+from db.base import DocumentedError, database_now
 from db.bulk import in_parts
 from db.confirmed import ConfirmedFilm
 from db.lookup import FilmFile, film_files
@@ -28,7 +28,7 @@ TABLE, MOMENTS = "confirmed.csv", "confirmed.json"
 NAME = "film-"  # and the row's id: a film's name in a manifest; never its file's, which may be a patient's
 
 
-class NothingConfirmed(LookupError):
+class NothingConfirmed(DocumentedError, LookupError):
     """no film was confirmed yet: record opinions with `nightread review`"""
 
 
@@ -80,7 +80,7 @@ def _ask(context: Context, folder: Path) -> None:
             session, until=until, unconfirmed_is_absent=context.settings.retrain.unconfirmed_is_absent
         )
     if not films:
-        raise NothingConfirmed(NothingConfirmed.__doc__)
+        raise NothingConfirmed
     manifest_of(films).to_csv(folder / TABLE, index_label="row")
     moments = {_image(film.instance_id): film.confirmed_at.isoformat() for film in films}
     part = folder / f"{MOMENTS}.part"

@@ -165,7 +165,7 @@ def _begin(context: Context, *, cause: str, say: Callable[[str], None]) -> Run |
         )
         if held is not None:
             row = training_runs.by_id(session, held.run_id)
-            parent = session.get_one(CheckpointRow, row.parent_checkpoint_id)
+            parent = registry.by_id(session, row.parent_checkpoint_id or champion.id)
             # A run that is gone on with keeps what it was asked, whatever the settings say by now.
             context = Context(context.settings.changed(**row.settings))
     _clear_others(context.retraining_folder, f"run-{held.run_id}" if held else None)
@@ -201,7 +201,7 @@ def _lease_kept(run: Run) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stopped:
         if lost.is_set():
-            raise Lost(Lost.__doc__) from stopped
+            raise Lost from stopped
         raise
     finally:
         ended.set()
@@ -288,7 +288,7 @@ def _teaches(run: Run, manifest: pd.DataFrame, films: labels.Confirmed, digest: 
             "checkpoint be judged again (`nightread models judge`)"
         )
     if gold_of(manifest, run.champion, site_images=films.images).empty:  # what comes of it says no more than it
-        raise NothingToJudge(NothingToJudge.__doc__)
+        raise NothingToJudge
     train, least = manifest[manifest["split"] == "train"], run.settings.retrain.min_positives
     if rare := [finding for finding in run.champion.findings if int((train[finding] == 1).sum()) < least]:
         raise Ended(f"fewer than {least} training films with {', '.join(rare)}: mix in a base, or confirm more")
@@ -334,7 +334,7 @@ def _settle(run: Run, challenger: CheckpointRow, judged: Judged) -> Outcome:
     state, reason = ("refused" if judged.result == "failed" else judged.result), judged.reason
     metrics = _metrics(run, judged)
     with session_scope(run.context.engine) as session:
-        row = session.get_one(CheckpointRow, challenger.id)
+        row = registry.by_id(session, challenger.id)
         record_verdict(session, judged, row, training_run_id=run.held.run_id)
         if judged.result == "passed" and run.settings.retrain.promotes:
             reason += _promoted(run, session, row)

@@ -216,7 +216,7 @@ def _open_run(scorer: Scorer, kind: str) -> int:
             session,
             kind=kind,
             checkpoint_id=scorer.live.checkpoint_id,
-            policy_id=scorer.live.policy.policy_id,
+            policy_id=scorer.live.policy_id,
             settings=settings,
             shared=kind == "night",
         )
@@ -394,7 +394,7 @@ def record(scorer: Scorer, finished: Sequence[StudyInFlight], *, run_id: int, ta
         )
         listed = [i for i in mine if outcomes[i].state != "skipped"]
         places = [study_priority(scorer.live, outcomes[i], films[i], blind=blind[i]) for i in listed]
-        results.record_priorities(session, places, policy_id=scorer.live.policy.policy_id)
+        results.record_priorities(session, places, policy_id=scorer.live.policy_id)
         if settled:
             runs.touch(session, run_id)
     tally.put_off += len(away)
@@ -447,7 +447,7 @@ def study_priority(live: Live, outcome: Outcome, films: Sequence[FilmResult], *,
     return placed(
         outcome.study.study_id,
         priority.study_probabilities(scored) if scored else None,
-        rules=live.policy.policy,
+        rules=live.policy,
         thresholds=live.thresholds,
         checkpoint_id=live.checkpoint_id,
         complete=is_complete(outcome),

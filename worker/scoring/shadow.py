@@ -56,10 +56,10 @@ def beside(context: Context, row: CheckpointRow, champion: Live) -> Live:
     if row.id == champion.checkpoint_id:
         return champion
     path = context.file_of(row)
-    rules = policy.ActivePolicy(champion.policy.policy_id, policy.as_promoted(champion.policy.policy))
-    live = Live(row.id, row.digest, path, read_header(path), rules)
+    rules = policy.as_promoted(champion.policy)
+    live = Live(row.id, row.digest, path, read_header(path), rules, champion.policy_id)
     try:
-        priority.thresholds_in_force(rules.policy, live.thresholds)
+        priority.thresholds_in_force(rules, live.thresholds)
     except priority.PolicyError as error:
         raise NoThresholds(str(error)) from error
     return live
@@ -70,7 +70,7 @@ def place(live: Live, seen: Seen) -> results.PriorityResult:
     return placed(
         seen.study_id,
         priority.study_probabilities(list(seen.films.values())),
-        rules=live.policy.policy,
+        rules=live.policy,
         thresholds=live.thresholds,
         checkpoint_id=live.checkpoint_id,
         complete=seen.complete,
@@ -87,11 +87,11 @@ def enter(context: Context, session: Session, row: CheckpointRow, *, champion: L
     Its file is loaded and checked first. Raises NoShadow or CheckpointError with the reason.
     """
     if row.state != "challenger":
-        raise NoShadow(f"checkpoint {row.digest[:12]} is {row.state}; only a challenger goes into shadow")
+        raise NoShadow(f"checkpoint {row.short} is {row.state}; only a challenger goes into shadow")
     live = beside(context, row, champion)
     if not same_squares(live.header.preprocessing, champion.header.preprocessing):
         raise NoShadow(
-            f"checkpoint {row.digest[:12]} reads other inputs ({_squares(live)}) than the champion "
+            f"checkpoint {row.short} reads other inputs ({_squares(live)}) than the champion "
             f"({_squares(champion)}): both must read the same"
         )
     load_checkpoint(live.path, expected_digest=live.digest)
@@ -190,7 +190,7 @@ def write(session: Session, live: Live, studies: Sequence[Seen], *, run_id: int 
     results.record_scores(session, films, checkpoint_id=live.checkpoint_id, run_id=run_id)
     places = [place(live, study) for study in studies]
     seen_by_shadow.record_places(
-        session, places, checkpoint_id=live.checkpoint_id, policy_id=live.policy.policy_id, run_id=run_id
+        session, places, checkpoint_id=live.checkpoint_id, policy_id=live.policy_id, run_id=run_id
     )
 
 
@@ -209,7 +209,7 @@ def open_shadow(context: Context, champion: Live, classifier: Classifier, *, met
         checkpoint = load_checkpoint(live.path, expected_digest=live.digest)
         shadow.classifier = Classifier(checkpoint, device=classifier.device, batch_size=classifier.batch_size)
         shadow.live, shadow.try_again_at = live, math.inf
-        log.info("shadow_loaded", digest=live.digest[:12])
+        log.info("shadow_loaded", digest=live.short)
     return shadow
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from rich.table import Table
 
+from db.base import DocumentedError
 from worker.simulation.simulate import Estimate, Row
 
 
-class PlotUnavailable(RuntimeError):
+class PlotUnavailable(DocumentedError, RuntimeError):
     """The figure needs matplotlib: pip install 'nightread[train]'."""
 
 
@@ -33,7 +34,7 @@ def plot(rows: Sequence[Row], path: Path, *, groups: Iterable[str] | None = None
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise PlotUnavailable(PlotUnavailable.__doc__) from error
+        raise PlotUnavailable from error
     shown = _groups(rows, groups)
     disciplines = list(dict.fromkeys(row.discipline for row in rows))
     figure = Figure(figsize=(11, 1.5 + 0.13 * len(shown) * len(disciplines)), layout="constrained")

@@ -1,15 +1,13 @@
 """What another reading order would have made of a site's own past: its arrivals and the moments at which it read."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from db.models import Review, StudyPriority
+from db import history
 from training.findings import FINDINGS
 from worker.ranking.priority import Standing
 from worker.simulation.reading_room import Discipline, Floats, Outcome, SimulationError, Studies, Worklist
@@ -33,46 +31,30 @@ AS_READ = "as read"
 def read_history(session: Session, *, since: datetime) -> list[HistoryRow]:
     """The studies received since then that people have read, with what their reviews confirmed.
 
-    Left out: studies said to have been read before they were received (the clock of a RIS may be off). Where readers
-    disagree a finding counts as present.
+    Where readers disagree a finding counts as present.
     """
-    verdicts = _verdicts(session, since=since)
-    place = StudyPriority
-    read = select(place).where(place.received_at >= since, place.read_at >= place.received_at)
+    confirmed = history.confirmed(session, since=since)
     return [
         HistoryRow(
             row.received_at,
             row.read_at,
             Standing(row.category, row.urgency, row.flag),
             row.stat,
-            findings=frozenset(finding for finding, present in verdicts[row.study_id].items() if present),
-            normal=set(verdicts[row.study_id]) == set(FINDINGS) and not any(verdicts[row.study_id].values()),
+            findings=frozenset(finding for finding, present in confirmed[row.study_id].items() if present),
+            normal=set(confirmed[row.study_id]) == set(FINDINGS) and not any(confirmed[row.study_id].values()),
         )
-        for row in session.scalars(read)
+        for row in history.studies_read(session, since=since)
         if row.read_at is not None
     ]
 
 
-def _verdicts(session: Session, *, since: datetime) -> Mapping[int, Mapping[str, bool]]:
-    """Study -> assessed finding -> whether any reader found it present."""
-    verdicts: dict[int, dict[str, bool]] = defaultdict(dict)
-    reviews = (
-        select(Review.study_id, Review.finding, Review.verdict)
-        .join(StudyPriority, StudyPriority.study_id == Review.study_id)
-        .where(Review.verdict != "not_assessed", StudyPriority.received_at >= since)
-    )
-    for study_id, finding, verdict in session.execute(reviews):
-        verdicts[study_id][finding] = verdicts[study_id].get(finding, False) or verdict == "present"
-    return verdicts
-
-
-def replay(history: Iterable[HistoryRow], *, disciplines: Sequence[Discipline]) -> list[Row]:
+def replay(studies_read: Iterable[HistoryRow], *, disciplines: Sequence[Discipline]) -> list[Row]:
     """What other disciplines would have made of the moments at which a site really finished a reading.
 
     At each of those moments the discipline gives out one study that had arrived, so no reading speed is assumed; only
     that any study could have been the one read. The first discipline of the answer is the history itself.
     """
-    rows = sorted(history, key=lambda row: row.received_at)
+    rows = sorted(studies_read, key=lambda row: row.received_at)
     if not rows:
         raise SimulationError("the history is empty")
     if any(row.read_at < row.received_at for row in rows):

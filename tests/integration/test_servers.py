@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -12,6 +11,7 @@ import pytest
 import redis
 from sqlalchemy import create_engine, text
 
+from tests.support.crew import wait_until
 from tests.support.servers import PostgresServer, RedisServer, ServerStartError, free_port, package_folder
 
 
@@ -116,10 +116,7 @@ def test_server_ends_with_the_process_that_started_it() -> None:
         owner.kill()
     psutil.wait_procs([server], timeout=10)
     assert not server.is_running()
-    deadline = time.monotonic() + 10
-    while home.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not home.exists()
+    wait_until(lambda: not home.exists(), seconds=10)
 
 
 def test_ports_lie_below_those_of_outgoing_connections() -> None:

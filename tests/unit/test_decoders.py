@@ -25,8 +25,16 @@ from pydicom.uid import (
 )
 
 from tests.support.dicom_files import ENCODERS, LOSSLESS_SYNTAXES, LOSSY_SYNTAXES, make_film, texture
-from training.imaging.decoders import DECODERS, decode
-from training.imaging.dicom import DEFAULT_LIMITS, PixelHeader, UnusablePixels, open_dataset
+from training.imaging import jpeg_lossless
+from training.imaging.decoders import DECODERS, decode, decode_half
+from training.imaging.dicom import (
+    DEFAULT_LIMITS,
+    PixelHeader,
+    Truncated,
+    Undecodable,
+    UnusablePixels,
+    open_dataset,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -154,19 +162,51 @@ def test_bit_errors_end_in_an_image_of_the_right_size_or_an_error(syntax: UID) -
         assert decoded.shape == (64, 48)
 
 
-def test_htj2k_damage_in_mid_image_does_not_pass_as_the_rows_before_it() -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_openjph_s_error_in_mid_image_is_not_lost(half: bool) -> None:
     film = film_in(HTJ2KLossless)
+    header = PixelHeader.of(film, limits=DEFAULT_LIMITS)
     codestream = bytearray(codestream_of(film))
-    whole = stored(film)
-    middle = len(codestream) // 2
-    codestream[middle : middle + 4000] = b"\xff" * 4000
+    early = len(codestream) // 20  # in what half the resolution needs too
+    codestream[early : early + 100] = b"\xaa" * 100
     film.PixelData = encapsulate([bytes(codestream)])
-    try:
-        decoded = stored(film)
-    except UnusablePixels:
-        return
-    assert not (decoded[-1] == 0x55).all()
-    assert decoded.shape == whole.shape
+    assert refusal(film) == "undecodable"
+    assert not half or decode_half(film, header) is None
+
+
+# Not the other predictors of JPEG Lossless: by most of them one wrong sample moves all below it.
+SURELY_FOUND = (JPEGLosslessSV1, JPEGLSLossless, RLELossless, HTJ2KLossless, JPEG2000Lossless)
+
+
+@pytest.mark.parametrize("syntax", SURELY_FOUND, ids=name)
+def test_a_flipped_bit_is_refused_or_changes_little(syntax: UID) -> None:
+    film = film_in(syntax)
+    codestream, whole = codestream_of(film), stored(film).astype(int)
+    rng, refused = np.random.default_rng(3), 0
+    for bit in rng.integers(8 * len(codestream), size=60):
+        damaged = bytearray(codestream)
+        damaged[bit // 8] ^= 1 << bit % 8
+        film.PixelData = encapsulate([bytes(damaged)])
+        try:
+            changed = np.abs(stored(film).astype(int) - whole)
+        except UnusablePixels:
+            refused += 1
+            continue
+        assert changed.mean() < 4095 / 25
+    assert refused
+
+
+@pytest.mark.parametrize("predictor", range(1, 8))
+def test_jpeg_lossless_is_used_up_to_its_last_bit(predictor: int) -> None:
+    pixels = texture(50, 40, bits=12)
+    codestream = imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=predictor, bitspersample=12)
+    np.testing.assert_array_equal(imagecodecs.jpeg8_decode(codestream), pixels)
+    assert jpeg_lossless.require_used_up(codestream, pixels)
+    more = codestream[:-2] + b"\x55" + codestream[-2:]
+    with pytest.raises(Undecodable):
+        jpeg_lossless.require_used_up(more, pixels)
+    with pytest.raises(Truncated):
+        jpeg_lossless.require_used_up(codestream[:-4] + codestream[-2:], pixels)
 
 
 @pytest.mark.parametrize("syntax", [s for s in ENCAPSULATED if s != RLELossless], ids=name)

@@ -7,7 +7,9 @@ which films do not have, and native pixel data.
 """
 
 import struct
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
@@ -38,6 +40,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from training.imaging import jpeg_lossless
 from training.imaging.dicom import (
     DAMAGE,
     BadPixelHeader,
@@ -51,7 +54,10 @@ Pixels = NDArray[np.integer[Any]]
 # Where pydicom would else turn to a plugin that crashes on damage (see _run_length) or paints over it.
 SAFE_PLUGINS = {RLELossless: "pydicom", JPEGLSLossless: "pyjpegls", JPEGLSNearLossless: "pyjpegls"}
 
-END_MARKER = b"\xff\xd9"  # EOI of JPEG (T.81 B.1.1.3) and JPEG-LS, EOC of JPEG 2000 (T.800 A.4.4)
+END_MARKER = jpeg_lossless.END_MARKER  # EOI of JPEG (T.81 B.1.1.3) and JPEG-LS, EOC of JPEG 2000 (T.800 A.4.4)
+OVERSHOOT = 1 / 8  # of the range: of the 5/3 wavelet's low band at an edge from black to white
+OUT_OF_RANGE = "The compressed image decodes to values that it cannot hold: it is damaged."
+START_OF_SCAN = b"\xff\xda"
 PROBE = b"\x00" + b"\x55" * 64  # entropy-coded bytes that mean something, and no marker whatever stands before them
 
 
@@ -64,6 +70,8 @@ class Stream:
     samples: int
     bits: int
     signed: bool = False
+    start: int = 0  # of a JPEG 2000 codestream in its container
+    reversible: bool = False  # coded by the 5/3 wavelet, which loses nothing
     halves: bool = False  # whether it can be decoded at half its resolution: see training/imaging/half_resolution.py
 
 
@@ -86,7 +94,10 @@ def decode(dataset: Dataset, header: PixelHeader) -> tuple[Pixels, str]:
         if not 1 <= stream.bits <= header.bits_allocated:
             raise BadPixelHeader("The compressed samples have more bits than the header allocates.")
         if header.samples == 1:
-            return _stored(_monochrome(codestream, stream, syntax), stream, header), header.photometric
+            pixels = _monochrome(codestream, stream, syntax)
+            if stream.reversible and not (stream.signed or header.signed) and pixels.max() >> header.bits_stored:
+                raise Undecodable(OUT_OF_RANGE)
+            return _stored(pixels, stream, header), header.photometric
     elif syntax == RLELossless and header.samples == 1:
         return _stored(_run_length(_frame(dataset), header), None, header), header.photometric
     elif not syntax.is_encapsulated:
@@ -114,7 +125,12 @@ def decode_half(dataset: Dataset, header: PixelHeader) -> Pixels | None:
         low = HALVING_DECODERS[syntax](codestream, stream)
     except (RuntimeError, ValueError, OSError, SyntaxError, Image.DecompressionBombError):
         return None  # the whole of it says what is wrong
-    return low if low.max() < 2**15 and low.shape == (-(-header.rows // 2), -(-header.columns // 2)) else None
+    samples = (low.view(np.uint16) + np.uint16(2 ** (stream.bits - 1))).view(np.int16)
+    values = 2 ** min(stream.bits, header.bits_stored)
+    if samples.min() < -OVERSHOOT * values or samples.max() > (1 + OVERSHOOT) * values:
+        return None  # damage, or a header that is wrong
+    fits = samples.shape == (-(-header.rows // 2), -(-header.columns // 2))
+    return np.maximum(samples, 0).view(np.uint16) if fits else None
 
 
 def _require_native(dataset: Dataset, header: PixelHeader) -> None:
@@ -134,10 +150,19 @@ def _monochrome(codestream: bytes, stream: Stream, syntax: UID) -> Pixels:
 
 
 def _jpeg_dct(codestream: bytes, _stream: Stream) -> Pixels:
-    return _jpeg_turbo(codestream, columns=8)  # what libjpeg-turbo makes up comes in blocks
+    """Raises Undecodable where the end of the only scan means nothing: a decoder that lost its step was done early."""
+    pixels = _jpeg_turbo(codestream, columns=8)  # what libjpeg-turbo makes up comes in blocks
+    if codestream.count(START_OF_SCAN) == 1:
+        other_end = codestream[:-4].removesuffix(b"\xff") + PROBE + END_MARKER
+        if np.array_equal(imagecodecs.jpeg8_decode(other_end), pixels):
+            raise Undecodable("The compressed image holds more data than its pixels need: it is damaged.")
+    return pixels
 
 
 def _jpeg_lossless(codestream: bytes, stream: Stream) -> Pixels:
+    pixels: Pixels = imagecodecs.jpeg8_decode(codestream)
+    if jpeg_lossless.require_used_up(codestream, pixels):
+        return pixels
     return _jpeg_turbo(codestream, columns=stream.columns)  # here in rows
 
 
@@ -160,36 +185,66 @@ def _charls(codestream: bytes, _stream: Stream) -> Pixels:
     return pixels
 
 
-def _openjpeg(codestream: bytes, _stream: Stream) -> Pixels:
-    pixels: Pixels = imagecodecs.jpeg2k_decode(codestream)
-    return pixels
+def _openjpeg(codestream: bytes, stream: Stream) -> Pixels:
+    return _within_range(imagecodecs.jpeg2k_decode(_unclipped(codestream, stream)), stream)
 
 
 def _openjph(codestream: bytes, stream: Stream) -> Pixels:
-    """OpenJPH by imagecodecs, which loses an error in mid-image and returns the rows until then.
+    itemsize = 2 if stream.reversible or stream.bits > 8 else 1
+    pixels = np.empty(
+        (stream.rows, stream.columns), dtype=f"{'i' if stream.reversible or stream.signed else 'u'}{itemsize}"
+    )
+    with _nothing_unraised():
+        imagecodecs.htj2k_decode(_unclipped(codestream, stream), out=pixels)
+    return _within_range(pixels, stream)
 
-    So the image starts out as a pattern; if the last row still is one, OpenJPEG, which raises, has the last word.
+
+def _unclipped(codestream: bytes, stream: Stream) -> bytes:
+    """The same codestream, bare, said to code signed samples of 16 bits (T.800 A.5.1).
+
+    Of a reversible wavelet's coefficients nothing depends on that, but the decoder no longer moves the samples up by
+    half their range nor clips them, so that what damage made of them shows.
     """
-    dtype = np.dtype(f"{'i' if stream.signed else 'u'}{1 if stream.bits <= 8 else 2}")
-    pixels = np.full((stream.rows, stream.columns), 0x55, dtype=dtype)
-    imagecodecs.htj2k_decode(codestream, out=pixels)
-    return _openjpeg(codestream, stream) if (pixels[-1] == 0x55).all() else pixels
+    if not stream.reversible:
+        return codestream
+    return codestream[stream.start : stream.start + 42] + b"\x8f" + codestream[stream.start + 43 :]
+
+
+def _within_range(pixels: Pixels, stream: Stream) -> Pixels:
+    """Samples of an `_unclipped` codestream as it meant them. Raises Undecodable where they leave their range: the
+    reversible wavelet gives back what went in, which lay within."""
+    if not stream.reversible:
+        return pixels
+    half = 2 ** (stream.bits - 1)
+    if pixels.min() < -half or pixels.max() >= half:
+        raise Undecodable(OUT_OF_RANGE)
+    return pixels if stream.signed else pixels.view(np.uint16) + np.uint16(half)
+
+
+@contextmanager
+def _nothing_unraised() -> Iterator[None]:
+    """Raise what imagecodecs cannot: OpenJPH's error in mid-image reaches Python as one that is "ignored"."""
+    errors: list[sys.UnraisableHookArgs] = []
+    hook, sys.unraisablehook = sys.unraisablehook, errors.append
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+    if errors:
+        raise Undecodable from errors[0].exc_value
 
 
 def _openjpeg_half(codestream: bytes, stream: Stream) -> Pixels:
-    """OpenJPEG by Pillow, which clips what overshoots and shifts it up to 16 bits."""
-    with Image.open(BytesIO(codestream), formats=("JPEG2000",)) as film:
+    """OpenJPEG by Pillow, which moves what is signed up by half its range."""
+    with Image.open(BytesIO(_unclipped(codestream, stream)), formats=("JPEG2000",)) as film:
         film.reduce = 1  # type: ignore[method-assign, assignment]  # the plugin's own: halvings
-        return np.asarray(film).astype(np.uint16) >> (16 - stream.bits)
+        return (np.asarray(film).astype(np.uint16) ^ 0x8000).view(np.int16)
 
 
 def _openjph_half(codestream: bytes, stream: Stream) -> Pixels:
-    """OpenJPH by imagecodecs: as in `_openjph`, and what is less than nothing has wrapped around."""
-    low = np.full((-(-stream.rows // 2), -(-stream.columns // 2)), 0x5555, dtype=np.uint16)
-    imagecodecs.htj2k_decode(codestream, skipres=1, out=low)
-    if (low[-1] == 0x5555).all():
-        raise ValueError
-    low[low >= 3 * 2**14] = 0
+    low = np.empty((-(-stream.rows // 2), -(-stream.columns // 2)), dtype=np.int16)
+    with _nothing_unraised():
+        imagecodecs.htj2k_decode(_unclipped(codestream, stream), skipres=1, out=low)
     return low
 
 
@@ -259,6 +314,8 @@ def _run_length(frame: bytes, header: PixelHeader) -> Pixels:
             raise Undecodable from error
         if len(plane) < size:
             raise Truncated
+        if len(plane) > size + 1:  # some writers fill a segment up to an even length with a byte of its own
+            raise Undecodable("The RLE data holds more pixels than the header says: it is damaged.")
         planes[:, itemsize - 1 - segment] = plane[:size]
     return planes.view(f"<u{itemsize}").reshape(header.rows, header.columns)
 
@@ -294,30 +351,40 @@ def _jpeg_2000(codestream: bytes) -> Stream:
     right, bottom, left, top, *tile = struct.unpack_from(">8I", codestream, start + 8)
     samples, depth = struct.unpack_from(">HB", codestream, start + 40)
     one_tile = (left, top, *tile[2:]) == (0, 0, 0, 0) and tile[0] >= right and tile[1] >= bottom
-    halves = _require_tile_parts(codestream, start + 2) and one_tile and start == 0
-    return Stream(bottom - top, right - left, samples, (depth & 0x7F) + 1, signed=bool(depth & 0x80), halves=halves)
+    reversible, halves = _require_tile_parts(codestream, start + 2)
+    return Stream(
+        bottom - top,
+        right - left,
+        samples,
+        (depth & 0x7F) + 1,
+        signed=bool(depth & 0x80),
+        start=start,
+        reversible=reversible,
+        halves=halves and one_tile and start == 0,
+    )
 
 
-def _require_tile_parts(codestream: bytes, at: int) -> bool:
+def _require_tile_parts(codestream: bytes, at: int) -> tuple[bool, bool]:
     """Walk over the main header's segments and the tile-parts, each of which states its length (T.800 A.4.2).
 
-    Returns whether all do and the image is coded by at least one step of the reversible wavelet (A.6.1).
+    Returns whether the image is coded by the reversible wavelet, and whether that may be left a step early: it takes
+    one, and all tile-parts state their length (A.6.1).
     """
-    reversible = False
+    reversible, steps = False, 0
     while (marker := codestream[at : at + 2]) != END_MARKER:
         if not marker.startswith(b"\xff"):
             raise Truncated
         (length,) = struct.unpack_from(">H", codestream, at + 2)
         if marker == b"\xff\x52":  # COD
-            reversible = codestream[at + 9] > 0 and codestream[at + 13] == 1
+            steps, reversible = codestream[at + 9], codestream[at + 13] == 1
         if marker != b"\xff\x90":  # SOT
             at += 2 + length
             continue
         (tile_part,) = struct.unpack_from(">I", codestream, at + 6)
         if tile_part == 0:  # the last one, up to the end marker
-            return False
+            return reversible, False
         at += tile_part
-    return reversible
+    return reversible, reversible and steps > 0
 
 
 def _by_pydicom(dataset: Dataset, syntax: UID) -> tuple[Pixels, str]:

@@ -1,4 +1,4 @@
-"""What radiologists confirmed, film by film: the labels that retraining learns from, and nothing else."""
+"""Confirmed labels, film by film: the labels that retraining learns from, and nothing else."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class ConfirmedFilm:
 
 @dataclass(frozen=True)
 class _Word:
-    """What was last said of a study."""
+    """Latest verdicts on a study."""
 
     at: datetime
     labels: tuple[int | None, ...]

@@ -1,4 +1,4 @@
-"""What drift is judged by, the scores of a period and the kinds of film that came in; and what is kept of it."""
+"""Data for judging drift: the scores of a period and the kinds of film that came in; and the stored judgements."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ ATTRIBUTES: Mapping[str, InstrumentedAttribute[Any]] = {
 
 @dataclass(frozen=True)
 class Arrivals:
-    """What came in over a period, as counts.
+    """Arrivals of a period, as counts.
 
     films: attribute -> value -> scored films; None where the header did not say. studies: settled state -> studies.
     instances: reason -> settled instances that are or may be chest films; None: nothing was wrong with them.
@@ -63,7 +63,7 @@ def last_arrival(session: Session) -> datetime | None:
 
 
 def arrivals(session: Session, *, since: datetime, until: datetime) -> Arrivals:
-    """What came from `since` up to but not including `until`."""
+    """Arrivals from `since` up to but not including `until`."""
     came = _came(since, until)
 
     def counts(column: InstrumentedAttribute[Any], *which: ColumnElement[bool]) -> dict[Any, int]:

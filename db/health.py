@@ -1,4 +1,4 @@
-"""What a monitor asks of the ledger: the totals, how long the oldest study waits, and when something last moved."""
+"""Health of the ledger: the totals, how long the oldest study waits, and when something last moved."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What people say back: a study was read, or not after all, and what a radiologist confirmed of it.
+"""Readings and reviews: a study was read, or not after all, and what a radiologist confirmed of it.
 
 People name a study by its Study Instance UID or its accession number. Each name gets an answer: nothing is left out
 silently.
@@ -37,7 +37,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Opinion:
-    """What one reader says of one finding: present, absent or not_assessed; without `reviewed_at` the moment is now."""
+    """One reader's verdict on one finding: present, absent or not_assessed; without `reviewed_at` the moment is now."""
 
     study: str
     finding: str
@@ -48,7 +48,7 @@ class Opinion:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one reading or opinion: `changed` rows, or the reason why none could be."""
+    """Outcome of one reading or opinion: `changed` rows, or the reason why there are none."""
 
     changed: int = 0
     refused: str | None = None

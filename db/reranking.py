@@ -28,7 +28,7 @@ def ranking_checkpoints(session: Session) -> list[int]:
 
 
 def checkpoint_headers(session: Session, ids: Iterable[int]) -> dict[int, dict[str, Any]]:
-    """What these checkpoints say of themselves, by id: results may come from several."""
+    """Headers of these checkpoints, by id: results may come from several."""
     rows = session.execute(select(Checkpoint.id, Checkpoint.header).where(Checkpoint.id.in_(set(ids))))
     return {row.id: row.header for row in rows}
 

@@ -1,4 +1,4 @@
-"""What a checkpoint that does not rank has seen: in shadow beside the champion, or looked at before it goes live.
+"""Scores of a checkpoint that does not rank: in shadow next to the champion, or before it goes live.
 
 Its scores lie in film_score beside the champion's, its places in shadow_priority. It has seen a study whole when every
 scored film of the study has a score by it: so a film that came meanwhile shows without anyone keeping count.
@@ -34,7 +34,7 @@ class Listed:
 
     @property
     def name(self) -> str:
-        """What people call it: its accession number, else its row's."""
+        """Name for people: its accession number, else its row's number."""
         return self.accession_number or str(self.study_id)
 
 

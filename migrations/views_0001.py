@@ -157,7 +157,7 @@ def _film_log(*, night: str, hour: str) -> str:
 
 
 def _study_contribution(checkpoint_threshold: str) -> str:
-    """What each finding adds to a scored study's urgency, and whether it counts for its category."""
+    """Each finding's part of a scored study's urgency, and whether it counts for its category."""
     return f"""
         SELECT x.*, x.weight * x.probability AS contribution, x.probability >= CAST(x.threshold AS real) AS counts
         FROM (

@@ -1,4 +1,4 @@
-"""What the network is punished for, and what each loss does to its logits.
+"""Loss functions, and what each does to the network's logits.
 
 A weighted loss moves the best logit of every finding by a known amount, log(positive weight / negative weight). That
 shift goes into the checkpoint, and calibration takes it back before it fits anything.
@@ -113,5 +113,5 @@ def make_loss(name: str, *, frequency: Tensor) -> nn.Module:
 
 
 def shift_of(loss: nn.Module, *, findings: int) -> tuple[float, ...]:
-    """What the loss adds to each finding's best logit: 0 unless it weighs positives and negatives differently."""
+    """The loss's shift of each finding's best logit: 0 unless it weighs positives and negatives differently."""
     return tuple(loss.shift.tolist()) if isinstance(loss, WeightedBce) else (0.0,) * findings

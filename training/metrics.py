@@ -232,7 +232,7 @@ def weighted_calibration_error(truth: Array, scores: Array, weights: Array) -> A
 
 
 def baselines(train: pd.DataFrame, films: pd.DataFrame) -> dict[str, Array]:
-    """What needs no look at the film, as probabilities (N, F): no network is worth more than what it adds to these.
+    """Baselines that need no film, as probabilities (N, F): a network is worth what it adds to these.
 
     all_zero: never anything. prevalence: each finding's share in `train`. view_age_sex: a logistic regression on those
     three, fitted on `train`. Of a finding that no film in `train` has a label for, all three say 0.

@@ -53,7 +53,7 @@ def make_network(name: str, *, findings: int = 11, pretrained: Path | bool = Fal
 
 
 def input_of(name: str, *, size: int | None = None) -> Preprocessing:
-    """What the network sees: 256 pixels and one gray channel for AlexNet, else 224 and three, unless size says more."""
+    """The network's input: 256 pixels and one gray channel for AlexNet, else 224 and three, unless size says more."""
     if name == "alexnet":
         return Preprocessing(size=size or 256, channels=1, mean=(0.5,), std=(0.25,))
     return Preprocessing(size=size or 224)

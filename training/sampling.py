@@ -37,7 +37,7 @@ def split_by_patient(
 
 
 STABLE: Final = "stable"
-"""What a checkpoint says of a network that has never learned from a patient whom `split_stable` puts in test."""
+"""A checkpoint's word for a network that has never learned from a patient whom `split_stable` puts in test."""
 
 
 def split_stable(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -157,7 +157,7 @@ class DecodeSettings(Group):
 
 
 class RetrainSettings(Group):
-    """What a retraining learns from, how, and when."""
+    """Films, method and schedule of a retraining."""
 
     schedule: Schedule = "0 22 * * 6"
     """When beat asks for a retraining, in crontab's five fields; empty: never."""
@@ -281,7 +281,7 @@ class ReceiveSettings(Group):
 
 
 class LogSettings(Group):
-    """What the service says on standard error."""
+    """Logs on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """How much the service says."""

@@ -1,4 +1,4 @@
-"""What others would write: one film at a time, from its path to its probabilities; and the parts of the limit."""
+"""Scripts as others would write them: one film at a time, from path to probabilities; and the parts of the limit."""
 
 from collections.abc import Callable
 

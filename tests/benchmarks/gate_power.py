@@ -29,7 +29,7 @@ POSITIVES = (10, 30, 100, 300)
 
 
 def draw_films(positives: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Films of as many patients, of which just so many have each finding, independent of all else."""
+    """Films of as many patients, of which a given number have each finding, independent of all else."""
     films = round(positives / PREVALENCE)
     labels = np.zeros((films, len(FINDINGS)), dtype=np.uint8)
     labels[:positives] = 1

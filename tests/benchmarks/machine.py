@@ -1,4 +1,4 @@
-"""What ran the benchmark, what else ran meanwhile, and what a tree of processes used."""
+"""The machine of a benchmark, other processes on it, and the use of a tree of processes."""
 
 import os
 import platform

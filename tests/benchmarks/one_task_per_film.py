@@ -1,4 +1,4 @@
-"""What a tutorial would make of Celery: the naive body, one task per film, the prefork pool, results in Redis.
+"""Celery as in a tutorial: the naive body, one task per film, the prefork pool, results in Redis.
 
 celery -A tests.benchmarks.one_task_per_film -b REDIS --result-backend REDIS worker
 """

@@ -1,4 +1,4 @@
-"""What it saves, and what it changes, to decode JPEG 2000 at half its resolution (training/imaging/half_resolution.py).
+"""Cost and effect of decoding JPEG 2000 at half its resolution (training/imaging/half_resolution.py).
 
 python -m tests.benchmarks.reduced [--films 38] [--window 2048 3800]     (needs ../shared)
 """

@@ -124,7 +124,7 @@ def _summary(times: list[float]) -> str:
 
 
 def read_many(engine: Engine) -> None:
-    """What 60,000 readings do to the head of the list before the vacuum that the migration asks for, and after it."""
+    """The head of the list after 60,000 readings, before the vacuum that the migration asks for and after it."""
     read = """UPDATE study_priority SET read_at = now() WHERE study_id IN (
         SELECT study_id FROM study_priority WHERE read_at IS NULL AND NOT stat ORDER BY received_at LIMIT 60000)"""
     steps = (("60,000 read, no vacuum", read), ("after the vacuum", "VACUUM (INDEX_CLEANUP ON) study_priority"))

@@ -79,7 +79,7 @@ def run(engine: Engine, script: str) -> None:
 
 
 def night(films: int) -> list[tuple[Outcome, FilmResult, PriorityResult]]:
-    """What a worker holds of `films` studies of one film each when it is about to record them."""
+    """Results of `films` studies of one film each, as a worker is about to record them."""
     dice = random.Random(1)
     held = []
     for number in range(1, films + 1):

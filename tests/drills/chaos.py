@@ -99,7 +99,7 @@ def log_of(name: str) -> Path:
 
 @dataclass
 class Expected:
-    """What the totals must say in the end, from how the studies were made."""
+    """The totals that must come out in the end, from how the studies were made."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     films: int = 0
@@ -328,7 +328,7 @@ def night(site: Site, *, studies: int) -> bool:
 
 
 def faults_found(site: Site, *, studies: int, in_time: bool) -> list[str]:
-    """What is wrong with the totals in the end."""
+    """Errors in the totals in the end."""
     with read_scope(site.context.engine) as session:
         totals = read_totals(session)
         rows = session.scalar(select(func.count()).select_from(FilmScore))

@@ -315,7 +315,7 @@ def killed(folder: Path, *, kills: int, seed: int) -> None:
     rng = random.Random(seed)
     digests = []
     for name, deaths in (("undisturbed", 0), ("killed", kills)):
-        context = _small_house(folder / name)
+        context = _small_context(folder / name)
         for number in range(deaths):
             process = subprocess.Popen([sys.executable, "-m", "worker.cli", "retrain"], stdout=subprocess.DEVNULL,
                                        stderr=subprocess.DEVNULL,
@@ -345,7 +345,7 @@ def killed(folder: Path, *, kills: int, seed: int) -> None:
     say("the same checkpoint" if len(set(digests)) == 1 else "NOT THE SAME CHECKPOINT")
 
 
-def _small_house(folder: Path) -> Context:
+def _small_context(folder: Path) -> Context:
     folder.mkdir()
     settings = Settings(
         database_url=f"sqlite:///{folder / 'nightread.db'}", state_folder=folder, device="cpu", max_attempts=100,

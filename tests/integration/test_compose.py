@@ -1,4 +1,4 @@
-"""What docker/compose.yaml makes its containers do, done here without containers, on real servers."""
+"""The steps of docker/compose.yaml's containers, done here without containers, on real servers."""
 
 import os
 import subprocess

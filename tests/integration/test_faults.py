@@ -1,4 +1,4 @@
-"""What goes wrong in a night, one fault at a time, on real Redis and PostgreSQL: nothing lost, nothing twice.
+"""Faults of a night, one at a time, on real Redis and PostgreSQL: nothing lost, nothing twice.
 
 `make chaos` throws the same faults together, at random moments.
 """
@@ -216,7 +216,7 @@ SLOW_COMMIT = """
 
 @contextmanager
 def slow_commits(night: Night) -> Iterator[None]:
-    """What a worker records takes 1.5 seconds a film to commit; the database may restart meanwhile."""
+    """Each commit takes 1.5 seconds a film; the database may restart meanwhile."""
     url = night.postgres.url.replace("+psycopg", "")
     with psycopg.connect(url, autocommit=True) as admin:
         admin.execute(SLOW_COMMIT)

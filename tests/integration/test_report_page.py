@@ -11,7 +11,7 @@ from db import morning, runs
 from db.session import read_scope, session_scope
 from tests.support.contexts import MakeContext
 from tests.support.dicom_files import make_film, texture
-from tests.support.night_rows import add_house, add_studies, add_unscored, open_run
+from tests.support.night_rows import add_champion, add_studies, add_unscored, open_run
 from tests.support.page_reading import Page
 from training.findings import FINDINGS
 from worker.context import Context
@@ -89,7 +89,7 @@ def test_a_film_that_is_gone_or_changed_is_not_shown(scored: tuple[Context, Path
 
 def test_both_databases_answer_alike(engine: Engine) -> None:
     with session_scope(engine) as session:
-        add_house(session)
+        add_champion(session)
         earlier = open_run(session)
         add_studies(session, earlier, [{"Effusion": 0.8}] * 2, first=50)
         runs.close(session, earlier.id)

@@ -1,4 +1,4 @@
-"""What is older than a site may keep it goes whole; what waits, is new again or teaches the network stays."""
+"""Retention: studies older than a site may keep them go whole; waiting, renewed and reviewed ones stay."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

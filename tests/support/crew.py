@@ -66,7 +66,7 @@ def totals(context: Context) -> Totals:
 
 
 def enqueue(context: Context, folder: Path) -> list[int]:
-    """What `nightread enqueue` does: register a folder's studies and notify the workers; returns their ids."""
+    """Register a folder's studies and notify the workers, like `nightread enqueue`; returns their ids."""
     receive(context, [folder])
     with session_scope(context.engine) as session:
         studies = ledger.studies_to_notify(session, renotify_minutes=1, limit=10_000)
@@ -75,7 +75,7 @@ def enqueue(context: Context, folder: Path) -> list[int]:
 
 
 def messages(broker_url: str) -> str:
-    """What waits in the scoring queue, each message as it stands in Redis and with its body (base64 there) opened."""
+    """Messages in the scoring queue, each as it is in Redis and with its body (base64 there) opened."""
     with redis.Redis.from_url(broker_url) as client:
         waiting = [message.decode() for message in client.lrange(SCORING, 0, -1)]
     return "\n".join(waiting + [base64.b64decode(json.loads(message)["body"]).decode() for message in waiting])

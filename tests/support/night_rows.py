@@ -18,7 +18,7 @@ PATIENT_KEY = "feedfacecafe" * 5  # what must never show on a page
 FOLDER = "/archive/DOE^JANE"  # a path can name a patient
 
 
-def add_house(session: Session, *, path: str = "/nowhere.safetensors", network: str = "mobilenet") -> Checkpoint:
+def add_champion(session: Session, *, path: str = "/nowhere.safetensors", network: str = "mobilenet") -> Checkpoint:
     """A champion and the default policy."""
     header = {
         "thresholds": {finding: {policy.THRESHOLD: cut} for finding, cut in THRESHOLDS.items()},

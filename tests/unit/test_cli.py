@@ -246,7 +246,7 @@ def test_enqueue_without_a_broker_says_what_to_do(monkeypatch, capsys, folder):
     assert "nightread score" in capsys.readouterr().err
 
 
-def test_the_doctor_finds_an_embedded_house_in_order():
+def test_the_doctor_finds_an_embedded_site_in_order():
     result = nightread("doctor", "--json")
     assert result.exit_code == 0, result.output
     assert {finding["name"] for finding in json.loads(result.stdout)} == {

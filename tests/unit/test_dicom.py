@@ -1,4 +1,4 @@
-"""What arrives at intake that is no film, or no longer one: refused with its reason, quickly and within bounds."""
+"""Files at intake that are not films, or no longer: refused with their reason, quickly and within limits."""
 
 import os
 import struct

@@ -20,7 +20,7 @@ from db import roles
 from db.base import Base
 from db.models import Drift, Run
 from db.session import make_engine, session_scope
-from tests.support.night_rows import add_house
+from tests.support.night_rows import add_champion
 from worker.cli import main as cli
 from worker.monitoring.prometheus import LedgerCollector, ReceiveMetrics, WorkMetrics
 from worker.settings import Settings
@@ -203,7 +203,7 @@ def metric_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     now = datetime.now(UTC)
     with session_scope(engine) as session:
         session.add(Run(kind="night", started_at=now, last_settled_at=now, settings={}))
-        champion = add_house(session)
+        champion = add_champion(session)
         moved = {"measure": "psi", "subject": "Mass", "value": 0.2, "reference": 0.05, "level": "warn", "films": 300}
         session.add(Drift(day=f"{now:%Y-%m-%d}", checkpoint_id=champion.id, computed_at=now, **moved))
     work, ledger = WorkMetrics().registry, CollectorRegistry()
@@ -228,7 +228,7 @@ def test_every_metric_is_on_the_dashboard(metric_names: set[str]) -> None:
     assert [name for name in metric_names if re.sub("_(sum|count|bucket)$", "", name) not in shown] == []
 
 
-def test_every_reason_that_wakes_someone_is_one_that_the_house_gives() -> None:
+def test_every_reason_that_wakes_someone_is_one_that_the_service_gives() -> None:
     matchers = re.findall(r'reason=~"([^"]+)"', expressions(DOCKER / "prometheus" / "alerts.yml"))
     sources = "".join(path.read_text() for path in (REPOSITORY / "worker").rglob("*.py"))
     assert [code for matcher in matchers for code in matcher.split("|") if f'"{code}"' not in sources] == []

@@ -32,7 +32,7 @@ def tied(rng: np.random.Generator, films: int) -> Array:
 
 
 def came(films: int = 0, *, skipped: int = 0, quarantined: int = 0, unseen: int = 0, **values: Any) -> Arrivals:
-    """Arrivals of so many films, PA and from one device unless `values` says otherwise."""
+    """Arrivals of `films` films, PA and from one device unless `values` says otherwise."""
     usual = {"view": "PA", "sex": "F", "age": 50, "modality": "DX", "manufacturer": "Acme"}
     return Arrivals(
         films={name: values.get(name, {usual[name]: films}) for name in ATTRIBUTES},

@@ -1,4 +1,4 @@
-"""What the gate asks of the machine, and what it makes of too few films."""
+"""Judging: what it needs of the machine, and its verdict on too few films."""
 
 import os
 

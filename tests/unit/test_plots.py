@@ -15,7 +15,7 @@ from training.findings import FINDINGS
 
 
 def films(counts: dict[str, int]) -> pd.DataFrame:
-    """So many films of one finding each; "" are films without any."""
+    """Films of one finding each; "" are films without any."""
     carried = [finding for finding, count in counts.items() for _ in range(count)]
     return pd.DataFrame({name: [int(name == finding) for finding in carried] for name in FINDINGS})
 

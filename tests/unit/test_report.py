@@ -17,7 +17,7 @@ from db.models import Run, StudyPriority
 from db.morning import NoSuchRun
 from db.session import session_scope
 from tests.support.contexts import MakeContext
-from tests.support.night_rows import FOLDER, PATIENT_KEY, add_house, add_studies, add_unscored, open_run
+from tests.support.night_rows import FOLDER, PATIENT_KEY, add_champion, add_studies, add_unscored, open_run
 from tests.support.page_reading import Page
 from training.findings import FINDINGS
 from worker.context import Context
@@ -39,7 +39,7 @@ def context(make_context: MakeContext, monkeypatch: pytest.MonkeyPatch) -> Conte
 
 def a_night(context: Context, fill: Callable[[Session, Run], None], *, close: bool = True) -> int:
     with session_scope(context.engine) as session:
-        add_house(session)
+        add_champion(session)
         run = open_run(session)
         fill(session, run)
         session.flush()
@@ -117,7 +117,7 @@ def test_hostile_values_stay_text(context: Context, tmp_path: Path) -> None:
         add_unscored(session, 100, state="quarantined", reason="odd<b>reason", accession_number=HOSTILE)
 
     with session_scope(context.engine) as session:
-        add_house(session, network=HOSTILE)
+        add_champion(session, network=HOSTILE)
     a_night(context, hostile)
     page, _ = page_of(context, tmp_path)
     assert page.text.count("<script>alert('x')</script>") == 16  # 14 on the list, the quarantine, the network

@@ -1,4 +1,4 @@
-"""What every process that decodes films does first: make sure that it does not outlive the process it works for."""
+"""The first step of every process that decodes films: make sure that it does not outlive its parent."""
 
 import multiprocessing
 import os

@@ -40,7 +40,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What stands in where the file is silent: who reads, and the zone of times that come without one."""
+    """Defaults for what a file leaves out: the reader, and the zone of times without one."""
 
     reader: str | None = None
     zone: tzinfo | None = None

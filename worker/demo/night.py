@@ -141,7 +141,7 @@ def write(study: Study, folder: Path, *, seed: int) -> Iterator[Written]:
 
 
 def _write_strays(folder: Path, written: list[Written]) -> Iterator[Written]:
-    """What else lies in such folders: a film that was sent twice, and a letter."""
+    """Other files in such folders: a film that was sent twice, and a letter."""
     first = written[0]
     again = folder / "resent" / first.path.name
     again.parent.mkdir(exist_ok=True)

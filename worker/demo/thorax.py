@@ -273,7 +273,7 @@ def _spine(sheet: Sheet) -> Map:
 
 
 def bedside_wires(thorax: Thorax) -> None:
-    """What lies on a patient in bed: electrodes and their wires, and now and then a central line."""
+    """Objects on a patient in bed: electrodes and their wires, and now and then a central line."""
     sheet, rng = thorax.sheet, thorax.rng
     strokes: list[Stroke] = []
     for sign, height in ((-1.0, 0.18), (1.0, 0.2), (1.0, 0.86)):

@@ -204,7 +204,7 @@ def configure_pynetdicom() -> None:
 
 
 def application_entity(settings: ReceiveSettings) -> AE:
-    """What the receiver negotiates: titles, contexts, lengths and times."""
+    """The receiver's negotiation: titles, contexts, lengths and times."""
     entity = AE(ae_title=settings.ae_title)
     entity.require_called_aet = True
     entity.require_calling_aet = list(settings.calling_ae_titles)

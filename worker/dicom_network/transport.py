@@ -29,7 +29,7 @@ class OutOfBounds(OSError):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one connection may cost. pdu_bytes: the maximum length that is announced (PS3.8 D.1). message_bytes: a whole
+    """Limits of one connection. pdu_bytes: the maximum length that is announced (PS3.8 D.1). message_bytes: a whole
     C-STORE with its film. connections: those of one address, with or without an
     association. first_word_seconds: how long a peer may be silent at first."""
 

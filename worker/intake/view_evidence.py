@@ -1,4 +1,4 @@
-"""What each attribute of a header says of the body part and of the projection, whatever the header holds."""
+"""Evidence of a header's attributes on the body part and the projection, whatever the header holds."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -44,7 +44,7 @@ _MOST_VALUES = 64  # of an element, or items of a sequence, that are looked at
 
 
 class Statement(NamedTuple):
-    """What one attribute says: a body part ("chest", "other", "mixed") or a projection (a value of VIEW_CODES)."""
+    """One attribute's evidence: a body part ("chest", "other", "mixed") or a projection (a value of VIEW_CODES)."""
 
     attribute: str
     value: str
@@ -56,7 +56,7 @@ class Statement(NamedTuple):
 
 
 def body_statements(header: Dataset) -> list[Statement]:
-    """What each attribute says of the body part, the weightiest first."""
+    """Each attribute's evidence on the body part, the weightiest first."""
     part = text_of(header, "BodyPartExamined")
     said = [("BodyPartExamined", part, body_part_in(part), STANDARD)]
     for code, meaning, _ in _codes(header, "AnatomicRegionSequence"):
@@ -70,7 +70,7 @@ def body_statements(header: Dataset) -> list[Statement]:
 
 
 def view_statements(header: Dataset, *, trust_orientation: bool = False) -> list[Statement]:
-    """What each attribute says of the projection, the weightiest first.
+    """Each attribute's evidence on the projection, the weightiest first.
 
     `trust_orientation`: a coronal Patient Orientation alone makes a film frontal.
     """

@@ -71,7 +71,7 @@ _PARTLY_CHEST: Final = frozenset({"chest", "mixed"})
 
 @dataclass(frozen=True, kw_only=True)
 class ViewRules:
-    """What a site accepts.
+    """A site's rules for accepting films.
 
     `trust_patient_orientation` keeps a chest film of which nothing but a coronal Patient Orientation (L\\F) says that
     it is frontal. Off by default: Agfa and Fuji consoles were seen to write L\\F on laterals too.

@@ -49,7 +49,7 @@ class Distance(NamedTuple):
 
 @dataclass(frozen=True)
 class Judged:
-    """What one day came to. `remarks`: what could not be judged, and why, one sentence each."""
+    """Judgement of one day. `remarks`: what could not be judged, and why, one sentence each."""
 
     day: date
     digest: str
@@ -273,7 +273,7 @@ def psi(now: Array, before: Array) -> Distance:
 
 
 def ks(scores: Array, known: Known, *, films: int) -> Distance:
-    """Kolmogorov and Smirnov's distance of scores (N,) to a distribution kept of so many films, less what chance gives.
+    """Kolmogorov and Smirnov's distance of scores (N,) to a stored distribution of M films, minus what chance gives.
 
     It is taken at the kept values, so up to one step of the quantiles (.01) too small. Without drift its mean is
     sqrt(pi / 2) ln 2 / sqrt(n) for large n = N M / (N + M) (Marsaglia, Tsang and Wang 2003).

@@ -1,4 +1,4 @@
-"""What Prometheus sees: counts, durations and codes; never a name, an identifier or a path.
+"""Prometheus metrics: counts, durations and codes; never a name, an identifier or a path.
 
 A worker counts its own work (`WorkMetrics`); beat shows the ledger (`LedgerCollector`), which holds across workers and
 restarts. Each keeps to the registry that it is given, so that two of them in one process do not mix.
@@ -32,7 +32,7 @@ def code(value: str | None) -> str:
 
 
 class WorkMetrics:
-    """What one worker did since it started."""
+    """Metrics of one worker since it started."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
@@ -95,7 +95,7 @@ class WorkMetrics:
 
 
 class ReceiveMetrics:
-    """What one DICOM receiver did since it started."""
+    """Metrics of one DICOM receiver since it started."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
@@ -136,7 +136,7 @@ class LedgerCollector(Collector):
         self._max_age_seconds = max_age_seconds
         self._clock = clock
         self._read_at: float | None = None
-        self._vitals: Health | None = None
+        self._health: Health | None = None
 
     def collect(self) -> Iterable[Metric]:
         found = self._current()
@@ -153,9 +153,9 @@ class LedgerCollector(Collector):
     def _current(self) -> Health | None:
         now = self._clock()
         if self._read_at is None or now - self._read_at >= self._max_age_seconds:
-            self._vitals = self._read()
+            self._health = self._read()
             self._read_at = now
-        return self._vitals
+        return self._health
 
     def _read(self) -> Health | None:
         try:

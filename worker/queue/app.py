@@ -54,7 +54,7 @@ def make_app(settings: Settings) -> Celery:
 
 
 def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
-    """What beat sends and when. Two beats send everything twice, which the ledger, the day's drift and the lock of
+    """The schedule that beat sends. Two beats send everything twice, which the ledger, the day's drift and the lock of
     retraining make harmless."""
     entries = {
         # A sweep that nobody takes in time is dropped: the next one does the same.

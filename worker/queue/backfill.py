@@ -63,7 +63,7 @@ def studies_per_minute_of(text: str) -> float:
 
 @dataclass
 class Backfilled:
-    """What a backfill registered, and for how many studies it rang; `broker_away`: for some it could not."""
+    """Counts of a backfill: registered studies and messages sent; `broker_away`: some could not be sent."""
 
     received: Received
     notified: int = 0
@@ -81,7 +81,7 @@ def backfill(
     sleep: Callable[[float], None] = clocks.sleep,
     now: Callable[[], datetime] = datetime.now,
 ) -> Backfilled:
-    """Register what lies at `paths` and notify the workers, portion by portion, at most so many new studies per minute.
+    """Register what lies at `paths` and notify the workers, portion by portion, at most `studies_per_minute` of them.
 
     Files that are registered already cost no time of the rate, so an interrupted backfill is resumed by the same
     command. While the broker is away it goes on registering: the sweep will send the messages.

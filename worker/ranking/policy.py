@@ -74,7 +74,7 @@ def as_promoted(policy: Policy) -> Policy:
 
 @dataclass(frozen=True)
 class Changes:
-    """What an administrator wants otherwise: by finding, or for the whole policy. None leaves it as it is."""
+    """Changes to a policy: by finding, or for the whole. None leaves a value as it is."""
 
     weights: Mapping[str, float] = field(default_factory=dict)
     categories: Mapping[str, str] = field(default_factory=dict)

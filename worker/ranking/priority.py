@@ -28,7 +28,7 @@ class PolicyError(ValueError):
 
 @dataclass(frozen=True)
 class FindingPolicy:
-    """What one finding is worth: its category, its weight in the urgency, and the probability from which it counts.
+    """One finding's rule: its category, its weight in the urgency, and the probability from which it counts.
 
     `threshold` None means: the one that the checkpoint brings. The codes are None where unknown, never guessed.
     """
@@ -85,7 +85,7 @@ class Contribution(NamedTuple):
 
 @dataclass(frozen=True)
 class Standing:
-    """What a policy makes of one study; `flag` says that (some of) its films could not be scored."""
+    """One study's place by a policy; `flag` says that (some of) its films could not be scored."""
 
     category: str
     urgency: float
@@ -202,7 +202,7 @@ def urgency(probabilities: Probabilities, policy: Policy) -> float:
 
 
 def contributions(probabilities: Probabilities, policy: Policy) -> list[Contribution]:
-    """What each finding adds to the urgency, largest first; equal parts in FINDINGS order."""
+    """Each finding's part of the urgency, largest first; equal parts in FINDINGS order."""
     weights = {row.finding: row.weight for row in policy.findings}
     row = single(probabilities)[0]
     parts = [Contribution(f, float(p), weights[f], weights[f] * float(p)) for f, p in zip(FINDINGS, row, strict=True)]

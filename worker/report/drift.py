@@ -10,7 +10,7 @@ from worker.report.charts import HEIGHT, WIDTH
 from worker.settings import DriftSettings
 
 DAYS = 28
-TOP = 2.0  # a chart is so many times as high as the line from which somebody must act; what is higher is cut
+TOP = 2.0  # a chart's height, in heights of the line from which somebody must act; higher bars are cut
 SLOT = WIDTH / DAYS
 LEAST = 1.5  # height of a bar of nothing: that day was judged
 
@@ -24,7 +24,7 @@ NAMES = {
     "quarantined": "Studies quarantined",
     "view_unknown": "Films whose view nothing tells",
 }
-"""What came in -> its name on the page, in the order of the table."""
+"""Kind of film or study -> its name on the page, in the order of the table."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Discipline:
 
 @dataclass(frozen=True)
 class Studies:
-    """What one seed, or one history, asks to be read: arrays of length N in order of arrival."""
+    """Studies of one seed, or of one history: arrays of length N in order of arrival."""
 
     arrived: Floats
     stat: Booleans
@@ -183,7 +183,7 @@ class ReadingClock:
 
 
 class Outcome(NamedTuple):
-    """When each study was reported, and for how many minutes it was in a reader's hands; both (N,)."""
+    """When each study was reported, and for how many minutes a reader worked on it; both (N,)."""
 
     reported: Floats
     reading: Floats

@@ -1,4 +1,4 @@
-"""What a reading order buys: minutes to the report under several disciplines, side by side.
+"""Simulation of reading orders: minutes to the report under several disciplines, side by side.
 
 `simulate` plays a department (arrivals and reading speed by hour, one or more readers) over many days and seeds. Every
 discipline reads the same studies with the same reading work, so that differences are not luck. `replay.py`
@@ -190,7 +190,7 @@ class Row:
     mean: Estimate
     p95: Estimate
     maximum: Estimate
-    wait: Estimate  # mean time not in a reader's hands
+    wait: Estimate  # mean time before and between readings
     saved: Estimate  # mean time to report under the first discipline minus this one's, on the same studies
 
 
@@ -240,7 +240,7 @@ def simulate_files(
     seeds: int = 4,
     first_seed: int = 0,
 ) -> list[Row]:
-    """What `nightread simulate` asks: the default disciplines on a department and operating points from files.
+    """The cases of `nightread simulate`: the default disciplines on a department and operating points from files.
 
     Without `cases_file` the operating points are `aucs`, a checkpoint's area per finding, at NIH's prevalences. The
     policy's own thresholds are left out: they are of the live checkpoint's probabilities, and these are drawn.
@@ -309,7 +309,7 @@ def _draw(
 def groups_of(
     stat: Booleans, category: npt.NDArray[np.str_], *, normal: Booleans, present: Booleans
 ) -> dict[str, Booleans]:
-    """Who is reported together: everyone, STAT, and of all others each category, finding (N, 11) and normal films."""
+    """Groups of studies in the figures: all, STAT, and of the others by category, finding (N, 11) and normal films."""
     groups = {"all": np.ones(len(stat), dtype=bool), "STAT": stat, "normal": normal & ~stat}
     groups |= {f"category {letter}": (category == letter) & ~stat for letter in CATEGORIES}
     return groups | {finding: column & ~stat for finding, column in zip(FINDINGS, present.T, strict=True)}

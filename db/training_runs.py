@@ -1,6 +1,6 @@
 """Retrainings: one at a time, each with a row that is its lock, its progress and in the end its record.
 
-The lock is the running row's lease. It survives a crash: whoever finds it expired goes on with the same run.
+The lock is the running row's lease. It survives a crash: whoever finds it expired resumes the same run.
 """
 
 from collections.abc import Collection, Sequence
@@ -37,12 +37,13 @@ class Held:
 
 def take(
     session: Session, *, holder: str, cause: str, settings: dict[str, Any], parent_id: int, lease_minutes: float,
-    max_attempts: int,
+    max_attempts: int, died: bool = True,
 ) -> Held | None:  # fmt: skip
-    """Begin a run, or go on with the one whose process died. Raises Busy while another process is at work.
+    """Begin a run, or resume the one whose process ended. Raises Busy while another process is at work.
 
-    A run that died `max_attempts` times is ended as failed. Where only an end of what was begun is asked for (`cause`
-    is RESUME) no new one begins: then, without one to go on with, None.
+    A run that died `max_attempts` times is ended as failed; one that was only cut off from the database has not `died`,
+    and that attempt does not count. Where only an end of what was begun is asked for (`cause` is RESUME) no new one
+    begins: then, without one to resume, None.
     """
     registry.lock_promotions(session)
     now = database_now(session)
@@ -50,8 +51,8 @@ def take(
     run = running(session)
     if run is not None and run.lease_expires_at is not None and run.lease_expires_at > now:
         raise Busy(f"retraining {run.id} is under way (stage: {run.stage}): wait for its end")
-    if run is not None and run.attempts < max_attempts:
-        run.held_by, run.lease_expires_at, run.attempts = holder, lease, run.attempts + 1
+    if run is not None and (run.attempts < max_attempts or not died):
+        run.held_by, run.lease_expires_at, run.attempts = holder, lease, run.attempts + died
         return Held(run.id, holder, resumed=True)
     if run is not None:
         run.state, run.finished_at, run.reason = "failed", now, f"its process died {run.attempts} times ({run.stage})"
@@ -71,9 +72,9 @@ def note(session: Session, held: Held, *, lease_minutes: float | None = None, **
     """Write facts of a run that is still ours, and renew its lease. Raises Lost."""
     if lease_minutes is not None:
         facts["lease_expires_at"] = database_now(session) + timedelta(minutes=lease_minutes)
-    mine = (TrainingRun.id == held.run_id, TrainingRun.held_by == held.holder, TrainingRun.state == "running")
-    found = session.execute(update(TrainingRun).where(*mine).values(facts).returning(TrainingRun.id)).all()
-    if not found:
+    own = (TrainingRun.id == held.run_id, TrainingRun.held_by == held.holder, TrainingRun.state == "running")
+    written = session.execute(update(TrainingRun).where(*own).values(facts).returning(TrainingRun.id)).all()
+    if not written:
         raise Lost
 
 
@@ -86,7 +87,7 @@ def finish(session: Session, held: Held, state: str, *, reason: str | None, **fa
 
 
 def let_go(session: Session, held: Held) -> None:
-    """Stop without an end: the next one goes on at once instead of waiting for the lease, and this was no death."""
+    """Stop without an end: the next one resumes at once instead of waiting for the lease, and this was no death."""
     note(session, held, lease_expires_at=database_now(session), attempts=TrainingRun.attempts - 1)
 
 
@@ -126,7 +127,7 @@ def running(session: Session) -> TrainingRun | None:
 
 
 def forsaken(session: Session) -> bool:
-    """Whether a run waits for somebody to go on with it."""
+    """Whether a run waits for somebody to resume it."""
     run = running(session)
     return run is not None and run.lease_expires_at is not None and run.lease_expires_at < database_now(session)
 

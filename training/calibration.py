@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
@@ -65,7 +66,7 @@ def platt(logits: Array, labels: NDArray[np.integer]) -> tuple[float, float]:
     slope, intercept = float(line.coef_[0, 0]), float(line.intercept_[0])
     if slope >= FLATTEST_SLOPE:
         return slope, intercept
-    return FLATTEST_SLOPE, _log_odds(aim.mean()) - FLATTEST_SLOPE * float(logits.mean())
+    return FLATTEST_SLOPE, logit(aim.mean()) - FLATTEST_SLOPE * float(logits.mean())
 
 
 def isotonic(logits: Array, labels: NDArray[np.integer]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -80,7 +81,7 @@ def at_site(calibration: Calibration, *, fitted: Sequence[float], site: Sequence
     fitted, site: prevalences (F,) in (0, 1) of the films it was fitted on, and of the site's. This holds when findings
     look the same at both and only come more or less often.
     """
-    moved = [_log_odds(there) - _log_odds(here) for here, there in zip(fitted, site, strict=True)]
+    moved = [logit(there) - logit(here) for here, there in zip(fitted, site, strict=True)]
     intercepts = tuple(intercept + by for intercept, by in zip(calibration.intercept, moved, strict=True))
     tables = {
         k: (knots, tuple(_moved(height, moved[k]) for height in heights))
@@ -102,7 +103,7 @@ def header_at_site(header: Header, site: Mapping[str, float]) -> Header:
     if not all(0 < share < 1 for share in (*site.values(), *fitted.values())):
         raise ValueError("a prevalence lies between 0 and 1, and so must the one that the checkpoint was calibrated at")
     wanted = {finding: site.get(finding, fitted[finding]) for finding in header.findings}
-    by = {finding: _log_odds(wanted[finding]) - _log_odds(fitted[finding]) for finding in header.findings}
+    by = {finding: logit(wanted[finding]) - logit(fitted[finding]) for finding in header.findings}
     quantiles = header.reference["probabilities"]
     return replace(
         header,
@@ -160,9 +161,5 @@ def _cut(scores: Array, share: float) -> float:
     return float(np.sort(scores)[::-1][max(0, int(np.ceil(share * len(scores) - 1e-9)) - 1)])
 
 
-def _log_odds(probability: float) -> float:
-    return float(np.log(probability) - np.log1p(-probability))
-
-
 def _moved(probability: float, by: float) -> float:
-    return probability if probability in (0, 1) else float(1 / (1 + np.exp(-_log_odds(probability) - by)))
+    return probability if probability in (0, 1) else float(expit(logit(probability) + by))

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Prepare films, fit networks, and see what they learned.")
 
-Folder = Annotated[Path, typer.Argument(help="The prepared folder (made, or gone on with).", file_okay=False)]
-Run = Annotated[Path, typer.Argument(help="The run's folder (made, or gone on with).", file_okay=False)]
+Folder = Annotated[Path, typer.Argument(help="The prepared folder (made, or resumed).", file_okay=False)]
+Run = Annotated[Path, typer.Argument(help="The run's folder (made, or resumed).", file_okay=False)]
 Size = Annotated[int | None, typer.Option(help="Which of the prepared sizes, in pixels; the smallest when not given.")]
 
 
@@ -299,14 +299,12 @@ def _tell_macro(table: Any) -> None:
 def usage_errors() -> Iterator[None]:
     """What the user can put right is told in a sentence, with exit code 2; a fault of ours keeps its trace."""
     from training.checkpoint import CheckpointError
-    from training.fit import Diverged, OtherRun
+    from training.errors import TrainingFailed
     from training.networks import UnknownNetwork, WrongWeights
-    from training.prepared import NotPrepared
-    from training.settings import UnusableSettings
 
     try:
         yield
-    except (CheckpointError, Diverged, OtherRun, UnknownNetwork, WrongWeights, NotPrepared, UnusableSettings) as wrong:
+    except (CheckpointError, TrainingFailed, UnknownNetwork, WrongWeights) as wrong:
         raise typer.BadParameter(str(wrong)) from wrong
 
 

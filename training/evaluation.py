@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from training import metrics, plots
@@ -54,7 +55,7 @@ def judge_crossfit(prepared: Prepared, crossfit: Path, folder: Path) -> pd.DataF
         said = metrics.baselines(films[~here], films[here])
         # Where a fold holds more cases the others hold fewer; taken for what it says, that would rank folds backwards.
         fairly = _log_odds(said["view_age_sex"]) - _log_odds(said["prevalence"]) + everywhere
-        pooled["view_age_sex"][here] = 1 / (1 + np.exp(-fairly))
+        pooled["view_age_sex"][here] = expit(fairly)
     return judge(films, {"network": probabilities, **pooled}, folder)
 
 
@@ -125,6 +126,4 @@ def _aurocs(truth: NDArray[np.uint8], said: Array, weights: Array) -> Array:
 
 
 def _log_odds(probabilities: Array) -> Array:
-    clipped = np.clip(probabilities.astype(float), 1e-6, 1 - 1e-6)
-    odds: Array = np.log(clipped) - np.log1p(-clipped)
-    return odds
+    return np.asarray(logit(np.clip(probabilities.astype(float), 1e-6, 1 - 1e-6)))

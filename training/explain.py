@@ -94,13 +94,6 @@ def overlay(image: NetworkInput, heat: Maps) -> NetworkInput:
     return np.asarray(np.rint(image[..., None] * (1 - strength) + colour * strength), dtype=np.uint8)
 
 
-def write_overlay(path: Path, image: NetworkInput, heat: Maps) -> Path:
-    """One heat map over its film, as PNG of the film's size."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(overlay(image, heat)).save(path)
-    return path
-
-
 def write_pictures(
     checkpoint: Checkpoint, image: NetworkInput, folder: Path, *, layers: Sequence[str] | None = ()
 ) -> list[Path]:

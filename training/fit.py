@@ -29,11 +29,13 @@ from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
+from scipy.special import expit
 from torch import Tensor, nn
 
 from training.augmentation import Augmentation
 from training.calibration import fit_calibration, reference, thresholds
 from training.checkpoint import Calibration, Header, build, load_checkpoint, read_header, save_checkpoint
+from training.errors import TrainingFailed
 from training.imaging.preprocessing import Preprocessing
 from training.losses import make_loss, shift_of, targets
 from training.manifest import UNKNOWN, prevalence
@@ -50,11 +52,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class OtherRun(ValueError):
+class OtherRun(TrainingFailed):
     """The run folder was begun with other settings or films."""
 
 
-class Diverged(ArithmeticError):
+class Diverged(TrainingFailed):
     """The loss is no number any more; the learning rate was too high."""
 
 
@@ -104,16 +106,18 @@ def fit(
     not forget him.
 
     Started again on its own folder, after a kill at any moment, it goes on from the last whole epoch; on a CPU with as
-    many threads the figures and the checkpoint's digest are those of an undisturbed run. Raises OtherRun when the
-    folder was begun with other settings or films, Diverged, UnusableSettings, and WrongWeights or a CheckpointError for
+    many threads the figures and the checkpoint's digest are those of an undisturbed run. Asked for more epochs, a
+    finished run goes on; the cosine schedule then follows the new length from there. Raises OtherRun when the folder
+    holds an epoch with other settings or films, Diverged, UnusableSettings, and WrongWeights or a CheckpointError for
     weights that cannot be the start.
     """
     fabric = launch(settings, folder)
-    _begin(fabric, folder, prepared, settings)
+    asked = _asked(folder, prepared, settings)
     train, validation = Films.of(prepared, "train"), Films.of(prepared, "validation")
     preprocessing = input_of(settings.network, size=prepared.preprocessing.size)
     learner = make_learner(fabric, settings, train, findings=prepared.findings, preprocessing=preprocessing)
     header = _header(prepared, learner, code_commit=code_commit, split=split)
+    _begin(fabric, folder, prepared, asked)  # now: what cannot be trained leaves nothing behind
     state: dict[str, Any] = {
         "network": learner.network,
         "optimizer": learner.optimizer,
@@ -133,7 +137,7 @@ def fit(
         logits = predict(
             learner.network, validation, learner.preprocessing, batch_size=settings.batch_size, fabric=fabric
         )
-        figures = _figures(logits, validation, learner.loss, findings=header.findings)
+        figures = figures_on_validation(logits, validation, learner.loss, findings=header.findings)
         rate = rate_at((epoch + 1) * learner.steps_per_epoch - 1, learner)
         state["history"].append({"epoch": epoch + 1, "learning_rate": rate, "train_loss": train_loss, **figures})
 
@@ -308,18 +312,27 @@ def _set_training(network: nn.Module) -> None:
             module.eval()
 
 
-def _begin(fabric: Fabric, folder: Path, prepared: Prepared, settings: Settings) -> None:
-    """Write down what is asked, or make sure that the folder was begun with the same."""
+def _asked(folder: Path, prepared: Prepared, settings: Settings) -> dict[str, Any]:
+    """What is asked, for run.json. Raises OtherRun where the folder holds an epoch of something else.
+
+    Only more epochs may be asked for: a run that is finished is then extended.
+    """
     films = prepared.manifest.loc[prepared.manifest["split"].isin(SPLITS), ["image", "split", *prepared.findings]]
     films_digest = hashlib.sha256(films.to_csv().encode()).hexdigest()
     asked = asdict(settings) | {"size": prepared.preprocessing.size, "films_digest": films_digest}
-    written = folder / "run.json"
-    if written.exists() and json.loads(written.read_text()) != asked:
-        raise OtherRun(f"{folder} was begun with other settings or films: take another folder or remove it")
+    if (folder / _RESUME).exists():
+        begun = json.loads((folder / "run.json").read_text())
+        if begun | {"epochs": asked["epochs"]} != asked or begun["epochs"] > asked["epochs"]:
+            raise OtherRun(f"{folder} was begun with other settings or films: take another folder or remove it")
+    return asked
+
+
+def _begin(fabric: Fabric, folder: Path, prepared: Prepared, asked: dict[str, Any]) -> None:
+    """Write down what is asked and the split."""
     fabric.barrier()
     if fabric.is_global_zero:
         save_lists(prepared.manifest, folder)
-        written.write_text(json.dumps(asked, indent=2) + "\n")
+        (folder / "run.json").write_text(json.dumps(asked, indent=2) + "\n")
 
 
 def _split_said(split: str, start: str) -> str:
@@ -355,13 +368,13 @@ def _header(prepared: Prepared, learner: Learner, *, code_commit: str, split: st
     )
 
 
-def _figures(
+def figures_on_validation(
     logits: NDArray[np.float32], films: Films, loss: nn.Module, *, findings: Sequence[str]
 ) -> dict[str, float]:
     """The epoch's figures on validation, none without films. Outputs are raw and decided at .5, as in the paper."""
     if not len(films.places):
         return {}
-    outputs = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    outputs = expit(logits.astype(np.float64))
     figures = evaluate(films.labels, outputs, findings=findings).flat()
     device = next((buffer.device for buffer in loss.buffers()), torch.device("cpu"))
     validation_loss = loss(torch.from_numpy(logits).to(device), targets(films.labels).to(device))

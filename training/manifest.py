@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from training.errors import TrainingFailed
 from training.findings import FINDINGS, NIH_LABELS
 
 DESCRIPTION: Final = ("image", "patient_id", "age_years", "sex", "view_position", "split")
@@ -31,7 +32,7 @@ _NEEDED: Final = ("image", "patient_id", "view_position")
 _YEARS: Final = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 
-class ManifestError(ValueError):
+class ManifestError(TrainingFailed, ValueError):
     """The table does not say what a manifest needs."""
 
 

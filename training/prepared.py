@@ -26,6 +26,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
+from training.errors import TrainingFailed
 from training.findings import FINDINGS
 from training.imaging.child_process import exit_with_parent
 from training.imaging.dicom import ConstantImage, dataset_in
@@ -66,7 +67,7 @@ class Prepared:
         return findings_in(self.manifest)
 
 
-class NotPrepared(ValueError):
+class NotPrepared(TrainingFailed):
     """The folder holds no finished preparation, or one of other films or another size."""
 
 

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from training.errors import TrainingFailed
 
-class UnusableSettings(ValueError):
+
+class UnusableSettings(TrainingFailed, ValueError):
     """Settings that exist, but not for these films or this network; the message says which."""
 
 

@@ -1,6 +1,6 @@
 """How often each check of the gate passes, fails or stays undecided: the table "Power" of the retraining page.
 
-python -m tests.benchmarks.gate_power [--repeats 40] [--positives 10 30 100 300]  (the printed table took 20 minutes)
+python -m tests.benchmarks.gate_power [--repeats 40] [--positives 10 30 100 300] [--checks CHECK ...]
 
 Films are drawn of which a tenth has each finding. A champion and a challenger score them with true AUROCs that are
 known, 70 % of the noise in common, as two networks of one kind have. What the gate decides is counted over the repeats.

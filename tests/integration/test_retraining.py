@@ -1,4 +1,4 @@
-"""Retraining: what counts as confirmed, one at a time, gone on with after a kill, judged before it is promoted."""
+"""Retraining: what counts as confirmed, one at a time, resumed after a kill, judged before it is promoted."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ from typing import cast
 import numpy as np
 import pytest
 from sqlalchemy import delete, select, text, update
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from db import confirmed, gate, registry, training_runs
@@ -245,7 +245,42 @@ def test_a_figure_that_is_none_is_null_in_the_record(tmp_path):
 
 
 @once
-def test_an_error_of_ours_ends_the_run_and_is_not_tried_again(context, monkeypatch):
+def test_three_outages_of_the_database_are_no_deaths(context, monkeypatch):
+    def away(*_: object, **__: object) -> None:
+        raise OperationalError("SELECT", {}, Exception("the server closed the connection"))
+
+    for _ in range(context.settings.max_attempts):
+        with monkeypatch.context() as outage:
+            outage.setattr(retraining, "fit", away)
+            with pytest.raises(OperationalError):
+                retrain(context)
+        with session_scope(context.engine) as session:
+            expire(session)
+    assert retrain(context).run_id == 1
+    assert the_run(context).state in ("passed", "undecided", "refused")
+    assert the_run(context).attempts == 1
+
+
+@once
+def test_a_death_after_an_outage_counts(context, monkeypatch):
+    def away(*_: object, **__: object) -> None:
+        raise OperationalError("SELECT", {}, Exception("the server closed the connection"))
+
+    with monkeypatch.context() as outage:
+        outage.setattr(retraining, "fit", away)
+        with pytest.raises(OperationalError):
+            retrain(context)
+    with session_scope(context.engine) as session:
+        expire(session)
+    retrain_until("fit", context, monkeypatch)
+    with session_scope(context.engine) as session:
+        expire(session)
+    retrain_until("fit", context, monkeypatch)
+    assert the_run(context).attempts == 2
+
+
+@once
+def test_an_internal_error_ends_the_run_and_is_not_tried_again(context, monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise DataError("INSERT", {}, Exception("invalid"))
 
@@ -254,7 +289,7 @@ def test_an_error_of_ours_ends_the_run_and_is_not_tried_again(context, monkeypat
         retrain(context)
     assert what_is_left(context, 1) == set()
     assert the_run(context).state == "failed"
-    assert "DataError" in the_run(context).reason
+    assert the_run(context).reason == "internal error: DataError"
 
 
 @once

@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from training.checkpoint import Calibration, Header, build, load_checkpoint, save_checkpoint
+from training.checkpoint import Calibration, Header, build, load_checkpoint, read_header, save_checkpoint
 from training.fit import (
     Diverged,
     Films,
     OtherRun,
+    figures_on_validation,
     fit,
     freeze,
     from_checkpoint,
@@ -121,6 +122,33 @@ def test_a_folder_of_another_run_is_refused(undisturbed: Path) -> None:
     with pytest.raises(OtherRun):
         fit(films_of(films=30), SETTINGS, undisturbed, progress=False)
     assert json.loads((undisturbed / "run.json").read_text())["learning_rate"] == SETTINGS.learning_rate
+
+
+def test_what_is_refused_leaves_no_folder_that_refuses_the_right_command(tmp_path: Path) -> None:
+    with pytest.raises(UnusableSettings):
+        fit(films_of(), replace(SETTINGS, frozen_blocks=999), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / "run.json").exists()
+    with pytest.raises(Diverged):
+        fit(films_of(), replace(SETTINGS, learning_rate=1e9), tmp_path / "run", progress=False)
+    assert fit(films_of(), replace(SETTINGS, epochs=1), tmp_path / "run", progress=False).exists()
+
+
+def test_a_finished_run_goes_on_when_more_epochs_are_asked_for_and_never_goes_back(tmp_path: Path) -> None:
+    fit(films_of(), replace(SETTINGS, epochs=1), tmp_path, progress=False)
+    path = fit(films_of(), replace(SETTINGS, epochs=2), tmp_path, progress=False)
+    assert pd.read_csv(tmp_path / "metrics.csv")["epoch"].tolist() == [1, 2]
+    assert read_header(path).training["settings"]["epochs"] in (1, 2)
+    assert json.loads((tmp_path / "run.json").read_text())["epochs"] == 2
+    with pytest.raises(OtherRun):
+        fit(films_of(), replace(SETTINGS, epochs=1), tmp_path, progress=False)
+
+
+@pytest.mark.filterwarnings("error:overflow")
+def test_logits_beyond_all_bounds_give_no_warning() -> None:
+    films = Films.of(films_of(), "validation")
+    logits = np.full(films.labels.shape, -1000.0, dtype=np.float32)
+    loss = make_loss("bce", frequency=torch.full((films.labels.shape[1],), 0.5))
+    assert figures_on_validation(logits, films, loss, findings=("Mass", "Edema"))["validation/auroc/macro"] == 0.5
 
 
 def test_it_learns_what_can_be_learned(tmp_path: Path) -> None:

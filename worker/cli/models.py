@@ -48,7 +48,9 @@ def judge(digest: Annotated[str, typer.Argument(help="The digest's first charact
     """
     from db import registry
     from db.session import read_scope
-    from worker.retraining.judging import CANNOT_JUDGE, judge_by_hand
+    from training.errors import TrainingFailed
+    from worker.retraining.judging import judge_by_hand
+    from worker.retraining.labels import CannotJudge
     from worker.terminal.tables import verdict_table
 
     context = open_context()
@@ -56,7 +58,7 @@ def judge(digest: Annotated[str, typer.Argument(help="The digest's first charact
         with read_scope(context.engine) as session:
             row = registry.by_digest(session, digest)
         judged = judge_by_hand(context, row)
-    except (registry.UnknownCheckpoint, *CANNOT_JUDGE) as error:
+    except (registry.UnknownCheckpoint, CannotJudge, TrainingFailed) as error:
         refuse(str(error))
     out.print(verdict_table(judged.checks))
     out.print(f"{row.digest[:12]} {judged.reason}", highlight=False, soft_wrap=True)

@@ -19,8 +19,9 @@ def retrain(
 ) -> None:
     """Train a challenger from what radiologists confirmed and judge it beside the champion.
 
-    Interrupted or killed, the same command goes on. Exit code 0: the challenger passed the gate, or there was nothing
-    to train; 1: it was refused or left undecided, or the training failed; 3: another retraining is under way.
+    If it is interrupted or killed, the same command resumes it. Exit code 0: the challenger passed the gate, or there
+    was nothing to train; 1: it was refused or left undecided, or the training failed; 3: another retraining is under
+    way.
     """
     from db.training_runs import Busy, Lost
     from worker.retraining.run import in_background
@@ -37,7 +38,7 @@ def retrain(
     except (Busy, Lost) as elsewhere:
         refuse(str(elsewhere), code=UNAVAILABLE)
     if outcome is None:
-        err.print("nothing to go on with")
+        err.print("nothing to resume")
         return
     if as_json:
         print_json(outcome.record())

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logit
 
 from training.findings import FINDINGS
 
@@ -100,9 +101,7 @@ def x_of(probability: float) -> float:
 
 
 def _log_odds(probabilities: Table) -> Table:
-    inside: Table = np.clip(probabilities, 1e-6, 1 - 1e-6)
-    odds: Table = np.log(inside / (1 - inside))
-    return odds
+    return np.asarray(logit(np.clip(probabilities, 1e-6, 1 - 1e-6)))
 
 
 def _steps(heights: Table, *, closed: bool) -> str:

@@ -36,7 +36,7 @@ from worker.ranking.policy import CAPACITY_FINDING
 from worker.ranking.priority import Policy
 from worker.retraining import labels
 from worker.retraining.devices import accelerator_of
-from worker.scoring.decoding import DecodersGone
+from worker.retraining.labels import CannotJudge
 from worker.simulation.reading_room import SimulationError
 from worker.simulation.simulate import EvaluatedCases, default_disciplines, simulate
 
@@ -45,15 +45,12 @@ SEED = 2026
 SIMULATED_DAYS, SIMULATED_SEEDS = 60, 4
 
 
-class NothingToJudge(DocumentedError, LookupError):
+class NothingToJudge(DocumentedError, CannotJudge):
     """no confirmed film belongs to a test patient yet: confirm more"""
 
 
-class SaysNothing(ValueError):
-    """A checkpoint whose outputs are no numbers."""
-
-
-CANNOT_JUDGE = (labels.NothingConfirmed, labels.Unread, DecodersGone, NothingToJudge, SaysNothing, NotPrepared)
+class SaysNothing(CannotJudge):
+    """The checkpoint's outputs are no numbers."""
 
 
 @dataclass(frozen=True)
@@ -261,7 +258,7 @@ def judge_by_hand(context: Context, challenger: CheckpointRow) -> Judged:
     sizes = sorted({read_header(context.file_of(row)).preprocessing.size for row in both})
     context.retraining_folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=JUDGING, dir=context.retraining_folder) as made:
-        site = labels.kept(context, Path(made))
+        site = labels.load_confirmed(context, Path(made))
         films = [_test_films(context, site, Path(made) / str(size), size=size) for size in sizes]
         if any(not films[0].manifest["image"].equals(other.manifest["image"]) for other in films):
             raise NotPrepared("a film could be read for one of the checkpoints only: judge again")

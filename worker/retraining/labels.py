@@ -28,11 +28,15 @@ TABLE, MOMENTS = "confirmed.csv", "confirmed.json"
 NAME = "film-"  # and the row's id: a film's name in a manifest; never its file's, which may be a patient's
 
 
-class NothingConfirmed(DocumentedError, LookupError):
+class CannotJudge(Exception):
+    """These films cannot be learned from or judged on; the text says why."""
+
+
+class NothingConfirmed(DocumentedError, CannotJudge):
     """no film was confirmed yet: record opinions with `nightread review`"""
 
 
-class Unread(Exception):
+class Unread(CannotJudge):
     """Too many of the confirmed films cannot be read; the text says how many, and why."""
 
 
@@ -58,22 +62,22 @@ class Confirmed:
         return self.since(self.until - timedelta(days=days))
 
 
-def kept(context: Context, folder: Path) -> Confirmed:
-    """The films confirmed up to now, asked of the database once per folder: who comes again finds them as they were.
+def load_confirmed(context: Context, folder: Path) -> Confirmed:
+    """The films confirmed up to now, queried once per folder: a resumed run finds them as they were.
 
     Raises NothingConfirmed.
     """
     if not (folder / MOMENTS).exists():
-        _ask(context, folder)
-    told = json.loads((folder / MOMENTS).read_text())
+        _query_confirmed(context, folder)
+    moments = json.loads((folder / MOMENTS).read_text())
     return Confirmed(
         manifest=read_manifest(folder / TABLE),
-        confirmed_at={image: datetime.fromisoformat(at) for image, at in told["confirmed_at"].items()},
-        until=datetime.fromisoformat(told["until"]),
+        confirmed_at={image: datetime.fromisoformat(at) for image, at in moments["confirmed_at"].items()},
+        until=datetime.fromisoformat(moments["until"]),
     )
 
 
-def _ask(context: Context, folder: Path) -> None:
+def _query_confirmed(context: Context, folder: Path) -> None:
     with read_scope(context.engine) as session:
         until = database_now(session)
         films = confirmed.confirmed_films(
@@ -90,7 +94,9 @@ def _ask(context: Context, folder: Path) -> None:
 
 def manifest_of(films: list[ConfirmedFilm]) -> pd.DataFrame:
     """Confirmed films as a manifest, split by patient."""
-    said = np.array([[UNKNOWN if label is None else label for label in film.labels] for film in films], dtype=np.uint8)
+    labels = np.array(
+        [[UNKNOWN if label is None else label for label in film.labels] for film in films], dtype=np.uint8
+    )
     return split_stable(
         pd.DataFrame(
             {
@@ -100,7 +106,7 @@ def manifest_of(films: list[ConfirmedFilm]) -> pd.DataFrame:
                 "sex": [film.patient_sex or "" for film in films],
                 "view_position": [film.view for film in films],
                 "split": "",
-                **{finding: said[:, k] for k, finding in enumerate(FINDINGS)},
+                **{finding: labels[:, k] for k, finding in enumerate(FINDINGS)},
             }
         )
     )
@@ -129,12 +135,12 @@ def _reading(context: Context, *, size: int) -> ReadFilms:
 
     def read(rows: Mapping[str, int]) -> Iterator[Decoded]:
         with DecoderPool(rules, decoders=decoders) as reader:
-            for film, found in reader.inputs(_files(context, rows), ahead=4 * decoders):
+            for film, outcome in reader.inputs(_files(context, rows), ahead=4 * decoders):
                 row = rows[_image(film.instance_id)]
-                if isinstance(found, NetworkInput):
-                    yield Decoded(row, READY, (found.image,))
+                if isinstance(outcome, NetworkInput):
+                    yield Decoded(row, READY, (outcome.image,))
                 else:
-                    yield Decoded(row, found.reason, ())
+                    yield Decoded(row, outcome.reason, ())
 
     return read
 

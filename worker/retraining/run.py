@@ -1,20 +1,20 @@
 """Confirmed films in, a judged challenger out: labels -> inputs -> mix -> train -> judge -> register.
 
 One retraining runs at a time; its row in training_run is the lock. Every stage leaves a file in the run's folder (or a
-row), so whoever goes on after a kill does the stage at hand again and no other. What it reads is fixed when it begins:
-the champion, the settings, the moment up to which opinions count.
+row), so a run that is resumed after a kill repeats the stage at hand and no other. What it reads is fixed when it
+begins: the champion, the settings, the moment up to which opinions count.
 
     confirmed.csv .json   the films that were confirmed, with their labels and when (see labels.py)
     site/ mixed/          the films as inputs; removed at the end, for they are patients' pixels
     training/             the run, as `train fit` writes it
 """
 
-import _thread
 import errno
 import hashlib
 import json
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -37,18 +37,18 @@ from db.models import Checkpoint as CheckpointRow
 from db.session import read_scope, session_scope
 from db.training_runs import Held, Lost
 from training.checkpoint import CheckpointError, Header, read_header
-from training.fit import Diverged, OtherRun, fit
-from training.manifest import ManifestError
-from training.prepared import NotPrepared, Prepared, combine, left_out
+from training.errors import TrainingFailed
+from training.fit import fit
+from training.prepared import Prepared, combine, left_out
 from training.provenance import code_commit
 from training.sampling import SPLITS, STABLE
 from training.settings import Settings as Recipe
-from training.settings import UnusableSettings
 from worker.checkpoints import promotion
 from worker.context import Context, process_name
 from worker.retraining import labels
 from worker.retraining.devices import accelerator_of
-from worker.retraining.judging import JUDGING, Judged, NothingToJudge, SaysNothing, gold_of, judge, record_verdict
+from worker.retraining.judging import JUDGING, Judged, NothingToJudge, gold_of, judge, record_verdict
+from worker.retraining.labels import CannotJudge, NothingConfirmed
 from worker.scoring.decoding import DecodersGone
 from worker.settings import Settings
 
@@ -57,16 +57,9 @@ log = structlog.get_logger()
 LEASE_MINUTES = 2.0
 RENEW_SECONDS = 20.0
 RECIPE = ("learning_rate", "epochs", "batch_size", "seed")  # of the group `retrain`, beside parent and films
-LOCAL = {
-    "schedule",
-    "threads",
-    "promotes",
-}  # of the same group, no part of what is learned or how it is judged
+LOCAL = {"schedule", "threads", "promotes"}  # of the same group, no part of what is learned or how it is judged
 KEPT_ASIDE_HOURS = 24.0  # what a judging by hand that was killed has left
-WHAT_GOES_WRONG = (
-    CheckpointError, DecodersGone, Diverged, ManifestError, NotPrepared, OtherRun, SaysNothing, UnusableSettings,
-    labels.Unread,
-)  # fmt: skip
+OUTAGE = "database-away"  # a file in the run's folder: its process ended because the database was away
 
 
 class Ended(Exception):
@@ -116,35 +109,44 @@ class Run:
 
 
 def retrain(context: Context, *, cause: str = "hand", say: Callable[[str], None] = lambda _: None) -> Outcome | None:
-    """Train a challenger and judge it, or go on with the retraining whose process died.
+    """Train a challenger and judge it, or resume the retraining whose process died.
 
-    With the cause training_runs.RESUME nothing new is begun: None where there is nothing to go on with.
+    With the cause training_runs.RESUME nothing new is begun: None where there is nothing to resume.
     Raises training_runs.Busy while another process is at it, Lost when another took the run over, and what the database
-    raises while it is away: then, and after a kill, the next call goes on.
+    raises while it is away: then, and after a kill, the next call resumes.
     """
     run = _begin(context, cause=cause, say=say)
     if run is None:
         return None
-    with ExitStack() as afterwards, _lease_kept(run):
-        try:
-            outcome = _work(run)
-        except (Ended, labels.NothingConfirmed, NothingToJudge) as nothing:
-            outcome = _end(run, "ended", str(nothing))
-        except WHAT_GOES_WRONG as wrong:
-            outcome = _end(run, "failed", str(wrong))
-        except OSError as error:
-            outcome = _end(run, "failed", _of_files(error))
-        except KeyboardInterrupt:
-            with suppress(Lost, DBAPIError), session_scope(context.engine) as session:
-                training_runs.let_go(session, run.held)
-            raise
-        except (Lost, OperationalError, InterfaceError):  # lost, or the database is away: the next one goes on
-            raise
-        except Exception as error:
-            _end(run, "failed", f"an error of ours: {type(error).__name__}")
-            afterwards.callback(_clear, run.folder)
-            raise
-        afterwards.callback(_clear, run.folder)  # once nobody renews the lease, who would take the ended run for lost
+    try:
+        with ExitStack() as afterwards, _lease_kept(run):
+            return _work_to_an_end(run, afterwards)
+    except (OperationalError, InterfaceError):  # the database is away: the next call resumes
+        (run.folder / OUTAGE).touch()
+        raise
+
+
+def _work_to_an_end(run: Run, afterwards: ExitStack) -> Outcome:
+    """Do the work and record how it ended; `afterwards`, once nobody renews the lease, the folder is cleared."""
+    try:
+        outcome = _work(run)
+    except (Ended, NothingConfirmed, NothingToJudge) as nothing:
+        outcome = _end(run, "ended", str(nothing))
+    except (CheckpointError, DecodersGone, TrainingFailed, CannotJudge) as wrong:
+        outcome = _end(run, "failed", str(wrong))
+    except OSError as error:
+        outcome = _end(run, "failed", _of_files(error))
+    except KeyboardInterrupt:
+        with suppress(Lost, DBAPIError), session_scope(run.context.engine) as session:
+            training_runs.let_go(session, run.held)
+        raise
+    except (Lost, OperationalError, InterfaceError):
+        raise
+    except Exception as error:
+        _end(run, "failed", f"internal error: {type(error).__name__}")
+        afterwards.callback(_clear, run.folder)
+        raise
+    afterwards.callback(_clear, run.folder)
     return outcome
 
 
@@ -154,8 +156,11 @@ def _begin(context: Context, *, cause: str, say: Callable[[str], None]) -> Run |
     with session_scope(context.engine) as session:
         champion = registry.champion(session)
         assert champion is not None  # noqa: S101  # live() has made one
+        left = training_runs.running(session)
+        outage = None if left is None else context.retraining_folder / f"run-{left.id}" / OUTAGE
         held = training_runs.take(
             session,
+            died=outage is None or not outage.exists(),
             holder=process_name(),
             cause=cause,
             settings=asked,
@@ -166,14 +171,15 @@ def _begin(context: Context, *, cause: str, say: Callable[[str], None]) -> Run |
         if held is not None:
             row = training_runs.by_id(session, held.run_id)
             parent = registry.by_id(session, row.parent_checkpoint_id or champion.id)
-            # A run that is gone on with keeps what it was asked, whatever the settings say by now.
+            # A resumed run keeps the settings it started with.
             context = Context(context.settings.changed(**row.settings))
     _clear_others(context.retraining_folder, f"run-{held.run_id}" if held else None)
     if held is None:
         return None
     folder = context.retraining_folder / f"run-{held.run_id}"
     folder.mkdir(parents=True, exist_ok=True)
-    say(f"retraining {held.run_id}" + (", gone on with" if held.resumed else ""))
+    (folder / OUTAGE).unlink(missing_ok=True)
+    say(f"retraining {held.run_id}" + (", resumed" if held.resumed else ""))
     return Run(context, held, parent, folder, say)
 
 
@@ -181,6 +187,7 @@ def _begin(context: Context, *, cause: str, say: Callable[[str], None]) -> Run |
 def _lease_kept(run: Run) -> Iterator[None]:
     """Renew the run's lease beside the work, which may sit in one call for hours; if it is lost, stop the work."""
     ended, lost = threading.Event(), threading.Event()
+    main_thread = threading.main_thread().ident or 0
 
     def renew() -> None:
         while not ended.wait(RENEW_SECONDS):
@@ -190,7 +197,7 @@ def _lease_kept(run: Run) -> Iterator[None]:
             except Lost:
                 if not ended.wait(RENEW_SECONDS):  # else it has just been finished, and no longer runs
                     lost.set()
-                    _thread.interrupt_main()
+                    signal.pthread_kill(main_thread, signal.SIGINT)
                 return
             except DBAPIError:
                 continue  # the database is away: nobody else can take the run either
@@ -211,7 +218,7 @@ def _lease_kept(run: Run) -> Iterator[None]:
 def _work(run: Run) -> Outcome:
     torch.set_num_threads(run.settings.retrain.threads)
     run.stage("labels")
-    films = labels.kept(run.context, run.folder)
+    films = labels.load_confirmed(run.context, run.folder)
     _new_enough(run, films, read=films.images)  # before they are read, and after: some may be gone
     run.stage("inputs")
     site = labels.inputs(run.context, films.manifest, run.folder / "site", size=run.champion.preprocessing.size)
@@ -402,8 +409,8 @@ def _clear(folder: Path) -> None:
 
 
 def in_background() -> None:
-    """Give every other process the way: a retraining has all week. Where the kernel groups processes by terminal
-    (autogroup), niceness counts within the group alone, so the process gets a group of its own first."""
+    """Run at the lowest CPU priority, in a session of its own: with autogroup, niceness counts only
+    within a session."""
     with suppress(OSError):
         os.setsid()
     os.nice(19)

@@ -6,8 +6,6 @@ tensors are: a command that lists checkpoints reads headers and starts quickly.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from training.findings import FINDINGS
 from training.imaging.preprocessing import Preprocessing
+from training.imaging.whole_file import whole_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -145,7 +144,10 @@ def save_checkpoint(path: Path, header: Header, *, state: "Mapping[str, Tensor]"
     # One metadata entry only: safetensors writes several in an order that changes from run to run.
     metadata = {_FORMAT: json.dumps(_to_json(header), sort_keys=True, allow_nan=False)}
     data = save({name: stored(tensor) for name, tensor in state.items()}, metadata)
-    _write_whole(path, data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
+        part.write_bytes(data)
+        part.chmod(0o644)  # whatever the umask: a worker of another user must read it
     return hashlib.sha256(data).hexdigest()
 
 
@@ -203,27 +205,6 @@ def build(checkpoint: Checkpoint) -> "nn.Module":
 
 def _full(tensor: "Tensor") -> "Tensor":
     return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Temporary file, fsync, rename: a reader sees the old file or the new one, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.chmod(0o644)  # NamedTemporaryFile makes it private; a worker of another user must read it
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink()
-            raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _to_json(header: Header) -> dict[str, Any]:

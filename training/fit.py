@@ -14,9 +14,8 @@ and (seed, place in the stream of films), so a run that was killed and started a
 import hashlib
 import json
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -36,6 +35,7 @@ from training.augmentation import Augmentation
 from training.calibration import fit_calibration, reference, thresholds
 from training.checkpoint import Calibration, Header, build, load_checkpoint, read_header, save_checkpoint
 from training.errors import TrainingFailed
+from training.imaging.look_ahead import look_ahead
 from training.imaging.preprocessing import Preprocessing
 from training.losses import make_loss, shift_of, targets
 from training.manifest import UNKNOWN, prevalence
@@ -436,10 +436,5 @@ def _stream(films: int, seed: int, *, start: int, end: int) -> NDArray[np.int64]
 def _ahead(read: Callable[[Item], Result], items: Iterable[Item], *, depth: int = 2) -> Iterator[Result]:
     """``map``, while a thread reads the next results: the network must not wait for the disk."""
     with ThreadPoolExecutor(1) as reader:
-        coming: deque[Future[Result]] = deque()
-        for item in items:
-            coming.append(reader.submit(read, item))
-            if len(coming) > depth:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+        for future in look_ahead(lambda item: reader.submit(read, item), items, depth=depth):
+            yield future.result()

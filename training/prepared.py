@@ -12,9 +12,9 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -30,8 +30,10 @@ from training.errors import TrainingFailed
 from training.findings import FINDINGS
 from training.imaging.child_process import exit_with_parent
 from training.imaging.dicom import ConstantImage, dataset_in
+from training.imaging.look_ahead import look_ahead
 from training.imaging.pixels import UnusablePixels, read_film, read_picture
 from training.imaging.preprocessing import Preprocessing
+from training.imaging.whole_file import whole_file, write_whole
 from training.manifest import DESCRIPTION, OLDEST_YEARS, UNKNOWN, checked, findings_in
 from training.sources import Encoded, encoded_films
 
@@ -166,23 +168,20 @@ def combine(parts: Sequence[Prepared], folder: Path) -> Prepared:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.csv").unlink(missing_ok=True)  # it goes first and comes last: where it lies, all is complete
     _write_squares(_images_path(folder, size), parts, (len(manifest), size, size))
-    _write_safely(folder / "prepared.json", _plan(manifest, [parts[0].preprocessing]))
-    _write_safely(folder / "manifest.csv", manifest.to_csv(index_label="row"))
+    write_whole(folder / "prepared.json", _plan(manifest, [parts[0].preprocessing]))
+    write_whole(folder / "manifest.csv", manifest.to_csv(index_label="row"))
     return open_prepared(folder, size=size)
 
 
 def _write_squares(path: Path, parts: Sequence[Prepared], shape: tuple[int, ...]) -> None:
-    beside = path.with_name(path.name + ".part")
-    _lay_out(beside, shape)
-    with beside.open("r+b") as opened:
-        opened.seek(_NPY_HEADER_BYTES)
-        for part in parts:
-            places = part.manifest.index.to_numpy()
-            for start in range(0, len(places), _FILMS_PER_SYNC):
-                opened.write(part.images[places[start : start + _FILMS_PER_SYNC]].tobytes())
-        opened.flush()
-        os.fsync(opened.fileno())
-    beside.replace(path)
+    with whole_file(path) as unfinished:
+        _lay_out(unfinished, shape)
+        with unfinished.open("r+b") as opened:
+            opened.seek(_NPY_HEADER_BYTES)
+            for part in parts:
+                places = part.manifest.index.to_numpy()
+                for start in range(0, len(places), _FILMS_PER_SYNC):
+                    opened.write(part.images[places[start : start + _FILMS_PER_SYNC]].tobytes())
 
 
 def decode(film: Encoded, *, preprocessings: Sequence[Preprocessing]) -> Decoded:
@@ -218,13 +217,8 @@ def _side_by_side(work: Callable[[Encoded], Decoded], films: Iterable[Encoded], 
     # Spawned, not forked: the caller may have started threads, and a forked child would inherit their locks.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=exit_with_parent) as pool:
-        under_way: deque[Future[Decoded]] = deque()
-        for film in films:
-            under_way.append(pool.submit(work, film))
-            if len(under_way) > 4 * processes:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+        for future in look_ahead(lambda film: pool.submit(work, film), films, depth=4 * processes):
+            yield future.result()
 
 
 class _Cache:
@@ -277,7 +271,7 @@ def _begin(folder: Path, manifest: pd.DataFrame, preprocessings: Sequence[Prepro
         return
     for each in preprocessings:
         _lay_out(_images_path(folder, each.size), (len(manifest), each.size, each.size))
-    _write_safely(written, plan)
+    write_whole(written, plan)
 
 
 def _plan(manifest: pd.DataFrame, preprocessings: Sequence[Preprocessing]) -> str:
@@ -323,9 +317,9 @@ def _finish(folder: Path, manifest: pd.DataFrame, outcomes: dict[int, str], dama
             pd.DataFrame({"image": [path.name for path in damaged], "reason": DAMAGED_ARCHIVE, "kept": 0}),
         ]
     )
-    _write_safely(folder / "bad_files.csv", bad.to_csv(index=False))
+    write_whole(folder / "bad_files.csv", bad.to_csv(index=False))
     kept = manifest.assign(age_years=manifest["age_years"].mask(too_old))[usable]
-    _write_safely(folder / "manifest.csv", kept.to_csv(index_label="row"))
+    write_whole(folder / "manifest.csv", kept.to_csv(index_label="row"))
     counts = Counter(outcome.tolist())
     counts.update({TOO_OLD: int(too_old.sum()), DAMAGED_ARCHIVE: len(damaged)})
     return +counts
@@ -335,16 +329,6 @@ def left_out(folder: Path) -> Counter[str]:
     """How many films of a finished preparation could not be used, by reason."""
     bad = pd.read_csv(folder / "bad_files.csv")
     return Counter(bad.loc[bad["kept"] == 0, "reason"].tolist())
-
-
-def _write_safely(path: Path, text: str) -> None:
-    """Whole or not at all: a reader never sees half a file."""
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w", newline="") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(opened.fileno())
-    beside.replace(path)
 
 
 def _images_path(folder: Path, size: int) -> Path:

@@ -2,7 +2,6 @@
 
 import getpass
 import hashlib
-import os
 import shutil
 import socket
 import uuid
@@ -20,6 +19,7 @@ from db.models import Checkpoint as CheckpointRow
 from db.session import make_engine, read_scope, session_scope
 from training.checkpoint import SHIPPED, Header, MissingCheckpoint, read_header
 from training.imaging.dicom import PixelLimits
+from training.imaging.whole_file import whole_file
 from worker.errors import Unavailable
 from worker.ranking import policy
 from worker.ranking.blinding import Blinding
@@ -117,9 +117,8 @@ class Context:
         kept = self._kept(digest)
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
-            copy = kept.with_suffix(f".{os.getpid()}")
-            shutil.copyfile(path, copy)
-            copy.replace(kept)
+            with whole_file(kept) as copy:
+                shutil.copyfile(path, copy)
         summary = _summary(header)
         return registry.register(
             session, digest=digest, path=str(kept), network=header.network, header=summary, by=actor()

@@ -24,6 +24,7 @@ from db.totals import Totals, read_totals
 from training.checkpoint import Checkpoint as LoadedCheckpoint
 from training.checkpoint import CheckpointError, cuts_of, load_checkpoint
 from training.findings import FINDINGS
+from training.imaging.whole_file import write_whole
 from worker.context import Context
 from worker.ranking import policy, priority
 from worker.reasons import sentence
@@ -117,9 +118,8 @@ def write_report(context: Context, *, run: str, output: Path, top: int = 50) -> 
     checkpoint = _checkpoint_file(facts)
     pictures = _pictures(context, facts, checkpoint)
     page = _environment().get_template("morning.html.j2").render(_page(facts, pictures, checkpoint, context.settings))
-    unfinished = output.with_name(f".{output.name}.part")
-    unfinished.write_text(page, encoding="utf-8")
-    return unfinished.replace(output)
+    write_whole(output, page)
+    return output
 
 
 def _environment() -> Environment:

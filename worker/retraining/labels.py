@@ -17,6 +17,7 @@ from db.lookup import FilmFile, film_files
 from db.session import read_scope
 from training.findings import FINDINGS
 from training.imaging.preprocessing import Preprocessing
+from training.imaging.whole_file import write_whole
 from training.manifest import UNKNOWN
 from training.prepared import READY, Decoded, Prepared, ReadFilms, left_out, open_prepared, prepare, read_manifest
 from training.sampling import split_stable
@@ -87,9 +88,8 @@ def _query_confirmed(context: Context, folder: Path) -> None:
         raise NothingConfirmed
     manifest_of(films).to_csv(folder / TABLE, index_label="row")
     moments = {_image(film.instance_id): film.confirmed_at.isoformat() for film in films}
-    part = folder / f"{MOMENTS}.part"
-    part.write_text(json.dumps({"until": until.isoformat(), "confirmed_at": moments}))
-    part.replace(folder / MOMENTS)  # last: where it lies, the table is whole
+    # Last: where it lies, the table is whole.
+    write_whole(folder / MOMENTS, json.dumps({"until": until.isoformat(), "confirmed_at": moments}))
 
 
 def manifest_of(films: list[ConfirmedFilm]) -> pd.DataFrame:

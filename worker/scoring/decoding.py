@@ -7,7 +7,6 @@ every core decodes, and no decoder's hold on the interpreter slows another.
 
 import multiprocessing
 import resource
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +23,7 @@ from pydicom.dataset import Dataset
 
 from training.imaging.child_process import exit_with_parent
 from training.imaging.dicom import PixelLimits, UnusablePixels, open_dataset, quieten_pydicom
+from training.imaging.look_ahead import look_ahead
 from training.imaging.pixels import LEAST_SIDE, Film, read_film
 from training.imaging.preprocessing import Preprocessing
 from worker.errors import Unavailable
@@ -173,13 +173,12 @@ class DecoderPool:
 
         Raises DecodersGone.
         """
-        under_way: deque[tuple[AnyFilm, PendingFilm]] = deque()
-        for film in films:
-            under_way.append((film, self.submit(film.path, film.sop_instance_uid, film.pixel_digest)))
-            if len(under_way) >= ahead:
-                yield _awaited(*under_way.popleft())
-        while under_way:
-            yield _awaited(*under_way.popleft())
+
+        def begin(film: AnyFilm) -> tuple[AnyFilm, PendingFilm]:
+            return film, self.submit(film.path, film.sop_instance_uid, film.pixel_digest)
+
+        for film, pending in look_ahead(begin, films, depth=ahead - 1):
+            yield _awaited(film, pending)
 
     def _schedule(self, path: str, sop_instance_uid: str, pixel_digest: str | None) -> "Future[Any]":
         args, seconds = (path, sop_instance_uid, self._rules, pixel_digest), self._rules.timeout_seconds

@@ -1,4 +1,4 @@
-"""What comes in: one instance at a time into its study, which is made, found, or reopened."""
+"""Arrivals: one instance at a time into its study, which is made, found, or reopened."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Arrival:
-    """What one file's header says: `study` and `instance` hold column values of the two tables."""
+    """One file's header: `study` and `instance` hold column values of the two tables."""
 
     study: dict[str, Any]
     instance: dict[str, Any]
@@ -33,7 +33,7 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Registered:
-    """What became of an arrival. `outcome`: new, known (the same file again), moved, or taken (UID held by `path`)."""
+    """Result of an arrival. `outcome`: new, known (the same file again), moved, or taken (UID held by `path`)."""
 
     outcome: str
     study_id: int | None = None

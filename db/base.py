@@ -1,4 +1,4 @@
-"""What every table shares: names for constraints, UTC time, portable big keys."""
+"""Basis of every table: names for constraints, UTC time, portable big keys."""
 
 from datetime import UTC, datetime
 from typing import Any

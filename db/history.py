@@ -1,4 +1,4 @@
-"""What was read, when, and what readers confirmed of it: a site's own past, for a replay in another order."""
+"""A site's own past, for a replay in another order: studies, when they were read, and what readers confirmed."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

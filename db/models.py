@@ -131,7 +131,7 @@ class RejectedFile(Base):
 
 
 class Checkpoint(Base):
-    """A checkpoint the context knows, by the SHA-256 of its file."""
+    """A registered checkpoint, by the SHA-256 of its file."""
 
     __tablename__ = "checkpoint"
     __table_args__ = (
@@ -251,7 +251,7 @@ class PolicyFindingRow(Base):
 
 
 class Review(Base):
-    """What a radiologist confirmed of a study, finding by finding: the only labels retraining trusts."""
+    """Confirmed findings of a study, one row each: the only labels that retraining trusts."""
 
     __tablename__ = "review"
     __table_args__ = (_one_of("verdict", Verdict), UniqueConstraint("study_id", "finding", "reader"))
@@ -300,7 +300,7 @@ class TrainingRun(Base):
     """One retraining: from which data and code, with which outcome and evidence.
 
     States: running; passed, undecided or refused (by the gate); ended (there was nothing to train, `reason` says why);
-    failed. The running row is also the lock: there is one at most, and whoever finds its lease expired goes on with it.
+    failed. The running row is also the lock: there is one at most, and whoever finds its lease expired resumes it.
     """
 
     __tablename__ = "training_run"
@@ -423,7 +423,7 @@ class Drift(Base):
 
 
 class Audit(Base):
-    """Who changed what, when: policies, checkpoints, requeues. Append only."""
+    """Changes with person and time: policies, checkpoints, requeues. Append only."""
 
     __tablename__ = "audit"
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)

@@ -1,4 +1,4 @@
-"""What the morning page asks: one run, the reading order as it stood at its end, and the scores to compare it with."""
+"""Queries of the morning page: one run, the reading order as it stood at its end, and the scores to compare it with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from db.models import FINDING_COLUMNS, FilmScore, Instance, SettledState, StudyP
 
 @dataclass(frozen=True)
 class FilmResult:
-    """What became of one film: state scored (with probabilities in vocabulary order), skipped or quarantined."""
+    """Result of one film: state scored (with probabilities in vocabulary order), skipped or quarantined."""
 
     instance_id: int
     state: SettledState

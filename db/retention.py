@@ -16,7 +16,7 @@ from db.models import SETTLED, Audit, Instance, RejectedFile, Review, Study, Stu
 
 @dataclass(frozen=True)
 class Prunable:
-    """What a pruning would take away; `unread` of its studies are still on the worklist."""
+    """Counts of what a pruning would delete; `unread` of its studies are still on the worklist."""
 
     studies: int
     unread: int

@@ -88,7 +88,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Header:
-    """What a checkpoint says about itself; JSON in the file.
+    """A checkpoint's description of itself; JSON in the file.
 
     network: a name that ``networks.make_network`` knows. findings: the order of its outputs.
     thresholds: finding -> {"sensitivity_90": probability, "flag_10": probability}, flagged where >=.
@@ -125,7 +125,7 @@ class Checkpoint(Header):
 
     @property
     def header(self) -> Header:
-        """What it says about itself, without the weights."""
+        """Its header, without the weights."""
         return Header(**{name: getattr(self, name) for name in Header.__dataclass_fields__})
 
 
@@ -233,7 +233,7 @@ def _parse_header(raw: bytes) -> Header:
 
 
 def _check(header: Header) -> None:
-    """What types alone do not say. Raises the CheckpointError that fits."""
+    """Check what types alone cannot. Raises the CheckpointError that fits."""
     if not set(header.findings) <= set(FINDINGS) or len(set(header.findings)) != len(header.findings):
         raise VocabularyMismatch(f"the checkpoint scores {', '.join(map(str, header.findings))}")
     calibration = header.calibration

@@ -297,7 +297,7 @@ def _tell_macro(table: Any) -> None:
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """What the user can put right is told in a sentence, with exit code 2; a fault of ours keeps its trace."""
+    """Errors that the user can correct become one sentence and exit code 2; an internal error keeps its trace."""
     from training.checkpoint import CheckpointError
     from training.errors import TrainingFailed
     from training.networks import UnknownNetwork, WrongWeights
@@ -310,7 +310,7 @@ def usage_errors() -> Iterator[None]:
 
 @contextmanager
 def _bar(what: str, *, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; yields the function that moves it on by so many."""
+    """A progress bar on stderr; yields the function that advances it by N."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

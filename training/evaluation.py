@@ -108,7 +108,7 @@ def added(
 
 
 def _combined(truth: NDArray[np.uint8], one: Array, other: Array, fold: NDArray[np.int64]) -> Array:
-    """What a logistic regression on two log odds says (N,) of each fold after it was fitted on the others."""
+    """Outputs (N,) of a logistic regression on two log odds for each fold, fitted on the others."""
     odds = np.stack([_log_odds(one), _log_odds(other)], axis=1)  # (N, 2)
     said = one.astype(float).copy()
     for number in np.unique(fold):

@@ -1,4 +1,4 @@
-"""What a network looks at on one film: Grad-CAM per finding, and the activations of every filter, layer by layer.
+"""Evidence of a network on one film: Grad-CAM per finding, and the activations of every filter, layer by layer.
 
 A heat map shows where the network's evidence lies, not where the disease is, and it is scaled to its own highest value:
 it says nothing of how sure the network is. The probability beside it does.

@@ -80,7 +80,7 @@ class Films(NamedTuple):
 
 @dataclass(frozen=True)
 class Learner:
-    """What learns, set up on its devices: the network's logits (N, F) meet the labels in the loss."""
+    """The learner, set up on its devices: the network's logits (N, F) meet the labels in the loss."""
 
     fabric: Fabric
     settings: Settings
@@ -343,7 +343,7 @@ def _split_said(split: str, start: str) -> str:
 
 
 def _header(prepared: Prepared, learner: Learner, *, code_commit: str, split: str) -> Header:
-    """What is known before training; the same for the same settings and films, wherever they lie."""
+    """Facts known before training; the same for the same settings and films, wherever they are."""
     parts = {split: prepared.manifest[prepared.manifest["split"] == split] for split in SPLITS}
     training = {
         "settings": asdict(learner.settings) | {"start": Path(learner.settings.start).name},

@@ -275,7 +275,7 @@ def _begin(folder: Path, manifest: pd.DataFrame, preprocessings: Sequence[Prepro
 
 
 def _plan(manifest: pd.DataFrame, preprocessings: Sequence[Preprocessing]) -> str:
-    """What prepared.json says of these films."""
+    """Contents of prepared.json for these films."""
     plan = {
         "films": len(manifest),
         "sizes": [each.size for each in preprocessings],

@@ -1,4 +1,4 @@
-"""What can be asked of a training run. The commands make their options of these fields, so each is described once."""
+"""Settings of a training run. The commands make their options from these fields, so each is described once."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,14 +39,14 @@ class Settings:
     )
     learning_rate: float = field(default=3e-4, metadata=_help("Adam's, at its highest; the paper's is .01"))
     schedule: str = field(default="cosine", metadata=_help("cosine (down to 0) or constant"))
-    warmup_steps: int = field(default=20, metadata=_help("The rate rises in a straight line over so many steps first"))
+    warmup_steps: int = field(default=20, metadata=_help("The rate rises in a straight line over N steps first"))
     weight_decay: float = field(default=0.01, metadata=_help("Decoupled from the rate (AdamW); at 0 it is plain Adam"))
     epochs: int = field(default=20, metadata=_help("How many"))
     steps_per_epoch: int = field(
         default=0, metadata=_help("Batches per epoch; 0 is as many as show each film about once")
     )
     patience_epochs: int = field(
-        default=0, metadata=_help("Stop after so many epochs without a better macro AUROC on validation; 0 never")
+        default=0, metadata=_help("Stop after N epochs without a better macro AUROC on validation; 0: never")
     )
     batch_size: int = field(default=64, metadata=_help("Films per step and device"))
     augment: bool = field(default=True, metadata=_help("Turn, move, scale and relight the films a little (never flip)"))

@@ -56,7 +56,7 @@ WORK_SENTENCES: Final = {
     "prediction_failed": "The network failed on the film.",
     "worker_lost": "The worker died while it held the study, as often as it may.",
 }
-"""What happened while a study was worked on."""
+"""Reasons given while a study is worked on."""
 
 FLAG_SENTENCES: Final = {
     "blind": "It belongs to the blind share: the model has scored it, and it is listed as if it had not.",

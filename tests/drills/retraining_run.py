@@ -51,7 +51,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 FILMS = SHARED / "nih_films"
 WEIGHTS = SHARED / "weights" / "mobilenet_v2-b0353104.pth"
 SIZE = 160  # pixels
-BASE_PATIENTS = 4  # one in so many patients is the base's, the others are the hospital's
+BASE_PATIENTS = 4  # one in this many patients is the base's, the others are the hospital's
 LOAD, LOAD_SIDE = 200, 1536  # studies that measure the scoring, and the side of their films in pixels
 NIGHT = 1600  # studies of the night in whose middle the champion is rolled back: longer than the command takes to start
 SHUFFLED = "Effusion"
@@ -124,7 +124,7 @@ def write_load(films: pd.DataFrame, folder: Path, *, seed: int, studies: int = L
 
 
 def write_reviews(films: pd.DataFrame, path: Path) -> Path:
-    """What the radiologists confirmed, as the RIS exports it: a row per study, a column per finding."""
+    """Confirmed findings, as the RIS exports them: a row per study, a column per finding."""
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["accession_number", "reader", *FINDINGS])

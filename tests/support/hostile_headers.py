@@ -27,7 +27,7 @@ def item(content: bytes) -> bytes:
 
 
 def nested_views(levels: int) -> bytes:
-    """A View Code Sequence with modifiers of modifiers, so many levels deep."""
+    """A View Code Sequence with modifiers of modifiers, `levels` levels deep."""
     inner = b""
     for _ in range(levels):
         inner = element(VIEW_MODIFIER_CODE_SEQUENCE, "SQ", item(inner))

@@ -1,4 +1,4 @@
-"""What must be quick to start imports little."""
+"""Commands that must start quickly import little."""
 
 import subprocess
 import sys

@@ -63,7 +63,7 @@ PROBE = b"\x00" + b"\x55" * 64  # entropy-coded bytes that mean something, and n
 
 @dataclass(frozen=True)
 class Stream:
-    """What a JPEG, JPEG-LS or JPEG 2000 codestream says about itself."""
+    """Size and sample format that a JPEG, JPEG-LS or JPEG 2000 codestream states."""
 
     rows: int
     columns: int

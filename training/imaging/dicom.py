@@ -158,7 +158,7 @@ class ConstantImage(UnusablePixels):
 
 @dataclass(frozen=True)
 class PixelLimits:
-    """What a file may cost before it is refused.
+    """Limits of a file before it is refused.
 
     max_bytes: of the file, and of a deflated data set once inflated. max_pixels: rows x columns. max_side: rows or
     columns; the largest detectors have about 5,000 a side.
@@ -192,7 +192,7 @@ class PixelHeader:
 
     @classmethod
     def of(cls, dataset: Dataset, *, limits: PixelLimits) -> Self:
-        """What the header promises. Raises an UnusablePixels where it is absurd, before anything is decoded."""
+        """The header's description of the pixels. Raises an UnusablePixels if it is absurd, before any decoding."""
         _require_one_frame(dataset)
         header = cls(
             rows=_whole(dataset, "Rows"),

@@ -113,7 +113,7 @@ def _bits(
 
 
 def _predicted(block: NDArray[np.uint16], predictor: int) -> NDArray[np.uint16]:
-    """What T.81 table H.1 predicts of all but the first row and column."""
+    """Predictions by T.81 table H.1 for all but the first row and column."""
     a, b, c = block[1:, :-1], block[:-1, 1:], block[:-1, :-1]
     match predictor:
         case 1:

@@ -27,7 +27,7 @@ STUDIES_AT_ONCE = 5_000
 
 
 class NotLive(ValueError):
-    """What was looked at cannot go live; the text says why."""
+    """These scores cannot go live; the text says why."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ patiently = retry(
 
 @dataclass
 class Received:
-    """What became of the files of one intake."""
+    """Counts of one intake's files."""
 
     files: int = 0
     new_instances: int = 0
@@ -88,7 +88,7 @@ def _files_below(top: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Footing:
-    """What every registration needs: where a new study stands, and what makes this site's patient keys."""
+    """Data for every registration: the place of a new study, and the secret of this site's patient keys."""
 
     unscored: Placement
     secret: str
@@ -138,7 +138,7 @@ def footing_of(context: Context) -> Footing:
 
 
 def _read(context: Context, file: Path, secret: str) -> Arrival | UnusableStudy:
-    """What one file says, or why it cannot be used. Never raises: a file costs its own rejection and nothing else."""
+    """One file's arrival, or why it cannot be used. Never raises: a file costs its own rejection and nothing else."""
     try:
         path = confined(file, context.settings.roots)
         if path.is_dir():

@@ -34,7 +34,7 @@ def sweep(context: Context, app: Celery) -> None:
 
 
 def notify_waiting(context: Context, app: Celery, *, limit: int) -> int:
-    """Ring for up to `limit` waiting studies that no message was sent for lately; returns for how many.
+    """Send messages for up to `limit` waiting studies that had none lately; returns for how many.
 
     Raises kombu's OperationalError while the broker is away; then none of them counts as notified.
     """
@@ -51,7 +51,7 @@ def notify_waiting(context: Context, app: Celery, *, limit: int) -> int:
 
 
 def notifier(context: Context) -> Callable[[], None]:
-    """What a receiver calls when studies have come: it notifies the workers. While the broker is away, or where there
+    """Called by a receiver when studies have come: notify the workers. While the broker is away, or where there
     is none, nothing is sent: the studies wait in the ledger, and the next sweep or `nightread score` takes them."""
     if context.settings.broker_url is None:
         return lambda: None

@@ -1,4 +1,4 @@
-"""What the messages of the scoring queue do: score, sweep and judge the day's drift.
+"""Tasks of the scoring queue: score, sweep and judge the day's drift.
 
 Each task is a few lines; the work stands in scoring.py, sweep.py and drift.py.
 """

@@ -210,7 +210,7 @@ def _pictures(context: Context, facts: Facts, checkpoint: LoadedCheckpoint | Non
 def _page(
     facts: Facts, pictures: Mapping[int, Picture], checkpoint: LoadedCheckpoint | None, settings: Settings
 ) -> dict[str, Any]:
-    """What the template may name."""
+    """Names that the template may use."""
     entries = _entries(facts, pictures)
     compared = _compared(facts, {} if checkpoint is None else checkpoint.reference)
     charts = charts_of(table_of(facts.scores), compared, facts.thresholds) if facts.scores else []
@@ -313,7 +313,7 @@ def _compared(facts: Facts, reference: Mapping[str, Any]) -> Compared | None:
 
 
 def _set_aside(night: Totals, totals: Totals) -> list[tuple[str, list[tuple[str, list[int]]]]]:
-    """What was not scored: for each state, reasons with counts of (studies, instances this run; the same in all)."""
+    """Not scored: for each state, reasons with counts of (studies, instances this run; the same in all)."""
     groups = []
     for state, studies, instances in SET_ASIDE:
         kept = [period.reasons.get(kind, {}) for period in (night, totals) for kind in (studies, instances)]

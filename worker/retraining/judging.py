@@ -165,7 +165,7 @@ def _probabilities(
 
 @dataclass(frozen=True)
 class Comparison:
-    """What both are judged by: the films learned from, for the baselines; the gate's rules; the reading policy."""
+    """Basis of a judgement: the films learned from, for the baselines; the gate's rules; the reading policy."""
 
     train: pd.DataFrame
     rules: Rules

@@ -51,7 +51,7 @@ class Confirmed:
 
     @property
     def images(self) -> Collection[str]:
-        """What the manifest calls them."""
+        """Their names in the manifest."""
         return self.confirmed_at.keys()
 
     def since(self, first: datetime | None) -> set[str]:

@@ -58,7 +58,7 @@ LEASE_MINUTES = 2.0
 RENEW_SECONDS = 20.0
 RECIPE = ("learning_rate", "epochs", "batch_size", "seed")  # of the group `retrain`, beside parent and films
 LOCAL = {"schedule", "threads", "promotes"}  # of the same group, no part of what is learned or how it is judged
-KEPT_ASIDE_HOURS = 24.0  # what a judging by hand that was killed has left
+KEPT_ASIDE_HOURS = 24.0  # files left by a judging by hand that was killed
 OUTAGE = "database-away"  # a file in the run's folder: its process ended because the database was away
 
 
@@ -266,7 +266,7 @@ def _mixed(run: Run, site: Prepared) -> Mixed:
 def _drawn(
     base: pd.DataFrame, site: pd.DataFrame, split: str, *, ratio: float, rng: np.random.Generator
 ) -> np.ndarray[Any, Any]:
-    """The base's films of one split: all for the test, so many per film of the site for what is learned from."""
+    """The base's films of one split: all for the test, `ratio` per film of the site for training."""
     places = base.index[base["split"] == split].to_numpy()
     if split == "test":
         return places

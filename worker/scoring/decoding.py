@@ -57,7 +57,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """What every decoder process needs to know."""
+    """Settings of every decoder process."""
 
     preprocessing: Preprocessing
     limits: PixelLimits

@@ -62,7 +62,7 @@ patiently = retry(
 
 @dataclass
 class Tally:
-    """What one pass settled."""
+    """Counts of one pass."""
 
     studies: int = 0
     scored: int = 0
@@ -461,7 +461,7 @@ def is_complete(outcome: Outcome) -> bool:
 
 
 def seen_by_shadow(study: StudyInFlight, outcome: Outcome, films: Sequence[FilmResult], *, blind: bool) -> Seen | None:
-    """What the shadow saw of a study; None where it missed a film, or there was none to see."""
+    """The shadow's scores of a study; None if it missed a film, or there was none."""
     scored = [film.instance_id for film in films if film.state == "scored"]
     if not scored or any(i not in study.by_shadow for i in scored):
         return None

@@ -30,7 +30,7 @@ from worker.scoring.inference import Classifier
 
 log = structlog.get_logger()
 
-TRY_AGAIN_SECONDS = 60.0  # a shadow that cannot be loaded is tried again so much later, when a worker has empty hands
+TRY_AGAIN_SECONDS = 60.0  # a shadow that cannot be loaded is tried again after this long, once no study is in flight
 
 
 class NoThresholds(CheckpointError):
@@ -43,7 +43,7 @@ class NoShadow(ValueError):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a checkpoint that does not rank saw of a study: its scored films' (11,) probabilities, by instance id."""
+    """One study's scores by a checkpoint that does not rank: its films' (11,) probabilities, by instance id."""
 
     study_id: int
     films: Mapping[int, tuple[float, ...]]
@@ -120,7 +120,7 @@ def _squares(live: Live) -> str:
 
 
 class Shadow:
-    """What is in shadow, in one worker. Without a network (nothing is in shadow, or it failed) it sees nothing."""
+    """The shadow in one worker. Without a network (nothing is in shadow, or it failed) it scores nothing."""
 
     def __init__(self, digest: str | None, *, metrics: WorkMetrics, patience_seconds: float) -> None:
         self.digest = digest
@@ -137,7 +137,7 @@ class Shadow:
 
     @contextmanager
     def alone(self, code: str) -> Iterator[None]:
-        """What fails in the block is logged and counted by `code`, and nobody else hears of it."""
+        """Log an error in the block and count it by `code`; it goes no further."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - whatever the shadow runs into, only the shadow pays
@@ -185,7 +185,7 @@ def _probabilities(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def write(session: Session, live: Live, studies: Sequence[Seen], *, run_id: int | None = None) -> None:
-    """What a checkpoint that does not rank saw of studies, and where it would put them; twice gives the same rows."""
+    """Store a checkpoint's scores and places that rank nothing; twice gives the same rows."""
     films = [film for study in studies for film in study.films.items()]
     results.record_scores(session, films, checkpoint_id=live.checkpoint_id, run_id=run_id)
     places = [place(live, study) for study in studies]
@@ -195,7 +195,7 @@ def write(session: Session, live: Live, studies: Sequence[Seen], *, run_id: int 
 
 
 def open_shadow(context: Context, champion: Live, classifier: Classifier, *, metrics: WorkMetrics) -> Shadow:
-    """What is in shadow now, ready to look beside `champion` at batches as its `classifier` takes them."""
+    """The shadow of now, ready to score the batches of `champion`'s `classifier` too."""
     row = _wanted(context, champion)
     patience_seconds = context.settings.lease_minutes * 60 / 4
     shadow = Shadow(row.digest if row else None, metrics=metrics, patience_seconds=patience_seconds)

@@ -1,4 +1,4 @@
-"""What another reading order would have made of a site's own past: its arrivals and the moments at which it read."""
+"""Replay of a site's own past in another reading order: its arrivals and the moments at which it read."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -49,7 +49,7 @@ def read_history(session: Session, *, since: datetime) -> list[HistoryRow]:
 
 
 def replay(studies_read: Iterable[HistoryRow], *, disciplines: Sequence[Discipline]) -> list[Row]:
-    """What other disciplines would have made of the moments at which a site really finished a reading.
+    """Replay other disciplines at the moments at which a site really finished a reading.
 
     At each of those moments the discipline gives out one study that had arrived, so no reading speed is assumed; only
     that any study could have been the one read. The first discipline of the answer is the history itself.

@@ -38,11 +38,11 @@ def fit_calibration(
     """
     unshifted = np.asarray(logits, dtype=np.float64) - np.asarray(shift)  # (N, F)
     known = [truth != UNKNOWN for truth in labels.T]
-    columns = [(said[here], truth[here]) for said, truth, here in zip(unshifted.T, labels.T, known, strict=True)]
+    columns = [(logits[here], truth[here]) for logits, truth, here in zip(unshifted.T, labels.T, known, strict=True)]
     lines = [platt(*column) for column in columns]
     tables = {
-        k: isotonic(said, truth)
-        for k, (said, truth) in enumerate(columns)
+        k: isotonic(scores, truth)
+        for k, (scores, truth) in enumerate(columns)
         if min(truth.sum(), (1 - truth).sum()) >= isotonic_from_positives
     }
     slopes, intercepts = zip(*lines, strict=True)

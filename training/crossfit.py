@@ -90,7 +90,7 @@ def deal(manifest: pd.DataFrame, *, folds: int, seed: int) -> NDArray[np.int64]:
     return dealt
 
 
-def ask(
+def predict_logits(
     checkpoint: Checkpoint, prepared: Prepared, *, split: str | None = None, accelerator: str = "auto"
 ) -> NDArray[np.float32]:
     """Raw logits (N, F) of a checkpoint for one part of the split, or for all films."""
@@ -101,7 +101,7 @@ def ask(
 
 def unshifted(checkpoint: Checkpoint, prepared: Prepared, *, accelerator: str) -> NDArray[np.float64]:
     """Logits (N, F) of a checkpoint for all films, what its loss added to them taken back."""
-    logits = ask(checkpoint, prepared, accelerator=accelerator).astype(np.float64)
+    logits = predict_logits(checkpoint, prepared, accelerator=accelerator).astype(np.float64)
     logits -= np.asarray(checkpoint.calibration.shift)
     return logits
 

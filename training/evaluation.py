@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 
 from training import metrics, plots
 from training.checkpoint import load_checkpoint
-from training.crossfit import OUT_OF_FOLD, ask, deal
+from training.crossfit import OUT_OF_FOLD, deal, predict_logits
 from training.manifest import UNKNOWN, findings_in, prevalence
 from training.prepared import Prepared
 
@@ -36,7 +36,7 @@ def judge_checkpoint(
     checkpoint = load_checkpoint(path, findings=prepared.findings)
     films = prepared.manifest[prepared.manifest["split"] == split]
     train = prepared.manifest[prepared.manifest["split"] == "train"]
-    probabilities = checkpoint.calibration.probabilities(ask(checkpoint, prepared, split=split))
+    probabilities = checkpoint.calibration.probabilities(predict_logits(checkpoint, prepared, split=split))
     cuts = [checkpoint.thresholds.get(finding, {}).get("sensitivity_90", 0.5) for finding in prepared.findings]
     models = {"network": probabilities, **metrics.baselines(train, films)}
     return judge(films, models, folder, thresholds=cuts, adjudicated=adjudicated)
@@ -52,9 +52,9 @@ def judge_crossfit(prepared: Prepared, crossfit: Path, folder: Path) -> pd.DataF
     everywhere = _log_odds(prevalence(films[list(prepared.findings)]))  # (F,)
     for number in np.unique(fold):
         here = fold == number
-        said = metrics.baselines(films[~here], films[here])
+        baseline = metrics.baselines(films[~here], films[here])
         # Where a fold holds more cases the others hold fewer; taken for what it says, that would rank folds backwards.
-        fairly = _log_odds(said["view_age_sex"]) - _log_odds(said["prevalence"]) + everywhere
+        fairly = _log_odds(baseline["view_age_sex"]) - _log_odds(baseline["prevalence"]) + everywhere
         pooled["view_age_sex"][here] = expit(fairly)
     return judge(films, {"network": probabilities, **pooled}, folder)
 
@@ -97,7 +97,7 @@ def added(
     draws = metrics.patient_draws(films["patient_id"], rng=rng, replicates=replicates)
     drawn = np.concatenate([_aurocs(truth, both, each) - _aurocs(truth, baseline, each) for each in draws])  # (R, F)
     everyone = np.ones((1, len(films)), dtype=np.float32)
-    without, together = (_aurocs(truth, said, everyone)[0] for said in (baseline, both))
+    without, together = (_aurocs(truth, each, everyone)[0] for each in (baseline, both))
     table = pd.DataFrame({"finding": findings, "without": without, "both": together, "gain": together - without})
     table[["low", "high"]] = np.nanquantile(drawn, (0.025, 0.975), axis=0).T
     known = drawn[np.isfinite(drawn).any(axis=1)]
@@ -110,19 +110,19 @@ def added(
 def _combined(truth: NDArray[np.uint8], one: Array, other: Array, fold: NDArray[np.int64]) -> Array:
     """Outputs (N,) of a logistic regression on two log odds for each fold, fitted on the others."""
     odds = np.stack([_log_odds(one), _log_odds(other)], axis=1)  # (N, 2)
-    said = one.astype(float).copy()
+    probabilities = one.astype(float).copy()
     for number in np.unique(fold):
         here = fold == number
         others = ~here & (truth != UNKNOWN)
         if len(np.unique(truth[others])) == 2:
-            said[here] = LogisticRegression().fit(odds[others], truth[others]).predict_proba(odds[here])[:, 1]
-    return said
+            probabilities[here] = LogisticRegression().fit(odds[others], truth[others]).predict_proba(odds[here])[:, 1]
+    return probabilities
 
 
-def _aurocs(truth: NDArray[np.uint8], said: Array, weights: Array) -> Array:
+def _aurocs(truth: NDArray[np.uint8], probabilities: Array, weights: Array) -> Array:
     """AUROC (R, F) in draws that count the films (R, N) times; NaN without both kinds of films."""
-    columns = zip(truth.T, said.T, strict=True)
-    return np.stack([metrics.weighted_ranking(seen, asked, weights)[0] for seen, asked in columns], axis=1)
+    columns = zip(truth.T, probabilities.T, strict=True)
+    return np.stack([metrics.weighted_ranking(labels, scores, weights)[0] for labels, scores in columns], axis=1)
 
 
 def _log_odds(probabilities: Array) -> Array:

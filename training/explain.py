@@ -118,13 +118,13 @@ def findings_sheet(
     image: NetworkInput, heats: Maps, *, findings: Sequence[str], probabilities: npt.ArrayLike | None = None
 ) -> Figure:
     """The film, and beside it the heat map of each finding under its name and probability (N, if known)."""
-    said = [""] * len(findings) if probabilities is None else [f"  {p:.1%}" for p in np.asarray(probabilities)]
+    percentages = [""] * len(findings) if probabilities is None else [f"  {p:.1%}" for p in np.asarray(probabilities)]
     columns = 4
     rows = math.ceil((len(findings) + 1) / columns)
     figure = Figure(figsize=(3 * columns, 3.25 * rows), layout="constrained")
     names = [
         f"{finding.replace('_', ' ')}{probability}{'' if heat.any() else '  (nothing)'}"
-        for finding, probability, heat in zip(findings, said, heats, strict=True)
+        for finding, probability, heat in zip(findings, percentages, heats, strict=True)
     ]
     panels = [("the film", image), *zip(names, overlay(image, heats), strict=True)]
     axes = figure.subplots(rows, columns).ravel()

@@ -74,10 +74,10 @@ def read_csv(path: Path, *, keep_unknown: bool = False) -> pd.DataFrame:
     by_name = {name.strip().lower(): name for name in table.columns}
     manifest = pd.DataFrame(index=table.index)
     for column in DESCRIPTION:
-        found = next((by_name[name] for name in _NAMES[column] if name in by_name), None)
-        if found is None and column in _NEEDED:
+        heading = next((by_name[name] for name in _NAMES[column] if name in by_name), None)
+        if heading is None and column in _NEEDED:
             raise ManifestError(f"no column for {column}: expected one of {', '.join(_NAMES[column])}")
-        manifest[column] = "" if found is None else table[found].str.strip()
+        manifest[column] = "" if heading is None else table[heading].str.strip()
     manifest["age_years"] = years(manifest["age_years"])
     manifest["sex"] = manifest["sex"].str.upper().str[:1]
     manifest["view_position"] = _plain_view(manifest["view_position"])

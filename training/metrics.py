@@ -251,8 +251,8 @@ def baselines(train: pd.DataFrame, films: pd.DataFrame) -> dict[str, Array]:
 def _description(films: pd.DataFrame) -> Array:
     """View, age and sex as float (N, 6): AP, PA, M, F, age in units of its spread about 50 years, and its square."""
     age = ((films["age_years"].astype(float) - 50) / 17).fillna(0)
-    said = [films["view_position"] == "AP", films["view_position"] == "PA", films["sex"] == "M", films["sex"] == "F"]
-    return np.column_stack([*said, age, age**2]).astype(float)
+    columns = [films["view_position"] == "AP", films["view_position"] == "PA", films["sex"] == "M", films["sex"] == "F"]
+    return np.column_stack([*columns, age, age**2]).astype(float)
 
 
 def _logistic(fitted: Array, labels: npt.NDArray[np.uint8], asked: Array) -> Array:
@@ -265,8 +265,8 @@ def _logistic(fitted: Array, labels: npt.NDArray[np.uint8], asked: Array) -> Arr
 def groups(films: pd.DataFrame) -> Iterator[tuple[str, str, npt.NDArray[np.bool_]]]:
     """Attribute, value and films (N,) of every group with films in it: by view, by sex, by age band, by split."""
     bands = pd.cut(films["age_years"], [*AGE_BANDS.values(), np.inf], right=False, labels=list(AGE_BANDS))
-    said = {"view": films["view_position"], "sex": films["sex"], "age_years": bands, "split": films["split"]}
-    for attribute, values in said.items():
+    attributes = {"view": films["view_position"], "sex": films["sex"], "age_years": bands, "split": films["split"]}
+    for attribute, values in attributes.items():
         for value in sorted(value for value in values.dropna().unique() if value):
             yield attribute, value, (values == value).to_numpy(dtype=bool)
 
@@ -281,8 +281,8 @@ def readjudicated(films: pd.DataFrame, adjudicated: pd.DataFrame) -> pd.DataFram
     """The films that were read again, with their new labels as the only ones (see `nih.read_adjudicated`)."""
     described = films.drop(columns=list(findings_in(films)))
     name = described["image"].str.rsplit("/", n=1).str[-1]
-    again = described.assign(name=name).join(adjudicated.set_index("image"), on="name", how="inner")
-    return again.drop(columns="name")
+    readjudicated_films = described.assign(name=name).join(adjudicated.set_index("image"), on="name", how="inner")
+    return readjudicated_films.drop(columns="name")
 
 
 def report(
@@ -301,17 +301,17 @@ def report(
     (one, or one per finding) are the network's; the baselines decide at .5.
     """
     findings = list(findings_in(films))
-    said = {name: pd.DataFrame(np.asarray(asked), films.index, findings) for name, asked in models.items()}
+    scores_of = {name: pd.DataFrame(np.asarray(asked), films.index, findings) for name, asked in models.items()}
     groups = [("all", films), *slices(films)]
     if adjudicated is not None:
         groups.append(("adjudicated", readjudicated(films, adjudicated)))
     half = pd.Series(0.5, index=findings)
-    cuts = dict.fromkeys(said, half) | {"network": half * 0 + np.asarray(thresholds)}
+    cuts = dict.fromkeys(scores_of, half) | {"network": half * 0 + np.asarray(thresholds)}
     table = pd.concat([
         _figures(group, scores, thresholds=cuts[model], rng=rng, replicates=replicates)
         .assign(slice=name, films=len(group), model=model)
         for name, group in groups if len(group) > 0
-        for model, scores in said.items()
+        for model, scores in scores_of.items()
     ])  # fmt: skip
     return table[["slice", "films", "model", "finding", "metric", "value", "low", "high"]].reset_index(drop=True)
 

@@ -120,17 +120,17 @@ def reliability(labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, findings
 
     Labels 0, 1 or UNKNOWN, which is passed over, and probabilities, both (N, F). The bars are 95 % Wilson intervals.
     """
-    truth, said = np.asarray(labels), np.asarray(probabilities)
-    table = evaluate(truth, said, findings=findings).per_finding
+    truth, scores = np.asarray(labels), np.asarray(probabilities)
+    table = evaluate(truth, scores, findings=findings).per_finding
     columns = min(4, len(findings))
     rows = -(-len(findings) // columns)
     figure = Figure(figsize=(3 * columns, 3 * rows + 0.6), layout="constrained")
     figure.suptitle(f"Reliability on {len(truth):,} films: seen against said")
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axes, finding, column, seen in zip(grid, findings, said.T, truth.T, strict=False):
-        known = seen != UNKNOWN
+    for axes, finding, column, answers in zip(grid, findings, scores.T, truth.T, strict=False):
+        known = answers != UNKNOWN
         if known.any():
-            _reliability_of(axes, seen[known], column[known])
+            _reliability_of(axes, answers[known], column[known])
         row = table.loc[finding]
         axes.set_title(f"{_words(finding)}   ECE {row['ece']:.3f}, n+ {row['positives']:.0f}", fontsize=9)
     for axes in grid[len(findings) :]:

@@ -7,7 +7,7 @@ import pytest
 
 from training.calibration import reference
 from training.checkpoint import load_checkpoint
-from training.crossfit import ask, calibrated_out_of_fold, centred, cross_fit, deal
+from training.crossfit import calibrated_out_of_fold, centred, cross_fit, deal, predict_logits
 from training.imaging.preprocessing import Preprocessing
 from training.manifest import UNKNOWN
 from training.prepared import Prepared
@@ -62,7 +62,7 @@ def test_what_ships_learned_from_all_films_and_is_calibrated_by_the_folds(prepar
     assert shipped.calibration.shift != whole.calibration.shift  # centred
     assert set(shipped.thresholds["Mass"]) == {"sensitivity_90", "flag_10"}
     assert shipped.reference["films"] == 40
-    logits = ask(shipped, prepared, accelerator="cpu")  # drift is judged by this network's own outputs
+    logits = predict_logits(shipped, prepared, accelerator="cpu")  # drift is judged by this network's own outputs
     own = reference(shipped.calibration.probabilities(logits), findings=shipped.findings)
     for finding, quantiles in shipped.reference["probabilities"].items():
         assert quantiles == pytest.approx(own["probabilities"][finding], abs=2e-3)  # half precision in the file
@@ -108,7 +108,7 @@ def test_a_checkpoint_is_asked_about_one_part_of_the_split(prepared: Prepared, f
     split = np.where(np.arange(40) < 7, "test", "train")
     part = replace(prepared, manifest=prepared.manifest.assign(split=split))
     checkpoint = load_checkpoint(folder / "checkpoint.safetensors", findings=None)
-    assert ask(checkpoint, part, split="test", accelerator="cpu").shape == (7, 2)
+    assert predict_logits(checkpoint, part, split="test", accelerator="cpu").shape == (7, 2)
 
 
 def test_what_the_folds_say_is_calibrated_by_the_known_labels() -> None:

@@ -80,6 +80,14 @@ def test_a_probability_that_is_always_right_on_average_has_no_calibration_error(
     assert metrics.evaluate(labels, np.full(labels.shape, 0.75)).macro()["ece"] == pytest.approx(0.5)
 
 
+def test_ece_is_the_gap_of_each_bin_weighted_by_its_films() -> None:
+    rng = np.random.default_rng(2)
+    truth, scores = rng.integers(0, 2, (300, 1)), rng.random((300, 1))
+    bins = np.floor(scores[:, 0] * metrics.ECE_BINS)
+    gaps = [(bins == b).mean() * abs(scores[bins == b].mean() - truth[bins == b].mean()) for b in np.unique(bins)]
+    assert metrics.evaluate(truth, scores, findings=["Mass"]).macro()["ece"] == pytest.approx(sum(gaps))
+
+
 def test_a_finding_without_positives_has_no_auroc_and_the_mean_leaves_it_out(
     labels: NDArray[np.uint8], scores: Array
 ) -> None:

@@ -139,12 +139,12 @@ class LedgerCollector(Collector):
         self._health: Health | None = None
 
     def collect(self) -> Iterable[Metric]:
-        found = self._current()
+        health = self._current()
         up = GaugeMetricFamily("nightread_ledger_up", "1 when the database answered, else 0.")
-        up.add_metric([], found is not None)
+        up.add_metric([], health is not None)
         yield up
-        if found is not None:
-            yield from _gauges(found)
+        if health is not None:
+            yield from _gauges(health)
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: Prometheus' client would else read the database just to register."""

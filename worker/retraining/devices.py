@@ -10,6 +10,6 @@ def accelerator_of(device: str) -> str:
     before CUDA is first used, for Fabric would take the first, on which others may be scoring."""
     kind, _, number = device.partition(":")
     if kind == "cuda" and number:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[int(number)] if seen else number
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(number)] if visible else number
     return kind.replace("cuda", "gpu")

@@ -24,7 +24,7 @@ from db.models import CheckpointState, GateVerdict
 from db.session import read_scope, session_scope
 from training import gate
 from training.checkpoint import Checkpoint, Header, load_checkpoint, read_header
-from training.crossfit import ask
+from training.crossfit import predict_logits
 from training.findings import FINDINGS
 from training.gate import Check, Result, Rules
 from training.manifest import UNKNOWN
@@ -157,7 +157,9 @@ def _probabilities(
 ) -> NDArray[np.float32]:
     """(N, F) of the gold films, as the worker would give them."""
     gold_films = replace(_readable(films, checkpoint), manifest=gold)
-    probabilities = checkpoint.calibration.probabilities(ask(checkpoint, gold_films, accelerator=accelerator))
+    probabilities = checkpoint.calibration.probabilities(
+        predict_logits(checkpoint, gold_films, accelerator=accelerator)
+    )
     if not np.isfinite(probabilities).all():
         raise SaysNothing(f"checkpoint {short(checkpoint.digest)} gives no numbers: its training went astray")
     return probabilities

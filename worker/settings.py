@@ -151,7 +151,7 @@ class DecodeSettings(Group):
     """Bounds on one film's decoding."""
 
     timeout_seconds: float = Field(60.0, gt=0, le=3600)
-    """A film that takes longer is given up and its decoder process ended."""
+    """A film that takes longer is abandoned and its decoder process is ended."""
     memory_mb: int = Field(4096, ge=512)
     """Address space of one decoder process."""
 
@@ -160,17 +160,17 @@ class RetrainSettings(Group):
     """Films, method and schedule of a retraining."""
 
     schedule: Schedule = "0 22 * * 6"
-    """When beat asks for a retraining, in crontab's five fields; empty: never."""
+    """When beat starts a retraining, in crontab's five fields; empty: never."""
     base: Annotated[Path | None, Empty] = None
     """A folder made by `nightread train prepare`, mixed into what radiologists confirmed; unset: none."""
     base_ratio: float = Field(1.0, ge=0)
-    """Base films to learn from per confirmed film, as far as the base holds them."""
+    """Base films to learn from per confirmed film, if the base has enough."""
     unconfirmed_is_absent: bool = False
     """A finding that nobody named in a study that was read counts as absent."""
     min_new_films: int = Field(50, ge=1)
-    """Films confirmed since the champion was trained, below which a retraining ends at once."""
+    """Fewer films confirmed since the champion was trained end a retraining at once."""
     min_positives: int = Field(10, ge=1)
-    """Films with a finding that training needs to hold, for every finding the champion scores."""
+    """Films with a finding that training needs, for every finding that the champion scores."""
     max_unread: float = Field(0.1, ge=0, le=1)
     """Share of the confirmed films that may be gone or unreadable, above which a retraining ends."""
     recent_days: float = Field(90.0, gt=0, le=36500)
@@ -182,28 +182,28 @@ class RetrainSettings(Group):
     batch_size: int = Field(32, ge=2)
     """Films per training step."""
     seed: int = 2026
-    """Of everything that a retraining draws."""
+    """Seed of all random draws of a retraining."""
     threads: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2), ge=1)
-    """Processor threads of a retraining; it runs at the lowest priority beside the scoring."""
+    """Processor threads of a retraining; it runs next to the scoring, at the lowest priority."""
     promotes: bool = False
-    """A challenger that passed the gate becomes the champion without anybody's word."""
+    """A challenger that passed the gate becomes the champion without a person's decision."""
 
 
 class GateSettings(Group):
     """Bounds that a challenger must keep against the champion."""
 
     macro_auroc: float = Field(-0.005, ge=-1, le=1)
-    """Least lower bound (95 %, over patients) of the macro AUROC's difference to the champion's."""
+    """Smallest allowed lower end (95 %, over patients) of the macro AUROC's difference to the champion's."""
     finding_auroc: float = Field(-0.02, ge=-1, le=1)
-    """Least difference of the AUROC of each finding of category A or B."""
+    """Smallest allowed difference of the AUROC of each finding of category A or B."""
     sensitivity: float = Field(-0.02, ge=-1, le=1)
-    """Least difference of the sensitivity for pneumothorax when 10 % of films are flagged."""
+    """Smallest allowed difference of the sensitivity for pneumothorax when 10 % of films are flagged."""
     ece: float = Field(0.01, ge=0, le=1)
-    """Most that the calibration error (macro ECE) may grow."""
+    """Largest allowed growth of the calibration error (macro ECE)."""
     gap: float = Field(0.03, ge=0, le=1)
-    """Most that the gap in false negatives between sexes, age bands or views may grow."""
+    """Largest allowed growth of the gap in false negatives between sexes, age bands or views."""
     time_minutes: float = Field(0.0, ge=0)
-    """Most that the simulated time to report of pneumothorax may grow."""
+    """Largest allowed growth of the simulated time to report of pneumothorax."""
     min_positives: int = Field(10, ge=1)
     """Films with a finding below which a check on it is undecided, which does not pass."""
     replicates: int = Field(1000, ge=100)
@@ -214,17 +214,17 @@ class DriftSettings(Group):
     """When the day's films count as drifted."""
 
     schedule: Schedule = "0 6 * * *"
-    """When beat asks for the day's drift, in crontab's five fields; empty: never."""
+    """When beat judges the day's drift, in crontab's five fields; empty: never."""
     min_films: int = Field(200, ge=50)
-    """Films of a day below which drift is not judged."""
+    """A day with fewer films is not judged for drift."""
     reference_days: int = Field(28, ge=1, le=3650)
     """Days before a day against which its shares and rates are judged."""
     psi_warn: float = Field(0.1, gt=0)
-    """Population stability index, less what chance alone gives, from which drift warns."""
+    """Population stability index, minus what chance alone gives, from which drift warns."""
     psi_act: float = Field(0.25, gt=0, validate_default=True)
     """The same, from which somebody must act."""
     ks_warn: float = Field(0.1, gt=0)
-    """Kolmogorov and Smirnov's distance, less what chance alone gives, from which drift warns."""
+    """Kolmogorov and Smirnov's distance, minus what chance alone gives, from which drift warns."""
     ks_act: float = Field(0.2, gt=0, validate_default=True)
     """The same, from which somebody must act."""
     rate_warn: float = Field(0.05, gt=0)
@@ -232,7 +232,7 @@ class DriftSettings(Group):
     rate_act: float = Field(0.15, gt=0, validate_default=True)
     """The same, from which somebody must act."""
     retrains: bool = False
-    """Drift from which somebody must act asks for a retraining too; it never promotes."""
+    """Drift on which somebody must act also starts a retraining; it never promotes."""
 
     @field_validator("psi_act", "ks_act", "rate_act")
     @classmethod
@@ -259,13 +259,13 @@ class ReceiveSettings(Group):
     networks: Annotated[tuple[Network, ...], NoDecode, Commas] = ()
     """Networks that may connect, such as 10.1.0.0/16, comma-separated; empty: any."""
     sop_classes: Annotated[tuple[str, ...], NoDecode, Commas] = ()
-    """UIDs of storage classes to accept beside those of CR and DX, comma-separated."""
+    """UIDs of storage classes to accept besides those of CR and DX, comma-separated."""
     associations_per_ae: int = Field(8, ge=1)
     """Associations of one AE title at a time, at most."""
     connections_per_address: int = Field(128, ge=1)
     """Connections from one address at a time, at most, with or without an association."""
     association_seconds: float = Field(5.0, gt=0, le=300)
-    """A peer that connects and asks for no association for this long is dropped."""
+    """A peer that connects and requests no association for this long is dropped."""
     idle_seconds: float = Field(60.0, gt=0, le=3600)
     """An association on which nothing comes for this long is ended."""
     pdu_kb: int = Field(256, ge=16, le=4096)
@@ -284,7 +284,7 @@ class LogSettings(Group):
     """Logs on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """How much the service says."""
+    """How much the service logs."""
     format: Literal["console", "json"] = "console"
     """console for people, json for machines; one line per event, on standard error."""
 
@@ -349,14 +349,14 @@ class Settings(BaseSettings):
     batch_size: int = Field(16, ge=1, le=4096)
     """Films per prediction."""
     decoders: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=256)
-    """Processes that read and decode films beside the network."""
+    """Processes that decode films for the network."""
 
     modalities: Annotated[tuple[Modality, ...], NoDecode, Commas] = Field(("CR", "DX", "DR"), min_length=1)
     """Modalities (0008,0060) that can be chest films here, comma-separated."""
     allow_secondary_capture: bool = False
     """Score secondary captures that say they are frontal chest films (converted data sets)."""
     roots: Annotated[tuple[Folder, ...], NoDecode, Commas] = ()
-    """Folders that received files must lie in, comma-separated; empty: anywhere."""
+    """Folders that received files must be in, comma-separated; empty: anywhere."""
     peers: Annotated[tuple[PeerText, ...], NoDecode, Commas] = ()
     """DICOM nodes that are called, as TITLE@host:port, comma-separated."""
 
@@ -371,7 +371,7 @@ class Settings(BaseSettings):
     """A batch that is not full waits this long for the next film."""
 
     lease_minutes: float = Field(1.0, gt=0, le=1440)
-    """A worker that says nothing for this long loses its studies to the others."""
+    """A worker that does not renew its leases for this long loses its studies to the others."""
     max_attempts: int = Field(3, ge=1)
     """A study whose worker died this often is quarantined."""
     unavailable_hours: float = Field(24.0, ge=0, le=87600)
@@ -379,11 +379,11 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(30.0, gt=0, le=3600)
     """How often expired leases are released and messages sent again."""
     renotify_minutes: float = Field(1.0, gt=0, le=1440)
-    """A study that still waits this long after its message is notified again."""
+    """A study that still waits this long after its message gets another one."""
     run_idle_minutes: float = Field(15.0, ge=0, le=10080)
     """A night's run ends when nothing waits and nothing came for this long."""
     recycle_hours: float = Field(0.0, ge=0, le=87600)
-    """A worker that has run this long ends like after SIGTERM, for its supervisor to start a fresh one; 0: never."""
+    """A worker that has run this long ends as after SIGTERM, for its supervisor to start a fresh one; 0: never."""
 
     blind_share: float = Field(0.0, ge=0, lt=1)
     """Share of studies listed as if no model had scored them, to measure what ranking changes."""

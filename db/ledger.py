@@ -8,12 +8,14 @@ nothing.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Select, case, func, or_, select, update
+from sqlalchemy import Select, and_, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from db.arrivals import OTHER_PATIENT
 from db.base import database_now
-from db.bulk import update_many
+from db.bulk import in_parts, update_many
 from db.models import Instance, SettledState, Study
 
 # An attempt that did not count. A study that was reopened while it was claimed has none left to take back.
@@ -39,6 +41,7 @@ class ClaimedStudy:
     attempts: int
     suspect: bool
     films: tuple[ClaimedFilm, ...]
+    other_patients: int = 0  # instances of another patient, which came under its UID
     broken_films: int = 0  # films that an earlier run quarantined: the study is only partly scored
     unavailable_hours: float = 0.0  # since its files first could not be reached, without success since
 
@@ -61,7 +64,13 @@ def studies_to_notify(session: Session, *, renotify_minutes: float, limit: int) 
     now = database_now(session)
     ids = session.scalars(
         pressing(now)
-        .where(or_(Study.notified_at.is_(None), Study.notified_at < now - timedelta(minutes=renotify_minutes)))
+        .where(
+            or_(
+                Study.notified_at.is_(None),
+                Study.notified_at < now - timedelta(minutes=renotify_minutes),
+                Study.notified_at > now,  # the clock has stepped back since
+            )
+        )
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
@@ -71,15 +80,19 @@ def studies_to_notify(session: Session, *, renotify_minutes: float, limit: int) 
 
 def mark_notified(session: Session, ids: Iterable[int], now: datetime | None) -> None:
     """Note when a message was sent for these studies (None: none was)."""
-    session.execute(update(Study).where(Study.id.in_(list(ids))).values(notified_at=now))
+    for part in in_parts(list(ids)):
+        session.execute(update(Study).where(Study.id.in_(part)).values(notified_at=now))
 
 
 def pressing(now: datetime) -> Select[int]:
-    """Ids of waiting studies that may be tried now, most pressing first: the order in which they are claimed."""
+    """Ids of waiting studies that may be tried now, most pressing first: the order in which they are claimed.
+
+    A pause longer than any can be is none: the clock has stepped back since.
+    """
+    longest = now + timedelta(seconds=LONGEST_PAUSE_SECONDS)
+    due = or_(Study.not_before.is_(None), Study.not_before <= now, Study.not_before > longest)
     return (
-        select(Study.id)
-        .where(Study.state == "waiting", or_(Study.not_before.is_(None), Study.not_before <= now))
-        .order_by(Study.stat.desc(), Study.received_at, Study.id)
+        select(Study.id).where(Study.state == "waiting", due).order_by(Study.stat.desc(), Study.received_at, Study.id)
     )
 
 
@@ -137,14 +150,19 @@ def any_held(session: Session) -> bool:
 
 def _claimed(session: Session, ids: Sequence[int], now: datetime) -> list[ClaimedStudy]:
     films: dict[int, list[ClaimedFilm]] = {study_id: [] for study_id in ids}
-    broken = dict.fromkeys(ids, 0)
+    broken, other_patients = dict.fromkeys(ids, 0), dict.fromkeys(ids, 0)
     rows = session.execute(
         select(Instance.study_id, Instance.id, Instance.sop_instance_uid, Instance.path, Instance.view, Instance.state)
-        .where(Instance.study_id.in_(ids), Instance.view.is_not(None), Instance.state != "skipped")
+        .where(
+            Instance.study_id.in_(ids),
+            or_(and_(Instance.view.is_not(None), Instance.state != "skipped"), Instance.reason == OTHER_PATIENT),
+        )
         .order_by(Instance.id)
     )
     for study_id, instance_id, uid, path, view, state in rows:
-        if state == "quarantined":
+        if state == "skipped":
+            other_patients[study_id] += 1
+        elif state == "quarantined":
             broken[study_id] += 1
         else:
             films[study_id].append(ClaimedFilm(instance_id, uid, path, view or ""))
@@ -165,6 +183,7 @@ def _claimed(session: Session, ids: Sequence[int], now: datetime) -> list[Claime
             attempts=found[i].attempts,
             suspect=found[i].suspect,
             films=tuple(films[i]),
+            other_patients=other_patients[i],
             broken_films=broken[i],
             unavailable_hours=(now - (found[i].unavailable_since or now)).total_seconds() / 3600,
         )
@@ -194,26 +213,27 @@ def settle(session: Session, outcomes: Sequence[Outcome], *, worker: str, run_id
     settled = [outcome for outcome in outcomes if outcome.study.study_id in unchanged]
     if not settled:
         return []
-    rows = [
-        {
-            "id": outcome.study.study_id,
-            "state": outcome.state if unchanged[outcome.study.study_id] else "waiting",
-            "reason": outcome.reason,
-            "detail": outcome.detail,
-        }
-        for outcome in settled
-    ]
+    rows = [_settled(outcome, now) if unchanged[outcome.study.study_id] else _again(outcome) for outcome in settled]
     same = {
         "suspect": False,
         "claimed_by": None,
         "lease_expires_at": None,
         "not_before": None,
         "unavailable_since": None,
-        "settled_at": now,
         "run_id": run_id,
     }
     update_many(session, Study, rows, key="id", same=same)
     return settled
+
+
+def _settled(outcome: Outcome, now: datetime) -> dict[str, Any]:
+    why = {"reason": outcome.reason, "detail": outcome.detail}
+    return {"id": outcome.study.study_id, "state": outcome.state, "settled_at": now, **why}
+
+
+def _again(outcome: Outcome) -> dict[str, Any]:
+    """A study that got something new meanwhile waits as if it had not been settled."""
+    return {"id": outcome.study.study_id, "state": "waiting", "settled_at": None, "reason": None, "detail": None}
 
 
 def release(session: Session, studies: Sequence[ClaimedStudy], *, worker: str) -> int:
@@ -266,6 +286,19 @@ def renew(session: Session, studies: Sequence[ClaimedStudy], *, worker: str, lea
     session.execute(update(Study).where(Study.id.in_(mine)).values(lease_expires_at=until))
 
 
+def shorten_leases(session: Session, *, lease_minutes: float) -> None:
+    """Begin anew the leases that end later than any can: the database's clock has stepped back since they were given.
+
+    A worker that lives renews its own; a dead worker's would be waited for as long as the step was.
+    """
+    now = database_now(session)
+    impossible = Study.lease_expires_at > now + timedelta(minutes=2 * lease_minutes)
+    beyond = select(Study.id).where(Study.state == "claimed", impossible).with_for_update(skip_locked=True)
+    for part in in_parts(session.scalars(beyond).all()):
+        until = now + timedelta(minutes=lease_minutes)
+        session.execute(update(Study).where(Study.id.in_(part)).values(lease_expires_at=until))
+
+
 def release_expired(session: Session, *, max_attempts: int) -> tuple[int, int]:
     """End the leases that ran out: their worker died or hangs. Returns (waiting again, quarantined).
 
@@ -284,8 +317,10 @@ def release_expired(session: Session, *, max_attempts: int) -> tuple[int, int]:
         "detail": f"its worker died {max_attempts} times while it held this study",
         "settled_at": now,
     }
-    session.execute(update(Study).where(Study.id.in_(lost)).values(**given_up, **let_go))
-    session.execute(update(Study).where(Study.id.in_(again)).values(state="waiting", suspect=True, **let_go))
+    for part in in_parts(lost):
+        session.execute(update(Study).where(Study.id.in_(part)).values(**given_up, **let_go))
+    for part in in_parts(again):
+        session.execute(update(Study).where(Study.id.in_(part)).values(state="waiting", suspect=True, **let_go))
     return len(again), len(lost)
 
 
@@ -302,11 +337,9 @@ def requeue(session: Session, *, study_instance_uid: str | None = None, reason: 
     if reason is not None:
         chosen = chosen.where(Study.reason == reason)
     ids = list(session.scalars(chosen.with_for_update(skip_locked=True)))
-    session.execute(
-        update(Study)
-        .where(Study.id.in_(ids))
-        .values(state="waiting", reason=None, detail=None, attempts=0, suspect=False, not_before=None, notified_at=None)
-    )
-    films = update(Instance).where(Instance.study_id.in_(ids), Instance.state == "quarantined")
-    session.execute(films.values(state="waiting", reason=None, evidence=None))
+    waits = {"state": "waiting", "reason": None, "detail": None, "not_before": None, "notified_at": None}
+    for part in in_parts(ids):
+        session.execute(update(Study).where(Study.id.in_(part)).values(attempts=0, suspect=False, **waits))
+        films = update(Instance).where(Instance.study_id.in_(part), Instance.state == "quarantined")
+        session.execute(films.values(state="waiting", reason=None, evidence=None))
     return ids

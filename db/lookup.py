@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from db.bulk import in_parts
@@ -44,6 +44,36 @@ def study_named(session: Session, name: str) -> Study | None:
         return study
     ordered = session.scalars(select(Study).where(Study.accession_number == name).limit(2)).all()
     return ordered[0] if len(ordered) == 1 else None
+
+
+def instance_named(session: Session, sop_instance_uid: str) -> tuple[Instance, Study] | None:
+    """The instance with this SOP Instance UID, and its study."""
+    named = select(Instance, Study).join(Study).where(Instance.sop_instance_uid == sop_instance_uid)
+    row = session.execute(named).one_or_none()
+    return None if row is None else (row[0], row[1])
+
+
+def rejection_of(session: Session, path_digest: str) -> dict[str, str | None] | None:
+    """Reason and detail of a file that was rejected; None where it was not."""
+    named = select(RejectedFile.reason, RejectedFile.detail).where(RejectedFile.path_digest == path_digest)
+    row = session.execute(named).one_or_none()
+    return None if row is None else {"reason": row.reason, "detail": row.detail}
+
+
+def skipped_paths(session: Session, reasons: Sequence[str], *, after: int, limit: int) -> list[tuple[int, str]]:
+    """The next skipped instances with one of these reasons, as (instance id, path), by id."""
+    skipped = select(Instance.id, Instance.path).where(
+        Instance.state == "skipped", Instance.reason.in_(reasons), Instance.id > after
+    )
+    return [(row.id, row.path) for row in session.execute(skipped.order_by(Instance.id).limit(limit))]
+
+
+def decided_otherwise(session: Session, reasons: Sequence[str], *, rules: str) -> int:
+    """How many instances were skipped with one of these reasons under other rules than `rules` (their digest)."""
+    other = select(func.count(Instance.id)).where(
+        Instance.state == "skipped", Instance.reason.in_(reasons), Instance.decided_under.is_distinct_from(rules)
+    )
+    return session.scalar(other) or 0
 
 
 def instances_of(session: Session, study: Study) -> Sequence[Instance]:

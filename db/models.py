@@ -115,18 +115,42 @@ class Instance(Base):
     flags: Mapped[str | None] = mapped_column(Text)
     in_scope: Mapped[bool] = mapped_column(default=True)
     pixel_digest: Mapped[str | None] = mapped_column(String(64))
+    file_stamp: Mapped[str | None] = mapped_column(String(64))
+    file_digest: Mapped[str | None] = mapped_column(String(64))
+    decided_under: Mapped[str | None] = mapped_column(String(16))
     received_at: Mapped[datetime]
+
+
+class InstanceVersion(Base):
+    """What an instance was before another file took its place, or before it was decided again. Append only."""
+
+    __tablename__ = "instance_version"
+    __table_args__ = (Index("ix_instance_version_instance_id", "instance_id"),)
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    instance_id: Mapped[int] = mapped_column(BigKey, ForeignKey("instance.id", ondelete="CASCADE"))
+    path: Mapped[str] = mapped_column(Text)
+    view: Mapped[str | None] = mapped_column(String(8))
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(String(64))
+    evidence: Mapped[str | None] = mapped_column(Text)
+    flags: Mapped[str | None] = mapped_column(Text)
+    pixel_digest: Mapped[str | None] = mapped_column(String(64))
+    file_digest: Mapped[str | None] = mapped_column(String(64))
+    cause: Mapped[str] = mapped_column(String(16))
+    replaced_at: Mapped[datetime]
 
 
 class RejectedFile(Base):
     """A file that could not become an instance, and why: not DICOM, no usable UID, a UID taken by other pixels."""
 
     __tablename__ = "rejected_file"
+    __table_args__ = (Index("ix_rejected_file_sop_instance_uid", "sop_instance_uid"),)
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     path_digest: Mapped[str] = mapped_column(String(64), unique=True)
     path: Mapped[str] = mapped_column(Text)
     reason: Mapped[str] = mapped_column(String(64))
     detail: Mapped[str | None] = mapped_column(Text)
+    sop_instance_uid: Mapped[str | None] = mapped_column(String(64))  # of another copy of a film that is held
     received_at: Mapped[datetime]
 
 

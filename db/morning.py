@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from db import runs
 from db.base import DocumentedError
+from db.bulk import in_parts
 from db.models import FINDING_COLUMNS, FilmScore, Instance, Run, RunRank, Study, StudyPriority
 
 _PLACE = ("study_id", "priority_rank", "category", "urgency", "overdue")
@@ -132,13 +133,14 @@ def films_of(session: Session, study_ids: Sequence[int]) -> dict[int, list[Film]
         Instance.state == "scored",
     )
     names = [name for name in Film.__dataclass_fields__ if name not in ("instance_id", "probabilities")]
-    rows = session.execute(
+    instances = (
         select(Instance.id, *(getattr(Instance, name) for name in names), *_PROBABILITIES)
         .join(StudyPriority, StudyPriority.study_id == Instance.study_id)
         .outerjoin(FilmScore, ranks_it)
-        .where(Instance.study_id.in_(study_ids))
         .order_by(Instance.id)
     )
+    parts = in_parts(study_ids)
+    rows = (row for part in parts for row in session.execute(instances.where(Instance.study_id.in_(part))))
     films: dict[int, list[Film]] = {study_id: [] for study_id in study_ids}
     for instance_id, *rest in rows:
         values, scores = rest[: len(names)], rest[len(names) :]

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from db.arrivals import OTHER_PATIENT, TWO_PATIENTS
 from db.base import database_now
-from db.bulk import update_many, upsert_many
+from db.bulk import in_parts, update_many, upsert_many
 from db.models import FINDING_COLUMNS, FilmScore, Instance, SettledState, StudyPriority
 
 
@@ -20,6 +22,7 @@ class FilmResult:
     reason: str | None = None
     evidence: str | None = None
     pixel_digest: str | None = None
+    file_digest: str | None = None
     probabilities: tuple[float, ...] = field(default=())
 
 
@@ -69,14 +72,20 @@ def _state(film: FilmResult) -> dict[str, Any]:
         "state": film.state,
         "reason": film.reason,
         "pixel_digest": film.pixel_digest,
+        "file_digest": film.file_digest,
     }
 
 
 def record_priorities(session: Session, priorities: Sequence[PriorityResult], *, policy_id: int) -> None:
-    """Write where studies stand. Arrival, STAT and reading stay as intake and people set them."""
+    """Write where studies stand. Arrival, STAT and reading stay as intake and people set them, and so does the flag of
+    a study under whose UID two patients came."""
     rows = [
         vars(priority) | {"category_a": priority.category == "A"}
         for priority in sorted(priorities, key=lambda priority: priority.study_id)  # one order for all: no deadlock
     ]
     same = {"policy_id": policy_id, "ranked_at": database_now(session)}
     update_many(session, StudyPriority, rows, key="study_id", same=same)
+    for part in in_parts([row["study_id"] for row in rows]):
+        apart = select(Instance.id).where(Instance.study_id == StudyPriority.study_id, Instance.reason == OTHER_PATIENT)
+        flagged = update(StudyPriority).where(StudyPriority.study_id.in_(part), apart.exists())
+        session.execute(flagged.values(flag=TWO_PATIENTS))

@@ -17,6 +17,7 @@ from db.session import make_engine, read_scope
 from training.checkpoint import CheckpointError
 from worker.context import Context, file_digest
 from worker.errors import Unavailable
+from worker.intake.redecide import outdated
 
 LEAST_FREE_MB = 500
 MOST_SKEW_SECONDS = 5.0
@@ -41,6 +42,7 @@ def examine(context: Context) -> Iterator[CheckResult]:
     if database.ok:
         yield _checked("clock", lambda: _clock(engine))
         yield _checked("checkpoint", lambda: _checkpoint(context))
+        yield _checked("skipped", lambda: _skipped(context))
     yield _checked("device", lambda: _device(context.settings.device))
     yield _checked("broker", lambda: _broker(context))
     yield _checked("disk", lambda: _disk(engine))
@@ -96,6 +98,14 @@ def _checkpoint(context: Context) -> str:
     if file_digest(live.path) != live.digest:
         raise CheckFailed("the champion's file has changed since it was registered: restore it, or promote another")
     return f"{live.header.network}, digest {live.short}, policy version {live.policy.version}"
+
+
+def _skipped(context: Context) -> str:
+    """Not a failure: a site may leave what it skipped before as it is."""
+    count = outdated(context)
+    if not count:
+        return "all decided by these settings"
+    return f"{count} instances were skipped under other settings: `nightread redecide` decides them again"
 
 
 def _device(name: str) -> str:

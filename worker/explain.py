@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from pydicom import Dataset
 from sqlalchemy import RowMapping
 from sqlalchemy.orm import Session
 
@@ -16,7 +17,9 @@ from training.checkpoint import cuts_of
 from training.imaging.dicom import PixelHeader, UnusablePixels, open_dataset, read_header
 from worker.context import Context
 from worker.intake.header import INTAKE_TAGS
-from worker.intake.views import Skipped, ViewRules, evidence_lines, frontal
+from worker.intake.receive import path_digest
+from worker.intake.view_evidence import text_of
+from worker.intake.views import Skipped, View, ViewRules, evidence_lines, frontal
 from worker.ranking import policy, priority
 from worker.ranking.priority import BLIND
 from worker.reasons import sentence
@@ -35,23 +38,87 @@ class Explained:
     heading: str
     facts: list[tuple[str, str]]
     tables: list[TableOf]
+    structured: dict[str, Any] = field(default_factory=dict)  # the same for programs, of a file
 
 
 def explain_file(context: Context, path: Path) -> Explained:
-    """The view filter's decision about one file, and every attribute that it consulted."""
+    """The view filter's opinion of one file, by today's settings, and what the ledger made of it: two things, for a
+    film that the filter keeps may be in quarantine, and one that it skips may have been scored under other settings."""
+    facts = [("path", os.path.realpath(path))]
     try:
         header = read_header(path, limits=context.pixel_limits, specific_tags=list(INTAKE_TAGS))
     except UnusablePixels as error:
-        return Explained("Refused", [("reason", error.reason), ("because", str(error))], [])
-    found = frontal(header, rules=ViewRules.of(context.settings))
+        facts += [("filter", "refused before the filter"), ("reason", error.reason), ("because", str(error))]
+        held = _held(context, path, None)
+        return Explained("A file", [*facts, *_ledger_facts(held)], [], _structured(facts, held))
+    uid = text_of(header, "SOPInstanceUID")
+    facts += [("SOP Instance UID", uid or "-"), ("Study Instance UID", text_of(header, "StudyInstanceUID") or "-")]
+    rules = ViewRules.of(context.settings)
+    found = frontal(header, rules=rules)
     if isinstance(found, Skipped):
-        facts = [("decision", "not scored"), ("reason", found.reason), ("evidence", found.evidence)]
+        facts += [("filter", "would skip it"), ("reason", found.reason), ("evidence", found.evidence)]
+        facts += [("setting", setting) for setting in allowing_settings(header, rules)]
     else:
-        facts = [("decision", "scored"), ("view", found.view), ("evidence", found.evidence)]
+        facts += [("filter", "would keep it"), ("view", found.view), ("evidence", found.evidence)]
         facts += [("flag", flag) for flag in found.flags]
         facts += _pixel_objection(path, context)
-    lines = [(line,) for line in evidence_lines(header, rules=ViewRules.of(context.settings))]
-    return Explained("The view filter", facts, [("What it consulted", ("attribute",), lines)])
+    held = _held(context, path, uid)
+    lines = [(line,) for line in evidence_lines(header, rules=rules)]
+    tables: list[TableOf] = [("What the filter consulted", ("attribute",), lines)]
+    return Explained("A file", [*facts, *_ledger_facts(held)], tables, _structured(facts, held))
+
+
+def allowing_settings(header: Dataset, rules: ViewRules) -> list[str]:
+    """The settings under which the filter would keep an object that it skips; none where no setting would."""
+    modality = text_of(header, "Modality").upper()
+    wider = {"modalities": (*rules.modalities, modality)} if modality not in ("", *rules.modalities) else {}
+    capture = {} if rules.allow_secondary_capture else {"allow_secondary_capture": True}
+    for change in (wider, capture, wider | capture):
+        if change and isinstance(frontal(header, rules=replace(rules, **change)), View):
+            names = {
+                "modalities": f"NIGHTREAD_MODALITIES={','.join((*rules.modalities, modality))}",
+                "allow_secondary_capture": "NIGHTREAD_ALLOW_SECONDARY_CAPTURE=true",
+            }
+            return [f"{names[name]} would keep it" for name in change]
+    return []
+
+
+def _held(context: Context, path: Path, uid: str | None) -> dict[str, Any]:
+    """What the database holds of a file: the instance with its SOP Instance UID, or why the file was rejected."""
+    with read_scope(context.engine) as session:
+        rejected = lookup.rejection_of(session, path_digest(path))
+        found = lookup.instance_named(session, uid) if uid else None
+        if found is None:
+            return {"state": "rejected", **rejected} if rejected else {"state": "unknown"}
+        instance, study = found
+        held = {
+            "state": instance.state,
+            "reason": instance.reason,
+            "evidence": instance.evidence,
+            "path": instance.path,
+            "study_instance_uid": study.study_instance_uid,
+            "study_state": study.state,
+        }
+        return held | ({"rejected": rejected} if rejected else {})
+
+
+def _ledger_facts(held: dict[str, Any]) -> list[tuple[str, str]]:
+    if held["state"] == "unknown":
+        return [("ledger", "not registered: neither received nor rejected")]
+    facts = [("ledger", held["state"])]
+    if held["reason"]:
+        facts.append(("ledger's reason", f"{held['reason']}: {sentence(held['reason'])}"))
+    if "study_state" in held:
+        facts += [("its study", held["study_state"]), ("ledger's path", held["path"])]
+    if rejected := held.get("rejected"):
+        facts.append(("this file", f"rejected, {rejected['reason']}: {rejected['detail']}"))
+    return facts
+
+
+def _structured(facts: list[tuple[str, str]], held: dict[str, Any]) -> dict[str, Any]:
+    named: dict[str, Any] = {name.replace(" ", "_").lower(): value for name, value in facts if name != "flag"}
+    named["flags"] = [value for name, value in facts if name == "flag"]
+    return {"file": named, "ledger": held}
 
 
 def _pixel_objection(path: Path, context: Context) -> list[tuple[str, str]]:

@@ -38,6 +38,7 @@ FILE_SENTENCES: Final = {
     "folder_link": "A link to a folder is not followed; name the folder itself.",
     "header_not_storable": "A value of its header does not fit the database.",
     "header_raised": "Reading the file’s header failed with an unexpected error.",
+    "other_patient": "The file came under another patient’s Study Instance UID; it is kept apart and not scored.",
     "outside_roots": "The file lies outside the folders that this site receives from.",
     "sop_uid_illegal": "The file’s SOP Instance UID is not one that the Standard allows.",
     "sop_uid_missing": "The file has no SOP Instance UID.",
@@ -61,6 +62,7 @@ WORK_SENTENCES: Final = {
 FLAG_SENTENCES: Final = {
     "blind": "It belongs to the blind share: the model has scored it, and it is listed as if it had not.",
     "not_scored": "No film of it was scored: it stands as if its heaviest finding of category B were certain.",
+    "two_patients": "Films of another patient came under its Study Instance UID; they are not scored: look at both.",
     "partly_scored": "Some film of it could not be read: it stands at least where an unscored study does.",
 }
 """Why a study stands higher than what was seen in it: every flag of the worklist."""

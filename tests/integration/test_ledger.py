@@ -4,10 +4,11 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import Engine, func, select, text, update
+from sqlalchemy import Engine, func, insert, select, text, update
 
 from db import arrivals, ledger, policies, registry, results, runs
 from db.arrivals import Arrival, Placement, Registered
+from db.base import database_now
 from db.ledger import Outcome
 from db.models import FINDING_COLUMNS, FilmScore, Instance, Run, RunRank, Study, StudyPriority
 from db.results import FilmResult, PriorityResult
@@ -121,6 +122,46 @@ def test_a_film_that_comes_while_its_study_is_claimed_makes_it_wait_again(engine
     assert state_of(engine, 1) == "claimed"
     settle(engine, Outcome(held, "scored"))
     assert state_of(engine, 1) == "waiting"
+
+
+def test_a_study_that_got_a_film_while_it_was_claimed_waits_as_if_it_had_not_been_settled(engine):
+    receive(engine, arrival(1))
+    [held] = claim(engine)
+    receive(engine, arrival(1, instance=2))
+    settle(engine, Outcome(held, "quarantined", "truncated", "cut off"))
+    with read_scope(engine) as session:
+        columns = Study.state, Study.reason, Study.detail, Study.settled_at
+        assert session.execute(select(*columns)).one() == ("waiting", None, None, None)
+
+
+def test_a_lease_from_before_the_clock_stepped_back_is_not_waited_for(engine):
+    receive(engine, arrival(1))
+    claim(engine)
+    with session_scope(engine) as session:
+        ahead = datetime.now(UTC) + timedelta(hours=1)
+        session.execute(update(Study).values(lease_expires_at=ahead))
+        ledger.shorten_leases(session, lease_minutes=1)
+    with read_scope(engine) as session:
+        until = session.scalars(select(Study.lease_expires_at)).one()
+    assert until < datetime.now(UTC) + timedelta(minutes=2)
+
+
+def test_a_pause_and_a_message_from_before_the_clock_stepped_back_are_not_waited_for(engine):
+    receive(engine, arrival(1))
+    with session_scope(engine) as session:
+        ahead = datetime.now(UTC) + timedelta(hours=1)
+        session.execute(update(Study).values(not_before=ahead, notified_at=ahead))
+        assert len(ledger.studies_to_notify(session, renotify_minutes=1, limit=10)) == 1
+    assert len(claim(engine)) == 1
+
+
+def test_seventy_thousand_studies_are_requeued(engine):
+    with session_scope(engine) as session:
+        now, same = database_now(session), {"stat": False, "revision": 1, "attempts": 0, "suspect": False}
+        rows = [{"study_instance_uid": f"2.25.{n}", "state": "quarantined", "received_at": now} for n in range(70_000)]
+        session.execute(insert(Study), [row | same for row in rows])
+    with session_scope(engine) as session:
+        assert len(ledger.requeue(session)) == 70_000
 
 
 def test_a_uid_taken_by_another_file_is_told_with_the_path_that_holds_it(engine):

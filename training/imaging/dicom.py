@@ -244,12 +244,16 @@ def open_dataset(path: Path, *, limits: PixelLimits = DEFAULT_LIMITS, follow_lin
     Raises an UnusablePixels (EmptyFile, NotDicom, DirectoryFile, TooLarge, Truncated, UnreadableDicom, FileReplaced),
     or OSError when the file cannot be reached.
     """
+    return dataset_in(read_content(path, limits=limits, follow_links=follow_links), limits=limits)
+
+
+def read_content(path: Path, *, limits: PixelLimits = DEFAULT_LIMITS, follow_links: bool = True) -> bytes:
+    """The bytes of a file that begins like DICOM. Raises EmptyFile, NotDicom, TooLarge, FileReplaced, or OSError."""
     with open_regular(path, follow_links=follow_links) as file:
         _require_dicom_file(file)
         if os.fstat(file.fileno()).st_size > limits.max_bytes:
             raise TooLarge(f"The file is larger than {limits.max_bytes // 2**20} MB.")
-        content = file.read(limits.max_bytes + 1)  # it may still be growing
-    return dataset_in(content, limits=limits)
+        return file.read(limits.max_bytes + 1)  # it may still be growing
 
 
 def dataset_in(content: bytes, *, limits: PixelLimits = DEFAULT_LIMITS) -> Dataset:

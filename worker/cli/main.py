@@ -16,7 +16,7 @@ from db.totals import read_totals
 from training.checkpoint import CheckpointError
 from training.cli import app as training
 from worker import logs
-from worker.cli import drift, read, receive, rescore, retrain, simulate
+from worker.cli import drift, read, receive, redecide, rescore, retrain, simulate
 from worker.cli.models import app as models
 from worker.cli.policy import app as policy
 from worker.errors import Unavailable
@@ -50,6 +50,7 @@ app.add_typer(policy, name="policy")
 app.add_typer(receive.app)
 read.register(app)
 rescore.register(app)
+redecide.register(app)
 simulate.register(app)
 retrain.register(app)
 drift.register(app)
@@ -101,6 +102,11 @@ def _receive(context: Any, paths: Sequence[Path]) -> Any:
         return receive(context, paths, on_file=lambda: advance(1))
 
 
+def _changed(received: Any) -> str:
+    """A word on files that say or show something else than before."""
+    return f" {received.changed} had changed and were taken over." if received.changed else ""
+
+
 # ------------------------------------------------------------------------------------------------- the night's work
 
 
@@ -120,7 +126,7 @@ def score(paths: Paths) -> None:
         except KeyboardInterrupt:
             refuse("stopped; what was scored is kept, and the next run goes on from here", code=STOPPED)
     out.print(f"{received.files} files: {received.new_instances} new instances, {received.known} known, "
-              f"{received.rejected} rejected.")  # fmt: skip
+              f"{received.rejected} rejected.{_changed(received)}")  # fmt: skip
     _print_books(context, as_json=False)
     raise typer.Exit(SOME_LEFT_OUT if tally.quarantined or tally.put_off else DONE)
 
@@ -147,7 +153,8 @@ def enqueue(
         done = backfill(context, celery, paths, studies_per_minute=pace, window=window, on_file=lambda: advance(1))
     received = done.received
     out.print(f"{received.files} files: {received.new_instances} new instances of {len(received.studies)} studies, "
-              f"{received.known} known, {received.rejected} rejected; {done.notified} messages sent.")  # fmt: skip
+              f"{received.known} known, {received.rejected} rejected; {done.notified} messages sent."
+              f"{_changed(received)}")  # fmt: skip
     if done.broker_away:
         refuse(
             "the broker does not answer. Nothing is lost: all is registered, and the next sweep sends the messages",
@@ -320,7 +327,7 @@ def explain(
         except NoFilm as error:
             refuse(str(error))
     if as_json:
-        print_json({"heading": found.heading, "facts": found.facts, "tables": found.tables})
+        print_json({"heading": found.heading, "facts": found.facts, "tables": found.tables, **found.structured})
     else:
         out.print(*explained_tables(found))
 

@@ -51,7 +51,7 @@ INTAKE_TAGS = (
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
-def arrival_of(header: Dataset, *, path: Path, rules: ViewRules, secret: str) -> Arrival:
+def arrival_of(header: Dataset, *, path: Path, rules: ViewRules, secret: str, stamp: str | None = None) -> Arrival:
     """The rows that one header makes. Raises UnusableStudy when it has no usable UIDs."""
     view = frontal(header, rules=rules)
     study = {
@@ -67,6 +67,8 @@ def arrival_of(header: Dataset, *, path: Path, rules: ViewRules, secret: str) ->
         "sop_instance_uid": _uid(header, "SOPInstanceUID"),
         "series_instance_uid": _text(header, "SeriesInstanceUID", 64),
         "path": str(path),
+        "file_stamp": stamp,
+        "decided_under": rules.digest,
         "sop_class_uid": _text(header, "SOPClassUID", 64),
         "modality": _text(header, "Modality", 16),
         "transfer_syntax_uid": _transfer_syntax(header),

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from worker.intake.views import ViewRules
 log = structlog.get_logger()
 
 FILES_PER_TRANSACTION = 64
+SETTLED_AFTER_SECONDS = 2.0  # the coarsest clock of a file system (FAT's, some shares') ticks so
 
 # A database that restarts must not end a backfill of a year. No lease runs out meanwhile, as a worker's would.
 PATIENCE_SECONDS = 120.0
@@ -46,6 +48,7 @@ class Received:
     files: int = 0
     new_instances: int = 0
     known: int = 0
+    changed: int = 0  # files that say or show something else than before, and were taken over
     rejected: int = 0
     studies: set[int] = field(default_factory=set)  # ids of the studies that got something new
 
@@ -54,6 +57,7 @@ class Received:
         self.files += other.files
         self.new_instances += other.new_instances
         self.known += other.known
+        self.changed += other.changed
         self.rejected += other.rejected
         self.studies |= other.studies
 
@@ -122,7 +126,7 @@ def _receive(context: Context, paths: Iterable[Path], on_file: Callable[[], None
         read = [(file, _read(context, file, secret)) for file in files]
         taken = _register_all(context, read, unscored, received)
         for file, arrival, known in taken:
-            _resolve_taken(context, file, arrival, known, received)
+            _resolve_taken(context, file, arrival, known, unscored, received)
         for _ in files:
             on_file()
     log.info("files_received", files=received.files, instances=received.new_instances, rejected=received.rejected)
@@ -143,8 +147,9 @@ def _read(context: Context, file: Path, secret: str) -> Arrival | UnusableStudy:
         path = confined(file, context.settings.roots)
         if path.is_dir():
             raise _unsearched(file)
+        stamp = _stamp(path)  # before it is read: what is written later has another
         header = read_header(path, limits=context.pixel_limits, specific_tags=list(INTAKE_TAGS), follow_links=False)
-        return arrival_of(header, path=path, rules=ViewRules.of(context.settings), secret=secret)
+        return arrival_of(header, path=path, stamp=stamp, rules=ViewRules.of(context.settings), secret=secret)
     except UnusablePixels as error:
         return UnusableStudy(error.reason, str(error))
     except UnusableStudy as error:
@@ -213,7 +218,7 @@ def _register_together(
     received, taken = Received(), []
     with session_scope(context.engine) as session:
         tried = {path for file, _ in read for path in (file, *file.absolute().parents)}  # a closed folder is open now
-        arrivals.forget_rejections(session, [_path_digest(path) for path in tried])
+        arrivals.forget_rejections(session, [path_digest(path) for path in tried])
         for file, arrival in read:
             received.files += 1
             if isinstance(arrival, UnusableStudy):
@@ -226,24 +231,93 @@ def _register_together(
                 received.studies.add(registered.study_id)
             elif registered.outcome == "known":
                 received.known += 1
+            elif registered.outcome == "changed" and registered.study_id is not None:
+                received.changed += 1
+                received.studies.add(registered.study_id)
             else:
                 taken.append((file, arrival, registered))
     return received, taken
 
 
-@patiently
-def _resolve_taken(context: Context, file: Path, arrival: Arrival, known: Registered, received: Received) -> None:
-    """A SOP Instance UID that is registered from another path: a copy, a file that moved, or two films with one UID."""
-    if known.same_study and not os.path.lexists(known.path or ""):
-        with session_scope(context.engine) as session:
-            received.studies.add(arrivals.relocate(session, arrival))
-    elif not (known.same_study and _is_copy(Path(known.path or ""), file, roots=context.settings.roots)):
-        reason = UnusableStudy("uid_taken", "its SOP Instance UID belongs to another file; the first one is kept")
-        with session_scope(context.engine) as session:
-            _reject(session, file, reason)
+def _stamp(path: Path) -> str | None:
+    """A file's size and times: while they stay, so do its bytes. None while it may still be written: a second change
+    within the clock's grain would leave no trace in them."""
+    found = path.stat()
+    if time.time() - found.st_ctime < SETTLED_AFTER_SECONDS:
+        return None
+    return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ctime_ns}"
+
+
+def _resolve_taken(
+    context: Context, file: Path, arrival: Arrival, known: Registered, unscored: Placement, received: Received
+) -> None:
+    """A SOP Instance UID that is registered already: the same file changed, a copy, a file that moved, a better copy of
+    a film in quarantine, or two films with one UID."""
+    path, held = Path(arrival.instance["path"]), Path(known.path or "")
+    moved = known.same_study and held != path and not os.path.lexists(held)
+    if moved or held == path:
+        same = known.file_digest in (None, _digest_at(path))
+        cause = "header_changed" if known.says_otherwise else None if same else "file_changed"
+        _settle_resend(context, arrival, received, unscored, cause=cause, moved=moved)
+    elif known.same_study and _is_copy(held, path, roots=context.settings.roots):
+        received.known += 1
+    elif known.same_study and known.state == "quarantined":
+        _settle_resend(context, arrival, received, unscored, cause="copy_sent")
+    else:
+        _reject_taken(context, file, arrival, of_study=known.same_study)
         received.rejected += 1  # after the commit: whatever comes before it may be tried again
-        return
-    received.known += 1
+
+
+@patiently
+def _in_transaction(context: Context, write: Callable[[Session], int]) -> int:
+    with session_scope(context.engine) as session:
+        return write(session)
+
+
+def _settle_resend(
+    context: Context,
+    arrival: Arrival,
+    received: Received,
+    unscored: Placement,
+    *,
+    cause: str | None,
+    moved: bool = False,
+) -> None:
+    """Take a file over because of `cause`, or note that it is the one that was read."""
+
+    def write(session: Session) -> int:
+        if cause is not None:
+            return arrivals.take_over(session, arrival, cause=cause, placement=unscored)
+        return arrivals.relocate(session, arrival) if moved else arrivals.confirm(session, arrival)
+
+    study_id = _in_transaction(context, write)
+    if cause is not None:
+        received.changed += 1
+    else:
+        received.known += 1
+    if cause is not None or moved:
+        received.studies.add(study_id)
+
+
+def _reject_taken(context: Context, file: Path, arrival: Arrival, *, of_study: bool) -> None:
+    """Two films with one UID: the first is kept, and the second tried if the first cannot be read."""
+    reason = UnusableStudy("uid_taken", "its SOP Instance UID belongs to another file; the first one is kept")
+    uid = arrival.instance["sop_instance_uid"] if of_study else None
+
+    def write(session: Session) -> int:
+        _reject(session, file, reason, copy_of=uid)
+        return 0
+
+    _in_transaction(context, write)
+
+
+def _digest_at(path: Path) -> str | None:
+    """SHA-256 of a file; None where it can no longer be read, which is no digest of anything."""
+    try:
+        with _opened(path) as file:
+            return _digest(file)
+    except (OSError, UnusablePixels):
+        return None
 
 
 def _is_copy(held: Path, file: Path, *, roots: Sequence[str]) -> bool:
@@ -267,10 +341,14 @@ def _digest(file: BufferedReader) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _reject(session: Session, file: Path, reason: UnusableStudy) -> None:
-    path = os.fsencode(file.absolute()).decode(errors="replace")
-    arrivals.reject(session, path=path, path_digest=_path_digest(file), reason=reason.reason, detail=str(reason))
+def _reject(session: Session, file: Path, reason: UnusableStudy, *, copy_of: str | None = None) -> None:
+    path = os.fsencode(os.path.realpath(file) if copy_of else file.absolute()).decode(errors="replace")
+    digest, detail = path_digest(file), str(reason)
+    arrivals.reject(
+        session, path=path, path_digest=digest, reason=reason.reason, detail=detail, sop_instance_uid=copy_of
+    )
 
 
-def _path_digest(file: Path) -> str:
+def path_digest(file: Path) -> str:
+    """What a rejected file is known by: a path may be no text."""
     return hashlib.sha256(os.fsencode(file.absolute())).hexdigest()

@@ -5,6 +5,7 @@ outweighs text about the series, which outweighs text about the whole study. Wha
 is flagged, and where nothing speaks the answer is a reason, never a guess. No pixel is looked at here.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -81,6 +82,11 @@ class ViewRules:
     sop_classes: tuple[str, ...] = (CR_IMAGE, DX_FOR_PRESENTATION)
     allow_secondary_capture: bool = False
     trust_patient_orientation: bool = False
+
+    @property
+    def digest(self) -> str:
+        """What tells instances that were decided under these rules from those that were not."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     @classmethod
     def of(cls, settings: Settings) -> "ViewRules":

@@ -22,6 +22,7 @@ def sweep(context: Context, app: Celery) -> None:
     """Release expired leases, end idle runs, send messages for studies that wait without one; harmless when doubled."""
     settings = context.settings
     with session_scope(context.engine) as session:
+        ledger.shorten_leases(session, lease_minutes=settings.lease_minutes)
         again, lost = ledger.release_expired(session, max_attempts=settings.max_attempts)
         runs.close_idle(session, idle_minutes=settings.run_idle_minutes)
         forsaken = training_runs.forsaken(session)

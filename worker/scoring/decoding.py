@@ -5,6 +5,7 @@ process with a time limit and a memory limit, and only the child pays. What come
 every core decodes, and no decoder's hold on the interpreter slows another.
 """
 
+import hashlib
 import multiprocessing
 import resource
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,7 @@ from pebble import ProcessExpired, ProcessPool
 from pydicom.dataset import Dataset
 
 from training.imaging.child_process import exit_with_parent
-from training.imaging.dicom import PixelLimits, UnusablePixels, open_dataset, quieten_pydicom
+from training.imaging.dicom import PixelLimits, UnusablePixels, dataset_in, quieten_pydicom, read_content
 from training.imaging.look_ahead import look_ahead
 from training.imaging.pixels import LEAST_SIDE, Film, read_film
 from training.imaging.preprocessing import Preprocessing
@@ -40,10 +41,11 @@ FILMS_PER_PROCESS = 2000  # then a decoder process is replaced: what a C library
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """A film as the network sees it: uint8 (size, size), and the SHA-256 of its pixels."""
+    """A film as the network sees it: uint8 (size, size), and the SHA-256 of its pixels and of its file."""
 
     image: NDArray[np.uint8]
     pixel_digest: str
+    file_digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,16 @@ def decode_film(
     pixel_digest: that of a film that was scored; it must still show these pixels.
     """
     try:  # intake registered where the file really lay, within the roots: no link is followed from there
-        dataset = open_dataset(Path(path), limits=rules.limits, follow_links=False)
+        content = read_content(Path(path), limits=rules.limits, follow_links=False)
+        dataset = dataset_in(content, limits=rules.limits)
         if str(dataset.get("SOPInstanceUID", "")) != sop_instance_uid:
             return Failure("file_replaced", "the file now holds another instance than the one that was registered")
         half_for = rules.preprocessing.size if rules.halve_jpeg2000 else 0
         film = read_film(dataset, limits=rules.limits, half_for=half_for)
         if pixel_digest not in (None, film.pixel_digest) and pixel_digest != _other_digest(dataset, film, rules):
             return Failure("file_replaced", "the file now holds other pixels than those that were scored")
-        return NetworkInput(film.network_input(rules.preprocessing), film.pixel_digest)
+        file_digest = hashlib.sha256(content).hexdigest()
+        return NetworkInput(film.network_input(rules.preprocessing), film.pixel_digest, file_digest)
     except UnusablePixels as error:
         return Failure(error.reason, str(error))
     except MemoryError:

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 from tenacity import RetryCallState, retry, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from db import ledger, results, runs
+from db import arrivals, ledger, results, runs
 from db.base import rounded
 from db.ledger import ClaimedFilm, ClaimedStudy, Outcome
 from db.models import SettledState
@@ -257,6 +257,7 @@ class InFlight:
         settings = self.scorer.context.settings
         with self._stage("claim"), session_scope(self.scorer.engine) as session:
             if not self.studies:
+                ledger.shorten_leases(session, lease_minutes=settings.lease_minutes)
                 ledger.release_expired(session, max_attempts=settings.max_attempts)
             return ledger.claim(
                 session,
@@ -395,6 +396,9 @@ def record(scorer: Scorer, finished: Sequence[StudyInFlight], *, run_id: int, ta
         listed = [i for i in mine if outcomes[i].state != "skipped"]
         places = [study_priority(scorer.live, outcomes[i], films[i], blind=blind[i]) for i in listed]
         results.record_priorities(session, places, policy_id=scorer.live.policy_id)
+        without_films = [i for i in mine if outcomes[i].state == "skipped"]
+        arrivals.unplace(session, without_films, placement=scorer.live.unscored)
+        arrivals.take_up_copies(session, [f.instance_id for i in mine for f in films[i] if f.state == "quarantined"])
         if settled:
             runs.touch(session, run_id)
     tally.put_off += len(away)
@@ -420,12 +424,13 @@ def _film_result(study: StudyInFlight, film: ClaimedFilm, digests: set[str]) -> 
     failure = study.failures.get(film.instance_id)
     if failure is not None:
         return FilmResult(film.instance_id, "quarantined", reason=failure.reason, evidence=failure.sentence)
-    digest = study.inputs[film.instance_id].pixel_digest
+    digest, file_digest = study.inputs[film.instance_id].pixel_digest, study.inputs[film.instance_id].file_digest
     if digest in digests:
-        return FilmResult(film.instance_id, "skipped", "duplicate_pixels", sentence("duplicate_pixels"), digest)
+        why = sentence("duplicate_pixels")
+        return FilmResult(film.instance_id, "skipped", "duplicate_pixels", why, digest, file_digest)
     digests.add(digest)
     probabilities = study.probabilities[film.instance_id]
-    return FilmResult(film.instance_id, "scored", pixel_digest=digest, probabilities=probabilities)
+    return FilmResult(film.instance_id, "scored", None, None, digest, file_digest, probabilities)
 
 
 def study_outcome(study: StudyInFlight, films: Sequence[FilmResult]) -> Outcome:
@@ -457,7 +462,7 @@ def study_priority(live: Live, outcome: Outcome, films: Sequence[FilmResult], *,
 
 def is_complete(outcome: Outcome) -> bool:
     """Whether every film of the study that is in scope was scored, now or before."""
-    return outcome.reason is None and not outcome.study.broken_films
+    return outcome.reason is None and not outcome.study.broken_films and not outcome.study.other_patients
 
 
 def seen_by_shadow(study: StudyInFlight, outcome: Outcome, films: Sequence[FilmResult], *, blind: bool) -> Seen | None:

@@ -1,0 +1,34 @@
+"""`nightread redecide`: what was skipped, by the settings of today."""
+
+from typing import Annotated
+
+import typer
+
+from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_context, out, print_json, refuse
+
+
+def register(app: typer.Typer) -> None:
+    """Give the nightread command this one."""
+    app.command()(redecide)
+
+
+def redecide(
+    reason: Annotated[
+        str | None, typer.Option(help="Only instances with this reason, as `status` names it: secondary_capture.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Decide skipped instances again after a setting has changed. Their headers are read again from their files."""
+    from worker.intake.redecide import redecide as decide
+    from worker.reasons import VIEW_SENTENCES
+
+    code = reason.replace(" ", "_") if reason else None
+    if code is not None and code not in VIEW_SENTENCES:
+        refuse(f"{reason!r} is not a reason of the view filter; one of them is {', '.join(VIEW_SENTENCES)}")
+    done = decide(open_context(), reason=code)
+    if as_json:
+        print_json({"read": done.files, "changed": done.changed, "rejected": done.rejected})
+    else:
+        out.print(f"{done.files} headers read again: {done.changed} are decided otherwise now, {done.rejected} could "
+                  "not be read. `nightread score` or the next sweep takes what waits.")  # fmt: skip
+    raise typer.Exit(SOME_LEFT_OUT if done.rejected else DONE)

@@ -1,0 +1,36 @@
+"""Skipped instances, decided again by the settings of today."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from db import lookup
+from db.session import read_scope
+from worker.context import Context
+from worker.intake.receive import FILES_PER_TRANSACTION, Received, receive
+from worker.intake.views import ViewRules
+from worker.reasons import VIEW_SENTENCES
+
+
+def outdated(context: Context) -> int:
+    """How many instances the view filter skipped under other settings than those of today."""
+    with read_scope(context.engine) as session:
+        return lookup.decided_otherwise(session, list(VIEW_SENTENCES), rules=ViewRules.of(context.settings).digest)
+
+
+def redecide(context: Context, *, reason: str | None = None, on_file: Callable[[], None] = lambda: None) -> Received:
+    """Read again the headers of instances that the view filter skipped (all, or for one reason), and decide anew.
+
+    The stored evidence names what decided and not all that spoke, so it does not suffice. A file that is gone is
+    rejected as such, and its instance stays as it is.
+    """
+    reasons = list(VIEW_SENTENCES) if reason is None else [reason]
+    received, last = Received(), 0
+    while some := _next(context, reasons, last):
+        received.add(receive(context, [Path(path) for _, path in some], on_file=on_file))
+        last = some[-1][0]
+    return received
+
+
+def _next(context: Context, reasons: list[str], after: int) -> list[tuple[int, str]]:
+    with read_scope(context.engine) as session:
+        return lookup.skipped_paths(session, reasons, after=after, limit=FILES_PER_TRANSACTION)

@@ -6,14 +6,20 @@ import numpy as np
 import pandas as pd
 
 from training import sampling
-from training.prepared import Prepared
+from training.prepared import Prepared, open_prepared
 from training.settings import Selection, UnusableSettings
 
 
 def select(prepared: Prepared, selection: Selection, *, seed: int) -> Prepared:
-    """The same images under a manifest with a split; the same films for the same seed. Raises UnusableSettings."""
+    """The same images under a manifest with a split; the same films for the same seed.
+
+    Raises UnusableSettings, and NotPrepared for a folder to stay apart from that is none.
+    """
     rng = np.random.default_rng(seed)
     manifest = prepared.manifest
+    if selection.apart_from is not None:
+        others = open_prepared(selection.apart_from).manifest["patient_id"]
+        manifest = manifest[~manifest["patient_id"].isin(others)]
     if selection.findings:
         if unknown := set(selection.findings) - set(prepared.findings):
             raise UnusableSettings(f"the prepared set has no labels for {', '.join(sorted(unknown))}")

@@ -79,6 +79,10 @@ class Selection:
         default=None,
         metadata=_help("Folder of train.txt, validation.txt and test.txt, as a run folder has; instead of --split"),
     )
+    apart_from: Path | None = field(
+        default=None,
+        metadata=_help("Prepared folder whose patients are left out here, such as the films that will judge"),
+    )
     shares: tuple[float, float, float] = field(
         default=(0.6, 0.2, 0.2),
         metadata=_help("Shares of train, validation and test, for the splits patient and image; they sum to 1"),

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from training.imaging.preprocessing import Preprocessing
-from training.prepared import Prepared
+from training.prepared import NotPrepared, Prepared, combine
 from training.sampling import LeakageWarning, save_lists
 from training.selection import select
 from training.settings import Selection, Settings, UnusableSettings
@@ -59,6 +59,17 @@ def test_the_lists_of_another_run_are_followed(prepared: Prepared, tmp_path: Pat
     save_lists(chosen.manifest, tmp_path)
     again = select(prepared, Selection(lists=tmp_path), seed=99)
     assert again.manifest["split"].tolist() == chosen.manifest["split"].tolist()
+
+
+def test_patients_of_another_set_are_left_out(prepared: Prepared, tmp_path: Path) -> None:
+    described = prepared.manifest.assign(age_years=50.0, sex="F", view_position="PA")
+    judges = described[described["patient_id"].isin(("3", "70"))].iloc[1:]  # three films of the two patients
+    combine([replace(prepared, manifest=judges)], tmp_path)
+    chosen = select(prepared, Selection(apart_from=tmp_path), seed=1)
+    left_out = prepared.manifest.loc[~prepared.manifest.index.isin(chosen.manifest.index)]
+    assert left_out.index.tolist() == [6, 7, 140, 141]
+    with pytest.raises(NotPrepared):
+        select(prepared, Selection(apart_from=tmp_path / "nothing"), seed=1)
 
 
 def test_findings_can_be_chosen(prepared: Prepared) -> None:

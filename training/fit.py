@@ -265,7 +265,7 @@ def make_learner(
     optimizer = torch.optim.AdamW(learning, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     once = round(len(train.places) / settings.batch_size / fabric.world_size)
     steps = settings.steps_per_epoch or max(1, once)
-    network, optimizer = fabric.setup(network, optimizer)
+    network, optimizer = fabric.setup(network.to(memory_format=torch.channels_last), optimizer)  # faster on a CPU too
     return Learner(fabric, settings, preprocessing, network, optimizer, fabric.to_device(loss), steps)
 
 
@@ -335,11 +335,16 @@ def _begin(fabric: Fabric, folder: Path, prepared: Prepared, asked: dict[str, An
         (folder / "run.json").write_text(json.dumps(asked, indent=2) + "\n")
 
 
-def _split_said(split: str, start: str) -> str:
-    """How the films were split, which a network that starts from a checkpoint can claim no better than it can."""
-    if split == STABLE and start.endswith(".safetensors") and read_header(Path(start)).training.get("split") != STABLE:
-        return f"{STABLE}, but not of what it starts from"
-    return split
+def _of_start(split: str, start: str) -> dict[str, Any]:
+    """What starting from a checkpoint makes known of a network: what it learned from before, and a split that it can
+    claim no better than its start can."""
+    if not start.endswith(".safetensors"):
+        return {"split": split}
+    before = read_header(Path(start)).training
+    doubtful = split == STABLE and before.get("split") != STABLE
+    claimed = f"{STABLE}, but not of what it starts from" if doubtful else split
+    learned = {name: before[name] for name in ("settings", "films", "positives", "start") if name in before}
+    return {"split": claimed, "start": learned}
 
 
 def _header(prepared: Prepared, learner: Learner, *, code_commit: str, split: str) -> Header:
@@ -347,7 +352,7 @@ def _header(prepared: Prepared, learner: Learner, *, code_commit: str, split: st
     parts = {split: prepared.manifest[prepared.manifest["split"] == split] for split in SPLITS}
     training = {
         "settings": asdict(learner.settings) | {"start": Path(learner.settings.start).name},
-        "split": _split_said(split, learner.settings.start),
+        **_of_start(split, learner.settings.start),
         "films": {name: len(part) for name, part in parts.items()},
         "patients": {name: part["patient_id"].nunique() for name, part in parts.items()},
         "known": {

@@ -299,6 +299,18 @@ def test_only_what_starts_from_a_stable_split_can_claim_one(tmp_path: Path) -> N
     assert said("grandchild", split="stable", start=child)[1] == claimed
 
 
+def test_a_checkpoint_says_what_its_start_learned_from(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, epochs=1)
+    paths = [fit(films_of(films=24), settings, tmp_path / "0", progress=False)]
+    for generation in ("1", "2"):
+        begun = replace(settings, start=str(paths[-1]))
+        paths.append(fit(films_of(), begun, tmp_path / generation, progress=False))
+    first, second, third = (load_checkpoint(path, findings=None).training for path in paths)
+    assert "start" not in first
+    assert second["start"] == {name: first[name] for name in ("settings", "films", "positives")}
+    assert third["start"]["start"] == second["start"]
+
+
 def with_unknown(prepared: Prepared) -> Prepared:
     """Mass unknown on every third film, Edema on all of training's first batch."""
     edema = prepared.manifest["Edema"].mask(prepared.manifest.index < 6, UNKNOWN)

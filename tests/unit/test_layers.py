@@ -20,7 +20,7 @@ SERVES = {
     "findings",
     "imaging",
     "networks",
-}  # all of training that serving may import
+}  # serving may import these
 
 
 def contract(name: str) -> dict[str, list[str]]:

@@ -149,6 +149,16 @@ def test_a_blind_study_says_that_it_is_blind_and_shows_nothing_that_the_model_sa
     assert not page.of("ul", class_="bars")
 
 
+def test_a_study_under_whose_uid_two_patients_came_says_so(context: Context, tmp_path: Path) -> None:
+    def two(session: Session, run: Run) -> None:
+        add_studies(session, run, [{"Effusion": 0.9}])
+        session.execute(update(StudyPriority).values(flag="two_patients"))
+
+    a_night(context, two)
+    page, _ = page_of(context, tmp_path)
+    assert "Films of another patient came under its Study Instance UID" in page.words
+
+
 def test_a_study_that_was_not_scored_says_why(context: Context, tmp_path: Path) -> None:
     a_night(context, ordinary)
     page, _ = page_of(context, tmp_path)

@@ -16,6 +16,7 @@ from sqlalchemy import RowMapping
 from sqlalchemy.orm import Session
 
 from db import drift, morning, policies, registry
+from db.arrivals import TWO_PATIENTS
 from db.base import database_now
 from db.models import Checkpoint, Drift, Run
 from db.morning import CategoryCount, Film
@@ -297,8 +298,8 @@ def _kinds(films: Iterable[Film]) -> str:
 def _remark(row: RowMapping, films: Sequence[Film]) -> str | None:
     if not row["flag"]:
         return None
-    if row["flag"] == priority.BLIND:
-        return sentence(priority.BLIND)
+    if row["flag"] in (priority.BLIND, TWO_PATIENTS):
+        return sentence(row["flag"])
     reason = row["reason"] or next((film.reason for film in films if film.reason), None)
     return sentence(reason) if reason else "It still waits for the model."
 

@@ -319,6 +319,9 @@ def release_expired(session: Session, *, max_attempts: int) -> tuple[int, int]:
     }
     for part in in_parts(lost):
         session.execute(update(Study).where(Study.id.in_(part)).values(**given_up, **let_go))
+        unread = (Instance.study_id.in_(part), Instance.state == "waiting", Instance.view.is_not(None))
+        failed = {"state": "quarantined", "reason": "worker_lost", "evidence": given_up["detail"]}
+        session.execute(update(Instance).where(*unread).values(**failed))
     for part in in_parts(again):
         session.execute(update(Study).where(Study.id.in_(part)).values(state="waiting", suspect=True, **let_go))
     return len(again), len(lost)

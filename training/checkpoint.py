@@ -186,6 +186,9 @@ def load_checkpoint(
         state = load(data)
     except SafetensorError as error:
         raise DamagedCheckpoint(f"{path.name} is cut short or damaged: {error}") from error
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise DamagedCheckpoint(f"{path.name} has weights that are no finite numbers, in {name}")
     return Checkpoint(**vars(header), state=state, digest=digest)
 
 
@@ -227,7 +230,7 @@ def _parse_header(raw: bytes) -> Header:
             }
         )
         _check(header)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpoint(f"not a {_FORMAT} file, or its header is incomplete ({error!r})") from error
     return header
 
@@ -242,6 +245,16 @@ def _check(header: Header) -> None:
             raise DamagedCheckpoint("the calibration needs one finite number per finding")
     if not set(calibration.isotonic) <= set(range(len(header.findings))):
         raise DamagedCheckpoint("an isotonic table belongs to no finding")
+    if not all(_is_rising(np.array(knots), np.array(heights)) for knots, heights in calibration.isotonic.values()):
+        raise DamagedCheckpoint("an isotonic table does not rise from finite logits to probabilities")
     for finding, cuts in header.thresholds.items():
         if finding not in header.findings or not all(0 <= cut <= 1 for cut in cuts.values()):
             raise DamagedCheckpoint(f"the thresholds of {finding} are no probabilities, or it is no finding here")
+
+
+def _is_rising(knots: NDArray[np.floating], heights: NDArray[np.floating]) -> bool:
+    """Whether a table gives every logit a probability, and a higher logit none that is lower."""
+    if knots.ndim != 1 or not 0 < len(knots) == heights.size or not np.isfinite([*knots, *heights]).all():
+        return False
+    rises = (np.diff(knots) >= 0).all() and (np.diff(heights) >= 0).all()
+    return bool(rises and heights[0] >= 0 and heights[-1] <= 1)

@@ -14,7 +14,7 @@ from db import lookup, worklist
 from db.models import Instance, Study
 from db.session import read_scope
 from training.checkpoint import cuts_of
-from training.imaging.dicom import PixelHeader, UnusablePixels, open_dataset, read_header
+from training.imaging.dicom import PixelHeader, UnusablePixels, element_value, open_dataset, read_header
 from worker.context import Context
 from worker.intake.header import INTAKE_TAGS
 from worker.intake.receive import path_digest
@@ -23,6 +23,7 @@ from worker.intake.views import Skipped, View, ViewRules, evidence_lines, fronta
 from worker.ranking import policy, priority
 from worker.ranking.priority import BLIND
 from worker.reasons import sentence
+from worker.scoring.decoding import DecodeOptions, DecoderPool, Failure
 
 TableOf: TypeAlias = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # heading, columns, rows
 
@@ -217,27 +218,29 @@ def write_heatmaps(context: Context, what: str, folder: Path, *, layers: bool) -
     """
     from training.checkpoint import load_checkpoint
     from training.explain import write_pictures
-    from training.imaging.pixels import read_film
 
     live = context.live()
     checkpoint = load_checkpoint(live.path, expected_digest=live.digest)
-    try:
-        film = read_film(
-            open_dataset(_path_of(context, what), limits=context.pixel_limits), limits=context.pixel_limits
-        )
-    except UnusablePixels as error:
-        raise NoFilm(f"no picture can be drawn: {error}") from error
-    network_input = checkpoint.preprocessing.image(film.image)
-    return write_pictures(checkpoint, network_input, folder, layers=None if layers else ())
+    path, sop_instance_uid, pixel_digest = _film_named(context, what)
+    with DecoderPool(DecodeOptions.of(context, checkpoint.preprocessing), decoders=1) as decoders:
+        decoded = decoders.submit(path, sop_instance_uid, pixel_digest).awaited()
+    if isinstance(decoded, Failure):
+        raise NoFilm(f"no picture can be drawn: {decoded.sentence}")
+    return write_pictures(checkpoint, decoded.image, folder, layers=None if layers else ())
 
 
-def _path_of(context: Context, what: str) -> Path:
+def _film_named(context: Context, what: str) -> tuple[str, str, str | None]:
+    """Where a film lies, and the SOP Instance UID and the pixels (None: any) that must still lie there."""
     if os.path.isfile(what):  # noqa: PTH113 - Path.is_file raises where a folder above is closed
-        return Path(what)
+        try:
+            header = read_header(Path(what), limits=context.pixel_limits, specific_tags=["SOPInstanceUID"])
+        except UnusablePixels as error:
+            raise NoFilm(f"no picture can be drawn: {error}") from error
+        return os.path.realpath(what), str(element_value(header, "SOPInstanceUID") or ""), None
     with read_scope(context.engine) as session:
         study = lookup.study_named(session, what)
         films = [] if study is None else [i for i in lookup.instances_of(session, study) if i.view is not None]
     named = [film for film in films if film.sop_instance_uid == what] or films
     if not named:
         raise NoFilm("there is no frontal film here to draw on")
-    return Path(named[0].path)
+    return named[0].path, named[0].sop_instance_uid, named[0].pixel_digest

@@ -236,6 +236,8 @@ def test_a_study_that_kills_its_worker_every_time_is_quarantined(engine):
             ledger.release_expired(session, max_attempts=3)
     with read_scope(engine) as session:
         assert session.execute(select(Study.state, Study.reason)).one() == ("quarantined", "worker_lost")
+        assert session.execute(select(Instance.state, Instance.reason)).one() == ("quarantined", "worker_lost")
+    assert totals(engine).balance
 
 
 def test_a_worker_whose_lease_ran_out_cannot_settle_what_another_holds(engine):

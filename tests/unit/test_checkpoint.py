@@ -199,3 +199,46 @@ def test_the_shipped_checkpoint_loads_and_fits_in_ten_megabytes() -> None:
         size = checkpoint.preprocessing.size
         logits = build(checkpoint)(checkpoint.preprocessing.tensor(np.zeros((1, size, size), dtype=np.uint8)))
     assert np.isfinite(checkpoint.calibration.probabilities(logits.numpy())).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_finite_numbers_are_refused(tmp_path: Path, value: float) -> None:
+    state = make_network("mobilenet").state_dict()
+    state["features.0.1.running_var"][0] = value
+    save_checkpoint(tmp_path / "nan", HEADER, state=state)
+    with pytest.raises(DamagedCheckpoint, match=r"running_var"):
+        load_checkpoint(tmp_path / "nan")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        ((), ()),
+        ((0.0, 1.0), (0.5,)),
+        ((1.0, 0.0), (0.1, 0.9)),
+        ((0.0, 1.0), (0.9, 0.1)),
+        ((0.0, 1.0), (-0.5, 0.9)),
+        ((0.0, 1.0), (0.5, 1.5)),
+    ],
+)
+def test_an_isotonic_table_that_does_not_rise_to_probabilities_is_refused(
+    tmp_path: Path, table: tuple[tuple[float, ...], tuple[float, ...]]
+) -> None:
+    header = replace(HEADER, calibration=replace(HEADER.calibration, isotonic={2: table}))
+    save_checkpoint(tmp_path / "table", header, state={"weight": torch.zeros(1)})
+    with pytest.raises(DamagedCheckpoint, match="isotonic"):
+        read_header(tmp_path / "table")
+
+
+def test_a_header_of_endless_brackets_is_refused(tmp_path: Path) -> None:
+    raw = b"[" * 200_000
+    (tmp_path / "deep").write_bytes(len(raw).to_bytes(8, "little") + raw)
+    for read in (load_checkpoint, read_header):
+        with pytest.raises(DamagedCheckpoint):
+            read(tmp_path / "deep")
+
+
+@pytest.mark.parametrize("numbers", [{"mean": (float("nan"),) * 3}, {"std": (float("inf"),) * 3}])
+def test_preprocessing_needs_finite_numbers(numbers: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        Preprocessing(**numbers)

@@ -286,3 +286,26 @@ def test_explain_draws_what_the_network_looks_at(tmp_path):
 def test_explain_cannot_draw_what_is_no_film(tmp_path):
     make_film(tmp_path / "a.dcm", PixelData=b"\0\0")
     assert nightread("explain", tmp_path / "a.dcm", "--heatmap", tmp_path / "pictures").exit_code == 2
+
+
+@pytest.mark.slow
+def test_explain_draws_no_film_that_took_the_place_of_another(tmp_path):
+    for folder in ("night", "elsewhere"):
+        (tmp_path / folder).mkdir()
+    film = make_film(tmp_path / "night" / "a.dcm")
+    pixels, uid = texture(seed=7), film.SOPInstanceUID
+    other = make_film(tmp_path / "elsewhere" / "b.dcm", pixels=pixels, bits=12, SOPInstanceUID=uid)
+    assert other.PixelData != film.PixelData
+    nightread("score", tmp_path / "night")
+    (tmp_path / "night" / "a.dcm").unlink()
+    (tmp_path / "night" / "a.dcm").symlink_to(tmp_path / "elsewhere" / "b.dcm")
+    for what in (film.SOPInstanceUID, film.StudyInstanceUID):
+        refused = nightread("explain", what, "--heatmap", tmp_path / "pictures")
+        assert refused.exit_code == 2
+        assert "link" in refused.output
+    (tmp_path / "night" / "a.dcm").unlink()
+    (tmp_path / "elsewhere" / "b.dcm").rename(tmp_path / "night" / "a.dcm")
+    refused = nightread("explain", film.SOPInstanceUID, "--heatmap", tmp_path / "pictures")
+    assert refused.exit_code == 2
+    assert "other pixels" in refused.output
+    assert not (tmp_path / "pictures").exists()

@@ -1,8 +1,9 @@
 """Decoder children: what a film does to its decoder, and what the context does about it."""
 
 import multiprocessing
+import resource
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -26,6 +27,7 @@ from worker.scoring.decoding import (
     NetworkInput,
     PendingFilm,
     decode_film,
+    prepare_child,
 )
 
 RULES = DecodeOptions(Preprocessing(size=64), PixelLimits(), timeout_seconds=30, memory_mb=4096)
@@ -166,3 +168,9 @@ def test_a_decoder_that_hangs_ends_with_the_worker_that_is_killed(tmp_path):
     for child in left:
         child.kill()
     assert left == []
+
+
+def test_a_decoder_that_crashes_leaves_no_core_file() -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=prepare_child, initargs=(4096,)) as pool:
+        assert pool.submit(resource.getrlimit, resource.RLIMIT_CORE).result() == (0, 0)

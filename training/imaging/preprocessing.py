@@ -44,8 +44,8 @@ class Preprocessing:
             raise ValueError(f"input size must be 32 to 1024 pixels, not {self.size}")
         if self.channels not in (1, 3) or not len(self.mean) == len(self.std) == self.channels:
             raise ValueError("channels must be 1 or 3, with one mean and one std for each")
-        if min(self.std) <= 0:
-            raise ValueError("std must be positive")
+        if not np.isfinite([*self.mean, *self.std]).all() or min(self.std) <= 0:
+            raise ValueError("mean and std must be finite numbers, std above zero")
 
     def image(self, film: NDArray[Any], greys: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
         """float32 (H, W) in [0, 1] -> uint8 (size, size).

@@ -114,10 +114,14 @@ def _other_digest(dataset: Dataset, film: Film, rules: DecodeOptions) -> str:
 
 
 def prepare_child(memory_mb: int) -> None:
-    """In a new child: end with the parent, and bound its address space: a bomb ends in MemoryError and not in swap."""
+    """In a new child: end with the parent, and leave no core file, for it would hold names.
+
+    The address space is bounded, so that a bomb ends in MemoryError and not in swap.
+    """
     exit_with_parent()
     quieten_pydicom()
     keep_freed_memory()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, memory_mb * 2**20))
 
 
@@ -182,7 +186,7 @@ class DecoderPool:
             return film, self.submit(film.path, film.sop_instance_uid, film.pixel_digest)
 
         for film, pending in look_ahead(begin, films, depth=ahead - 1):
-            yield _awaited(film, pending)
+            yield film, pending.awaited()
 
     def _schedule(self, path: str, sop_instance_uid: str, pixel_digest: str | None) -> "Future[Any]":
         args, seconds = (path, sop_instance_uid, self._rules, pixel_digest), self._rules.timeout_seconds
@@ -230,8 +234,8 @@ class PendingFilm:
         self.future = self._schedule()
         return None
 
-
-def _awaited(film: AnyFilm, reading: PendingFilm) -> tuple[AnyFilm, NetworkInput | Failure]:
-    while (outcome := reading.result()) is None:
-        wait([reading.future])
-    return film, outcome
+    def awaited(self) -> NetworkInput | Failure:
+        """The outcome, however long it takes. Raises DecodersGone."""
+        while (outcome := self.result()) is None:
+            wait([self.future])
+        return outcome

@@ -122,7 +122,7 @@ class Instance(Base):
 
 
 class InstanceVersion(Base):
-    """What an instance was before another file took its place, or before it was decided again. Append only."""
+    """An instance as it was before another file took its place, or before it was decided again. Append only."""
 
     __tablename__ = "instance_version"
     __table_args__ = (Index("ix_instance_version_instance_id", "instance_id"),)

@@ -313,7 +313,7 @@ def _set_training(network: nn.Module) -> None:
 
 
 def _asked(folder: Path, prepared: Prepared, settings: Settings) -> dict[str, Any]:
-    """What is asked, for run.json. Raises OtherRun where the folder holds an epoch of something else.
+    """The request, for run.json. Raises OtherRun where the folder holds an epoch of something else.
 
     Only more epochs may be asked for: a run that is finished is then extended.
     """
@@ -336,7 +336,7 @@ def _begin(fabric: Fabric, folder: Path, prepared: Prepared, asked: dict[str, An
 
 
 def _of_start(split: str, start: str) -> dict[str, Any]:
-    """What starting from a checkpoint makes known of a network: what it learned from before, and a split that it can
+    """Facts about a network that starts from a checkpoint: what it learned from before, and a split that it can
     claim no better than its start can."""
     if not start.endswith(".safetensors"):
         return {"split": split}

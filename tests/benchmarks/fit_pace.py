@@ -28,7 +28,7 @@ PREPARED_FILMS = 4096  # enough of them that an epoch's are not the last epoch's
 
 
 def films_on_disk(folder: Path) -> Films:
-    """Squares of noise, memory-mapped as a prepared folder's are."""
+    """Images of noise, memory-mapped as a prepared folder's are."""
     rng = np.random.default_rng(0)
     path = folder / "images.npy"
     np.save(path, rng.integers(0, 256, (PREPARED_FILMS, SIZE, SIZE), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""What is sent again: corrections are taken over, damage is replaced, and what was held before stays on record."""
+"""Studies sent again: corrections are taken over, damage is replaced, and the earlier version stays on record."""
 
 import os
 from pathlib import Path

@@ -9,7 +9,7 @@ from training.findings import FINDINGS
 from training.imaging.preprocessing import Preprocessing
 from training.networks import make_network
 
-# What is left of a film after so many random layers is some 1e-11 of a logit; a slope makes probabilities of it.
+# What is left of a film after the random layers is some 1e-11 of a logit; a slope makes probabilities of it.
 SPREAD = Calibration(slope=(2e10,) * len(FINDINGS))
 
 

@@ -40,7 +40,7 @@ SETTINGS = Settings(start="chance", epochs=3, batch_size=6, accelerator="cpu", w
 
 
 def films_of(*, size: int = 32, films: int = 36) -> Prepared:
-    """Squares of noise, brighter where there is Mass; the same at every call."""
+    """Images of noise, brighter where there is Mass; the same at every call."""
     rng = np.random.default_rng(0)
     labels = (rng.random((films, 2)) < 0.4).astype(np.uint8)
     images = rng.integers(0, 128, (films, size, size), dtype=np.uint8) + labels[:, :1, None] * np.uint8(90)

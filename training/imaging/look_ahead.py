@@ -9,7 +9,7 @@ Pending = TypeVar("Pending")
 
 
 def look_ahead(begin: Callable[[Item], Pending], items: Iterable[Item], *, depth: int) -> Iterator[Pending]:
-    """What `begin` returned for each item, in order, while at most `depth` more have begun: memory stays bounded."""
+    """Results of `begin` for each item, in order, while at most `depth` more have begun: memory stays bounded."""
     begun: deque[Pending] = deque()
     for item in items:
         begun.append(begin(item))

@@ -32,7 +32,7 @@ from worker.terminal.tables import category_cell, totals_table
 from worker.wording import notes
 
 ON_SHEET = 12  # studies on the contact sheet
-WIDE = 120  # a terminal with so many columns has room for three findings of a study
+WIDE = 120  # a terminal with this many columns has room for three findings of a study
 
 WELCOME = (
     "A night of [b]phantoms[/]: drawings that look like chest films and belong to nobody. The checkpoint was trained "

@@ -350,5 +350,5 @@ def _reject(session: Session, file: Path, reason: UnusableStudy, *, copy_of: str
 
 
 def path_digest(file: Path) -> str:
-    """What a rejected file is known by: a path may be no text."""
+    """The key of a rejected file: a path may be no text."""
     return hashlib.sha256(os.fsencode(file.absolute())).hexdigest()

@@ -85,7 +85,7 @@ class ViewRules:
 
     @property
     def digest(self) -> str:
-        """What tells instances that were decided under these rules from those that were not."""
+        """A mark of these rules, by which instances that were decided under others are found."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     @classmethod

@@ -1,6 +1,6 @@
 """Tasks of the scoring queue: score, sweep and judge the day's drift.
 
-Each task is a few lines; the work stands in scoring.py, sweep.py and drift.py.
+Each task is a few lines; the work is in scoring/pipeline.py, queue/maintenance.py and monitoring/drift.py.
 """
 
 import os

@@ -47,7 +47,7 @@ def pictures_of(
 
 
 def _squares(context: Context, films: Sequence[Film], preprocessing: Preprocessing) -> dict[int, NDArray[np.uint8]]:
-    """Squares by instance id of the films whose pixels are still those that were scored, if they were.
+    """Network inputs by instance id of the films whose pixels are still those that were scored, if they were.
 
     They are read as the scorer reads them: in child processes, within limits of time and memory.
     """

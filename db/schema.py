@@ -37,23 +37,16 @@ def require_utf8(connection: Connection) -> None:
             )
 
 
-def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Bring the schema to `revision`; several processes may call this at once, one does the work.
+def upgrade(engine: Engine) -> None:
+    """Bring the schema up to this version; several processes may call this at once, one does the work.
 
     Raises WrongEncoding.
     """
     with engine.begin() as connection:
         require_utf8(connection)
         _lock(connection)
-        command.upgrade(alembic_config(connection), revision)
+        command.upgrade(alembic_config(connection), "head")
         roles.grant(connection)
-
-
-def downgrade(engine: Engine, revision: str) -> None:
-    """Take the schema back to `revision` ("base" removes everything, data included)."""
-    with engine.begin() as connection:
-        _lock(connection)
-        command.downgrade(alembic_config(connection), revision)
 
 
 def _lock(connection: Connection) -> None:

@@ -52,6 +52,12 @@ CHECKPOINT_THRESHOLD = {
     "sqlite": "json_extract(c.header, '$.thresholds.' || w.finding || '.flag_10')",
 }
 
+# A checkpoint that came as a file has no training_run here; its header says with which code it was made.
+HEADER_COMMIT = {
+    "postgresql": "c.header ->> 'code_commit'",
+    "sqlite": "json_extract(c.header, '$.code_commit')",
+}
+
 # The highest probability of a finding among a study's films, under the checkpoint that ranks the study.
 STUDY_PROBABILITY = """(
     SELECT max(f.probability) FROM instance i
@@ -91,7 +97,10 @@ RANKED = """
     LEFT JOIN checkpoint c ON c.id = p.checkpoint_id
     LEFT JOIN policy y ON y.id = p.policy_id"""
 
-NEXT = 100  # how many studies the view next_to_read holds
+# The reading order among unread studies, by what is `p`: what ranks, or what would.
+BY_PLACE = "s.stat DESC, {p}.category_a DESC, {p}.urgency DESC, s.received_at, s.study_id"
+
+NEXT = 50  # of next_to_read; each of the four ends of the order is read so far, so half as many cost half
 
 
 def views(dialect: str) -> dict[str, str]:
@@ -110,7 +119,7 @@ def views(dialect: str) -> dict[str, str]:
             JOIN film_score f ON f.instance_id = i.id AND f.checkpoint_id = p.checkpoint_id
             GROUP BY s.id, s.study_instance_uid""",  # noqa: S608
         "worklist": _worklist(OVERDUE_BEFORE[dialect]),
-        "next_to_read": next_to_read(dialect, limit=NEXT),
+        "next_to_read": _next_to_read(dialect),
         "study_log": _study_log(**TIME[dialect]),
         "film_log": _film_log(night=TIME[dialect]["night"], hour=TIME[dialect]["hour"]),
         "study_contribution": _study_contribution(CHECKPOINT_THRESHOLD[dialect]),
@@ -127,6 +136,55 @@ def views(dialect: str) -> dict[str, str]:
             FROM run_rank r
             JOIN study s ON s.id = r.study_id
             LEFT JOIN study_priority p ON p.study_id = r.study_id""",
+        **_retraining_views(dialect),
+    }
+
+
+def _retraining_views(dialect: str) -> dict[str, str]:
+    """Where a score came from, the gate, shadow ranks, drift."""
+    return {
+        # Which checkpoint, trained when, on which data, by which code, said this of a film. Two runs can have made one
+        # checkpoint, byte for byte (the second after the first's verdict failed): the first did.
+        "film_lineage": f"""
+            SELECT f.instance_id, f.checkpoint_id, f.run_id, f.scored_at, c.digest AS checkpoint_digest, c.network,
+                   t.id AS training_run_id, t.started_at AS trained_at, t.data_digest,
+                   coalesce(t.code_commit, {HEADER_COMMIT[dialect]}) AS code_commit,
+                   parent.digest AS parent_digest
+            FROM film_score f
+            JOIN checkpoint c ON c.id = f.checkpoint_id
+            LEFT JOIN training_run t ON t.id = (SELECT min(id) FROM training_run WHERE checkpoint_id = c.id)
+            LEFT JOIN checkpoint parent ON parent.id = t.parent_checkpoint_id""",  # noqa: S608
+        "training_log": """
+            SELECT t.id AS training_run_id, t.state, t.stage, t.reason, t.cause, t.attempts, t.started_at,
+                   t.finished_at, parent.digest AS parent_digest, c.digest AS checkpoint_digest, t.data_digest,
+                   t.code_commit, t.settings, t.counts, t.metrics
+            FROM training_run t
+            LEFT JOIN checkpoint parent ON parent.id = t.parent_checkpoint_id
+            LEFT JOIN checkpoint c ON c.id = t.checkpoint_id""",
+        "gate_log": """
+            SELECT v.id AS verdict_id, v.judged_at, challenger.digest AS challenger_digest,
+                   champion.digest AS champion_digest, v.training_run_id, v.result = 'passed' AS verdict_passed,
+                   v.result AS verdict_result, v.accepted_by, v.accepted_reason, k.number, k.films_from, k.name,
+                   k.subject, k.champion, k.challenger, k.difference, k.low, k.high, k.bound,
+                   k.result = 'passed' AS passed, k.result, k.positives_needed, k.note
+            FROM gate_verdict v
+            JOIN checkpoint challenger ON challenger.id = v.challenger_id
+            JOIN checkpoint champion ON champion.id = v.champion_id
+            JOIN gate_check k ON k.verdict_id = v.id""",
+        # The unread studies that another checkpoint has placed too, by the same policy, ranked by both.
+        "shadow_ranks": f"""
+            SELECT c.digest AS shadow_digest, y.study_instance_uid, y.accession_number, s.study_id, s.received_at,
+                   s.category, s.urgency, w.category AS shadow_category, w.urgency AS shadow_urgency,
+                   row_number() OVER (PARTITION BY w.checkpoint_id ORDER BY {BY_PLACE.format(p="s")}) AS priority_rank,
+                   row_number() OVER (PARTITION BY w.checkpoint_id ORDER BY {BY_PLACE.format(p="w")}) AS shadow_rank
+            FROM shadow_priority w
+            JOIN study_priority s ON s.study_id = w.study_id AND s.policy_id = w.policy_id AND s.read_at IS NULL
+            JOIN study y ON y.id = w.study_id
+            JOIN checkpoint c ON c.id = w.checkpoint_id""",  # noqa: S608
+        "drift_log": """
+            SELECT d.day, c.digest AS checkpoint_digest, d.measure, d.subject, d.value, d.reference, d.level, d.films
+            FROM drift d
+            JOIN checkpoint c ON c.id = d.checkpoint_id""",
     }
 
 
@@ -177,8 +235,8 @@ def _worklist(overdue_before: str) -> str:
     return RANKED.format(rank=f"row_number() OVER (ORDER BY {ORDER})", rows=rows)
 
 
-def next_to_read(dialect: str, *, limit: int) -> str:
-    """The first `limit` of the worklist, each part of the order read from its own end of a partial index.
+def _next_to_read(dialect: str) -> str:
+    """The first NEXT of the worklist, each part of the order read from its own end of a partial index.
 
     `overdue` moves with the clock, so no single index holds the whole order; four short index scans do. The last one is
     skipped when overdue studies alone fill the head, else it would step over all of them. (SQLite sees a column of an
@@ -187,12 +245,12 @@ def next_to_read(dialect: str, *, limit: int) -> str:
     (oldest, urgent), overdue_before = orders(dialect), OVERDUE_BEFORE[dialect]
     overdue, timely = f"q.received_at <= {overdue_before}", f"q.received_at > {overdue_before}"
     full = f"""(SELECT count(*) FROM (SELECT 1 FROM {oldest.table}
-        WHERE q.read_at IS NULL AND q.stat = false AND {overdue} LIMIT {limit}) o) = {limit}"""  # noqa: S608
+        WHERE q.read_at IS NULL AND q.stat = false AND {overdue} LIMIT {NEXT}) o) = {NEXT}"""  # noqa: S608
     parts = (
-        (f"q.stat = true AND {overdue}", "true", oldest, f"{limit}"),
-        (f"q.stat = true AND {timely}", "false", urgent, f"{limit}"),
-        (f"q.stat = false AND {overdue}", "true", oldest, f"{limit}"),
-        (f"q.stat = false AND {timely}", "false", urgent, f"(SELECT CASE WHEN {full} THEN 0 ELSE {limit} END)"),
+        (f"q.stat = true AND {overdue}", "true", oldest, f"{NEXT}"),
+        (f"q.stat = true AND {timely}", "false", urgent, f"{NEXT}"),
+        (f"q.stat = false AND {overdue}", "true", oldest, f"{NEXT}"),
+        (f"q.stat = false AND {timely}", "false", urgent, f"(SELECT CASE WHEN {full} THEN 0 ELSE {NEXT} END)"),
     )
     # Only what the indexes hold until the head is cut: a row that does not make it costs no look-up in a table.
     parts_of_head = " UNION ALL ".join(
@@ -203,7 +261,7 @@ def next_to_read(dialect: str, *, limit: int) -> str:
         for number, (where, is_overdue, order, most) in enumerate(parts)
     )
     head = f"""SELECT p.study_id, p.overdue, row_number() OVER (ORDER BY {ORDER}) AS priority_rank
-        FROM ({parts_of_head}) p ORDER BY priority_rank LIMIT {limit}"""  # noqa: S608
+        FROM ({parts_of_head}) p ORDER BY priority_rank LIMIT {NEXT}"""  # noqa: S608
     rows = f"""SELECT sp.*, head.overdue, head.priority_rank
         FROM ({head}) head JOIN study_priority sp ON sp.study_id = head.study_id"""  # noqa: S608
     return RANKED.format(rank="p.priority_rank", rows=rows) + " ORDER BY p.priority_rank"

@@ -1,4 +1,4 @@
-"""The first schema: ledger, scores, priorities, policy, checkpoints, reviews, runs and the views people query."""
+"""The first schema: ledger, scores, priorities, policy, checkpoints, reviews, runs, retraining, drift, views."""
 
 import secrets
 from datetime import UTC, datetime
@@ -14,30 +14,15 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-
-TABLES_LAST_FIRST = (
-    "film_score",
-    "study_priority",
-    "run_rank",
-    "review",
-    "instance",
-    "study",
-    "training_run",
-    "run",
-    "policy_finding",
-    "site",
-    "rejected_file",
-    "policy",
-    "checkpoint",
-    "audit",
-)
+BIG_KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+MOMENT = db.base.UtcDateTime(timezone=True)
 
 
 def upgrade() -> None:
     op.create_table(
         "audit",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("id", BIG_KEY, nullable=False),
+        sa.Column("at", MOMENT, nullable=False),
         sa.Column("actor", sa.String(length=64), nullable=False),
         sa.Column("action", sa.String(length=64), nullable=False),
         sa.Column("detail", sa.JSON(), nullable=False),
@@ -50,26 +35,19 @@ def upgrade() -> None:
         sa.Column("path", sa.Text(), nullable=False),
         sa.Column("network", sa.String(length=64), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
-        sa.Column("state_changed_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("state_changed_at", MOMENT, nullable=False),
         sa.Column("state_changed_by", sa.String(length=64), nullable=False),
         sa.Column("state_reason", sa.Text(), nullable=True),
         sa.Column("header", sa.JSON(), nullable=False),
-        sa.Column("registered_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("registered_at", MOMENT, nullable=False),
         sa.CheckConstraint(
             "state IN ('challenger', 'shadow', 'champion', 'retired', 'refused')", name=op.f("ck_checkpoint_state")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_checkpoint")),
         sa.UniqueConstraint("digest", name=op.f("uq_checkpoint_digest")),
     )
-    op.create_index(
-        "uq_checkpoint_champion",
-        "checkpoint",
-        ["state"],
-        unique=True,
-        postgresql_where=sa.text("state = 'champion'"),
-        sqlite_where=sa.text("state = 'champion'"),
-    )
-
+    _at_most_one("uq_checkpoint_champion", "checkpoint", "state", where="state = 'champion'")
+    _at_most_one("uq_checkpoint_shadow", "checkpoint", "state", where="state = 'shadow'")
     op.create_table(
         "policy",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -77,9 +55,9 @@ def upgrade() -> None:
         sa.Column("active", sa.Boolean(), nullable=False),
         sa.Column("max_wait_minutes", sa.Integer(), nullable=False),
         sa.Column("category_a_share", sa.Double(), nullable=False),
-        sa.Column("created_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("created_at", MOMENT, nullable=False),
         sa.Column("created_by", sa.String(length=64), nullable=False),
-        sa.Column("activated_at", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("activated_at", MOMENT, nullable=True),
         sa.Column("activated_by", sa.String(length=64), nullable=True),
         sa.Column("note", sa.Text(), nullable=True),
         sa.CheckConstraint("category_a_share > 0 AND category_a_share < 1", name=op.f("ck_policy_category_a_share")),
@@ -87,31 +65,25 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_policy")),
         sa.UniqueConstraint("version", name=op.f("uq_policy_version")),
     )
-    op.create_index(
-        "uq_policy_active",
-        "policy",
-        ["active"],
-        unique=True,
-        postgresql_where=sa.text("active"),
-        sqlite_where=sa.text("active"),
-    )
-
+    _at_most_one("uq_policy_active", "policy", "active", where="active")
     op.create_table(
         "rejected_file",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("id", BIG_KEY, nullable=False),
         sa.Column("path_digest", sa.String(length=64), nullable=False),
         sa.Column("path", sa.Text(), nullable=False),
         sa.Column("reason", sa.String(length=64), nullable=False),
         sa.Column("detail", sa.Text(), nullable=True),
-        sa.Column("received_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("received_at", MOMENT, nullable=False),
+        sa.Column("sop_instance_uid", sa.String(length=64), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_rejected_file")),
         sa.UniqueConstraint("path_digest", name=op.f("uq_rejected_file_path_digest")),
     )
+    op.create_index("ix_rejected_file_sop_instance_uid", "rejected_file", ["sop_instance_uid"])
     op.create_table(
         "site",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("patient_key_secret", sa.String(length=64), nullable=False),
-        sa.Column("created_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("created_at", MOMENT, nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_site")),
     )
     op.create_table(
@@ -137,9 +109,9 @@ def upgrade() -> None:
         "run",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
-        sa.Column("started_at", db.base.UtcDateTime(timezone=True), nullable=False),
-        sa.Column("last_settled_at", db.base.UtcDateTime(timezone=True), nullable=True),
-        sa.Column("finished_at", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("started_at", MOMENT, nullable=False),
+        sa.Column("last_settled_at", MOMENT, nullable=True),
+        sa.Column("finished_at", MOMENT, nullable=True),
         sa.Column("checkpoint_id", sa.Integer(), nullable=True),
         sa.Column("policy_id", sa.Integer(), nullable=True),
         sa.Column("settings", sa.JSON(), nullable=False),
@@ -155,18 +127,16 @@ def upgrade() -> None:
         "ix_run_open",
         "run",
         ["id"],
-        unique=False,
         postgresql_where=sa.text("finished_at IS NULL"),
         sqlite_where=sa.text("finished_at IS NULL"),
     )
-
     op.create_table(
         "training_run",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("reason", sa.Text(), nullable=True),
-        sa.Column("started_at", db.base.UtcDateTime(timezone=True), nullable=False),
-        sa.Column("finished_at", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("started_at", MOMENT, nullable=False),
+        sa.Column("finished_at", MOMENT, nullable=True),
         sa.Column("parent_checkpoint_id", sa.Integer(), nullable=True),
         sa.Column("checkpoint_id", sa.Integer(), nullable=True),
         sa.Column("data_digest", sa.String(length=64), nullable=True),
@@ -174,23 +144,34 @@ def upgrade() -> None:
         sa.Column("settings", sa.JSON(), nullable=False),
         sa.Column("counts", sa.JSON(), nullable=False),
         sa.Column("metrics", sa.JSON(), nullable=False),
+        sa.Column("stage", sa.String(length=16), nullable=True),
+        sa.Column("cause", sa.String(length=16), nullable=False, server_default="hand"),
+        sa.Column("attempts", sa.Integer(), nullable=False, server_default="1"),
+        sa.Column("held_by", sa.String(length=64), nullable=True),
+        sa.Column("lease_expires_at", MOMENT, nullable=True),
+        sa.CheckConstraint(
+            "state IN ('running', 'passed', 'undecided', 'refused', 'ended', 'failed')",
+            name=op.f("ck_training_run_state"),
+        ),
         sa.ForeignKeyConstraint(["checkpoint_id"], ["checkpoint.id"], name=op.f("fk_training_run_checkpoint_id")),
         sa.ForeignKeyConstraint(
             ["parent_checkpoint_id"], ["checkpoint.id"], name=op.f("fk_training_run_parent_checkpoint_id")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_training_run")),
     )
+    op.create_index("ix_training_run_checkpoint_id", "training_run", ["checkpoint_id"])
+    _at_most_one("uq_training_run_running", "training_run", "state", where="state = 'running'")
     op.create_table(
         "study",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("id", BIG_KEY, nullable=False),
         sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
         sa.Column("accession_number", sa.String(length=64), nullable=True),
         sa.Column("patient_key", sa.String(length=64), nullable=True),
         sa.Column("patient_sex", sa.String(length=1), nullable=True),
         sa.Column("patient_age_years", sa.Integer(), nullable=True),
         sa.Column("stat", sa.Boolean(), nullable=False),
-        sa.Column("acquired_at", db.base.UtcDateTime(timezone=True), nullable=True),
-        sa.Column("received_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("acquired_at", MOMENT, nullable=True),
+        sa.Column("received_at", MOMENT, nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("reason", sa.String(length=64), nullable=True),
         sa.Column("detail", sa.Text(), nullable=True),
@@ -198,11 +179,11 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("suspect", sa.Boolean(), nullable=False),
         sa.Column("claimed_by", sa.String(length=64), nullable=True),
-        sa.Column("lease_expires_at", db.base.UtcDateTime(timezone=True), nullable=True),
-        sa.Column("not_before", db.base.UtcDateTime(timezone=True), nullable=True),
-        sa.Column("unavailable_since", db.base.UtcDateTime(timezone=True), nullable=True),
-        sa.Column("notified_at", db.base.UtcDateTime(timezone=True), nullable=True),
-        sa.Column("settled_at", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("lease_expires_at", MOMENT, nullable=True),
+        sa.Column("not_before", MOMENT, nullable=True),
+        sa.Column("unavailable_since", MOMENT, nullable=True),
+        sa.Column("notified_at", MOMENT, nullable=True),
+        sa.Column("settled_at", MOMENT, nullable=True),
         sa.Column("run_id", sa.Integer(), nullable=True),
         sa.CheckConstraint(
             "state IN ('waiting', 'claimed', 'scored', 'skipped', 'quarantined')", name=op.f("ck_study_state")
@@ -211,22 +192,20 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_study")),
         sa.UniqueConstraint("study_instance_uid", name=op.f("uq_study_study_instance_uid")),
     )
-    op.create_index("ix_study_accession_number", "study", ["accession_number"], unique=False)
+    op.create_index("ix_study_accession_number", "study", ["accession_number"])
     op.create_index(
         "ix_study_claimed",
         "study",
         ["lease_expires_at"],
-        unique=False,
         postgresql_where=sa.text("state = 'claimed'"),
         sqlite_where=sa.text("state = 'claimed'"),
     )
-    op.create_index("ix_study_received_at", "study", ["received_at"], unique=False)
-    op.create_index("ix_study_run_id", "study", ["run_id"], unique=False)
-
+    op.create_index("ix_study_received_at", "study", ["received_at"])
+    op.create_index("ix_study_run_id", "study", ["run_id"])
     op.create_table(
         "instance",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("id", BIG_KEY, nullable=False),
+        sa.Column("study_id", BIG_KEY, nullable=False),
         sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
         sa.Column("series_instance_uid", sa.String(length=64), nullable=True),
         sa.Column("path", sa.Text(), nullable=False),
@@ -244,22 +223,44 @@ def upgrade() -> None:
         sa.Column("flags", sa.Text(), nullable=True),
         sa.Column("in_scope", sa.Boolean(), nullable=False),
         sa.Column("pixel_digest", sa.String(length=64), nullable=True),
-        sa.Column("received_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("received_at", MOMENT, nullable=False),
+        sa.Column("file_stamp", sa.String(length=64), nullable=True),
+        sa.Column("file_digest", sa.String(length=64), nullable=True),
+        sa.Column("decided_under", sa.String(length=16), nullable=True),
         sa.CheckConstraint("state IN ('waiting', 'scored', 'skipped', 'quarantined')", name=op.f("ck_instance_state")),
         sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_instance_study_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_instance")),
         sa.UniqueConstraint("sop_instance_uid", name=op.f("uq_instance_sop_instance_uid")),
     )
-    op.create_index("ix_instance_study_id", "instance", ["study_id"], unique=False)
-
+    op.create_index("ix_instance_study_id", "instance", ["study_id"])
+    op.create_table(
+        "instance_version",
+        sa.Column("id", BIG_KEY, nullable=False),
+        sa.Column("instance_id", BIG_KEY, nullable=False),
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("view", sa.String(length=8), nullable=True),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("reason", sa.String(length=64), nullable=True),
+        sa.Column("evidence", sa.Text(), nullable=True),
+        sa.Column("flags", sa.Text(), nullable=True),
+        sa.Column("pixel_digest", sa.String(length=64), nullable=True),
+        sa.Column("file_digest", sa.String(length=64), nullable=True),
+        sa.Column("cause", sa.String(length=16), nullable=False),
+        sa.Column("replaced_at", MOMENT, nullable=False),
+        sa.ForeignKeyConstraint(
+            ["instance_id"], ["instance.id"], name=op.f("fk_instance_version_instance_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_instance_version")),
+    )
+    op.create_index("ix_instance_version_instance_id", "instance_version", ["instance_id"])
     op.create_table(
         "review",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("id", BIG_KEY, nullable=False),
+        sa.Column("study_id", BIG_KEY, nullable=False),
         sa.Column("finding", sa.String(length=32), nullable=False),
         sa.Column("verdict", sa.String(length=12), nullable=False),
         sa.Column("reader", sa.String(length=64), nullable=False),
-        sa.Column("reviewed_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("reviewed_at", MOMENT, nullable=False),
         sa.CheckConstraint("verdict IN ('present', 'absent', 'not_assessed')", name=op.f("ck_review_verdict")),
         sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_review_study_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_review")),
@@ -268,7 +269,7 @@ def upgrade() -> None:
     op.create_table(
         "run_rank",
         sa.Column("run_id", sa.Integer(), nullable=False),
-        sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("study_id", BIG_KEY, nullable=False),
         sa.Column("priority_rank", sa.Integer(), nullable=False),
         sa.Column("category", sa.String(length=1), nullable=False),
         sa.Column("urgency", sa.Double(), nullable=False),
@@ -277,12 +278,12 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_run_rank_study_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("run_id", "study_id", name=op.f("pk_run_rank")),
     )
-    op.create_index("ix_run_rank_study_id", "run_rank", ["study_id"], unique=False)
+    op.create_index("ix_run_rank_study_id", "run_rank", ["study_id"])
     op.create_table(
         "study_priority",
-        sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("study_id", BIG_KEY, nullable=False),
         sa.Column("stat", sa.Boolean(), nullable=False),
-        sa.Column("received_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("received_at", MOMENT, nullable=False),
         sa.Column("category", sa.String(length=1), nullable=False),
         sa.Column("category_a", sa.Boolean(), nullable=False),
         sa.Column("urgency", sa.Double(), nullable=False),
@@ -291,8 +292,8 @@ def upgrade() -> None:
         sa.Column("flag", sa.Text(), nullable=True),
         sa.Column("checkpoint_id", sa.Integer(), nullable=True),
         sa.Column("policy_id", sa.Integer(), nullable=True),
-        sa.Column("ranked_at", db.base.UtcDateTime(timezone=True), nullable=False),
-        sa.Column("read_at", db.base.UtcDateTime(timezone=True), nullable=True),
+        sa.Column("ranked_at", MOMENT, nullable=False),
+        sa.Column("read_at", MOMENT, nullable=True),
         sa.Column("read_by", sa.String(length=64), nullable=True),
         sa.CheckConstraint("category_a = (category = 'A')", name=op.f("ck_study_priority_category_a")),
         sa.CheckConstraint("category IN ('A', 'B', 'C', 'D')", name=op.f("ck_study_priority_category")),
@@ -305,11 +306,11 @@ def upgrade() -> None:
     )
     op.create_table(
         "film_score",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("instance_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("id", BIG_KEY, nullable=False),
+        sa.Column("instance_id", BIG_KEY, nullable=False),
         sa.Column("checkpoint_id", sa.Integer(), nullable=False),
         sa.Column("run_id", sa.Integer(), nullable=True),
-        sa.Column("scored_at", db.base.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("scored_at", MOMENT, nullable=False),
         sa.Column("mass", sa.REAL(), nullable=False),
         sa.Column("consolidation", sa.REAL(), nullable=False),
         sa.Column("atelectasis", sa.REAL(), nullable=False),
@@ -328,6 +329,93 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_film_score_run_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_film_score")),
         sa.UniqueConstraint("instance_id", "checkpoint_id", name=op.f("uq_film_score_instance_id_checkpoint_id")),
+    )
+    op.create_table(
+        "gate_verdict",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("challenger_id", sa.Integer(), nullable=False),
+        sa.Column("champion_id", sa.Integer(), nullable=False),
+        sa.Column("training_run_id", sa.Integer(), nullable=True),
+        sa.Column("result", sa.String(length=16), nullable=False),
+        sa.Column("gold_digest", sa.String(length=64), nullable=False),
+        sa.Column("films", sa.Integer(), nullable=False),
+        sa.Column("patients", sa.Integer(), nullable=False),
+        sa.Column("rules", sa.JSON(), nullable=False),
+        sa.Column("judged_at", MOMENT, nullable=False),
+        sa.Column("judged_by", sa.String(length=64), nullable=False),
+        sa.Column("accepted_at", MOMENT, nullable=True),
+        sa.Column("accepted_by", sa.String(length=64), nullable=True),
+        sa.Column("accepted_reason", sa.Text(), nullable=True),
+        sa.CheckConstraint("result IN ('passed', 'undecided', 'failed')", name=op.f("ck_gate_verdict_result")),
+        sa.ForeignKeyConstraint(["challenger_id"], ["checkpoint.id"], name=op.f("fk_gate_verdict_challenger_id")),
+        sa.ForeignKeyConstraint(["champion_id"], ["checkpoint.id"], name=op.f("fk_gate_verdict_champion_id")),
+        sa.ForeignKeyConstraint(["training_run_id"], ["training_run.id"], name=op.f("fk_gate_verdict_training_run_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_gate_verdict")),
+    )
+    op.create_index("ix_gate_verdict_challenger_id", "gate_verdict", ["challenger_id"])
+    op.create_table(
+        "gate_check",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("verdict_id", sa.Integer(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("films_from", sa.String(length=16), nullable=False),
+        sa.Column("name", sa.String(length=32), nullable=False),
+        sa.Column("subject", sa.String(length=32), nullable=False),
+        *(
+            sa.Column(name, sa.Double(), nullable=True)
+            for name in ("champion", "challenger", "difference", "low", "high", "bound")
+        ),
+        sa.Column("result", sa.String(length=16), nullable=False),
+        sa.Column("positives_needed", sa.Integer(), nullable=True),
+        sa.Column("note", sa.Text(), nullable=True),
+        sa.CheckConstraint("result IN ('passed', 'undecided', 'failed')", name=op.f("ck_gate_check_result")),
+        sa.ForeignKeyConstraint(
+            ["verdict_id"], ["gate_verdict.id"], name=op.f("fk_gate_check_verdict_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_gate_check")),
+        sa.UniqueConstraint("verdict_id", "number", name=op.f("uq_gate_check_verdict_id_number")),
+    )
+    op.create_table(
+        "shadow_priority",
+        sa.Column("study_id", BIG_KEY, nullable=False),
+        sa.Column("checkpoint_id", sa.Integer(), nullable=False),
+        sa.Column("category", sa.String(length=1), nullable=False),
+        sa.Column("category_a", sa.Boolean(), nullable=False),
+        sa.Column("urgency", sa.Double(), nullable=False),
+        sa.Column("flag", sa.Text(), nullable=True),
+        sa.Column("top_finding", sa.String(length=32), nullable=True),
+        sa.Column("top_probability", sa.REAL(), nullable=True),
+        sa.Column("policy_id", sa.Integer(), nullable=True),
+        sa.Column("run_id", sa.Integer(), nullable=True),
+        sa.Column("ranked_at", MOMENT, nullable=False),
+        sa.CheckConstraint("category IN ('A', 'B', 'C', 'D')", name=op.f("ck_shadow_priority_category")),
+        sa.ForeignKeyConstraint(
+            ["study_id"], ["study.id"], name=op.f("fk_shadow_priority_study_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(["checkpoint_id"], ["checkpoint.id"], name=op.f("fk_shadow_priority_checkpoint_id")),
+        sa.ForeignKeyConstraint(["policy_id"], ["policy.id"], name=op.f("fk_shadow_priority_policy_id")),
+        sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_shadow_priority_run_id")),
+        sa.PrimaryKeyConstraint("study_id", "checkpoint_id", name=op.f("pk_shadow_priority")),
+    )
+    op.create_index("ix_shadow_priority_checkpoint_id", "shadow_priority", ["checkpoint_id"])
+    op.create_table(
+        "drift",
+        sa.Column("id", BIG_KEY, nullable=False),
+        sa.Column("day", sa.String(length=10), nullable=False),
+        sa.Column("checkpoint_id", sa.Integer(), nullable=False),
+        sa.Column("measure", sa.String(length=16), nullable=False),
+        sa.Column("subject", sa.String(length=64), nullable=False),
+        sa.Column("value", sa.Double(), nullable=False),
+        sa.Column("reference", sa.Double(), nullable=True),
+        sa.Column("level", sa.String(length=8), nullable=False),
+        sa.Column("films", sa.Integer(), nullable=False),
+        sa.Column("computed_at", MOMENT, nullable=False),
+        sa.CheckConstraint("level IN ('quiet', 'warn', 'act')", name=op.f("ck_drift_level")),
+        sa.ForeignKeyConstraint(["checkpoint_id"], ["checkpoint.id"], name=op.f("fk_drift_checkpoint_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_drift")),
+        sa.UniqueConstraint(
+            "day", "checkpoint_id", "measure", "subject", name=op.f("uq_drift_day_checkpoint_id_measure_subject")
+        ),
     )
     op.create_index(
         "ix_study_waiting",
@@ -380,8 +468,5 @@ def upgrade() -> None:
         op.execute(f"CREATE VIEW {name} AS {body}")
 
 
-def downgrade() -> None:
-    for name in reversed(views(op.get_bind().dialect.name)):
-        op.execute(f"DROP VIEW {name}")
-    for table in TABLES_LAST_FIRST:
-        op.drop_table(table)
+def _at_most_one(name: str, table: str, column: str, *, where: str) -> None:
+    op.create_index(name, table, [column], unique=True, postgresql_where=sa.text(where), sqlite_where=sa.text(where))

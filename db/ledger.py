@@ -338,7 +338,7 @@ def requeue(session: Session, *, study_instance_uid: str | None = None, reason: 
     if study_instance_uid is not None:
         chosen = chosen.where(Study.study_instance_uid == study_instance_uid)
     if reason is not None:
-        chosen = chosen.where(Study.reason == reason)
+        chosen = chosen.where(or_(Study.reason == reason, Study.id.in_(broken.where(Instance.reason == reason))))
     ids = list(session.scalars(chosen.with_for_update(skip_locked=True)))
     waits = {"state": "waiting", "reason": None, "detail": None, "not_before": None, "notified_at": None}
     for part in in_parts(ids):

@@ -1,7 +1,8 @@
-"""Forgetting on time: settled studies received before a date go, with everything that hangs on them.
+"""Retention: delete finished studies received before a date, with everything that hangs on them.
 
-What still waits never goes, whatever its age; a study that a radiologist reviewed stays unless asked for, since its
-verdicts are the labels that retraining trusts.
+A study that still waits for the model never goes, whatever its age. One that nobody has read yet, or that a radiologist
+reviewed, stays unless it is asked for: the first is work still to be done, the second holds the labels that retraining
+trusts.
 """
 
 from dataclasses import dataclass
@@ -16,31 +17,34 @@ from db.models import SETTLED, Audit, Instance, RejectedFile, Review, Study, Stu
 
 @dataclass(frozen=True)
 class Prunable:
-    """Counts of what a pruning would delete; `unread` of its studies are still on the worklist."""
+    """Counts of what a pruning would delete; `unread` of its studies are still on the worklist, `unread_kept` stay."""
 
     studies: int
     unread: int
+    unread_kept: int
     instances: int
     rejected_files: int
 
 
-def prunable(session: Session, *, before: datetime, reviewed: bool = False) -> Prunable:
+def prunable(session: Session, *, before: datetime, reviewed: bool = False, unread: bool = False) -> Prunable:
     """Count what `prune` with the same arguments takes away."""
-    chosen = _old(before, reviewed=reviewed)
-    unread = select(func.count()).select_from(StudyPriority).join(Study).where(*chosen, StudyPriority.read_at.is_(None))
-    instances = select(func.count()).select_from(Instance).join(Study).where(*chosen)
+    chosen = _old(before, reviewed=reviewed, unread=unread)
     rejected = select(func.count()).select_from(RejectedFile).where(RejectedFile.received_at < before)
+    unread_old = _count(session, Study, *_old(before, reviewed=reviewed, unread=True), _unread())
     return Prunable(
-        studies=session.scalar(select(func.count()).select_from(Study).where(*chosen)) or 0,
-        unread=session.scalar(unread) or 0,
-        instances=session.scalar(instances) or 0,
+        studies=_count(session, Study, *chosen),
+        unread=unread_old if unread else 0,
+        unread_kept=0 if unread else unread_old,
+        instances=_count(session, Instance, Instance.study_id.in_(select(Study.id).where(*chosen))),
         rejected_files=session.scalar(rejected) or 0,
     )
 
 
-def prune_studies(session: Session, *, before: datetime, limit: int, reviewed: bool = False) -> int:
+def prune_studies(
+    session: Session, *, before: datetime, limit: int, reviewed: bool = False, unread: bool = False
+) -> int:
     """Delete up to `limit` studies with their instances, scores, places, reviews and kept ranks; returns how many."""
-    chosen = select(Study.id).where(*_old(before, reviewed=reviewed)).order_by(Study.id).limit(limit)
+    chosen = select(Study.id).where(*_old(before, reviewed=reviewed, unread=unread)).order_by(Study.id).limit(limit)
     ids = list(session.scalars(chosen.with_for_update(skip_locked=True)))
     session.execute(delete(Study).where(Study.id.in_(ids)))  # the rest follows by its foreign keys
     return len(ids)
@@ -60,7 +64,20 @@ def note_pruning(session: Session, pruned: Prunable, *, before: datetime, by: st
     session.add(Audit(at=database_now(session), actor=by, action="prune", detail=detail))
 
 
-def _old(before: datetime, *, reviewed: bool) -> list[ColumnElement[bool]]:
+def _count(session: Session, table: type[Study | Instance], *conditions: ColumnElement[bool]) -> int:
+    return session.scalar(select(func.count()).select_from(table).where(*conditions)) or 0
+
+
+def _unread() -> ColumnElement[bool]:
+    on_list = select(StudyPriority.study_id)
+    return on_list.where(StudyPriority.study_id == Study.id, StudyPriority.read_at.is_(None)).exists()
+
+
+def _old(before: datetime, *, reviewed: bool, unread: bool) -> list[ColumnElement[bool]]:
     """A study that was received or settled anew since the date is not old."""
     old = [Study.state.in_(SETTLED), Study.received_at < before, Study.settled_at < before]
-    return old if reviewed else [*old, ~select(Review.id).where(Review.study_id == Study.id).exists()]
+    if not reviewed:
+        old.append(~select(Review.id).where(Review.study_id == Study.id).exists())
+    if not unread:
+        old.append(~_unread())
+    return old

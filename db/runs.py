@@ -1,13 +1,14 @@
 """Runs: a night's work, or one `nightread score`, with the ranks as they stood at its end."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import RowMapping, func, select, text, update
 from sqlalchemy.orm import Session
 
 from db.base import database_now
-from db.models import Instance, Run, Site, Study
+from db.models import Checkpoint, Instance, Run, Site, Study
 
 
 def open_run(
@@ -76,3 +77,11 @@ def close_idle(session: Session, *, idle_minutes: float) -> list[int]:
 def latest(session: Session) -> Run | None:
     """The run that was started last."""
     return session.scalars(select(Run).order_by(Run.id.desc()).limit(1)).one_or_none()
+
+
+def listed(session: Session, *, limit: int) -> Sequence[RowMapping]:
+    """The last runs, newest first: when, how many studies, with which checkpoint."""
+    counts = (Run.scored, Run.skipped, Run.quarantined, Run.films)
+    chosen = select(Run.id, Run.kind, Run.started_at, Run.finished_at, *counts, Checkpoint.digest)
+    newest = chosen.outerjoin(Checkpoint, Checkpoint.id == Run.checkpoint_id).order_by(Run.id.desc())
+    return session.execute(newest.limit(limit)).mappings().all()

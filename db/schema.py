@@ -1,21 +1,25 @@
-"""The schema's version: brought up to date by Alembic, checked by whoever depends on it."""
+"""The schema's version: brought up to date by Alembic, checked by whoever depends on it.
+
+Every command checks the version, so that check asks the database and the folder of migrations itself: Alembic is
+imported where a schema changes.
+"""
 
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, inspect, text
 
-from db import roles
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 UPGRADE_WAITS = "60s"  # for another upgrade
 UPGRADE_LOCK = 0x6E69676874  # "night": PostgreSQL's advisory lock that keeps two upgrades apart
 
 
-def alembic_config(connection: Connection | None = None) -> Config:
+def alembic_config(connection: Connection | None = None) -> "Config":
     """Alembic's configuration for the migrations that are installed beside this package."""
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(files("migrations")))
     config.attributes["connection"] = connection
@@ -42,6 +46,10 @@ def upgrade(engine: Engine) -> None:
 
     Raises WrongEncoding.
     """
+    from alembic import command
+
+    from db import roles
+
     with engine.begin() as connection:
         require_utf8(connection)
         _lock(connection)
@@ -58,9 +66,13 @@ def _lock(connection: Connection) -> None:
 def current_revision(engine: Engine) -> str | None:
     """The revision the database stands at, or None where there is no schema yet."""
     with engine.connect().execution_options(read_only=True) as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+        return revision
 
 
 def head_revision() -> str:
-    """The revision this code needs."""
-    return ScriptDirectory.from_config(alembic_config()).get_current_head() or ""
+    """The revision this code needs: migrations/versions/0002_what_it_does.py makes revision 0002."""
+    migrations = (file.name for file in (files("migrations") / "versions").iterdir())
+    return max(name.partition("_")[0] for name in migrations if name[0].isdigit())

@@ -1,6 +1,6 @@
 """The reading order, read only. Ranks are computed by the views when they are asked for, so they are never stale."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Boolean, RowMapping, text
@@ -10,6 +10,7 @@ from sqlalchemy.types import TypeEngine
 from db.base import UtcDateTime
 
 HEAD = 50  # what the view next_to_read holds: the head of the list, at a cost that does not grow with it
+ROWS_AT_ONCE = 1000
 
 # SQLite keeps moments as text and truth as 0 or 1; only a typed column turns them back.
 _TYPES: dict[str, TypeEngine[Any]] = {
@@ -22,10 +23,16 @@ _TYPES: dict[str, TypeEngine[Any]] = {
 
 def worklist(session: Session, *, limit: int | None = None) -> Sequence[RowMapping]:
     """The unread studies in reading order: all, or the first `limit`."""
+    return list(stream(session, limit=limit))
+
+
+def stream(session: Session, *, limit: int | None = None) -> Iterator[RowMapping]:
+    """The same, a few rows in memory at a time: a backlog of a million studies is printed, not held."""
     view = "next_to_read" if limit is not None and limit <= HEAD else "worklist"
     bound = "" if limit is None else " LIMIT :limit"
     statement = text(f"SELECT * FROM {view} ORDER BY priority_rank{bound}").columns(**_TYPES)  # noqa: S608 - two names
-    return session.execute(statement, {"limit": limit} if bound else {}).mappings().all()
+    rows = session.execute(statement, {"limit": limit} if bound else {}, execution_options={"yield_per": ROWS_AT_ONCE})
+    yield from rows.mappings()
 
 
 def columns(session: Session) -> list[str]:

@@ -13,22 +13,18 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from db import arrivals, lookup, registry, schema
+from db import arrivals, lookup, registry
 from db.base import short
 from db.models import Checkpoint as CheckpointRow
-from db.session import make_engine, read_scope, session_scope
+from db.session import read_scope, session_scope
 from training.checkpoint import SHIPPED, Header, MissingCheckpoint, read_header
 from training.imaging.dicom import PixelLimits
 from training.imaging.whole_file import whole_file
-from worker.errors import Unavailable
+from worker.database import open_database
 from worker.ranking import policy
 from worker.ranking.blinding import Blinding
 from worker.ranking.priority import Policy, unscored
 from worker.settings import Settings
-
-
-class SchemaBehind(Unavailable):
-    """The database's schema is not this version's."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +64,7 @@ class Context:
     @cached_property
     def engine(self) -> Engine:
         """The database, with its schema checked; SQLite, which belongs to one site's machine, is brought up to date."""
-        engine = make_engine(self.settings.database_url)
-        if schema.current_revision(engine) != schema.head_revision():
-            if engine.dialect.name != "sqlite":
-                raise SchemaBehind("the database's schema is not this version's: run `nightread db upgrade`")
-            schema.upgrade(engine)
-        return engine
+        return open_database(self.settings)
 
     def live(self) -> Live:
         """The checkpoint and policy that rank now; the first call in a new database registers them."""

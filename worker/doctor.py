@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine, make_url
 from sqlalchemy.exc import DBAPIError
 
 from db import schema, training_runs
@@ -16,8 +16,10 @@ from db.health import head_of_queue, health
 from db.session import make_engine, read_scope
 from training.checkpoint import CheckpointError
 from worker.context import Context, file_digest
+from worker.database import reason_of, require_database
 from worker.errors import Unavailable
 from worker.intake.redecide import outdated
+from worker.settings import Settings
 
 LEAST_FREE_MB = 500
 MOST_SKEW_SECONDS = 5.0
@@ -36,16 +38,15 @@ class CheckResult:
 def examine(context: Context) -> Iterator[CheckResult]:
     """Settings, database, schema, checkpoint, device, broker, clock and disk, less what needs a broken one."""
     yield CheckResult("settings", True, f"{len(context.settings.model_fields_set)} set, the others at their defaults")
-    engine = make_engine(context.settings.database_url)
-    database = _checked("database", lambda: _database(engine))
+    database = _checked("database", lambda: _database(context.settings))
     yield database
     if database.ok:
-        yield _checked("clock", lambda: _clock(engine))
+        yield _checked("clock", lambda: _clock(context.engine))
         yield _checked("checkpoint", lambda: _checkpoint(context))
         yield _checked("skipped", lambda: _skipped(context))
     yield _checked("device", lambda: _device(context.settings.device))
     yield _checked("broker", lambda: _broker(context))
-    yield _checked("disk", lambda: _disk(engine))
+    yield _checked("disk", lambda: _disk(make_url(context.settings.database_url)))
 
 
 def examine_role(context: Context, role: str) -> Iterator[CheckResult]:
@@ -65,10 +66,12 @@ def _checked(name: str, check: Callable[[], str]) -> CheckResult:
     except OSError as error:
         return CheckResult(name, False, f"{error.strerror}: check the folders that the settings name")
     except DBAPIError as error:
-        return CheckResult(name, False, f"the database does not answer ({type(error.orig).__name__})")
+        return CheckResult(name, False, f"the database does not answer: {reason_of(error)}")
 
 
-def _database(engine: Engine) -> str:
+def _database(settings: Settings) -> str:
+    require_database(settings)
+    engine = make_engine(settings.database_url)
     with engine.connect().execution_options(read_only=True) as connection:
         try:
             schema.require_utf8(connection)
@@ -137,9 +140,9 @@ def _broker(context: Context) -> str:
     return f"answers in {(time.monotonic() - began) * 1000:.0f} ms"
 
 
-def _disk(engine: Engine) -> str:
-    database = engine.url.database or ""
-    folder = Path(database).parent if engine.dialect.name == "sqlite" and database else Path.cwd()
+def _disk(url: URL) -> str:
+    database = url.database or ""
+    folder = Path(database).parent if url.get_backend_name() == "sqlite" and database else Path.cwd()
     while not folder.exists():
         folder = folder.parent
     free_mb = shutil.disk_usage(folder).free // 2**20

@@ -6,7 +6,7 @@ from typing import Literal
 
 import structlog
 
-from training.imaging.dicom import quieten_pydicom
+from training.imaging.quiet import quieten_pydicom
 
 
 def configure(*, level: str, style: Literal["console", "json"]) -> None:

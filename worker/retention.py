@@ -1,32 +1,47 @@
-"""`nightread prune`: forget what is older than a site may keep it."""
+"""Retention: delete what is older than a site may keep it (`nightread prune`)."""
 
+from dataclasses import dataclass
 from datetime import datetime
+
+from sqlalchemy import Engine
 
 from db import retention
 from db.retention import Prunable
 from db.session import read_scope, session_scope
-from worker.context import Context, actor
 
 STUDIES_PER_TRANSACTION = 500  # so that the workers never wait for long
 
 
-def prune(context: Context, *, before: datetime, reviewed: bool = False, dry_run: bool = False) -> Prunable:
-    """Delete what was received and settled before `before` (aware); returns what went, or with `dry_run` would go.
+@dataclass(frozen=True)
+class Pruning:
+    """What to delete: finished studies received and settled before `before` (aware); of the reviewed and the unread
+    ones only where the flag says so."""
+
+    before: datetime
+    reviewed: bool = False
+    unread: bool = False
+
+
+def prunable(engine: Engine, pruning: Pruning) -> Prunable:
+    """Count what `prune` would delete."""
+    with read_scope(engine) as session:
+        return retention.prunable(session, **vars(pruning))
+
+
+def prune(engine: Engine, pruning: Pruning, *, by: str) -> Prunable:
+    """Delete it, and write to the audit who did; returns what went.
 
     Interrupted, it has deleted a part and goes on where it stopped when it is called again.
     """
-    with read_scope(context.engine) as session:
-        found = retention.prunable(session, before=before, reviewed=reviewed)
-    if dry_run:
-        return found
-    while _prune_some(context, before, reviewed):
+    found = prunable(engine, pruning)
+    while _prune_some(engine, pruning):
         pass
-    with session_scope(context.engine) as session:
-        retention.prune_rejected_files(session, before=before)
-        retention.note_pruning(session, found, before=before, by=actor())
+    with session_scope(engine) as session:
+        retention.prune_rejected_files(session, before=pruning.before)
+        retention.note_pruning(session, found, before=pruning.before, by=by)
     return found
 
 
-def _prune_some(context: Context, before: datetime, reviewed: bool) -> int:
-    with session_scope(context.engine) as session:
-        return retention.prune_studies(session, before=before, limit=STUDIES_PER_TRANSACTION, reviewed=reviewed)
+def _prune_some(engine: Engine, pruning: Pruning) -> int:
+    with session_scope(engine) as session:
+        return retention.prune_studies(session, limit=STUDIES_PER_TRANSACTION, **vars(pruning))

@@ -22,6 +22,11 @@ def number(count: int) -> str:
     return f"{count:,}"
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """1 film, 12,345 films."""
+    return f"{number(count)} {noun if count == 1 else plural or noun + 's'}"
+
+
 def day(time: datetime) -> str:
     """Monday, 23 November 2026, in local time."""
     return f"{time.astimezone():%A, %-d %B %Y}"
@@ -55,3 +60,8 @@ def notes(row: Mapping[str, Any]) -> str:
     words += ["overdue"] if row["overdue"] else []
     words += [str(row["flag"]).replace("_", " ")] if row["flag"] else []
     return ", ".join(words)
+
+
+def spreadsheet_cell(value: Any) -> Any:
+    """A CSV value that no spreadsheet takes for a formula: such a text gets the apostrophe that marks text there."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

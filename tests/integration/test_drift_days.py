@@ -26,7 +26,7 @@ from training.calibration import reference
 from training.checkpoint import SHIPPED, Header, save_checkpoint
 from training.findings import FINDINGS
 from training.networks import make_network
-from worker.cli import main as cli
+from worker.cli import app as cli
 from worker.context import Context
 from worker.intake.receive import receive
 from worker.monitoring.drift import daily

@@ -142,9 +142,7 @@ def test_an_opinion_of_a_shared_accession_number_is_refused(filled: Engine):
 @pytest.fixture
 def command(filled: Engine, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
     monkeypatch.setenv("NIGHTREAD_DATABASE_URL", filled.url.render_as_string(hide_password=False))
-    app = typer.Typer()
-    read.register(app)
-    return app
+    return read.app
 
 
 def invoke(command: typer.Typer, *words: str, code: int) -> Any:

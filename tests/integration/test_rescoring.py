@@ -14,7 +14,7 @@ from tests.support.crew import environment_of
 from tests.support.dicom_files import make_film, texture
 from worker.checkpoints import promotion, rescoring
 from worker.checkpoints.rescoring import Moved, NotLive, look, make_live, preview, to_see
-from worker.cli import main as cli
+from worker.cli import app as cli
 from worker.context import Context
 from worker.intake.receive import receive
 from worker.ranking import activation, policy

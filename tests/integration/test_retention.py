@@ -15,7 +15,7 @@ from tests.support.crew import totals
 from tests.support.dicom_files import make_film, texture
 from worker.context import Context
 from worker.intake.receive import receive
-from worker.retention import prune
+from worker.retention import Pruning, prunable, prune
 from worker.scoring.pipeline import open_scorer, score_waiting
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -52,34 +52,43 @@ def rows(context: Context, *tables: type[Base]) -> list[int]:
 
 
 def test_a_dry_run_counts_and_deletes_nothing(context: Context):
-    found = prune(context, before=SINCE, dry_run=True)
+    found = prunable(context.engine, Pruning(SINCE, unread=True))
     assert (found.studies, found.unread, found.instances, found.rejected_files) == (3, 2, 3, 1)
     assert rows(context, Study, Instance, FilmScore, RejectedFile) == [6, 6, 5, 1]
 
 
+def test_what_nobody_has_read_stays_unless_it_is_named(context: Context):
+    gone = prune(context.engine, Pruning(SINCE), by="test")
+    assert gone == Prunable(studies=1, unread=0, unread_kept=2, instances=1, rejected_files=1)
+    assert rows(context, Study) == [5]
+
+
 def test_old_settled_studies_go_with_all_that_hangs_on_them(context: Context):
-    assert prune(context, before=SINCE) == Prunable(studies=3, unread=2, instances=3, rejected_files=1)
+    gone = prune(context.engine, Pruning(SINCE, unread=True), by="test")
+    assert gone == Prunable(studies=3, unread=2, unread_kept=0, instances=3, rejected_files=1)
     assert rows(context, Study, Instance, FilmScore, StudyPriority, RunRank, RejectedFile) == [3, 3, 2, 3, 2, 0]
     found = totals(context)
     assert (found.received, found.scored, found.waiting) == (3, 2, 1)
-    assert prune(context, before=SINCE).studies == 0
+    assert prune(context.engine, Pruning(SINCE, unread=True), by="test").studies == 0
 
 
 def test_a_reviewed_study_stays_unless_asked_for(context: Context):
-    prune(context, before=SINCE)
+    prune(context.engine, Pruning(SINCE, unread=True), by="test")
     assert rows(context, Review) == [1]
-    assert prune(context, before=SINCE, reviewed=True).studies == 1
+    assert prune(context.engine, Pruning(SINCE, unread=True, reviewed=True), by="test").studies == 1
     assert rows(context, Review) == [0]
 
 
 def test_nothing_that_is_not_settled_goes_whatever_the_date(context: Context):
-    prune(context, before=datetime.now(UTC) + timedelta(days=1), reviewed=True)
+    everything = Pruning(datetime.now(UTC) + timedelta(days=1), reviewed=True, unread=True)
+    prune(context.engine, everything, by="test")
     with read_scope(context.engine) as session:
         assert session.scalars(select(Study.state)).all() == ["waiting"]
 
 
 def test_the_audit_says_who_pruned_what(context: Context):
-    prune(context, before=SINCE)
+    prune(context.engine, Pruning(SINCE, unread=True), by="test")
     with read_scope(context.engine) as session:
         entry = session.scalars(select(Audit).where(Audit.action == "prune")).one()
+        assert entry.actor == "test"
         assert (entry.detail["studies"], entry.detail["before"]) == (3, SINCE.isoformat())

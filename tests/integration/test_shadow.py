@@ -19,7 +19,7 @@ from tests.support.dicom_files import make_film, texture
 from tests.support.untrained import save_untrained
 from training.checkpoint import CheckpointError
 from worker.checkpoints import promotion
-from worker.cli import main as cli
+from worker.cli import app as cli
 from worker.context import Context, file_digest
 from worker.intake.receive import receive
 from worker.monitoring.prometheus import WorkMetrics

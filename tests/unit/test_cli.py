@@ -6,17 +6,21 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 from pydicom.uid import generate_uid
 from typer.testing import CliRunner, Result
 
+from db import schema
+from db.session import make_engine
 from tests.support.dicom_files import make_film, texture
-from worker.cli import main as cli
+from worker.cli import app as cli
+from worker.cli.main import main as run_main
 from worker.settings import Settings
 
 # DESIGN's contract, and what later pieces added.
 COMMANDS = {
     "beat", "db", "demo", "doctor", "drift", "enqueue", "explain", "models", "policy", "prune", "read", "report",
-    "requeue", "rescore", "review", "score", "simulate", "status", "train", "unread", "worker", "worklist",
+    "requeue", "rescore", "review", "runs", "score", "simulate", "status", "train", "unread", "worker", "worklist",
 }  # fmt: skip
 
 
@@ -26,6 +30,8 @@ def environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(f"NIGHTREAD_{name.upper()}", str(getattr(settings, name)))
     monkeypatch.delenv("NIGHTREAD_BROKER_URL", raising=False)
     monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("os.umask", lambda _mask: 0)  # the command's is for its whole process, which here is pytest's
+    schema.upgrade(make_engine(settings.database_url))
 
 
 def nightread(*arguments: str | Path) -> Result:
@@ -36,7 +42,7 @@ def main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """The exit code of the whole command, with its handling of errors."""
     monkeypatch.setattr("sys.argv", ["nightread", *arguments])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        run_main()
     return int(end.value.code or 0)
 
 
@@ -52,9 +58,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_command_of_the_contract_is_there():
-    offered = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
-    offered |= {group.name for group in cli.app.registered_groups}
-    assert offered >= COMMANDS
+    assert set(typer.main.get_command(cli.app).commands) >= COMMANDS
 
 
 def test_score_ends_with_the_books_and_says_by_its_exit_code_that_a_study_was_quarantined(folder):
@@ -199,7 +203,7 @@ def test_explain_something_unknown_is_wrong_usage():
 
 def test_requeue_lets_the_quarantined_try_again(folder):
     nightread("score", folder)
-    assert "1 studies wait again" in nightread("requeue").output
+    assert "1 study waits again" in nightread("requeue").output
     assert json.loads(nightread("status", "--json").stdout)["waiting"] == 1
 
 
@@ -309,3 +313,130 @@ def test_explain_draws_no_film_that_took_the_place_of_another(tmp_path):
     assert refused.exit_code == 2
     assert "other pixels" in refused.output
     assert not (tmp_path / "pictures").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("worklist",), ("status",), ("runs",), ("models", "list"), ("requeue",), ("prune", "--before", "2026-01-01"),
+     ("report",)],
+)  # fmt: skip
+def test_a_mistyped_database_is_refused_by_its_path_and_not_made(monkeypatch, capsys, tmp_path, words):
+    monkeypatch.setenv("NIGHTREAD_DATABASE_URL", f"sqlite:///{tmp_path}/nowhere/nihgt.db")
+    assert main(monkeypatch, *words) == 3
+    assert f"{tmp_path}/nowhere/nihgt.db" in capsys.readouterr().err
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_doctor_does_not_make_a_mistyped_database_either(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("NIGHTREAD_DATABASE_URL", f"sqlite:///{tmp_path}/nowhere/nihgt.db")
+    assert main(monkeypatch, "doctor") == 3
+    assert "nihgt.db" in capsys.readouterr().out
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_score_may_begin_a_new_database(monkeypatch, tmp_path):
+    monkeypatch.setenv("NIGHTREAD_DATABASE_URL", f"sqlite:///{tmp_path}/new/n.db")
+    make_film(tmp_path / "a.dcm")
+    assert nightread("score", tmp_path / "a.dcm").exit_code == 0
+
+
+def test_status_names_what_was_quarantined_and_what_was_skipped(folder):
+    nightread("score", folder)
+    (cut,) = json.loads(nightread("status", "--quarantined", "--json").stdout)
+    assert (cut["path"], cut["reason"]) == (str(folder / "cut.dcm"), "truncated")
+    (lateral,) = json.loads(nightread("status", "--skipped", "--json").stdout)
+    assert (lateral["path"], lateral["reason"]) == (str(folder / "lateral.dcm"), "lateral_view")
+    assert lateral["study_instance_uid"] in nightread("status", "--skipped").stdout
+
+
+def test_requeue_takes_by_its_reason_what_status_lists(tmp_path):
+    film = make_film(tmp_path / "a.dcm")
+    make_film(tmp_path / "b.dcm", StudyInstanceUID=film.StudyInstanceUID, PixelData=b"\0\0", pixels=texture(seed=1))
+    nightread("score", tmp_path)
+    (cut,) = json.loads(nightread("status", "--quarantined", "--json").stdout)
+    assert "1 study waits again" in nightread("requeue", "--reason", cut["reason"]).output
+
+
+def test_requeue_of_a_reason_that_nothing_has_is_refused(monkeypatch, capsys, folder):
+    nightread("score", folder)
+    assert main(monkeypatch, "requeue", "--reason", "nonsense") == 2
+    assert "nonsense" in capsys.readouterr().err
+
+
+def test_runs_lists_each_score(folder):
+    nightread("score", folder)
+    (run,) = json.loads(nightread("runs", "--json").stdout)
+    assert (run["kind"], run["scored"], run["quarantined"]) == ("score", 1, 1)
+
+
+def test_models_list_as_json_has_whole_digests(folder):
+    nightread("score", folder)
+    (row,) = json.loads(nightread("models", "list", "--json").stdout)
+    assert len(row["digest"]) == 64
+    assert row["state"] == "champion"
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("worklist", "--json", "--csv"), "one of --json and --csv"),
+        (("worklist", "--lmit", "3"), "--lmit"),
+        (("wroklist",), "wroklist"),
+        (("report", "--output", "/nowhere/at/all/page.html"), "/nowhere/at/all"),
+        (("simulate", "--plot", "/nowhere/at/all/x.png"), "/nowhere/at/all"),
+        (("score", "/nowhere/film.dcm"), "/nowhere/film.dcm"),
+        (("models", "verdict", "0123"), "0123"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_begins_with_the_commands_name(monkeypatch, capsys, words, part):
+    assert main(monkeypatch, *words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("nightread: ")
+    assert part in line
+
+
+def test_score_of_what_is_no_dicom_is_refused(monkeypatch, capsys, tmp_path):
+    (tmp_path / "letter.txt").write_text("Dear colleague")
+    assert main(monkeypatch, "score", str(tmp_path / "letter.txt")) == 2
+    assert "status --rejected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["mysql://host/n", "nonsense", "postgresql+nodriver://host/n"])
+def test_what_is_no_database_url_is_named(monkeypatch, capsys, url):
+    monkeypatch.setenv("NIGHTREAD_DATABASE_URL", url)
+    assert main(monkeypatch, "worklist") == 2
+    assert "NIGHTREAD_DATABASE_URL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("worklist",), ("doctor",)])
+def test_a_database_that_is_down_is_named_with_host_port_and_reason(monkeypatch, capsys, words):
+    monkeypatch.setenv("NIGHTREAD_DATABASE_URL", "postgresql+psycopg://u:secret@127.0.0.1:1/n")
+    assert main(monkeypatch, *words) == 3
+    told = "".join(capsys.readouterr())
+    assert "127.0.0.1" in told
+    assert "port 1" in told
+    assert "refused" in told
+    assert "secret" not in told
+
+
+def test_the_version_is_printed(monkeypatch, capsys):
+    assert main(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.startswith("nightread ")
+
+
+def test_a_cell_that_a_spreadsheet_would_run_is_marked_as_text(tmp_path):
+    make_film(tmp_path / "a.dcm", AccessionNumber="=1+1")
+    nightread("score", tmp_path)
+    (row,) = csv.DictReader(io.StringIO(nightread("worklist", "--csv").stdout))
+    assert row["accession_number"] == "'=1+1"
+
+
+def test_prune_keeps_what_nobody_has_read_and_asks_before_it_deletes(folder):
+    nightread("score", folder)
+    tomorrow = ("prune", "--before", "2999-01-01")
+    assert nightread(*tomorrow).exit_code == 2  # nobody can be asked
+    assert "3 unread studies kept" in nightread(*tomorrow, "--dry-run").output
+    assert "gone: 0 studies" in nightread(*tomorrow, "--yes").output
+    assert json.loads(nightread("status", "--json").stdout)["received"] == 3
+    assert "gone: 3 studies (3 of them unread)" in nightread(*tomorrow, "--unread", "--yes").output
+    assert json.loads(nightread("status", "--json").stdout)["received"] == 0

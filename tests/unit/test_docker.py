@@ -21,7 +21,7 @@ from db.base import Base
 from db.models import Drift, Run
 from db.session import make_engine, session_scope
 from tests.support.night_rows import add_champion
-from worker.cli import main as cli
+from worker.cli import app as cli
 from worker.monitoring.prometheus import LedgerCollector, ReceiveMetrics, WorkMetrics
 from worker.settings import Settings
 

@@ -29,6 +29,7 @@ from worker.simulation.simulate import (
     simulate,
     simulate_files,
 )
+from worker.terminal.tables import simulation_table
 
 pytestmark = pytest.mark.slow  # simulates years
 
@@ -368,7 +369,7 @@ def some_rows() -> list[Row]:
 
 def test_the_table_has_a_line_per_group_and_discipline(some_rows):
     console = Console(width=160, record=True)
-    console.print(plot.table(some_rows, groups=["Pneumothorax", "normal", "Hernia"]))
+    console.print(simulation_table(some_rows, groups=["Pneumothorax", "normal", "Hernia"]))
     text = console.export_text()
     assert text.count("A first") == 2
     assert "Hernia" not in text

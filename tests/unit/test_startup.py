@@ -4,12 +4,19 @@ import subprocess
 import sys
 
 import pytest
+from alembic.script import ScriptDirectory
 
+from db import schema
+from db.session import make_engine
 from worker.settings import Settings
 
 pytestmark = pytest.mark.slow  # starts the command in processes of its own
 
-HEAVY = {"torch", "torchvision", "celery", "pandas", "lightning", "matplotlib", "imagecodecs", "pebble"}
+HEAVY = {
+    "torch", "torchvision", "celery", "pandas", "lightning", "matplotlib", "imagecodecs", "pebble", "pydicom", "numpy",
+    "alembic", "jinja2", "pynetdicom",
+}  # fmt: skip
+DATABASE = {"sqlalchemy", "structlog"}
 IMPORTED = """
 import sys
 from worker.cli.main import main
@@ -23,16 +30,39 @@ print("IMPORTED", *sorted({heavy!r} & set(sys.modules)), file=sys.stderr)
 
 
 def heavy_modules_of(*arguments: str, environment: dict[str, str]) -> set[str]:
-    code = IMPORTED.format(arguments=arguments, heavy=HEAVY)
+    code = IMPORTED.format(arguments=arguments, heavy=HEAVY | DATABASE)
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return set(ended.stderr.split("IMPORTED")[1].split())
 
 
 @pytest.fixture
 def environment(settings: Settings) -> dict[str, str]:
+    schema.upgrade(make_engine(settings.database_url))
     return {"NIGHTREAD_DATABASE_URL": settings.database_url, "NIGHTREAD_CHECKPOINT": str(settings.checkpoint)}
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("worklist",), ("status",)])
+@pytest.mark.parametrize("arguments", [("--help",), ("worklist",), ("worklist", "--json"), ("status",), ("runs",)])
 def test_reading_the_list_waits_for_no_network_and_no_queue(arguments, environment):
     assert not heavy_modules_of(*arguments, environment=environment) & HEAVY
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("train", "--help"), ("models", "-h")])
+def test_help_waits_for_no_database(arguments, environment):
+    assert not heavy_modules_of(*arguments, environment=environment) & (HEAVY | DATABASE)
+
+
+def test_the_installed_script_which_a_spawned_decoder_runs_again_imports_nothing_of_ours_but_itself():
+    code = "import sys, worker.cli.main; print(*sorted(name for name in sys.modules if name.startswith('worker')))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["worker", "worker.cli", "worker.cli.main"]
+
+
+def test_the_schema_that_is_needed_is_the_one_that_alembic_would_make():
+    assert schema.head_revision() == ScriptDirectory.from_config(schema.alembic_config()).get_current_head()
+
+
+def test_what_a_command_writes_is_for_its_user_alone(environment, tmp_path):
+    database = tmp_path / "new" / "n.db"
+    words = [sys.executable, "-m", "worker.cli", "db", "upgrade"]
+    subprocess.run(words, env=environment | {"NIGHTREAD_DATABASE_URL": f"sqlite:///{database}"}, check=True)
+    assert database.stat().st_mode & 0o777 == 0o600

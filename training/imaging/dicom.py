@@ -6,11 +6,9 @@ the file (permission, a share that went away) stays an `OSError`: it may be gone
 """
 
 import errno
-import logging
 import os
 import stat
 import struct
-import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -485,12 +483,3 @@ def element_value(dataset: Dataset, keyword: str) -> Any:
     except DAMAGE:
         return None
     return None if value is None or value == "" else value
-
-
-def quieten_pydicom() -> None:
-    """Keep pydicom's warnings out of the logs of this process: they quote the values that they complain about.
-
-    All warnings, since Python counts a warning to the module that called pydicom, however many calls up that is.
-    """
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
-    warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""nightread drift: how far the films have moved from those that the checkpoint knows."""
+"""`nightread drift`: how far the films have moved from those that the checkpoint knows."""
 
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,17 +11,18 @@ if TYPE_CHECKING:
     from worker.monitoring.drift import Judged
 
 
-def register(app: typer.Typer) -> None:
-    """Give the nightread command this one."""
-    app.command()(drift)
+app = typer.Typer()
 
 
+@app.command()
 def drift(
     day: Annotated[
         datetime | None,
         typer.Option(formats=["%Y-%m-%d"], help="A day in UTC; without it: the last one on which studies came."),
     ] = None,
-    days: Annotated[int, typer.Option(min=1, max=366, help="So many days, up to that one.")] = 1,
+    days: Annotated[
+        int, typer.Option(min=1, max=366, metavar="N", help="Number of days to judge, ending with --day.")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Judge the films that came on a day beside those that the checkpoint knows, and keep the figures.
@@ -29,17 +30,18 @@ def drift(
     Ends with 1 when the last day has drifted so far that somebody must act, else with 0.
     """
     from worker.monitoring.drift import ACT, daily, last_day
+    from worker.terminal.listing import show
     from worker.terminal.tables import drift_table
 
     context = open_context(log_level="warning")  # the table says it all
     last = last_day(context) if day is None else day.date()
     if last is None:
-        refuse("no study has been settled yet")
+        refuse("no study is finished yet, so there is nothing to judge; `nightread status` counts what waits")
     judged = [daily(context, day=last - timedelta(days=back)) for back in reversed(range(days))]
     if as_json:
         print_json([_record(each) for each in judged])
     else:
-        out.print(*(drift_table(each) for each in judged))
+        show(*(drift_table(each) for each in judged), console=out)
     raise typer.Exit(SOME_LEFT_OUT if judged[-1].level == ACT else DONE)
 
 

@@ -1,32 +1,51 @@
 """`nightread models`: the registry of checkpoints."""
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_context, out, print_json, refuse
+from worker.terminal.console import (
+    DONE,
+    SOME_LEFT_OUT,
+    AsJson,
+    Wide,
+    open_context,
+    open_engine,
+    out,
+    print_json,
+    refuse,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 app = typer.Typer(no_args_is_help=True, help="The checkpoints: which are known, which one ranks, and the way back.")
 
+Digest = Annotated[str, typer.Argument(help="The digest's first characters, as `models list` shows them.")]
 Reason = Annotated[str, typer.Option(help="Why; it is kept with who and when.")]
+CHECK_FIELDS = ("name", "subject", "films_from", "champion", "challenger", "difference", "low", "high", "bound",
+                "result", "note")  # fmt: skip
 
 
 @app.command("list")
-def list_() -> None:
+def list_(wide: Wide = False, as_json: AsJson = False) -> None:
     """Every registered checkpoint, newest first."""
     from db import registry
     from db.session import read_scope
+    from worker.terminal.listing import show
+    from worker.terminal.tables import checkpoints_table
 
-    table = Table("digest", "network", "state", "since", "by", "reason")
-    with read_scope(open_context().engine) as session:
-        for row in registry.everything(session):
-            since = f"{row.state_changed_at:%Y-%m-%d %H:%M}"
-            table.add_row(row.digest[:12], row.network, row.state, since, row.state_changed_by, row.state_reason or "")
-    out.print(table)
+    names = ("digest", "network", "state", "state_changed_at", "state_changed_by", "state_reason", "registered_at")
+    with read_scope(open_engine()) as session:
+        rows = [{name: getattr(row, name) for name in names} for row in registry.everything(session)]
+    if as_json:
+        print_json(rows)
+    else:
+        show(checkpoints_table(rows), console=out, wide=wide)
 
 
 @app.command()
@@ -37,11 +56,11 @@ def add(file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="
     context = open_context()
     with session_scope(context.engine) as session:
         row = context.register(session, file)
-        out.print(f"{row.digest[:12]} is registered as {row.state}")
+        out.print(f"{row.short} is registered as {row.state}")
 
 
 @app.command()
-def judge(digest: Annotated[str, typer.Argument(help="The digest's first characters.")]) -> None:
+def judge(digest: Digest, as_json: AsJson = False) -> None:
     """Judge a registered checkpoint beside the champion, on confirmed films of patients that nobody trains on.
 
     The verdict is kept; exit code 0 when it passed, 1 when it was refused or left undecided.
@@ -51,44 +70,58 @@ def judge(digest: Annotated[str, typer.Argument(help="The digest's first charact
     from training.errors import TrainingFailed
     from worker.retraining.judging import judge_by_hand
     from worker.retraining.labels import CannotJudge
-    from worker.terminal.tables import verdict_table
 
     context = open_context()
-    try:
+    with _registry_errors(CannotJudge, TrainingFailed):
         with read_scope(context.engine) as session:
             row = registry.by_digest(session, digest)
         judged = judge_by_hand(context, row)
-    except (registry.UnknownCheckpoint, CannotJudge, TrainingFailed) as error:
-        refuse(str(error))
-    out.print(verdict_table(judged.checks))
-    out.print(f"{row.digest[:12]} {judged.reason}", highlight=False, soft_wrap=True)
+    if as_json:
+        _print_verdict_json(row.digest, judged.checks, result=judged.result)
+    else:
+        _print_checks(judged.checks)
+        out.print(f"{row.short} {judged.reason}", highlight=False, soft_wrap=True)
     raise typer.Exit(DONE if judged.result == "passed" else SOME_LEFT_OUT)
 
 
 @app.command()
-def verdict(digest: Annotated[str, typer.Argument(help="The digest's first characters.")]) -> None:
+def verdict(digest: Digest, as_json: AsJson = False) -> None:
     """The last verdict of the gate on a checkpoint."""
     from db import gate, registry
     from db.session import read_scope
-    from worker.terminal.tables import verdict_table
 
-    with read_scope(open_context().engine) as session:
-        try:
-            found = gate.latest(session, registry.by_digest(session, digest).id)
-        except registry.UnknownCheckpoint as error:
-            refuse(str(error))
+    with read_scope(open_engine()) as session:
+        with _registry_errors():
+            row = registry.by_digest(session, digest)
+        found = gate.latest(session, row.id)
         if found is None:
             refuse("nobody has judged this checkpoint: `nightread models judge`")
-        out.print(verdict_table(gate.checks_of(session, found)))
+        checks = gate.checks_of(session, found)
+        if as_json:
+            _print_verdict_json(row.digest, checks, result=found.result)
+            return
+        _print_checks(checks)
         when = f"{found.judged_at:%Y-%m-%d %H:%M}"
         out.print(f"{found.result} on {when} by {found.judged_by}: {found.films} films of {found.patients} patients")
         if found.accepted_by is not None:
             out.print(f"accepted by {found.accepted_by}: {found.accepted_reason}", highlight=False, soft_wrap=True)
 
 
+def _print_checks(checks: "Sequence[Any]") -> None:
+    from worker.terminal.listing import show
+    from worker.terminal.tables import verdict_table
+
+    show(verdict_table(checks), console=out)
+
+
+def _print_verdict_json(digest: str, checks: "Sequence[Any]", *, result: str) -> None:
+    lines = [{name: getattr(check, name) for name in CHECK_FIELDS} for check in checks]
+    print_json({"digest": digest, "result": result, "checks": lines})
+
+
 @app.command()
 def promote(
-    digest: Annotated[str, typer.Argument(help="The digest's first characters.")],
+    digest: Digest,
     reason: Reason,
     accept_undecided: Annotated[
         str | None, typer.Option(help="Why it goes live though the gate had too few films to decide; it is kept.")
@@ -104,14 +137,9 @@ def promote(
     from worker.checkpoints import promotion
 
     context = open_context()
-    try:
-        with session_scope(context.engine) as session:
-            row = registry.by_digest(session, digest)
-            promotion.promote(
-                context, session, row, reason=reason, override=override, accept_undecided=accept_undecided
-            )
-    except (registry.UnknownCheckpoint, promotion.NotPromoted) as error:
-        refuse(str(error))
+    with _registry_errors(promotion.NotPromoted), session_scope(context.engine) as session:
+        row = registry.by_digest(session, digest)
+        promotion.promote(context, session, row, reason=reason, override=override, accept_undecided=accept_undecided)
     out.print("promoted; `nightread rescore` scores what the old one has ranked")
 
 
@@ -122,16 +150,13 @@ def rollback(reason: Reason) -> None:
     from worker.checkpoints import promotion
 
     context = open_context()
-    try:
-        with session_scope(context.engine) as session:
-            row = promotion.rollback(context, session, reason=reason)
-    except promotion.NotPromoted as error:
-        refuse(str(error))
-    out.print(f"{row.digest[:12]} ranks again")
+    with _registry_errors(promotion.NotPromoted), session_scope(context.engine) as session:
+        row = promotion.rollback(context, session, reason=reason)
+    out.print(f"{row.short} ranks again")
 
 
 @app.command()
-def shadow(digest: Annotated[str, typer.Argument(help="The digest's first characters.")], reason: Reason) -> None:
+def shadow(digest: Digest, reason: Reason) -> None:
     """Let a challenger score beside the champion: it sees the same films, and ranks nothing."""
     from db import registry
     from db.session import session_scope
@@ -139,13 +164,10 @@ def shadow(digest: Annotated[str, typer.Argument(help="The digest's first charac
 
     context = open_context()
     champion = context.live()
-    try:
-        with session_scope(context.engine) as session:
-            row = registry.by_digest(session, digest)
-            enter(context, session, row, champion=champion, reason=reason)
-    except (registry.UnknownCheckpoint, NoShadow) as error:
-        refuse(str(error))
-    out.print(f"{row.digest[:12]} is in shadow; `nightread models compare` shows what it would change")
+    with _registry_errors(NoShadow), session_scope(context.engine) as session:
+        row = registry.by_digest(session, digest)
+        enter(context, session, row, champion=champion, reason=reason)
+    out.print(f"{row.short} is in shadow; `nightread models compare` shows what it would change")
 
 
 @app.command()
@@ -154,12 +176,9 @@ def unshadow(reason: Reason) -> None:
     from db.session import session_scope
     from worker.scoring.shadow import NoShadow, leave
 
-    try:
-        with session_scope(open_context().engine) as session:
-            row = leave(session, reason=reason)
-    except NoShadow as error:
-        refuse(str(error))
-    out.print(f"{row.digest[:12]} is a challenger again")
+    with _registry_errors(NoShadow), session_scope(open_engine()) as session:
+        row = leave(session, reason=reason)
+    out.print(f"{row.short} is a challenger again")
 
 
 @app.command()
@@ -167,7 +186,7 @@ def compare(
     digest: Annotated[
         str | None, typer.Argument(help="The digest's first characters; by default the shadow's.")
     ] = None,
-    days: Annotated[float, typer.Option(min=0.1, help="Studies received in the last so many days.")] = 7.0,
+    days: Annotated[float, typer.Option(min=0.1, metavar="N", help="Studies received in the last N days.")] = 7.0,
     night: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only this night.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -178,15 +197,14 @@ def compare(
     from db.session import read_scope
     from worker.checkpoints.comparison import compare, pairs_by_night
     from worker.scoring.shadow import beside
+    from worker.terminal.listing import show
     from worker.terminal.tables import comparison_tables
 
     context = open_context()
     champion = context.live()
     with read_scope(context.engine) as session:
-        try:
+        with _registry_errors():
             row = registry.by_digest(session, digest) if digest else registry.shadow(session)
-        except registry.UnknownCheckpoint as error:
-            refuse(str(error))
         if row is None or row.id == champion.checkpoint_id:
             refuse("name a checkpoint that does not rank: `nightread models list`; none is in shadow")
         studies = rows.of_night(session, f"{night:%Y-%m-%d}") if night else rows.of_days(session, days)
@@ -195,4 +213,12 @@ def compare(
     if as_json:
         print_json([asdict(comparison) for comparison in found])
     else:
-        out.print(*comparison_tables(found, titles=("champion", row.digest[:12])))
+        show(*comparison_tables(found, titles=("champion", row.short)), console=out)
+
+
+def _registry_errors(*kinds: type[Exception]) -> AbstractContextManager[None]:
+    """An unknown digest, and what else keeps a checkpoint from being used so, in one sentence."""
+    from db.registry import UnknownCheckpoint
+    from worker.terminal.refusals import usage_errors
+
+    return usage_errors(UnknownCheckpoint, *kinds)

@@ -1,19 +1,20 @@
-"""nightread policy: look at the versions of the reading policy, write a new one, make one live."""
+"""`nightread policy`: look at the versions of the reading policy, write a new one, make one live."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from worker.terminal.console import AsJson, open_context, out, print_json, refuse
+from worker.terminal.console import AsJson, open_context, out, print_json, progress, refuse
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from sqlalchemy.orm import Session
 
     from db.models import PolicyRow
     from worker.context import Context
+    from worker.ranking.policy import Changes
     from worker.ranking.priority import Policy
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def show(
 
     context = open_context()
     context.live()  # a new database gets its first policy here
-    with _refusals(), read_scope(context.engine) as session:
+    with _policy_errors(), read_scope(context.engine) as session:
         if every:
             _print_versions([_history(row) for row in policies.versions(session)], as_json=as_json)
             return
@@ -83,10 +84,15 @@ def edit(
 
 @app.command()
 def capacity(
-    finding: Annotated[str | None, typer.Option(help="Which; by default the one finding in category A.")] = None,
+    finding: Annotated[str | None, typer.Option(help="Its name; by default the one finding in category A.")] = None,
     weeks: Annotated[
         float | None,
-        typer.Option(min=0.1, max=5200, help="From this site's films of so many weeks; else from the checkpoint's."),
+        typer.Option(
+            min=0.1,
+            max=5200,
+            metavar="WEEKS",
+            help="From this site's films of the last WEEKS; else from the checkpoint's.",
+        ),
     ] = None,
     at_least: Annotated[int, typer.Option(min=1, help="Refuse fewer films of this site.")] = 1000,
     note: Note = "",
@@ -99,7 +105,7 @@ def capacity(
     context = open_context()
     live = context.live()
     rules = live.policy
-    with _refusals():
+    with _policy_errors():
         name = finding or policy.capacity_finding(rules)
         if name not in FINDINGS:
             refuse(f"no finding is called {name!r}; there are {', '.join(FINDINGS)}")
@@ -117,7 +123,7 @@ def capacity(
                     at_least=at_least,
                 )
             source = f"{films} films of {weeks:g} weeks"
-    out.print(f"{name} at {value:g} flags {rules.category_a_share:.0%} of {source} (checkpoint {live.digest[:12]}).")
+    out.print(f"{name} at {value:g} flags {rules.category_a_share:.0%} of {source} (checkpoint {live.short}).")
     _write(context, policy.Changes(thresholds={name: value}), note=note or f"capacity, from {source}")
 
 
@@ -131,29 +137,20 @@ def activate(
 
     context = open_context()
     context.live()
-    with _refusals(), out.status("Placing studies") as status:
-        placed = [0]
-
-        def count(studies: int) -> None:
-            placed[0] += studies
-            status.update(f"Placing studies: {placed[0]:,}")
-
-        unread, read = activation.activate(context.engine, version, by=actor(), on_ranked=count)
+    with _policy_errors(), progress("Placing studies", total=None) as advance:
+        unread, read = activation.activate(context.engine, version, by=actor(), on_ranked=advance)
     out.print(f"Version {version} is active; {unread:,} unread and {read:,} read studies were placed by it.")
 
 
-@contextmanager
-def _refusals() -> Iterator[None]:
+def _policy_errors() -> AbstractContextManager[None]:
     from db.policies import UnknownPolicy
     from worker.ranking.priority import PolicyError
+    from worker.terminal.refusals import usage_errors
 
-    try:
-        yield
-    except (PolicyError, UnknownPolicy) as error:
-        refuse(str(error))
+    return usage_errors(PolicyError, UnknownPolicy)
 
 
-def _chosen(session: Any, version: int | None) -> "PolicyRow":
+def _chosen(session: "Session", version: int | None) -> "PolicyRow":
     from db import policies
 
     active = policies.active(session) if version is None else policies.by_version(session, version)
@@ -162,13 +159,13 @@ def _chosen(session: Any, version: int | None) -> "PolicyRow":
     return active
 
 
-def _write(context: "Context", changes: Any, *, note: str, version: int | None = None) -> None:
+def _write(context: "Context", changes: "Changes", *, note: str, version: int | None = None) -> None:
     from db.session import session_scope
     from worker.context import actor
     from worker.ranking import policy
 
     live = context.live()
-    with _refusals(), session_scope(context.engine) as session:
+    with _policy_errors(), session_scope(context.engine) as session:
         rules = policy.edited(policy.from_rows(session, _chosen(session, version)), changes)
         _check_thresholds(rules, live.thresholds)
         row = policy.store(session, rules, capacity=live.thresholds, by=actor(), note=note)
@@ -203,41 +200,22 @@ def _history(row: "PolicyRow") -> dict[str, Any]:
 
 
 def _print_versions(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    from worker.terminal.listing import show
+    from worker.terminal.tables import policies_table
+
     if as_json:
         print_json(rows)
-        return
-    table = _table("version", "active", "made", "by", "activated", "by", "note")
-    for row in rows:
-        moments = ["-" if at is None else f"{at:%Y-%m-%d %H:%M}" for at in (row["created_at"], row["activated_at"])]
-        table.add_row(
-            str(row["version"]),
-            "yes" if row["active"] else "",
-            moments[0],
-            row["created_by"],
-            moments[1],
-            row["activated_by"] or "-",
-            row["note"] or "",
-        )
-    out.print(table)
+    else:
+        show(policies_table(rows), console=out)
 
 
 def _print_policy(shown: dict[str, Any]) -> None:
+    from worker.terminal.listing import show
+    from worker.terminal.tables import policy_table
+
     state = "active" if shown["active"] else "not active"
-    out.print(f"Version {shown['version']}, {state}, by {shown['created_by']}: {shown['note'] or '-'}", highlight=False)
+    out.print(f"Version {shown['version']}, {state}, by {shown['created_by']}: {shown['note'] or '-'}",
+              highlight=False, soft_wrap=True)  # fmt: skip
     out.print(f"Overdue after {shown['max_wait_minutes']:g} minutes; category A is meant for "
-              f"{shown['category_a_share']:.0%} of the films.", highlight=False)  # fmt: skip
-    table = _table("finding", "category", "weight", "threshold", "SNOMED CT", "RadLex")
-    for row in sorted(shown["findings"], key=lambda row: -row["weight"]):
-        threshold = "checkpoint's" if row["threshold"] is None else f"{row['threshold']:g}"
-        codes = (row["snomed_ct"] or "-", row["radlex"] or "-")
-        table.add_row(row["finding"], row["category"], f"{row['weight']:g}", threshold, *codes)
-    out.print(table)
-
-
-def _table(*headings: str) -> "Table":
-    from rich.table import Table
-
-    table = Table()
-    for heading in headings:
-        table.add_column(heading)
-    return table
+              f"{shown['category_a_share']:.0%} of the films.", highlight=False, soft_wrap=True)  # fmt: skip
+    show(policy_table(shown["findings"]), console=out)

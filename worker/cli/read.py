@@ -1,4 +1,4 @@
-"""nightread read, unread and review: what people say back about studies."""
+"""`nightread read`, `unread`, `review`: what people say back about studies."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
-from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_context, out, print_json, refuse
+from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_engine, out, print_json, refuse
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -43,12 +43,10 @@ class Report:
         return self.rows - self.changed
 
 
-def register(app: typer.Typer) -> None:
-    """Give the nightread command these three."""
-    for command in (read, unread, review):
-        app.command()(command)
+app = typer.Typer()
 
 
+@app.command()
 def read(
     studies: Studies = None,
     reader: Annotated[str | None, typer.Option(help="Who read; for rows that do not say.")] = None,
@@ -72,6 +70,7 @@ def read(
     _finish(_answered(rows, lambda session, some: mark_read(session, some, whole_order=whole_order)), as_json=as_json)
 
 
+@app.command()
 def unread(studies: Studies = None, whole_order: WholeOrder = False, as_json: AsJson = False) -> None:
     """Bring studies back to the worklist, each to the place that it would have had."""
     from db.reading import mark_unread
@@ -87,6 +86,7 @@ def unread(studies: Studies = None, whole_order: WholeOrder = False, as_json: As
     _finish(_answered(rows, bring_back), as_json=as_json)
 
 
+@app.command()
 def review(
     study: Annotated[str | None, typer.Argument(help="A Study Instance UID or accession number.")] = None,
     reader: Annotated[str | None, typer.Option(help="Who confirmed it.")] = None,
@@ -129,24 +129,22 @@ def _zone(name: str | None) -> tzinfo | None:
 
 def _moment(text: str | None, zone: tzinfo | None) -> datetime | None:
     from worker.cli.ris_csv import WrongValue, moment
+    from worker.terminal.refusals import usage_errors
 
-    try:
+    with usage_errors(WrongValue):
         return moment(text, zone)
-    except WrongValue as error:
-        refuse(f"--at: {error}")
 
 
 def _said(**findings: Sequence[str] | None) -> dict[str, str]:
     """Finding -> verdict; a finding that is said twice, or that is none, ends the command."""
     from worker.cli.ris_csv import WrongValue, finding_key
+    from worker.terminal.refusals import usage_errors
 
     said: dict[str, str] = {}
     for word, names in findings.items():
         for name in names or ():
-            try:
+            with usage_errors(WrongValue):
                 key = finding_key(name)
-            except WrongValue as error:
-                refuse(str(error))
             if key in said:
                 refuse(f"{key} is said twice")
             said[key] = word
@@ -157,9 +155,10 @@ def _answered(rows: Iterable[Any], write: "Callable[[Session, Any], list[Answer]
     """Write rows, (line, row) or Problem, in short transactions; what is refused keeps its line and reason."""
     from db.session import session_scope
     from worker.cli.ris_csv import Problem, WrongFile
+    from worker.terminal.refusals import usage_errors
 
-    engine, report = open_context().engine, Report()
-    try:
+    engine, report = open_engine(), Report()
+    with usage_errors(WrongFile):
         for chunk in _chunks(rows):
             report.left_out += [row for row in chunk if isinstance(row, Problem)]
             asked = [row for row in chunk if not isinstance(row, Problem)]
@@ -171,8 +170,6 @@ def _answered(rows: Iterable[Any], write: "Callable[[Session, Any], list[Answer]
                 else:
                     report.rows += 1
                     report.changed += answer.changed > 0
-    except WrongFile as error:
-        refuse(str(error))
     return report
 
 

@@ -7,11 +7,10 @@ import typer
 from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_context, out, print_json, refuse
 
 
-def register(app: typer.Typer) -> None:
-    """Give the nightread command this one."""
-    app.command()(redecide)
+app = typer.Typer()
 
 
+@app.command()
 def redecide(
     reason: Annotated[
         str | None, typer.Option(help="Only instances with this reason, as `status` names it: secondary_capture.")

@@ -1,8 +1,8 @@
-"""nightread rescore: what another checkpoint ranked, by the one that is live."""
+"""`nightread rescore`: what another checkpoint ranked, by the one that is live."""
 
 import sys
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,13 +18,16 @@ from worker.terminal.console import (
     progress,
     refuse,
 )
+from worker.wording import counted
+
+if TYPE_CHECKING:
+    from worker.context import Context, Live
 
 
-def register(app: typer.Typer) -> None:
-    """Give the nightread command this one."""
-    app.command()(rescore)
+app = typer.Typer()
 
 
+@app.command()
 def rescore(
     checkpoint: Annotated[str | None, typer.Option(metavar="DIGEST", help="Only look, with this checkpoint.")] = None,
     read: Annotated[bool, typer.Option("--read", help="Also studies that have been read.")] = False,
@@ -36,6 +39,8 @@ def rescore(
     Nothing on the worklist changes before. What has been looked at is kept: a second run goes on from there.
     """
     from worker.checkpoints import rescoring
+    from worker.terminal.listing import show
+    from worker.terminal.refusals import usage_errors
     from worker.terminal.tables import comparison_tables
 
     context = open_context(log_level="warning")
@@ -45,25 +50,24 @@ def rescore(
     left = _look(context, looking, read=read)
     found = rescoring.preview(context, looking, read=read)
     if not as_json:
-        out.print(*comparison_tables([found], titles=("as it stands", f"with {looking.digest[:12]}")))
+        titles = ("as it stands", f"with {looking.short}")
+        show(*comparison_tables([found], titles=titles), console=out)
     if left:
-        err.print(f"{left} films could not be read or have changed; their studies stay where they are.")
+        err.print(f"{counted(left, 'film')} could not be read or changed; the studies stay where they are.")
     moved = None
     if looking is ranking and (live or _agreed("Move the studies to their new places?")):
-        try:
+        with usage_errors(rescoring.NotLive):
             moved = rescoring.make_live(context, looking, read=read)
-        except rescoring.NotLive as error:
-            refuse(str(error))
     if as_json:
         print_json(asdict(found) | {"live": asdict(moved) if moved else None, "films_left_out": left})
     elif moved is not None:
-        out.print(f"{moved.moved} studies were moved; {moved.left_out} stay where they were.")
+        out.print(f"{counted(moved.moved, 'study', 'studies')} moved; {moved.left_out:,} left out.")
     else:
         out.print("Nothing has moved." + (" `nightread rescore --live` does it." if looking is ranking else ""))
     raise typer.Exit(SOME_LEFT_OUT if left else DONE)
 
 
-def _look(context: Any, looking: Any, *, read: bool) -> int:
+def _look(context: "Context", looking: "Live", *, read: bool) -> int:
     """Look at the films that this checkpoint has not seen; returns how many it still has not."""
     from worker.checkpoints import rescoring
 
@@ -78,20 +82,18 @@ def _look(context: Any, looking: Any, *, read: bool) -> int:
     return rescoring.to_see(context, looking, read=read)
 
 
-def _checkpoints(context: Any, digest: str | None) -> tuple[Any, Any]:
+def _checkpoints(context: "Context", digest: str | None) -> "tuple[Live, Live]":
     """What ranks, and what is to look: the same, or the registered checkpoint with this digest."""
     from db import registry
     from db.session import read_scope
     from worker.scoring.shadow import beside
+    from worker.terminal.refusals import usage_errors
 
     ranking = context.live()
     if digest is None:
         return ranking, ranking
-    with read_scope(context.engine) as session:
-        try:
-            return ranking, beside(context, registry.by_digest(session, digest), ranking)
-        except registry.UnknownCheckpoint as error:
-            refuse(str(error))
+    with usage_errors(registry.UnknownCheckpoint), read_scope(context.engine) as session:
+        return ranking, beside(context, registry.by_digest(session, digest), ranking)
 
 
 def _agreed(question: str) -> bool:

@@ -5,14 +5,12 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from worker.terminal.console import DONE, SOME_LEFT_OUT, UNAVAILABLE, AsJson, err, open_context, out, print_json, refuse
+from worker.terminal.console import DONE, SOME_LEFT_OUT, UNAVAILABLE, AsJson, err, open_context, out, print_json
+
+app = typer.Typer()
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to nightread's own."""
-    app.command()(retrain)
-
-
+@app.command()
 def retrain(
     cause: Annotated[str, typer.Option(hidden=True, help="Who asks: hand, schedule, drift or resume.")] = "hand",
     as_json: AsJson = False,
@@ -26,6 +24,8 @@ def retrain(
     from db.training_runs import Busy, Lost
     from worker.retraining.run import in_background
     from worker.retraining.run import retrain as run
+    from worker.terminal.listing import show
+    from worker.terminal.refusals import usage_errors
     from worker.terminal.tables import verdict_table
 
     context = open_context()
@@ -33,10 +33,8 @@ def retrain(
     # Also where a shell's "&" or cron made this process ignore SIGINT, by which a lost lease ends the work.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _stop)
-    try:
+    with usage_errors(Busy, Lost, code=UNAVAILABLE):
         outcome = run(context, cause=cause, say=lambda stage: err.print(stage, highlight=False))
-    except (Busy, Lost) as elsewhere:
-        refuse(str(elsewhere), code=UNAVAILABLE)
     if outcome is None:
         err.print("nothing to resume")
         return
@@ -44,7 +42,7 @@ def retrain(
         print_json(outcome.record())
     else:
         if outcome.judged is not None:
-            out.print(verdict_table(outcome.judged.checks))
+            show(verdict_table(outcome.judged.checks), console=out)
         out.print(f"retraining {outcome.run_id} {outcome.state}: {outcome.reason}", highlight=False, soft_wrap=True)
     raise typer.Exit(DONE if outcome.state in ("passed", "ended") else SOME_LEFT_OUT)
 

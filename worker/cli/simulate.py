@@ -1,21 +1,24 @@
-"""nightread simulate: what a reading order buys, side by side."""
+"""`nightread simulate`: what a reading order buys, side by side."""
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.terminal.console import AsJson, open_context, out, print_json
+from worker.terminal.console import AsJson, open_context, out, print_json, require_folder_of
+
+if TYPE_CHECKING:
+    from worker.context import Context
+    from worker.simulation.simulate import Row
 
 MAIN_GROUPS = ("all", "normal", "category A", "Pneumothorax", "Effusion", "Consolidation")  # that are shown by default
 
 
-def register(app: typer.Typer) -> None:
-    """Give the nightread command this one."""
-    app.command()(simulate)
+app = typer.Typer()
 
 
+@app.command()
 def simulate(
     department: Annotated[
         Path | None,
@@ -26,7 +29,7 @@ def simulate(
         typer.Option(exists=True, dir_okay=False, help="JSON: prevalences and operating points per finding."),
     ] = None,
     history: Annotated[
-        int | None, typer.Option(min=1, max=36_500, help="Replay this site's own last so many days instead.")
+        int | None, typer.Option(min=1, max=36_500, metavar="DAYS", help="Replay this site's own last DAYS instead.")
     ] = None,
     days: Annotated[int, typer.Option(min=1, help="Simulated days per seed.")] = 60,
     seeds: Annotated[int, typer.Option(min=1, help="Independent repetitions.")] = 4,
@@ -41,10 +44,15 @@ def simulate(
     from worker.simulation import plot as plotting
     from worker.simulation import simulate as simulation
     from worker.simulation.reading_room import SimulationError
+    from worker.terminal.listing import show
+    from worker.terminal.refusals import usage_errors
+    from worker.terminal.tables import simulation_table
 
+    if plot is not None:
+        require_folder_of(plot)
     context = open_context()
     live = context.live()
-    try:
+    with usage_errors(SimulationError, plotting.PlotUnavailable):
         if history is not None:
             rows = _replayed(context, days=history)
         else:
@@ -59,15 +67,13 @@ def simulate(
             )
         if plot is not None:
             plotting.plot(rows, plot)
-    except (SimulationError, plotting.PlotUnavailable) as error:
-        raise typer.BadParameter(str(error)) from error
     if as_json:
         print_json(simulation.as_records(rows))
     else:
-        out.print(plotting.table(rows, groups=None if everything else MAIN_GROUPS))
+        show(simulation_table(rows, groups=None if everything else MAIN_GROUPS), console=out)
 
 
-def _replayed(context: Any, *, days: int) -> Any:
+def _replayed(context: "Context", *, days: int) -> "list[Row]":
     from db.base import database_now
     from db.session import read_scope
     from worker.simulation.replay import read_history, replay

@@ -23,10 +23,11 @@ from pebble import ProcessExpired, ProcessPool
 from pydicom.dataset import Dataset
 
 from training.imaging.child_process import exit_with_parent
-from training.imaging.dicom import PixelLimits, UnusablePixels, dataset_in, quieten_pydicom, read_content
+from training.imaging.dicom import PixelLimits, UnusablePixels, dataset_in, read_content
 from training.imaging.look_ahead import look_ahead
 from training.imaging.pixels import LEAST_SIDE, Film, read_film
 from training.imaging.preprocessing import Preprocessing
+from training.imaging.quiet import quieten_pydicom
 from worker.errors import Unavailable
 from worker.scoring.allocator import keep_freed_memory
 

@@ -1,38 +1,64 @@
-"""What the commands share: two consoles, the context as the settings make it, JSON for programs."""
+"""What the commands share: two consoles, settings and context, a progress bar, JSON for programs."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from worker import logs
-from worker.settings import read_settings
-
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import Engine
+
     from worker.context import Context
+    from worker.settings import Settings
 
 DONE, SOME_LEFT_OUT, WRONG_USAGE, UNAVAILABLE = 0, 1, 2, 3
 STOPPED = 130  # by Ctrl-C
 
-# Without markup: what they print may hold a sender's words, and `[/]` in an accession number must end nothing.
-out, err = Console(markup=False), Console(stderr=True, markup=False)
+# Without markup and emoji: what they print may hold a sender's words. `[/]` in an accession number must end nothing,
+# and `:100:` must stay what it is.
+out, err = Console(markup=False, emoji=False), Console(stderr=True, markup=False, emoji=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Every column, however wide the terminal is.")]
 
 
-def open_context(*, log_level: str | None = None) -> "Context":
-    """The context of the settings, with its logs configured; imported late, so that `--help` is quick."""
-    from worker.context import Context
+def settings_with_logs(*, log_level: str | None = None) -> "Settings":
+    """The settings, with the logs configured by them."""
+    from worker import logs
+    from worker.settings import read_settings
 
     settings = read_settings()
     logs.configure(level=log_level or settings.log.level, style=settings.log.format)
+    return settings
+
+
+def open_context(*, log_level: str | None = None, create: bool = False) -> "Context":
+    """The context of the settings. A command that may begin a new SQLite database says `create`; the others refuse one
+    that is not there."""
+    from worker.context import Context
+    from worker.database import require_database
+
+    settings = settings_with_logs(log_level=log_level)
+    if not create:
+        require_database(settings)
     return Context(settings)
+
+
+def open_engine() -> "Engine":
+    """The database alone, for a command that needs neither checkpoint nor policy and is to start quickly."""
+    from worker.database import open_database, require_database
+    from worker.settings import read_settings
+
+    settings = read_settings()
+    require_database(settings)
+    return open_database(settings)
 
 
 def refuse(message: str, *, code: int = WRONG_USAGE) -> NoReturn:
@@ -43,19 +69,36 @@ def refuse(message: str, *, code: int = WRONG_USAGE) -> NoReturn:
 
 @contextmanager
 def progress(description: str, *, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error; yields what advances it."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=err, transient=False) as bar:
+    """A progress bar on standard error while the block runs, if a person looks on; yields what advances it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(description, total=total)
         yield lambda count: bar.advance(task, count)
 
 
-def print_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Indented JSON on standard output; moments as ISO 8601."""
-    print(json.dumps(value, indent=2, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v)))
+def print_json(value: Mapping[str, Any] | Iterable[Any]) -> None:
+    """Indented JSON on standard output; moments as ISO 8601. The rows of an iterable are written as they come."""
+    if isinstance(value, Mapping):
+        print(_as_json(value))
+        return
+    between = "[\n"
+    for row in value:
+        print(between, _indented(_as_json(row)), sep="", end="")
+        between = ",\n"
+    print("[]" if between == "[\n" else "\n]")
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, default=lambda v: v.isoformat() if isinstance(v, datetime) else str(v))
+
+
+def _indented(text: str) -> str:
+    return "  " + text.replace("\n", "\n  ")
+
+
+def require_folder_of(file: "Path") -> None:
+    """Refuse a file to write whose folder does not exist, before the work is done."""
+    if not file.parent.is_dir():
+        refuse(f"the folder {file.parent} does not exist: make it, or name another file than {file.name}")

@@ -1,150 +1,184 @@
-"""Tables that the commands print: worklist, totals, health checks, verdicts, drift."""
+"""The lists that the commands print: worklist, totals, instances, runs, health checks, verdicts, drift."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
 from rich.text import Text
 
-from db.drift import Figure
-from db.totals import Totals
-from worker.checkpoints.comparison import FAR, HEADS, Comparison
-from worker.doctor import CheckResult
-from worker.explain import Explained
-from worker.monitoring.drift import Judged, worst
 from worker.reasons import sentence
+from worker.terminal.listing import Column, Listing
 from worker.wording import notes, waited
+
+if TYPE_CHECKING:
+    from db.drift import Figure
+    from db.totals import Totals
+    from worker.checkpoints.comparison import Comparison
+    from worker.doctor import CheckResult
+    from worker.explain import Explained
+    from worker.monitoring.drift import Judged
+    from worker.simulation.simulate import Estimate, Row
 
 DRIFT_STYLES = {"quiet": "", "warn": "yellow", "act": "bold white on red"}
 DRIFT_MEASURES = {"psi": "PSI", "ks": "KS", "shares": "PSI", "rate": "rate"}
 DRIFT_COLUMNS = ("PSI", "KS", "rate")
+RESULT_STYLES = {"passed": "green", "undecided": "yellow", "failed": "bold red"}
 CATEGORY_STYLES = {"A": "bold white on red", "B": "bold yellow", "C": "cyan", "D": "dim"}
 
 
-def worklist_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The reading order as a table; `rows` are of the view worklist."""
-    table = Table(title="Worklist: read from the top", title_justify="left")
-    for heading in ("#", "Cat", "Urgency", "Top finding", "p", "Accession", "Study UID", "Waits", "Notes"):
-        table.add_column(heading, justify="right" if heading in ("#", "Urgency", "p", "Waits") else "left")
+def _columns(*headings: str, right: Iterable[str] = (), wide: Iterable[str] = ()) -> list[Column]:
+    return [Column(heading, heading in right, heading in wide) for heading in headings]
+
+
+def worklist_table(rows: Sequence[Mapping[Any, Any]]) -> Listing:
+    """The reading order; `rows` are of the view worklist.
+
+    A study is named by its accession number, as the next command takes it; by its UID where it has none, or shares it.
+    """
+    columns = _columns("#", "Cat", "Urgency", "Top finding", "p", "Study", "Study Instance UID", "Waits", "Notes",
+                       right=("#", "Urgency", "p", "Waits"), wide=("Urgency", "Study Instance UID"))  # fmt: skip
+    listing = Listing("Worklist: read from the top", columns, empty="Nothing waits to be read.")
+    shared = Counter(row["accession_number"] for row in rows)
     now = datetime.now(UTC)
     for row in rows:
-        table.add_row(
+        number, uid = row["accession_number"], row["study_instance_uid"]
+        listing.add(
             str(row["priority_rank"]),
             category_cell(row["category"]),
             f"{row['urgency']:.3f}",
-            row["top_finding"] or "-",
+            (row["top_finding"] or "-").replace("_", " "),
             "-" if row["top_probability"] is None else f"{row['top_probability']:.2f}",
-            row["accession_number"] or "-",
-            shortened(row["study_instance_uid"]),
+            number if number and shared[number] == 1 else uid,
+            uid,
             waited(now - row["received_at"]),
             notes(row),
         )
-    return table
+    return listing
 
 
 def category_cell(category: str) -> Text:
     """A category in its colour."""
-    return Text(f" {category} ", style=CATEGORY_STYLES[category])
+    return Text(category, style=CATEGORY_STYLES[category])
 
 
-def shortened(uid: str) -> str:
-    """The end of a UID, in which two studies differ; `--json` and `--csv` print it whole."""
-    return uid if len(uid) <= 14 else f"…{uid[-12:]}"
-
-
-def totals_table(totals: Totals) -> Table:
+def totals_table(totals: "Totals") -> Listing:
     """The sums, and beneath them the reasons."""
-    table = Table(title="The totals", title_justify="left", show_header=False)
-    table.add_column("what")
-    table.add_column("count", justify="right")
+    listing = Listing("The totals", [Column(), Column(right=True), Column()])
     for name in ("received", "scored", "skipped", "quarantined", "waiting"):
-        table.add_row(f"studies {name}", str(getattr(totals, name)), style="bold" if name == "received" else "")
-    table.add_row("balance", "yes" if totals.balance else "NO", style="green" if totals.balance else "bold red")
-    table.add_section()
-    table.add_row("films scored", str(totals.films))
-    table.add_row("files rejected at intake", str(totals.rejected_files))
+        listing.add(f"studies {name}", str(getattr(totals, name)), "", style="bold" if name == "received" else "")
+    listing.add("balance", "yes" if totals.balance else "NO", "", style="green" if totals.balance else "bold red")
+    listing.add("films scored", str(totals.films), "")
+    listing.add("files rejected at intake", str(totals.rejected_files), "")
     for kind, reasons in totals.reasons.items():
-        if reasons:
-            table.add_section()
         for reason, count in sorted(reasons.items(), key=lambda pair: (-pair[1], str(pair[0]))):
-            table.add_row(f"{kind}: {reason}\n  {sentence(reason)}", str(count), style="dim")
-    return table
+            listing.add(f"{kind}: {reason}", str(count), sentence(reason), style="dim")
+    return listing
 
 
-def rejected_table(files: Sequence[Mapping[str, Any]]) -> Table:
+def rejected_table(files: Sequence[Mapping[str, Any]]) -> Listing:
     """The files that could not become an instance; `explain FILE` says more of one."""
-    table = Table("file", "reason", "what is wrong", title="Rejected at intake", title_justify="left")
+    listing = Listing("Rejected at intake", _columns("file", "reason", "what is wrong"), empty="No file was rejected.")
     for file in files:
-        # A sender chose the path: no markup, and nothing that a terminal obeys.
-        path = "".join(letter if letter.isprintable() else "?" for letter in file["path"])
-        table.add_row(Text(path, overflow="fold"), str(file["reason"]).replace("_", " "), file["detail"] or "")
-    return table
+        listing.add(file["path"], str(file["reason"]), file["detail"] or "")
+    return listing
 
 
-def explained_tables(found: Explained) -> list[Table]:
-    """An explanation as tables: its facts first."""
-    facts = Table(title=found.heading, title_justify="left", show_header=False)
-    for name, value in found.facts:
-        facts.add_row(name, value)
-    return [facts, *(_plain_table(*table) for table in found.tables)]
-
-
-def _plain_table(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(*columns, title=heading, title_justify="left")
+def set_aside_table(state: str, rows: Sequence[Mapping[str, Any]]) -> Listing:
+    """The instances that were skipped or quarantined, and the studies of which none could be named."""
+    columns = _columns("reason", "accession number", "Study Instance UID", "file", "what is wrong")
+    listing = Listing(f"{state.capitalize()}", columns, empty=f"Nothing is {state}.")
     for row in rows:
-        table.add_row(*row)
-    return table
+        listing.add(
+            row["reason"] or "-",
+            row["accession_number"] or "-",
+            row["study_instance_uid"],
+            row["path"] or "-",
+            row["detail"] or "",
+        )
+    return listing
+
+
+def runs_table(rows: Sequence[Mapping[str, Any]]) -> Listing:
+    """Nights and single `score` runs, newest first."""
+    counts = ("scored", "skipped", "quarantined", "films")
+    columns = _columns("run", "kind", "started", "finished", *counts, "checkpoint", right=("run", *counts))
+    listing = Listing("Runs", columns, empty="No run yet: `nightread score` or a worker begins one.")
+    for row in rows:
+        started, finished = (None if at is None else f"{at.astimezone():%Y-%m-%d %H:%M}"
+                             for at in (row["started_at"], row["finished_at"]))  # fmt: skip
+        numbers = (str(row[name]) for name in counts)
+        listing.add(
+            str(row["id"]), row["kind"], started or "-", finished or "open", *numbers, (row["digest"] or "-")[:12]
+        )
+    return listing
+
+
+def checkpoints_table(rows: Sequence[Mapping[str, Any]]) -> Listing:
+    """Registered checkpoints; a digest's first characters are what the other commands take."""
+    columns = _columns("digest", "network", "state", "since", "by", "reason")
+    listing = Listing("Checkpoints", columns, empty="No checkpoint is registered yet: `nightread score` registers one.")
+    for row in rows:
+        since = f"{row['state_changed_at']:%Y-%m-%d %H:%M}"
+        names = row["digest"][:12], row["network"], row["state"]
+        listing.add(*names, since, row["state_changed_by"], row["state_reason"] or "")
+    return listing
+
+
+def explained_tables(found: "Explained") -> list[Listing]:
+    """An explanation: its facts first."""
+    facts = Listing(found.heading, [Column(), Column()])
+    for name, value in found.facts:
+        facts.add(name, value)
+    return [facts, *(_plain_listing(*table) for table in found.tables)]
+
+
+def _plain_listing(heading: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Listing:
+    listing = Listing(heading, _columns(*columns))
+    for row in rows:
+        listing.add(*row)
+    return listing
 
 
 def _mark(good: bool, yes: str, no: str) -> Text:
     return Text(yes, style="green") if good else Text(no, style="bold red")
 
 
-def doctor_table(results: Sequence[CheckResult]) -> Table:
+def doctor_table(results: "Sequence[CheckResult]") -> Listing:
     """Outcomes of the health checks."""
-    table = Table(title="Health checks", title_justify="left", show_header=False)
+    listing = Listing("Health checks", [Column()] * 3)
     for result in results:
-        table.add_row(result.name, _mark(result.ok, "ok", "failed"), result.text)
-    return table
+        listing.add(result.name, _mark(result.ok, "ok", "failed"), result.text)
+    return listing
 
 
-RESULT_STYLES = {"passed": "green", "undecided": "yellow", "failed": "bold red"}
-
-
-def verdict_table(checks: Iterable[Any]) -> Table:
+def verdict_table(checks: Iterable[Any]) -> Listing:
     """The gate's lines: a figure of champion and challenger, the difference with its interval, the bound."""
-    table = Table(title="The gate", title_justify="left")
-    for heading in ("check", "champion", "challenger", "difference (95 %)", "bound", ""):
-        right = heading in ("champion", "challenger", "difference (95 %)", "bound")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
-    table.add_column("note")
+    figures = ("champion", "challenger", "difference (95 %)", "bound")
+    listing = Listing("The gate", _columns("check", *figures, "", "note", right=figures))
     for check in checks:
         of = f"{check.name} {check.subject}".strip().replace("_", " ")
         films = "" if check.films_from == "gold" else f", {check.films_from}"
         interval = "" if check.low is None else f" ({check.low:+.3f} {check.high:+.3f})"
         mark = Text(check.result, style=RESULT_STYLES[check.result])
         difference = _figure(check.difference, signed=True) + interval
-        figures = (_figure(check.champion), _figure(check.challenger), difference, _figure(check.bound, signed=True))
-        table.add_row(of + films, *figures, mark, check.note or "")
-    return table
+        shown = (_figure(check.champion), _figure(check.challenger), difference, _figure(check.bound, signed=True))
+        listing.add(of + films, *shown, mark, check.note or "")
+    return listing
 
 
 def _figure(value: float | None, *, signed: bool = False) -> str:
     return "" if value is None else f"{value:+.3f}" if signed else f"{value:.3f}"
 
 
-def drift_table(judged: Judged) -> Table:
+def drift_table(judged: "Judged") -> Listing:
     """What moved on one day: a line per finding, attribute and rate that there was something to compare with."""
+    from worker.monitoring.drift import worst
+
     level = judged.level if judged.figures else "not judged"
-    table = Table(
-        title=f"{judged.day:%Y-%m-%d}, {judged.films} films, checkpoint {judged.digest[:12]}: {level}",
-        title_justify="left",
-        caption="\n".join(judged.remarks),
-        caption_justify="left",
-    )
-    for heading in ("moved by", *DRIFT_COLUMNS, "level"):
-        table.add_column(heading, justify="right" if heading in DRIFT_COLUMNS else "left")
+    title = f"{judged.day:%Y-%m-%d}, {judged.films} films, checkpoint {judged.digest[:12]}: {level}"
+    columns = _columns("moved by", *DRIFT_COLUMNS, "level", right=DRIFT_COLUMNS)
+    listing = Listing(title, columns, remarks=judged.remarks)
     lines: dict[str, list[Figure]] = {}
     for figure in judged.figures:
         if figure.reference is not None:
@@ -153,35 +187,84 @@ def drift_table(judged: Judged) -> Table:
         moved = {DRIFT_MEASURES[figure.measure]: f"{figure.value:+.3f}" for figure in figures}
         level = worst(figure.level for figure in figures)
         cells = (moved.get(column, "") for column in DRIFT_COLUMNS)
-        table.add_row(subject.replace("_", " "), *cells, level, style=DRIFT_STYLES[level])
-    return table
+        listing.add(subject.replace("_", " "), *cells, level, style=DRIFT_STYLES[level])
+    return listing
 
 
-def comparison_tables(found: Sequence[Comparison], *, titles: tuple[str, str]) -> list[Table]:
+def comparison_tables(found: "Sequence[Comparison]", *, titles: tuple[str, str]) -> list[Listing]:
     """Two orders beside each other: a line for each list, and of the first one who moves and why."""
-    lists = Table(title=" beside ".join(reversed(titles)), title_justify="left")
-    headings = ("list", "studies", "seen by both", f"moved > {FAR}", *(f"same in top {n}" for n in HEADS))
-    for heading in (*headings, "Spearman", "Kendall", "leave A", "enter A"):
-        lists.add_column(heading, justify="left" if heading == "list" else "right")
+    from worker.checkpoints.comparison import FAR, HEADS
+
+    numbers = ("studies", "seen by both", f"moved > {FAR}", *(f"same in top {n}" for n in HEADS),
+               "Spearman", "Kendall", "leave A", "enter A")  # fmt: skip
+    lists = Listing(" beside ".join(reversed(titles)), _columns("list", *numbers, right=numbers),
+                    empty="No study was seen by both.")  # fmt: skip
     for each in found:
         counts = (each.studies, each.seen_by_both, each.moved)
         same = (f"{same} of {min(n, each.studies)}" for n, same in each.same_head.items())
         alike = ("-" if value is None else f"{value:.3f}" for value in (each.spearman, each.kendall))
-        lists.add_row(each.name, *map(str, counts), *same, *alike, str(len(each.leave_a)), str(len(each.enter_a)))
-    return [lists, *([_movers_table(found[0], titles), _differences_table(found[0], titles)] if found else [])]
+        lists.add(each.name, *map(str, counts), *same, *alike, str(len(each.leave_a)), str(len(each.enter_a)))
+    return [lists, *([_movers(found[0], titles), _differences(found[0], titles)] if found else [])]
 
 
-def _movers_table(found: Comparison, titles: tuple[str, str]) -> Table:
-    table = Table("study", *(f"{what} {title}" for title in titles for what in ("rank", "category")), "places",
-                  title=f"The farthest moves in {found.name}", title_justify="left")  # fmt: skip
+def _movers(found: "Comparison", titles: tuple[str, str]) -> Listing:
+    headings = [f"{what} {title}" for title in titles for what in ("rank", "category")]
+    columns = _columns("study", *headings, "places", right=(*headings, "places"))
+    listing = Listing(f"The farthest moves in {found.name}", columns, empty="No study moves.")
     for each in found.movers:
         ranks = str(each.rank_before), each.category_before, str(each.rank_after), each.category_after
-        table.add_row(each.study, *ranks, f"{each.rank_before - each.rank_after:+d}")
-    return table
+        listing.add(each.study, *ranks, f"{each.rank_before - each.rank_after:+d}")
+    return listing
 
 
-def _differences_table(found: Comparison, titles: tuple[str, str]) -> Table:
-    table = Table("finding", "study", *titles, title=f"The largest differences in {found.name}", title_justify="left")
+def _differences(found: "Comparison", titles: tuple[str, str]) -> Listing:
+    columns = _columns("finding", "study", *titles, right=titles)
+    listing = Listing(f"The largest differences in {found.name}", columns, empty="No probability differs.")
     for each in found.differences:
-        table.add_row(each.finding, each.study, f"{each.before:.3f}", f"{each.after:.3f}")
-    return table
+        listing.add(each.finding, each.study, f"{each.before:.3f}", f"{each.after:.3f}")
+    return listing
+
+
+def simulation_table(rows: "Sequence[Row]", *, groups: Iterable[str] | None = None) -> Listing:
+    """One line per group of studies and discipline; `groups` None shows all."""
+    from worker.simulation.plot import groups_of
+
+    figures = ("studies", "mean", "95th percentile", "maximum", "saved per study")
+    columns = _columns("group", "discipline", *figures, right=figures)
+    listing = Listing("Minutes to the report, with 95 % intervals over seeds", columns)
+    for group in groups_of(rows, groups):
+        for row in (row for row in rows if row.group == group):
+            estimates = (_estimate(estimate) for estimate in (row.mean, row.p95, row.maximum, row.saved))
+            listing.add(group, row.discipline, f"{row.studies:,}", *estimates)
+    return listing
+
+
+def _estimate(estimate: "Estimate") -> str:
+    width = "" if estimate.half_width is None else f" ± {estimate.half_width:.1f}"
+    return f"{estimate.value:.1f}{width}"
+
+
+def policy_table(findings: Iterable[Mapping[str, Any]]) -> Listing:
+    """A policy's findings, the heaviest first."""
+    columns = _columns(
+        "finding", "category", "weight", "threshold", "SNOMED CT", "RadLex", right=("weight", "threshold")
+    )
+    listing = Listing("Findings", columns)
+    for row in sorted(findings, key=lambda row: -row["weight"]):
+        threshold = "checkpoint's" if row["threshold"] is None else f"{row['threshold']:g}"
+        codes = (row["snomed_ct"] or "-", row["radlex"] or "-")
+        listing.add(row["finding"], row["category"], f"{row['weight']:g}", threshold, *codes)
+    return listing
+
+
+def policies_table(rows: Iterable[Mapping[str, Any]]) -> Listing:
+    """Versions of the policy, with who made and who activated each."""
+    columns = _columns("version", "active", "made", "by", "activated", "by", "note", right=("version",))
+    listing = Listing("Versions of the policy", columns)
+    for row in rows:
+        made, activated = (
+            "-" if at is None else f"{at:%Y-%m-%d %H:%M}" for at in (row["created_at"], row["activated_at"])
+        )
+        active, by = "yes" if row["active"] else "", row["activated_by"] or "-"
+        listing.add(str(row["version"]), active, made, row["created_by"], activated, by, row["note"] or "")
+    return listing

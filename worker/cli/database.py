@@ -1,0 +1,43 @@
+"""`nightread db`: the database's schema and roles."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from worker.terminal.console import UNAVAILABLE, out, settings_with_logs
+
+app = typer.Typer(no_args_is_help=True, help="The database's schema and roles.")
+
+
+@app.command()
+def upgrade() -> None:
+    """Bring the database's schema up to this version."""
+    from db import schema
+    from db.session import make_engine
+    from worker.terminal.refusals import usage_errors
+
+    engine = make_engine(settings_with_logs().database_url)
+    before = schema.current_revision(engine)
+    with usage_errors(schema.WrongEncoding, code=UNAVAILABLE):
+        schema.upgrade(engine)
+    out.print(f"schema: {before or 'empty'} -> {schema.head_revision()}")
+
+
+@app.command()
+def roles(
+    password_dir: Annotated[Path, typer.Option(help="A folder with one file per role, named like it.")],
+) -> None:
+    """Make PostgreSQL's roles nightread_migrate, nightread_worker and nightread_reader, or change their passwords."""
+    from db.roles import ROLES, create_roles
+    from db.session import make_engine
+
+    engine = make_engine(settings_with_logs().database_url)
+    if engine.dialect.name != "postgresql":
+        raise typer.BadParameter("roles are PostgreSQL's; for SQLite the file's permissions decide")
+    try:
+        passwords = {role: (password_dir / role).read_text().strip() for role in ROLES}
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read the password file {error.filename}: {error.strerror}") from error
+    create_roles(engine, passwords)
+    out.print(f"roles: {', '.join(ROLES)}")

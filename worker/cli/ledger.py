@@ -1,0 +1,170 @@
+"""`nightread status`, `runs`, `requeue`, `prune`: where the studies stand, and what a person does about it."""
+
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from worker.terminal.console import AsJson, Wide, open_engine, out, print_json, refuse
+from worker.wording import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sqlalchemy import Engine
+
+    from db.retention import Prunable
+    from worker.terminal.listing import Listing
+
+app = typer.Typer()
+
+
+@app.command()
+def status(
+    rejected: Annotated[
+        bool, typer.Option("--rejected", help="List the files that could not become an instance.")
+    ] = False,
+    quarantined: Annotated[
+        bool, typer.Option("--quarantined", help="List what failed: study, file, reason; for `requeue`.")
+    ] = False,
+    skipped: Annotated[bool, typer.Option("--skipped", help="List what is not scored by intent, and why.")] = False,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """The totals: received = scored + skipped + quarantined + waiting, and why."""
+    from worker.terminal.tables import rejected_table
+
+    if rejected + quarantined + skipped > 1:
+        raise typer.BadParameter("name one of --rejected, --quarantined and --skipped")
+    engine = open_engine()
+    if rejected:
+        from db.session import read_scope
+        from db.totals import rejected_files
+
+        with read_scope(engine) as session:
+            _print(rejected_files(session), rejected_table, wide=wide, as_json=as_json)
+    elif quarantined or skipped:
+        _print_set_aside(engine, "quarantined" if quarantined else "skipped", wide=wide, as_json=as_json)
+    else:
+        print_totals(engine, as_json=as_json)
+
+
+def print_totals(engine: "Engine", *, as_json: bool) -> None:
+    """Print how many studies came and where each stands."""
+    from db.session import read_scope
+    from db.totals import read_totals
+    from worker.terminal.listing import show
+    from worker.terminal.tables import totals_table
+
+    with read_scope(engine) as session:
+        totals = read_totals(session)
+    if as_json:
+        print_json(vars(totals) | {"balance": totals.balance})
+    else:
+        show(totals_table(totals), console=out)
+
+
+def _print_set_aside(engine: "Engine", state: Literal["skipped", "quarantined"], *, wide: bool, as_json: bool) -> None:
+    from db.session import read_scope
+    from db.set_aside import set_aside
+    from worker.terminal.tables import set_aside_table
+
+    with read_scope(engine) as session:
+        rows = set_aside(session, state)
+    _print(rows, lambda found: set_aside_table(state, found), wide=wide, as_json=as_json)
+
+
+def _print(
+    rows: "Sequence[Mapping[Any, Any]]", table: "Callable[[Sequence[Mapping[str, Any]]], Listing]", *, wide: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    from worker.terminal.listing import show
+
+    found = [dict(row) for row in rows]
+    if as_json:
+        print_json(found)
+    else:
+        show(table(found), console=out, wide=wide)
+
+
+@app.command()
+def runs(
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Show at most N runs.")] = 20,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """The last runs: a worker's nights and each `nightread score`, for `nightread report --run NUMBER`."""
+    from db.runs import listed
+    from db.session import read_scope
+    from worker.terminal.tables import runs_table
+
+    with read_scope(open_engine()) as session:
+        _print(listed(session, limit=limit), runs_table, wide=wide, as_json=as_json)
+
+
+@app.command()
+def requeue(
+    study: Annotated[str | None, typer.Option(metavar="UID", help="One Study Instance UID.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Only those with this reason, as `status` names it.")] = None,
+) -> None:
+    """Let quarantined studies try again."""
+    from db import ledger
+    from db.session import session_scope
+
+    engine = open_engine()
+    with session_scope(engine) as session:
+        code = reason.replace(" ", "_") if reason else None
+        ids = ledger.requeue(session, study_instance_uid=study, reason=code)
+    if ids:
+        verb = "waits" if len(ids) == 1 else "wait"
+        out.print(f"{counted(len(ids), 'study', 'studies')} {verb} again; "
+                  "`nightread score` or the next sweep takes them.")  # fmt: skip
+    elif study is not None:
+        refuse("this study has nothing in quarantine, or the database does not know it")
+    elif reason is not None:
+        refuse(f"nothing in quarantine has the reason {reason!r}; `nightread status --quarantined` lists what there is")
+    else:
+        out.print("Nothing is in quarantine.")
+
+
+@app.command()
+def prune(
+    before: Annotated[
+        datetime, typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="Only what was received before this day.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would go, and delete nothing.")] = False,
+    reviewed: Annotated[bool, typer.Option("--reviewed", help="Also studies that a radiologist reviewed.")] = False,
+    unread: Annotated[bool, typer.Option("--unread", help="Also studies that nobody has read yet.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking, as a script needs it.")] = False,
+) -> None:
+    """Delete finished studies received before DATE, with their results. The files are not touched.
+
+    Unread and reviewed studies are kept unless --unread or --reviewed is given. What still waits is always kept.
+    """
+    from worker.context import actor
+    from worker.retention import Pruning, prunable
+    from worker.retention import prune as delete
+
+    engine, pruning = open_engine(), Pruning(before.astimezone(), reviewed=reviewed, unread=unread)
+    found = prunable(engine, pruning)
+    if dry_run:
+        out.print(f"would go: {_prunable_words(found)}")
+        return
+    if not yes:
+        _ask_to_delete(found)
+    out.print(f"gone: {_prunable_words(delete(engine, pruning, by=actor()))}")
+
+
+def _prunable_words(found: "Prunable") -> str:
+    of_them = f" ({found.unread:,} of them unread)" if found.unread else ""
+    kept = f"; {counted(found.unread_kept, 'unread study', 'unread studies')} kept" if found.unread_kept else ""
+    return (f"{counted(found.studies, 'study', 'studies')}{of_them} with {counted(found.instances, 'instance')}, and "
+            f"{counted(found.rejected_files, 'rejected file')}{kept}")  # fmt: skip
+
+
+def _ask_to_delete(found: "Prunable") -> None:
+    if not sys.stdin.isatty():
+        refuse("nobody can be asked: look with --dry-run, then delete with --yes")
+    if not typer.confirm(f"Delete {_prunable_words(found)}?", err=True):
+        refuse("nothing was deleted")

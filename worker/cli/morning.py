@@ -1,0 +1,90 @@
+"""`nightread worklist`, `report`, `explain`: what is asked in the morning."""
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from worker.terminal.console import AsJson, Wide, err, open_context, open_engine, out, print_json, require_folder_of
+
+app = typer.Typer()
+
+
+@app.command()
+def worklist(
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Show at most N studies.")] = None,
+    wide: Wide = False,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV for a spreadsheet.")] = False,
+) -> None:
+    """What to read first: the unread studies in reading order."""
+    from db.session import read_scope
+    from db.worklist import columns, stream
+    from worker.terminal.listing import show
+    from worker.terminal.tables import worklist_table
+
+    if as_json and as_csv:
+        raise typer.BadParameter("name one of --json and --csv")
+    with read_scope(open_engine()) as session:
+        rows = stream(session, limit=limit)
+        if as_json:
+            print_json(dict(row) for row in rows)
+        elif as_csv:
+            _print_csv(columns(session), rows)
+        else:
+            show(worklist_table(list(rows)), console=out, wide=wide)
+
+
+def _print_csv(names: Iterable[str], rows: Iterable[Mapping[Any, Any]]) -> None:
+    import csv
+
+    from worker.wording import spreadsheet_cell
+
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # a sender's letters, whatever the terminal
+    writer = csv.writer(sys.stdout)
+    writer.writerow(names)
+    writer.writerows([spreadsheet_cell(value) for value in row.values()] for row in rows)
+
+
+@app.command()
+def report(
+    run: Annotated[str, typer.Option(help="A run's number, as `nightread runs` lists it, or latest.")] = "latest",
+    output: Annotated[Path, typer.Option(help="Where the page goes.", dir_okay=False)] = Path("morning.html"),
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Show the first N studies of the list.")] = 50,
+) -> None:
+    """Write the morning page: one HTML file with the list, its pictures and the totals."""
+    from db.morning import NoSuchRun
+    from worker.report.page import write_report
+    from worker.terminal.refusals import usage_errors
+
+    require_folder_of(output)
+    with usage_errors(NoSuchRun):
+        out.print(f"{write_report(open_context(), run=run, output=output, top=top)}", soft_wrap=True)
+
+
+@app.command()
+def explain(
+    what: Annotated[str, typer.Argument(help="A file, a Study or SOP Instance UID, or an accession number.")],
+    heatmap: Annotated[Path | None, typer.Option(help="Write Grad-CAM pictures of a film into this folder.")] = None,
+    layers: Annotated[bool, typer.Option(help="With --heatmap: also every filter of every layer.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Why a file is scored or not, or why a study stands where it stands."""
+    from worker.explain import NoFilm, NothingToExplain, explain_file, explain_named, write_heatmaps
+    from worker.terminal.listing import show
+    from worker.terminal.refusals import usage_errors
+    from worker.terminal.tables import explained_tables
+
+    context = open_context()
+    with usage_errors(NothingToExplain, NoFilm):
+        found = explain_file(context, Path(what)) if os.path.isfile(what) else explain_named(context, what)  # noqa: PTH113
+        pictures = [] if heatmap is None else write_heatmaps(context, what, heatmap, layers=layers)
+    for path in pictures:
+        err.print(f"wrote {path}", soft_wrap=True)
+    if as_json:
+        print_json({"heading": found.heading, "facts": found.facts, "tables": found.tables, **found.structured})
+    else:
+        show(*explained_tables(found), console=out)

@@ -1,0 +1,141 @@
+"""`nightread score`, `enqueue`, `worker`, `beat`: the night's work."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from worker.terminal.console import (
+    DONE,
+    SOME_LEFT_OUT,
+    STOPPED,
+    UNAVAILABLE,
+    open_context,
+    out,
+    progress,
+    refuse,
+)
+from worker.wording import counted
+
+if TYPE_CHECKING:
+    from worker.context import Context
+    from worker.intake.receive import Received
+
+app = typer.Typer()
+
+Paths = Annotated[list[Path], typer.Argument(help="Files or folders (searched to the bottom) that hold DICOM.")]
+
+
+@app.command()
+def score(paths: Paths) -> None:
+    """Register and score everything at PATHS in this process: no broker, no worker."""
+    from db.session import read_scope
+    from db.totals import read_totals
+    from worker.cli.ledger import print_totals
+    from worker.scoring.pipeline import open_scorer, score_until_done
+
+    paths = _existing(paths)
+    context = open_context(log_level="warning", create=True)  # a line per study would tear the progress bar apart
+    received = _receive(context, paths)
+    with read_scope(context.engine) as session:
+        waiting = read_totals(session).waiting
+    with open_scorer(context) as scorer, progress("Scoring studies", total=waiting) as advance:
+        try:
+            tally = score_until_done(scorer, on_settled=advance)
+        except KeyboardInterrupt:
+            refuse("stopped. What was scored is kept; the next run goes on from there", code=STOPPED)
+    out.print(f"{counted(received.files, 'file')}: {counted(received.new_instances, 'new instance')}, "
+              f"{received.known} known, {received.rejected} rejected.{_changed(received)}")  # fmt: skip
+    print_totals(context.engine, as_json=False)
+    _refuse_if_nothing_was_dicom(received)
+    raise typer.Exit(SOME_LEFT_OUT if tally.quarantined or tally.put_off else DONE)
+
+
+@app.command()
+def enqueue(
+    paths: Paths,
+    rate: Annotated[str | None, typer.Option(help="Maximum rate of new studies, e.g. 120/min, 2/s or 5000/h.")] = None,
+    between: Annotated[str | None, typer.Option(help="Only at these hours of the day, e.g. 22:00-06:00.")] = None,
+) -> None:
+    """Register everything at PATHS and notify the workers: one message per study, a row id and nothing else."""
+    from worker.intake.receive import find_files
+    from worker.queue.app import make_app
+    from worker.queue.backfill import BackfillError, backfill, studies_per_minute_of, window_of
+    from worker.terminal.refusals import usage_errors
+
+    paths, context = _existing(paths), open_context()
+    with usage_errors(BackfillError):
+        pace = studies_per_minute_of(rate) if rate else None
+        window = window_of(between) if between else None
+    celery = make_app(context.settings)
+    with progress("Reading headers", total=sum(1 for _ in find_files(paths))) as advance:
+        done = backfill(context, celery, paths, studies_per_minute=pace, window=window, on_file=lambda: advance(1))
+    received = done.received
+    out.print(f"{counted(received.files, 'file')}: {counted(received.new_instances, 'new instance')} of "
+              f"{counted(len(received.studies), 'study', 'studies')}, {received.known} known, "
+              f"{received.rejected} rejected; {counted(done.notified, 'message')} sent.{_changed(received)}")  # fmt: skip
+    if done.broker_away:
+        refuse(
+            "the broker does not answer. Nothing is lost: all is registered, and the next sweep sends the messages",
+            code=UNAVAILABLE,
+        )
+    _refuse_if_nothing_was_dicom(received)
+
+
+@app.command()
+def worker(
+    queue: Annotated[str, typer.Option(help="scoring, or training for the worker that runs retrainings.")] = "scoring",
+) -> None:
+    """Take messages and score until stopped; SIGTERM gives back what is in flight."""
+    if queue == "training":
+        from worker.queue.trainer import run_training_worker
+
+        run_training_worker(open_context())
+    elif queue == "scoring":
+        from worker.queue.service import run_worker
+
+        run_worker(open_context())
+    else:
+        raise typer.BadParameter("the queue is scoring or training")
+
+
+@app.command()
+def beat() -> None:
+    """Send what is due: a sweep every few seconds, drift and retraining by their schedules. Two do no harm."""
+    from worker.queue.beat import run_beat
+
+    run_beat(open_context())
+
+
+def _existing(paths: Sequence[Path]) -> list[Path]:
+    """The paths, each once and none that lies in another, so that no file is counted twice."""
+    for path in paths:
+        try:
+            path.lstat()
+        except FileNotFoundError as error:
+            raise typer.BadParameter(f"{path} does not exist") from error
+        except OSError as error:
+            raise typer.BadParameter(f"cannot look at this path: {error.strerror}") from error
+    real = dict.fromkeys(Path(os.path.realpath(path)) for path in paths)
+    return [path for path in real if real.keys().isdisjoint(path.parents)]
+
+
+def _receive(context: "Context", paths: Sequence[Path]) -> "Received":
+    from worker.intake.receive import find_files, receive
+
+    with progress("Reading headers", total=sum(1 for _ in find_files(paths))) as advance:
+        return receive(context, paths, on_file=lambda: advance(1))
+
+
+def _changed(received: "Received") -> str:
+    """A word on files that say or show something else than before."""
+    return f" {received.changed} had changed and were taken over." if received.changed else ""
+
+
+def _refuse_if_nothing_was_dicom(received: "Received") -> None:
+    if received.rejected and not received.new_instances and not received.known:
+        refuse(f"none of {counted(received.files, 'file')} can be scored; `nightread status --rejected` says why")
+    if not received.files:
+        refuse("no file lies at these paths")

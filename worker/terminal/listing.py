@@ -1,0 +1,98 @@
+"""A list as a person at a terminal sees it, and as plain lines for a program behind a pipe. Neither cuts a cell."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Cell: TypeAlias = str | Text
+
+WHOLE_CHARACTERS = 20  # a word up to this length is never folded: accession numbers, digests
+UNBOUNDED_COLUMNS = 10_000
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `wide`: left out at a terminal, unless every column is asked for."""
+
+    heading: str = ""
+    right: bool = False
+    wide: bool = False
+
+
+@dataclass
+class Listing:
+    """Rows under columns; `empty` is the sentence that stands for no rows at all."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: list[Sequence[Cell]] = field(default_factory=list)
+    empty: str = ""
+    remarks: Sequence[str] = ()
+    styles: dict[int, str] = field(default_factory=dict)  # of single rows, by their number from 0
+
+    def add(self, *cells: Cell, style: str = "") -> None:
+        """Append a row."""
+        self.styles[len(self.rows)] = style
+        self.rows.append([_printable(cell) for cell in cells])
+
+    def __rich__(self) -> Table:
+        return self.table()
+
+    def table(self, *, wide: bool = False) -> Table:
+        """For a terminal: cells are wrapped, and folded where a word does not fit."""
+        caption = "\n".join(self.remarks) or None
+        with_headings = any(column.heading for column in self.columns)
+        table = Table(title=self.title, title_justify="left", caption=caption, caption_justify="left", box=SIMPLE_HEAD,
+                      show_header=with_headings, padding=(0, 1, 0, 0), show_edge=False)  # fmt: skip
+        shown = [number for number, column in enumerate(self.columns) if wide or not column.wide]
+        for number in shown:
+            column = self.columns[number]
+            words = (word for row in self.rows for word in str(row[number]).split())
+            longest = max((len(word) for word in words if len(word) <= WHOLE_CHARACTERS), default=0)
+            table.add_column(
+                column.heading, justify="right" if column.right else "left", overflow="fold", min_width=longest
+            )
+        for number, row in enumerate(self.rows):
+            table.add_row(*(row[column] for column in shown), style=self.styles.get(number, ""))
+        return table
+
+    def lines(self) -> list[str]:
+        """For a program: headings and rows, every column, cells parted by tabs."""
+        headings = [column.heading for column in self.columns]
+        rows = [headings, *self.rows] if any(headings) else self.rows
+        return ["\t".join(str(cell) for cell in row) for row in rows]
+
+
+def show(*listings: Listing, console: Console, wide: bool = False) -> None:
+    """Print lists to a terminal as tables, elsewhere as plain lines; an empty one as its sentence."""
+    for number, listing in enumerate(listings):
+        if number:
+            console.print()
+        if not listing.rows and listing.empty:
+            console.print(listing.empty, soft_wrap=True, highlight=False)
+        elif console.is_terminal:
+            (_unbounded(console) if wide else console).print(listing.table(wide=wide))
+        else:
+            _print_plain(listing, console, titled=len(listings) > 1)
+
+
+def _unbounded(console: Console) -> Console:
+    """The same terminal without its width: it wraps the lines itself."""
+    return Console(file=console.file, force_terminal=True, width=UNBOUNDED_COLUMNS, markup=False, emoji=False)
+
+
+def _print_plain(listing: Listing, console: Console, *, titled: bool) -> None:
+    lines = [*([listing.title] if titled else []), *listing.lines(), *listing.remarks]
+    console.file.write("\n".join(lines) + "\n")
+
+
+def _printable(cell: Cell) -> Cell:
+    """A sender's words without what a terminal would obey, or what would end a line."""
+    if isinstance(cell, Text):
+        return cell
+    return "".join(letter if letter.isprintable() else " " if letter.isspace() else "?" for letter in cell)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 
-from worker.simulation.plot import table
 from worker.simulation.reading_room import Department, Discipline
 from worker.simulation.simulate import BinormalCases, OperatingPoint, Row, simulate
+from worker.terminal.tables import simulation_table
 
 FIFO = Discipline("FIFO")
 CONSOLE = Console(width=130)
@@ -73,7 +73,7 @@ def hospital() -> None:
     for aucs, disciplines in (((0.87, 0.83, 0.80), orders), ((0.97, 0.93, 0.90), orders[:3]), ((1.0,) * 3, categories)):
         CONSOLE.print(f"Default department, areas {aucs}", style="bold")
         rows = simulate(cases=three_findings(*aucs), disciplines=disciplines, seeds=12)
-        CONSOLE.print(table(rows, groups=["Pneumothorax", "Effusion", "normal"]))
+        CONSOLE.print(simulation_table(rows, groups=["Pneumothorax", "Effusion", "normal"]))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_command_of_the_contract_is_there():
-    assert set(typer.main.get_command(cli.app).commands) >= COMMANDS
+    assert set(typer.main.get_group(cli.app).commands) >= COMMANDS
 
 
 def test_score_ends_with_the_books_and_says_by_its_exit_code_that_a_study_was_quarantined(folder):

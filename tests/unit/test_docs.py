@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import typer
 
-from worker.cli.main import app
+from worker.cli.app import app
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"

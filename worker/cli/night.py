@@ -75,7 +75,8 @@ def enqueue(
     received = done.received
     out.print(f"{counted(received.files, 'file')}: {counted(received.new_instances, 'new instance')} of "
               f"{counted(len(received.studies), 'study', 'studies')}, {received.known} known, "
-              f"{received.rejected} rejected; {counted(done.notified, 'message')} sent.{_changed(received)}")  # fmt: skip
+              f"{received.rejected} rejected; {counted(done.notified, 'message')} sent."
+              f"{_changed(received)}")  # fmt: skip
     if done.broker_away:
         refuse(
             "the broker does not answer. Nothing is lost: all is registered, and the next sweep sends the messages",

@@ -6,7 +6,6 @@ import typer
 
 from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_context, out, print_json, refuse
 
-
 app = typer.Typer()
 
 

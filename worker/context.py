@@ -1,4 +1,4 @@
-"""What every command needs, made from the settings: the database, the live checkpoint, the active policy."""
+"""Application context, built lazily from Settings: database engine, live checkpoint, active policy."""
 
 import getpass
 import hashlib
@@ -29,7 +29,7 @@ from worker.settings import Settings
 
 @dataclass(frozen=True)
 class Live:
-    """What ranks now: a registered checkpoint and a stored policy."""
+    """The live ranking: a registered checkpoint and a stored policy."""
 
     checkpoint_id: int
     digest: str
@@ -137,7 +137,7 @@ class Context:
 
     @cached_property
     def pixel_limits(self) -> PixelLimits:
-        """What a file may cost before it is refused."""
+        """Limits of a file before it is refused."""
         return PixelLimits(
             max_bytes=self.settings.max_file_mb * 2**20, max_pixels=self.settings.max_megapixels * 1_000_000
         )
@@ -166,7 +166,7 @@ def process_name() -> str:
 
 
 def actor() -> str:
-    """Who does this, for the audit: the operating system's user."""
+    """Name for the audit: the operating system's user."""
     try:
         return getpass.getuser()[:64]
     except (KeyError, OSError):  # a container's user without a name

@@ -50,7 +50,7 @@ def examine(context: Context) -> Iterator[CheckResult]:
 
 
 def examine_role(context: Context, role: str) -> Iterator[CheckResult]:
-    """What a container's health check asks: does the work of this role get on?"""
+    """Health check of a container: is the work of this role being completed?"""
     yield _checked("progress", lambda: ROLES[role](context))
 
 
@@ -179,7 +179,7 @@ def _training_progress(context: Context) -> str:
             return "no retraining is under way"
         silent = (database_now(session) - (run.lease_expires_at or run.started_at)).total_seconds()
     if silent > STALLED_SECONDS:
-        raise CheckFailed(f"retraining {run.id} was left (stage: {run.stage}) and nobody goes on with it")
+        raise CheckFailed(f"retraining {run.id} was left (stage: {run.stage}) and no process resumes it")
     return f"retraining {run.id} is at its stage {run.stage}"
 
 

@@ -85,7 +85,7 @@ def allowing_settings(header: Dataset, rules: ViewRules) -> list[str]:
 
 
 def _held(context: Context, path: Path, uid: str | None) -> dict[str, Any]:
-    """What the database holds of a file: the instance with its SOP Instance UID, or why the file was rejected."""
+    """A file in the database: the instance with its SOP Instance UID, or why the file was rejected."""
     with read_scope(context.engine) as session:
         rejected = lookup.rejection_of(session, path_digest(path))
         found = lookup.instance_named(session, uid) if uid else None
@@ -123,7 +123,7 @@ def _structured(facts: list[tuple[str, str]], held: dict[str, Any]) -> dict[str,
 
 
 def _pixel_objection(path: Path, context: Context) -> list[tuple[str, str]]:
-    """What the file says against decoding, if anything."""
+    """The file's reason against decoding, if any."""
     try:
         PixelHeader.of(open_dataset(path, limits=context.pixel_limits), limits=context.pixel_limits)
     except UnusablePixels as error:

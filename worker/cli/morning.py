@@ -20,7 +20,7 @@ def worklist(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV for a spreadsheet.")] = False,
 ) -> None:
-    """What to read first: the unread studies in reading order."""
+    """List the unread studies in reading order: what to read first."""
     from db.session import read_scope
     from db.worklist import columns, stream
     from worker.terminal.listing import show

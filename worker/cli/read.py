@@ -31,7 +31,7 @@ Findings = Annotated[list[str] | None, typer.Option(metavar="FINDING", help="May
 
 @dataclass
 class Report:
-    """What an import came to; `rows` counts what could be understood and was answered."""
+    """Result of an import; `rows` counts the rows that could be understood and were answered."""
 
     rows: int = 0
     changed: int = 0

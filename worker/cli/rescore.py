@@ -83,7 +83,7 @@ def _look(context: "Context", looking: "Live", *, read: bool) -> int:
 
 
 def _checkpoints(context: "Context", digest: str | None) -> "tuple[Live, Live]":
-    """What ranks, and what is to look: the same, or the registered checkpoint with this digest."""
+    """The live checkpoint, and the one to score with: the same, or the registered one with this digest."""
     from db import registry
     from db.session import read_scope
     from worker.scoring.shadow import beside

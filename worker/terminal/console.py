@@ -1,4 +1,4 @@
-"""What the commands share: two consoles, settings and context, a progress bar, JSON for programs."""
+"""Shared by the commands: two consoles, settings and context, a progress bar, JSON for programs."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What a person can mend, as one sentence on standard error and an exit code. Everything else keeps its traceback."""
+"""Errors that a person can correct, as one sentence and an exit code. All others keep their traceback."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -172,7 +172,7 @@ def _figure(value: float | None, *, signed: bool = False) -> str:
 
 
 def drift_table(judged: "Judged") -> Listing:
-    """What moved on one day: a line per finding, attribute and rate that there was something to compare with."""
+    """Drift of one day: a line per finding, attribute and rate that there was something to compare with."""
     from worker.monitoring.drift import worst
 
     level = judged.level if judged.figures else "not judged"

@@ -92,5 +92,5 @@ def test_serving_may_import_what_serves_and_every_other_module_of_training_is_fo
     forbidden = {name.removeprefix("training.") for name in rule["forbidden_modules"] if name.startswith("training.")}
     assert modules_of("training") - forbidden - {"checkpoints"} == SERVES
     exempt = {allowed.split(" -> ")[0] for allowed in rule["ignore_imports"]}
-    assert exempt == {"worker.retraining.*", "worker.cli.main"}
+    assert exempt == {"worker.retraining.*", "worker.cli.app"}
     assert "allow_indirect_imports" not in rule

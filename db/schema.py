@@ -41,15 +41,25 @@ def require_utf8(connection: Connection) -> None:
             )
 
 
+class UnknownRevision(Exception):
+    """The database's schema is of a version that this code does not know: a newer one, or one never released."""
+
+
 def upgrade(engine: Engine) -> None:
     """Bring the schema up to this version; several processes may call this at once, one does the work.
 
-    Raises WrongEncoding.
+    Raises WrongEncoding, and UnknownRevision.
     """
     from alembic import command
 
     from db import roles
 
+    found = current_revision(engine)
+    if found is not None and found not in _revisions():
+        raise UnknownRevision(
+            f"the database's schema is {found}, which this version ({head_revision()}) does not know: "
+            "install the version that made it, or begin a new database"
+        )
     with engine.begin() as connection:
         require_utf8(connection)
         _lock(connection)
@@ -74,5 +84,9 @@ def current_revision(engine: Engine) -> str | None:
 
 def head_revision() -> str:
     """The revision this code needs: migrations/versions/0002_what_it_does.py makes revision 0002."""
-    migrations = (file.name for file in (files("migrations") / "versions").iterdir())
-    return max(name.partition("_")[0] for name in migrations if name[0].isdigit())
+    return max(_revisions())
+
+
+def _revisions() -> set[str]:
+    names = (file.name for file in (files("migrations") / "versions").iterdir())
+    return {name.partition("_")[0] for name in names if name[0].isdigit()}

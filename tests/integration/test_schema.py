@@ -23,6 +23,13 @@ def test_up_and_up_again_ends_at_the_head_with_every_table(database_url):
     engine.dispose()
 
 
+def test_a_schema_of_an_unknown_version_is_refused_by_its_name(engine: Engine):
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0999'"))
+    with pytest.raises(schema.UnknownRevision, match="0999"):
+        schema.upgrade(engine)
+
+
 def test_the_models_and_the_migrations_agree(engine: Engine):
     with warnings.catch_warnings(), engine.begin() as connection:
         warnings.simplefilter("ignore")  # what SQLite can't reflect is compared on PostgreSQL

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from worker.terminal.console import UNAVAILABLE, out, settings_with_logs
+from worker.terminal.console import out, settings_with_logs
 
 app = typer.Typer(no_args_is_help=True, help="The database's schema and roles.")
 
@@ -15,12 +15,10 @@ def upgrade() -> None:
     """Bring the database's schema up to this version."""
     from db import schema
     from db.session import make_engine
-    from worker.terminal.refusals import usage_errors
 
     engine = make_engine(settings_with_logs().database_url)
     before = schema.current_revision(engine)
-    with usage_errors(schema.WrongEncoding, code=UNAVAILABLE):
-        schema.upgrade(engine)
+    schema.upgrade(engine)
     out.print(f"schema: {before or 'empty'} -> {schema.head_revision()}")
 
 

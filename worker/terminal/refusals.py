@@ -45,6 +45,7 @@ def refusal_of(error: Exception) -> tuple[str, int] | None:
     """
     from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
+    from db.schema import UnknownRevision, WrongEncoding
     from training.checkpoint import CheckpointError
     from worker.database import reason_of
     from worker.errors import Unavailable
@@ -57,7 +58,7 @@ def refusal_of(error: Exception) -> tuple[str, int] | None:
             return f"this command needs the package {error.name}: pip install 'nightread[train]'", WRONG_USAGE
         case CheckpointError():
             return f"checkpoint: {error}", WRONG_USAGE
-        case Unavailable():
+        case Unavailable() | UnknownRevision() | WrongEncoding():
             return str(error), UNAVAILABLE
         case ArgumentError() | NoSuchModuleError():
             return "NIGHTREAD_DATABASE_URL is no database URL: postgresql+psycopg://... or sqlite:///path", WRONG_USAGE

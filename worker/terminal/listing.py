@@ -26,13 +26,15 @@ class Column:
 
 @dataclass
 class Listing:
-    """Rows under columns; `empty` is the sentence that stands for no rows at all."""
+    """Rows under columns; `empty` is the sentence that stands for no rows at all. `titled`: the title says what the rows
+    do not, so plain lines begin with it."""
 
     title: str
     columns: Sequence[Column]
     rows: list[Sequence[Cell]] = field(default_factory=list)
     empty: str = ""
     remarks: Sequence[str] = ()
+    titled: bool = False
     styles: dict[int, str] = field(default_factory=dict)  # of single rows, by their number from 0
 
     def add(self, *cells: Cell, style: str = "") -> None:
@@ -78,7 +80,7 @@ def show(*listings: Listing, console: Console, wide: bool = False) -> None:
         elif console.is_terminal:
             (_unbounded(console) if wide else console).print(listing.table(wide=wide))
         else:
-            _print_plain(listing, console, titled=len(listings) > 1)
+            _print_plain(listing, console, titled=listing.titled or len(listings) > 1)
 
 
 def _unbounded(console: Console) -> Console:

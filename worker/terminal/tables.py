@@ -64,7 +64,7 @@ def category_cell(category: str) -> Text:
 
 def totals_table(totals: "Totals") -> Listing:
     """The sums, and beneath them the reasons."""
-    listing = Listing("The totals", [Column(), Column(right=True), Column()])
+    listing = Listing("Totals", [Column(), Column(right=True), Column()])
     for name in ("received", "scored", "skipped", "quarantined", "waiting"):
         listing.add(f"studies {name}", str(getattr(totals, name)), "", style="bold" if name == "received" else "")
     listing.add("balance", "yes" if totals.balance else "NO", "", style="green" if totals.balance else "bold red")
@@ -178,7 +178,7 @@ def drift_table(judged: "Judged") -> Listing:
     level = judged.level if judged.figures else "not judged"
     title = f"{judged.day:%Y-%m-%d}, {judged.films} films, checkpoint {judged.digest[:12]}: {level}"
     columns = _columns("moved by", *DRIFT_COLUMNS, "level", right=DRIFT_COLUMNS)
-    listing = Listing(title, columns, remarks=judged.remarks)
+    listing = Listing(title, columns, remarks=judged.remarks, titled=True)
     lines: dict[str, list[Figure]] = {}
     for figure in judged.figures:
         if figure.reference is not None:

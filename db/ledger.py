@@ -299,8 +299,8 @@ def shorten_leases(session: Session, *, lease_minutes: float) -> None:
         session.execute(update(Study).where(Study.id.in_(part)).values(lease_expires_at=until))
 
 
-def release_expired(session: Session, *, max_attempts: int) -> tuple[int, int]:
-    """End the leases that ran out: their worker died or hangs. Returns (waiting again, quarantined).
+def release_expired(session: Session, *, max_attempts: int) -> tuple[int, list[int]]:
+    """End the leases that ran out: their worker died or hangs. Returns how many wait again, and the quarantined ids.
 
     They become suspects; one that has used up its attempts is quarantined, since it may be what kills the workers. A
     study whose row is locked is left alone: someone is recording it, renewing it or ending its lease at this moment.
@@ -324,7 +324,7 @@ def release_expired(session: Session, *, max_attempts: int) -> tuple[int, int]:
         session.execute(update(Instance).where(*unread).values(**failed))
     for part in in_parts(again):
         session.execute(update(Study).where(Study.id.in_(part)).values(state="waiting", suspect=True, **let_go))
-    return len(again), len(lost)
+    return len(again), lost
 
 
 def requeue(session: Session, *, study_instance_uid: str | None = None, reason: str | None = None) -> list[int]:

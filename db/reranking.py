@@ -8,6 +8,7 @@ from sqlalchemy import and_, func, select
 from sqlalchemy.orm import Session
 
 from db.base import rounded
+from db.bulk import in_parts
 from db.models import FINDING_COLUMNS, Checkpoint, FilmScore, Instance, StudyPriority
 
 
@@ -46,7 +47,12 @@ def locked_batch(session: Session, *, policy_id: int, unread: bool, after: int, 
         .limit(limit)
         .with_for_update()
     ).all()
-    return [_placed(row) for row in session.execute(_facts(ids))]
+    return placed_now(session, ids)
+
+
+def placed_now(session: Session, ids: Sequence[int]) -> list[Placed]:
+    """Studies as they are placed, by id."""
+    return [_placed(row) for part in in_parts(sorted(ids)) for row in session.execute(_facts(part))]
 
 
 def _facts(ids: Sequence[int]) -> Any:

@@ -361,7 +361,7 @@ def test_a_worker_that_is_recording_is_not_waited_for_by_the_sweep(
             first = min(in_flight.studies)
             recording.execute(update(Study).where(Study.id == first).values(detail="being recorded"))
             sweeping.execute(text("SET LOCAL lock_timeout = '2s'"))
-            assert db.ledger.release_expired(sweeping, max_attempts=3) == (1, 0)
+            assert db.ledger.release_expired(sweeping, max_attempts=3) == (1, [])
 
 
 def test_two_score_commands_on_one_sqlite_file_score_each_study_once(embedded: Context, tmp_path: Path):

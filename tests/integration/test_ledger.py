@@ -217,7 +217,7 @@ def test_a_lease_that_ran_out_makes_a_suspect_that_is_claimed_alone(engine):
     assert len(claim(engine, studies=2)) == 2
     expire_leases(engine)
     with session_scope(engine) as session:
-        assert ledger.release_expired(session, max_attempts=3) == (2, 0)
+        assert ledger.release_expired(session, max_attempts=3) == (2, [])
     assert claim(engine, alone=False) == [], "others are in flight, so a suspect at the head is left alone"
     for _ in range(2):
         claimed = claim(engine)
@@ -258,7 +258,7 @@ def test_a_renewed_lease_does_not_run_out(engine):
     expire_leases(engine)
     with session_scope(engine) as session:
         ledger.renew(session, held, worker="w1", lease_minutes=1)
-        assert ledger.release_expired(session, max_attempts=3) == (0, 0)
+        assert ledger.release_expired(session, max_attempts=3) == (0, [])
 
 
 def test_released_studies_wait_again_without_an_attempt_counted(engine):

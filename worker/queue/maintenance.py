@@ -12,6 +12,7 @@ from db.session import session_scope
 from worker.context import Context
 from worker.queue.app import ask_for_retraining, make_app, notify
 from worker.ranking import activation
+from worker.scoring.leases import end_leases
 
 log = structlog.get_logger()
 
@@ -22,8 +23,7 @@ def sweep(context: Context, app: Celery) -> None:
     """Release expired leases, end idle runs, send messages for studies that wait without one; harmless when doubled."""
     settings = context.settings
     with session_scope(context.engine) as session:
-        ledger.shorten_leases(session, lease_minutes=settings.lease_minutes)
-        again, lost = ledger.release_expired(session, max_attempts=settings.max_attempts)
+        again, lost = end_leases(session, settings)
         runs.close_idle(session, idle_minutes=settings.run_idle_minutes)
         forsaken = training_runs.forsaken(session)
     activation.catch_up(context.engine)

@@ -1,7 +1,7 @@
 """A policy goes live: every study is placed again from its stored probabilities, and none is scored again."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from sqlalchemy import Engine
@@ -89,12 +89,17 @@ def _thresholds(session: Session, checkpoint_ids: Iterable[int]) -> Thresholds:
 
 def _place_again(session: Session, row: PolicyRow, *, unread: bool) -> Iterator[int]:
     """Place the studies of other policies by this one; yields the size of each batch once it is written."""
-    rules, last = policy.from_rows(session, row), 0
+    last = 0
     while batch := reranking.locked_batch(session, policy_id=row.id, unread=unread, after=last, limit=BATCH):
-        thresholds = _thresholds(session, (study.checkpoint_id for study in batch if study.checkpoint_id is not None))
-        record_priorities(session, placed_by(batch, rules, thresholds), policy_id=row.id)
+        record_priorities(session, placed_by_stored(session, batch, row), policy_id=row.id)
         last = batch[-1].study_id
         yield len(batch)
+
+
+def placed_by_stored(session: Session, batch: Sequence[Placed], row: PolicyRow) -> list[PriorityResult]:
+    """`placed_by` a stored policy, with the thresholds of the checkpoints that scored these studies."""
+    thresholds = _thresholds(session, (study.checkpoint_id for study in batch if study.checkpoint_id is not None))
+    return placed_by(batch, policy.from_rows(session, row), thresholds)
 
 
 def placed_by(batch: Iterable[Placed], rules: Policy, thresholds: Thresholds) -> list[PriorityResult]:

@@ -31,6 +31,7 @@ from worker.ranking.placement import placed
 from worker.reasons import sentence
 from worker.scoring.decoding import DecodeOptions, DecoderPool, Failure, NetworkInput, PendingFilm
 from worker.scoring.inference import Classifier, DeviceGone, choose_device, share_processor
+from worker.scoring.leases import end_leases
 from worker.scoring.shadow import Seen, Shadow, open_shadow
 
 log = structlog.get_logger()
@@ -257,8 +258,7 @@ class InFlight:
         settings = self.scorer.context.settings
         with self._stage("claim"), session_scope(self.scorer.engine) as session:
             if not self.studies:
-                ledger.shorten_leases(session, lease_minutes=settings.lease_minutes)
-                ledger.release_expired(session, max_attempts=settings.max_attempts)
+                end_leases(session, settings)
             return ledger.claim(
                 session,
                 worker=self.scorer.worker,
@@ -277,7 +277,7 @@ class InFlight:
         held = [study.claimed for study in self.studies.values()]
         with session_scope(self.scorer.engine) as session:
             ledger.renew(session, held, worker=self.scorer.worker, lease_minutes=settings.lease_minutes)
-            ledger.release_expired(session, max_attempts=settings.max_attempts)
+            end_leases(session, settings)
         self._renewed = time.monotonic()
 
     def next_batch(self) -> list[tuple[int, int, NetworkInput]]:

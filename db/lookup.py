@@ -12,6 +12,7 @@ from db.models import (
     Checkpoint,
     FilmScore,
     Instance,
+    InstanceVersion,
     PolicyRow,
     RejectedFile,
     Site,
@@ -86,12 +87,12 @@ def path_of(session: Session, sop_instance_uid: str) -> str | None:
     return session.scalar(select(Instance.path).where(Instance.sop_instance_uid == sop_instance_uid))
 
 
-def registered_paths(session: Session, paths: Sequence[str]) -> set[str]:
-    """Those of these paths that hold a registered instance or a rejected file."""
+def recorded_paths(session: Session, paths: Sequence[str]) -> set[str]:
+    """Those of these paths to which the ledger refers: a film's, an earlier version's or a rejected file's."""
     known: set[str] = set()
     for part in in_parts(paths):
-        known |= set(session.scalars(select(Instance.path).where(Instance.path.in_(part))))
-        known |= set(session.scalars(select(RejectedFile.path).where(RejectedFile.path.in_(part))))
+        for column in (Instance.path, InstanceVersion.path, RejectedFile.path):
+            known |= set(session.scalars(select(column).where(column.in_(part))))
     return known
 
 

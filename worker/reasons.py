@@ -40,6 +40,7 @@ FILE_SENTENCES: Final = {
     "header_raised": "Reading the file’s header failed with an unexpected error.",
     "other_patient": "The file came under another patient’s Study Instance UID; it is kept apart and not scored.",
     "outside_roots": "The file lies outside the folders that this site receives from.",
+    "sop_uid_differs": "The file’s SOP Instance UID is not the one that its sender announced.",
     "sop_uid_illegal": "The file’s SOP Instance UID is not one that the Standard allows.",
     "sop_uid_missing": "The file has no SOP Instance UID.",
     "study_uid_illegal": "The file’s Study Instance UID is not one that the Standard allows.",

@@ -56,9 +56,13 @@ class Inbox:
         day.mkdir(exist_ok=True, mode=0o700)
         kept = day / f"{uuid.uuid4().hex}.dcm"
         os.link(arrived, kept)  # pynetdicom unlinks its own name afterwards
-        _sync(day)
-        if is_new:
-            _sync(self.folder)
+        try:
+            _sync(day)
+            if is_new:
+                _sync(self.folder)
+        except OSError:
+            kept.unlink()
+            raise
         return kept
 
     def recent(self, *, days: int = 2) -> list[Path]:

@@ -10,10 +10,11 @@ import socketserver
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -59,7 +60,6 @@ log = structlog.get_logger()
 # PS3.4 B.2.3 and PS3.7 annex C.
 SUCCESS: Final = 0x0000
 OUT_OF_RESOURCES: Final = 0xA700
-DATA_SET_MISMATCH: Final = 0xA900
 CANNOT_UNDERSTAND: Final = 0xC000
 PROCESSING_FAILURE: Final = 0x0110
 
@@ -112,6 +112,7 @@ class Receiver:
     committer: Committer
     arrived: threading.Event = field(default_factory=threading.Event)
     _footing_read: tuple[float, Footing] | None = None
+    _unsettled: set[Path] = field(default_factory=set)  # files that the ledger may refer to: it went away meanwhile
 
     @classmethod
     def of(cls, context: Context, *, metrics: ReceiveMetrics) -> "Receiver":
@@ -158,32 +159,48 @@ class Receiver:
             return CANNOT_UNDERSTAND, "sop_uid_illegal"
         if self.inbox.is_full():
             return OUT_OF_RESOURCES, "disk_full"
+        self.settle()
         kept = self.inbox.keep(event.dataset_path)
         try:
-            outcome = receive(self.context, [kept], footing=self._footing(), patience_seconds=PATIENCE_SECONDS)
-            held = self._path_of(uid)
+            outcome = receive(
+                self.context,
+                [kept],
+                footing=self._footing(),
+                patience_seconds=PATIENCE_SECONDS,
+                sop_instance_uid=uid,
+            )
+            self.remove_unrecorded([kept])  # a second copy of a film that is in the ledger with its own file
         except BaseException:
-            kept.unlink(missing_ok=True)  # the sender hears of a failure and sends the film again
+            self._unsettled.add(kept)  # it may be registered: a commit's answer can be lost
             raise
         if outcome.rejected:
             return CANNOT_UNDERSTAND, "rejected_at_intake"
-        if held is None:
-            return DATA_SET_MISMATCH, "sop_uid_differs"
-        if held != str(kept):
-            kept.unlink()  # a second copy of a film that is in the ledger with its own file
         if outcome.studies:
             self.arrived.set()
         return SUCCESS, ""
+
+    def settle(self) -> None:
+        """Remove the files of films whose registration failed, unless the ledger has them after all.
+
+        Raises SQLAlchemyError while the database is away: then no further film is kept.
+        """
+        if unsettled := list(self._unsettled):
+            self.remove_unrecorded(unsettled)
+            self._unsettled.difference_update(unsettled)
+
+    def remove_unrecorded(self, kept: Sequence[Path]) -> None:
+        """Remove those of these files to which nothing in the ledger refers."""
+        with read_scope(self.context.engine) as session:
+            recorded = lookup.recorded_paths(session, [str(path) for path in kept])
+        for path in kept:
+            if str(path) not in recorded:
+                path.unlink(missing_ok=True)
 
     def _footing(self) -> Footing:
         """The footing of the last seconds: reading it for each film would cost more than registering the film."""
         if self._footing_read is None or time.monotonic() - self._footing_read[0] > FOOTING_SECONDS:
             self._footing_read = (time.monotonic(), footing_of(self.context))
         return self._footing_read[1]
-
-    def _path_of(self, uid: str) -> str | None:
-        with read_scope(self.context.engine) as session:
-            return lookup.path_of(session, uid)
 
     def commitment_requested(self, event: evt.Event) -> tuple[int, None]:
         """N-ACTION of a storage commitment request; the report follows on an association of its own (PS3.4 J.3.2)."""
@@ -307,14 +324,15 @@ def _shut_down(server: BoundedServer) -> None:
 def register_leftovers(receiver: Receiver) -> int:
     """Register the films that were kept and not registered before a kill; returns how many there were.
 
-    Their senders had no answer and will send them again, which is then a second copy.
+    Their senders had no answer and will send them again, which is then a second copy; so may one of these be.
     """
     recent = receiver.inbox.recent()
     with read_scope(receiver.context.engine) as session:
-        known = lookup.registered_paths(session, [str(path) for path in recent])
+        known = lookup.recorded_paths(session, [str(path) for path in recent])
     left = [path for path in recent if str(path) not in known]
     if left:
         receive(receiver.context, left)
+        receiver.remove_unrecorded(left)
         log.info("leftovers_registered", films=len(left))
     return len(left)
 
@@ -330,5 +348,7 @@ def run_receiver(receiver: Receiver, *, stopping: threading.Event, notify: Calla
             if time.monotonic() - cleaned > CLEANING_SECONDS:
                 cleaned = time.monotonic()
                 receiver.inbox.remove_abandoned()
+                with suppress(SQLAlchemyError):  # away: the next film or minute tries again
+                    receiver.settle()
     if receiver.arrived.is_set():
         notify()

@@ -105,25 +105,28 @@ def receive(
     on_file: Callable[[], None] = lambda: None,
     footing: Footing | None = None,
     patience_seconds: float = PATIENCE_SECONDS,
+    sop_instance_uid: str | None = None,
 ) -> Received:
     """Register every instance found at `paths`; a file that cannot be one is recorded with its reason.
 
     Each file is committed with a few neighbours, and what fails costs only itself. `footing`: of a moment ago, for a
     caller that registers one file after the other. A database that is away is waited for up to `patience_seconds`,
-    then its error is raised.
+    then its error is raised. `sop_instance_uid`: a file with another one is rejected.
     """
     waited = _patience_seconds.set(patience_seconds)
     try:
-        return _receive(context, paths, on_file, footing or footing_of(context))
+        return _receive(context, paths, on_file, footing or footing_of(context), sop_instance_uid)
     finally:
         _patience_seconds.reset(waited)
 
 
-def _receive(context: Context, paths: Iterable[Path], on_file: Callable[[], None], footing: Footing) -> Received:
+def _receive(
+    context: Context, paths: Iterable[Path], on_file: Callable[[], None], footing: Footing, uid: str | None
+) -> Received:
     received, unscored, secret = Received(), footing.unscored, footing.secret
     found = find_files(paths)
     while files := list(islice(found, FILES_PER_TRANSACTION)):
-        read = [(file, _read(context, file, secret)) for file in files]
+        read = [(file, _read(context, file, secret, uid)) for file in files]
         taken = _register_all(context, read, unscored, received)
         for file, arrival, known in taken:
             _resolve_taken(context, file, arrival, known, unscored, received)
@@ -141,7 +144,7 @@ def footing_of(context: Context) -> Footing:
         return Footing(unscored, lookup.patient_key_secret(session))
 
 
-def _read(context: Context, file: Path, secret: str) -> Arrival | UnusableStudy:
+def _read(context: Context, file: Path, secret: str, uid: str | None = None) -> Arrival | UnusableStudy:
     """One file's arrival, or why it cannot be used. Never raises: a file costs its own rejection and nothing else."""
     try:
         path = confined(file, context.settings.roots)
@@ -149,7 +152,10 @@ def _read(context: Context, file: Path, secret: str) -> Arrival | UnusableStudy:
             raise _unsearched(file)
         stamp = _stamp(path)  # before it is read: what is written later has another
         header = read_header(path, limits=context.pixel_limits, specific_tags=list(INTAKE_TAGS), follow_links=False)
-        return arrival_of(header, path=path, stamp=stamp, rules=ViewRules.of(context.settings), secret=secret)
+        arrival = arrival_of(header, path=path, stamp=stamp, rules=ViewRules.of(context.settings), secret=secret)
+        if uid is not None and arrival.instance["sop_instance_uid"] != uid:
+            raise UnusableStudy("sop_uid_differs", "its SOP Instance UID is not the one that its sender announced")
+        return arrival
     except UnusablePixels as error:
         return UnusableStudy(error.reason, str(error))
     except UnusableStudy as error:

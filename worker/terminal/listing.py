@@ -26,8 +26,8 @@ class Column:
 
 @dataclass
 class Listing:
-    """Rows under columns; `empty` is the sentence that stands for no rows at all. `titled`: the title says what the rows
-    do not, so plain lines begin with it."""
+    """Rows under columns; `empty` is the sentence that stands for no rows at all. `titled`: the title says what
+    the rows do not, so plain lines begin with it."""
 
     title: str
     columns: Sequence[Column]

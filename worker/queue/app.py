@@ -121,7 +121,7 @@ def consume(app: Celery, queue: str, *, stopping: threading.Event) -> None:
 
     worker_shutting_down.connect(stop, weak=False)
     app.worker_main(
-        ["--quiet", "worker", f"--queues={queue}", "--pool=threads", "--concurrency=1", "--loglevel=WARNING",
+        ["worker", f"--queues={queue}", "--pool=threads", "--concurrency=1", "--loglevel=WARNING",
          "--without-gossip", "--without-mingle"]
     )  # fmt: skip
     if not stopping.is_set():  # Celery logs what it did not survive and returns as if all were well

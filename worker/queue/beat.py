@@ -12,4 +12,4 @@ def run_beat(context: Context) -> None:
     settings, registry = context.settings, CollectorRegistry()
     registry.register(LedgerCollector(context.engine))
     with page(registry, port=settings.metrics.port, address=settings.metrics.address):
-        make_app(settings).Beat(loglevel="WARNING", quiet=True).run()
+        make_app(settings).Beat(loglevel="WARNING").run()

@@ -1,4 +1,7 @@
-"""Application context, built lazily from Settings: database engine, live checkpoint, active policy."""
+"""Application context, built lazily from Settings: database engine, live checkpoint, active policy.
+
+It only reads. What a new database needs before anything can rank is written by `Context.seed`, once.
+"""
 
 import getpass
 import hashlib
@@ -14,17 +17,23 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from db import arrivals, lookup, registry
-from db.base import short
+from db.base import DocumentedError, short
 from db.models import Checkpoint as CheckpointRow
 from db.session import read_scope, session_scope
-from training.checkpoint import SHIPPED, Header, MissingCheckpoint, read_header
+from training.checkpoint import SHIPPED, Header, MissingCheckpoint, cuts_of, read_header
 from training.imaging.dicom import PixelLimits
 from training.imaging.whole_file import whole_file
 from worker.database import open_database
+from worker.errors import Unavailable
 from worker.ranking import policy
 from worker.ranking.blinding import Blinding
+from worker.ranking.policy import ActivePolicy
 from worker.ranking.priority import Policy, unscored
 from worker.settings import Settings
+
+
+class NothingSeeded(DocumentedError, Unavailable):
+    """No checkpoint and policy are registered in this database: run `nightread db upgrade`."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +76,42 @@ class Context:
         return open_database(self.settings)
 
     def live(self) -> Live:
-        """The checkpoint and policy that rank now; the first call in a new database registers them."""
-        with session_scope(self.engine) as session:
-            row = self._checkpoint(session)
-            path = self.file_of(row)
-            header = read_header(path)
-            active = policy.active(session, thresholds=header.cuts(policy.THRESHOLD))
-            return Live(row.id, row.digest, path, header, active.policy, active.policy_id)
+        """The checkpoint and policy that rank now. Raises NothingSeeded, or CheckpointError for a file that is away."""
+        with read_scope(self.engine) as session:
+            row, active = self._checkpoint(session), active_policy(session)
+        path = self.file_of(row)
+        return Live(row.id, row.digest, path, read_header(path), active.policy, active.policy_id)
 
     def _checkpoint(self, session: Session) -> CheckpointRow:
-        champion = registry.champion(session)
-        if self.settings.checkpoint is None and champion is not None:
-            return champion
-        row = self.register(session, self.settings.checkpoint or SHIPPED)
-        if champion is None:
-            registry.set_state(session, row, "champion", by=actor(), reason="the first")
-        return row
+        named = self.settings.checkpoint
+        if named is None:
+            return champion_of(session)
+        read_header(named)  # what cannot serve is refused by its own name, not as one that nobody registered
+        try:
+            return registry.by_digest(session, file_digest(named))
+        except registry.UnknownCheckpoint as error:
+            raise NothingSeeded("the checkpoint that NIGHTREAD_CHECKPOINT names is not registered in this database: "
+                                "run `nightread db upgrade`, or start a worker") from error  # fmt: skip
+
+    def seed(self) -> None:
+        """Register what a new database needs to rank: the first checkpoint and the default policy.
+
+        Also a checkpoint that the settings name, in any database. Running it again, or twice at once, changes nothing.
+        """
+        named = self.settings.checkpoint
+        with session_scope(self.engine) as session:
+            registry.lock_promotions(session)
+            champion = registry.champion(session)
+            if champion is None:
+                champion = self.register(session, named or SHIPPED)
+                registry.set_state(session, champion, "champion", by=actor(), reason="the first")
+            elif named is not None:
+                self.register(session, named)
+            elif champion.path == str(SHIPPED):  # no copy could be kept where it was registered
+                self.register(session, self.file_of(champion))
+            if policy.active(session) is None:
+                thresholds = cuts_of(champion.header["thresholds"], policy.THRESHOLD)
+                policy.activate_default(session, capacity=thresholds)
 
     @property
     def state_folder(self) -> Path:
@@ -105,15 +134,26 @@ class Context:
         tidy hand, must not take the champion's file away. Raises CheckpointError when it cannot serve."""
         header = read_header(path)
         digest = file_digest(path)
-        kept = self._kept(digest)
-        if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(kept) as copy:
-                shutil.copyfile(path, copy)
+        kept = self._keep(path, digest)
         summary = _summary(header)
         return registry.register(
             session, digest=digest, path=str(kept), network=header.network, header=summary, by=actor()
         )
+
+    def _keep(self, path: Path, digest: str) -> Path:
+        """The copy of a checkpoint file. The one that ships may stay where it is while the state folder can't be
+        written: a migration's container has none, and the first worker makes the copy."""
+        kept = self._kept(digest)
+        try:
+            if not kept.exists():
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                with whole_file(kept) as copy:
+                    shutil.copyfile(path, copy)
+        except OSError:
+            if path != SHIPPED:
+                raise
+            return path
+        return kept
 
     def _kept(self, digest: str) -> Path:
         return self.state_folder / "checkpoints" / f"{digest}.safetensors"
@@ -141,6 +181,22 @@ class Context:
         return PixelLimits(
             max_bytes=self.settings.max_file_mb * 2**20, max_pixels=self.settings.max_megapixels * 1_000_000
         )
+
+
+def champion_of(session: Session) -> CheckpointRow:
+    """The champion. Raises NothingSeeded where there is none yet."""
+    champion = registry.champion(session)
+    if champion is None:
+        raise NothingSeeded
+    return champion
+
+
+def active_policy(session: Session) -> ActivePolicy:
+    """The policy that ranks now. Raises NothingSeeded where there is none yet."""
+    active = policy.active(session)
+    if active is None:
+        raise NothingSeeded
+    return active
 
 
 def _summary(header: Header) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from db import schema, training_runs
 from db.base import database_now
 from db.health import head_of_queue, health
 from db.session import make_engine, read_scope
-from training.checkpoint import CheckpointError
-from worker.context import Context, file_digest
+from training.checkpoint import SHIPPED, CheckpointError, read_header
+from worker.context import Context, NothingSeeded, file_digest
 from worker.database import reason_of, require_database
 from worker.errors import Unavailable
 from worker.intake.redecide import outdated
@@ -97,7 +97,11 @@ def _clock(engine: Engine) -> str:
 
 
 def _checkpoint(context: Context) -> str:
-    live = context.live()
+    try:
+        live = context.live()
+    except NothingSeeded:
+        header = read_header(context.settings.checkpoint or SHIPPED)
+        return f"{header.network}, not registered yet: `nightread score`, a worker or `nightread db upgrade` does it"
     if file_digest(live.path) != live.digest:
         raise CheckFailed("the champion's file has changed since it was registered: restore it, or promote another")
     return f"{live.header.network}, digest {live.short}, policy version {live.policy.version}"

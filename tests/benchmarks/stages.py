@@ -77,6 +77,7 @@ def traced_night(folder: Path) -> dict[str, list[tuple[str, float, float]]]:
     context = Context(
         Settings(database_url=f"sqlite:///{folder / 'night.db'}", checkpoint=None, log={"level": "error"})
     )
+    context.seed()
     receive(context, [films.of("mix")])
     spans = folder / SPANS_FILE
     with open_scorer(context, metrics=trace) as scorer:

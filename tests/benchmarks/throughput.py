@@ -172,8 +172,10 @@ class Contenders:
 
     def _registered(self, settings: Settings) -> Settings:
         engine = make_engine(settings.database_url)
+        context = Context(settings)
         schema.upgrade(engine)
-        receive(Context(settings), [self.films.folder])
+        context.seed()
+        receive(context, [self.films.folder])
         Circulation(engine).park()
         engine.dispose()
         return settings

@@ -28,10 +28,11 @@ import redis
 from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
-from db import ledger, schema
+from db import ledger
 from db.models import FilmScore, Study
-from db.session import make_engine, read_scope, session_scope
+from db.session import read_scope, session_scope
 from db.totals import Totals, read_totals
+from tests.support.contexts import seeded_context
 from tests.support.crew import start
 from tests.support.dicom_files import make_film, texture
 from tests.support.servers import PostgresServer, RedisServer
@@ -295,8 +296,7 @@ def open_site(seed: int) -> Iterator[Site]:
             device="cpu",
             log={"format": "json"},
         )
-        schema.upgrade(make_engine(postgres.url))
-        context = Context(settings)
+        context = seeded_context(settings, champion=settings.checkpoint)
         crew = Crew(context)
         stack.callback(crew.end)
         yield Site(context, postgres, broker, crew, folder / "films", random.Random(seed))

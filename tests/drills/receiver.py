@@ -212,7 +212,7 @@ def main() -> int:
         films = make_films(folder / "films", chosen.films, seed=chosen.seed % 2**31)
         settings = Settings(database_url=f"sqlite:///{folder / 'nightread.db'}", state_folder=folder)
         context = Context(settings.changed(receive={"port": free_port(), "free_mb": 1}))
-        context.live()
+        context.seed()
         seconds, peak_mb, all_there = under_load(context, films, folder / "log")
         rival = of_storescp(films, folder / "rival")
         print(f"{chosen.films} films from {SENDERS} senders: all there and as sent: {all_there}; "
@@ -222,7 +222,7 @@ def main() -> int:
         few = films[: 8 * SENDERS]
         shutil.rmtree(context.receive_folder)
         again = Context(context.settings.changed(database_url=f"sqlite:///{folder / 'kills.db'}"))
-        again.live()
+        again.seed()
         count, lost = under_kills(again, few, folder / "log", kills=chosen.kills, rng=random.Random(chosen.seed))
         print(f"{chosen.kills} kills (seed {chosen.seed}): {count} films acknowledged, {lost} of them lost")
     held = all_there and not lost and count and peak_mb < MOST_MEMORY_MB

@@ -37,6 +37,7 @@ from db import gate, training_runs
 from db.models import TrainingRun
 from db.session import read_scope, session_scope
 from tests.support.confirmed import confirm_films, save_beginner
+from tests.support.contexts import seeded_context, with_settings
 from tests.support.crew import enqueue, environment_of, running, start, totals, wait_until
 from tests.support.dicom_files import make_film
 from tests.support.servers import PostgresServer, RedisServer
@@ -251,10 +252,7 @@ def whole_story(folder: Path, *, champion_epochs: int, epochs: int) -> int:
             drift={"schedule": ""},
         )  # fmt: skip
         site = Site(folder, Context(settings), site_films)
-        nightread(site.context, "db", "upgrade")
-        Context(
-            settings.model_copy(update={"checkpoint": champion})
-        ).live()  # the first checkpoint becomes the champion
+        nightread(with_settings(site.context, checkpoint=champion), "db", "upgrade")  # it becomes the champion
         for _ in range(2):
             site.workers.append(stack.enter_context(running(site.context, "worker", site.log)).pid)
         stack.enter_context(running(site.context, "worker", site.log, "--queue", "training"))
@@ -418,8 +416,7 @@ def _small_context(folder: Path) -> Context:
         retrain={"epochs": 12, "batch_size": 16, "min_new_films": 10, "min_positives": 1, "threads": 1},
         gate={"replicates": 100},
     )  # fmt: skip
-    Context(settings.model_copy(update={"checkpoint": save_beginner(folder / "beginner.safetensors")})).live()
-    context = Context(settings)
+    context = seeded_context(settings, champion=save_beginner(folder / "beginner.safetensors"))
     with session_scope(context.engine) as session:
         confirm_films(session, folder / "films", films=120)
     return context

@@ -14,8 +14,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGLosslessSV1
 from sqlalchemy import create_engine, inspect, text
 
-from db import schema
-from db.session import make_engine
+from tests.support.contexts import seeded_context
 from tests.support.crew import messages, wait_until
 from tests.support.dicom_files import make_film, texture
 from tests.support.servers import free_port
@@ -55,7 +54,7 @@ def films(folder: Path) -> list[str]:
 
 @pytest.fixture
 def environment(settings: Settings, postgres_url: str, redis_url: str) -> dict[str, str]:
-    schema.upgrade(make_engine(postgres_url))
+    seeded_context(settings.changed(database_url=postgres_url), champion=settings.checkpoint)
     return os.environ | {
         "NIGHTREAD_DATABASE_URL": postgres_url,
         "NIGHTREAD_BROKER_URL": redis_url,

@@ -64,7 +64,6 @@ def context(make_context: MakeContext, database_url: str, referenced: Path) -> I
 
 def fill(context: Context, *, received_at: datetime, films: int = FILMS, power: float = 1.0, first: int = 1) -> None:
     """Studies of one scored film each, received at one moment."""
-    context.live()
     with session_scope(context.engine) as session:
         run = open_run(session)
         add_studies(session, run, scores(films, power=power), first=first, received_at=received_at)

@@ -239,6 +239,7 @@ def test_the_sites_own_films_give_the_threshold_that_flags_its_share(filled: Eng
 def command(filled: Engine, untrained_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
     monkeypatch.setenv("NIGHTREAD_DATABASE_URL", filled.url.render_as_string(hide_password=False))
     monkeypatch.setenv("NIGHTREAD_CHECKPOINT", str(untrained_checkpoint))
+    Context(Settings()).seed()
     return policy_commands.app
 
 

@@ -34,11 +34,11 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from db import schema
 from db.lookup import path_of
 from db.models import Instance, InstanceVersion, RejectedFile, Study
-from db.session import make_engine, read_scope, session_scope
+from db.session import read_scope, session_scope
 from db.totals import read_totals
+from tests.support.contexts import seeded_context
 from tests.support.dicom_files import make_film, save, texture
 from training.imaging.decoders import DECODERS
 from worker.context import Context
@@ -324,9 +324,7 @@ def test_a_disk_without_room_refuses_films_and_keeps_the_association(embedded: C
 
 def test_a_database_that_is_away_refuses_films_until_it_is_back(settings, own_postgres) -> None:
     settings = settings.changed(database_url=own_postgres.url)
-    schema.upgrade(make_engine(own_postgres.url))
-    context = Context(settings)
-    context.live()
+    context = seeded_context(settings, champion=settings.checkpoint)
     with receiving(context) as site, associated(site.port) as association:
         assert association.send_c_store(make_film()).Status == 0x0000
         own_postgres.stop()

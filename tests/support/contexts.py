@@ -38,5 +38,5 @@ def seeded_context(settings: Settings, *, champion: Path | None) -> Context:
     schema.upgrade(engine)
     engine.dispose()
     if champion is not None:
-        Context(settings.changed(checkpoint=champion)).live()
+        Context(settings.changed(checkpoint=champion)).seed()
     return Context(settings)

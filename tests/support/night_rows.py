@@ -27,7 +27,7 @@ def add_champion(session: Session, *, path: str = "/nowhere.safetensors", networ
     }
     row = registry.register(session, digest="ab" * 32, path=path, network=network, header=header, by="test")
     registry.set_state(session, row, "champion", by="test")
-    policy.active(session, thresholds=THRESHOLDS)
+    policy.activate_default(session, capacity=THRESHOLDS)
     session.flush()
     return row
 

@@ -15,6 +15,7 @@ from db.session import make_engine
 from tests.support.dicom_files import make_film, texture
 from worker.cli import app as cli
 from worker.cli.main import main as run_main
+from worker.context import Context
 from worker.settings import Settings
 
 # DESIGN's contract, and what later pieces added.
@@ -32,6 +33,12 @@ def environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr("os.umask", lambda _mask: 0)  # the command's is for its whole process, which here is pytest's
     schema.upgrade(make_engine(settings.database_url))
+
+
+@pytest.fixture
+def seeded(settings: Settings) -> None:
+    """The database of `environment`, with its checkpoint and policy."""
+    Context(settings).seed()
 
 
 def nightread(*arguments: str | Path) -> Result:
@@ -157,6 +164,7 @@ def test_explain_says_why_a_study_that_was_partly_scored_stands_higher(tmp_path)
         ("simulate", "--history", "1000000"),
     ],
 )
+@pytest.mark.usefixtures("seeded")
 def test_an_odd_parameter_is_refused_in_one_line(monkeypatch, capsys, words):
     assert main(monkeypatch, *words) == 2
     assert "Traceback" not in capsys.readouterr().err
@@ -167,6 +175,7 @@ def test_an_odd_parameter_is_refused_in_one_line(monkeypatch, capsys, words):
     ['{"reading_minutes": 5}', '{"readers": 1.5}', '{"readers": 2.0}', '{"readers": Infinity}', '{"stat_share": 7}',
      '{"stat_reading_factor": -1}', '{"stat_reading_factor": NaN}', '{"abnormal_reading_factor": -3}'],
 )  # fmt: skip
+@pytest.mark.usefixtures("seeded")
 def test_a_department_that_cannot_be_is_refused(tmp_path, monkeypatch, capsys, text):
     # With cases, since without them (the untrained checkpoint has no areas) every department is refused.
     department, cases = tmp_path / "department.json", tmp_path / "cases.json"
@@ -179,6 +188,7 @@ def test_a_department_that_cannot_be_is_refused(tmp_path, monkeypatch, capsys, t
     assert any(field in said for field in ("reading", "readers", "stat_share"))
 
 
+@pytest.mark.usefixtures("seeded")
 def test_a_picture_of_no_known_kind_is_refused(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     (tmp_path / "cases.json").write_text('{"Pneumothorax": {"prevalence": 0.1, "auc": 0.9}}')
@@ -250,6 +260,15 @@ def test_enqueue_without_a_broker_says_what_to_do(monkeypatch, capsys, folder):
     assert "nightread score" in capsys.readouterr().err
 
 
+def test_a_new_database_has_no_policy_before_db_upgrade_made_it(monkeypatch, capsys, settings):
+    schema.upgrade(make_engine(settings.database_url))
+    assert main(monkeypatch, "policy", "show") == 3
+    assert "nightread db upgrade" in capsys.readouterr().err
+    assert nightread("db", "upgrade").exit_code == 0
+    assert nightread("policy", "show").exit_code == 0
+    assert json.loads(nightread("models", "list", "--json").stdout)[0]["state"] == "champion"
+
+
 def test_the_doctor_finds_an_embedded_site_in_order():
     result = nightread("doctor", "--json")
     assert result.exit_code == 0, result.output
@@ -258,8 +277,8 @@ def test_the_doctor_finds_an_embedded_site_in_order():
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("seeded")
 def test_the_doctor_says_when_the_champions_file_has_changed(settings):
-    nightread("doctor")
     (kept,) = (settings.state_folder / "checkpoints").glob("*.safetensors")
     kept.write_bytes(kept.read_bytes() + b"x")
     result = nightread("doctor", "--json")
@@ -267,6 +286,7 @@ def test_the_doctor_says_when_the_champions_file_has_changed(settings):
     assert not next(f for f in json.loads(result.stdout) if f["name"] == "checkpoint")["ok"]
 
 
+@pytest.mark.usefixtures("seeded")
 def test_simulate_without_operating_points_says_what_is_missing(tmp_path):
     refused = nightread("simulate", "--days", "1", "--seeds", "1")
     assert refused.exit_code == 2
@@ -287,6 +307,7 @@ def test_explain_draws_what_the_network_looks_at(tmp_path):
         assert (folder / "grad_cam.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("seeded")
 def test_explain_cannot_draw_what_is_no_film(tmp_path):
     make_film(tmp_path / "a.dcm", PixelData=b"\0\0")
     assert nightread("explain", tmp_path / "a.dcm", "--heatmap", tmp_path / "pictures").exit_code == 2

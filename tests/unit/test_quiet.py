@@ -40,6 +40,7 @@ folder, style = Path(sys.argv[1]), sys.argv[2]
 logs.configure(level="debug", style=style)
 url = f"sqlite:///{folder / 'n.db'}"
 context = Context(Settings(database_url=url, checkpoint=Path(sys.argv[3]), state_folder=folder))
+context.seed()
 print(receive(context, [folder / "CANARY_FOLDER"]))
 with DecoderPool(DecodeOptions(Preprocessing(size=32), context.pixel_limits, 30.0, 4096), decoders=1) as reader:
     for film in sorted((folder / "CANARY_FOLDER").iterdir()):

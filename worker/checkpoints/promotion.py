@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from db import gate, policies, registry
 from db.models import Checkpoint, GateCheck, GateVerdict
 from training.checkpoint import load_checkpoint, read_header
-from worker.context import Context, actor
+from worker.context import Context, active_policy, actor
 from worker.ranking import policy
 
 
@@ -86,7 +86,7 @@ def _name(check: GateCheck) -> str:
 def renew_policy(session: Session, checkpoint: Path, *, note: str) -> None:
     """Activate the policy again with category A's threshold taken from `checkpoint`."""
     thresholds = read_header(checkpoint).cuts(policy.THRESHOLD)
-    current = policy.active(session, thresholds=thresholds).policy
+    current = active_policy(session).policy
     stored = policy.store(session, policy.as_promoted(current), capacity=thresholds, by=actor(), note=note)
     policies.activate(session, stored, by=actor())
 

@@ -12,13 +12,16 @@ app = typer.Typer(no_args_is_help=True, help="The database's schema and roles.")
 
 @app.command()
 def upgrade() -> None:
-    """Bring the database's schema up to this version."""
+    """Bring the database's schema up to this version; a new database gets its checkpoint and policy."""
     from db import schema
     from db.session import make_engine
+    from worker.context import Context
 
-    engine = make_engine(settings_with_logs().database_url)
+    settings = settings_with_logs()
+    engine = make_engine(settings.database_url)
     before = schema.current_revision(engine)
     schema.upgrade(engine)
+    Context(settings).seed()
     out.print(f"schema: {before or 'empty'} -> {schema.head_revision()}")
 
 

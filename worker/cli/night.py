@@ -38,6 +38,7 @@ def score(paths: Paths) -> None:
 
     paths = _existing(paths)
     context = open_context(log_level="warning", create=True)  # a line per study would tear the progress bar apart
+    context.seed()
     received = _receive(context, paths)
     with read_scope(context.engine) as session:
         waiting = read_totals(session).waiting

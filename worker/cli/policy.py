@@ -41,7 +41,6 @@ def show(
     from worker.ranking import policy
 
     context = open_context()
-    context.live()  # a new database gets its first policy here
     with _policy_errors(), read_scope(context.engine) as session:
         if every:
             _print_versions([_history(row) for row in policies.versions(session)], as_json=as_json)
@@ -136,7 +135,6 @@ def activate(
     from worker.ranking import activation
 
     context = open_context()
-    context.live()
     with _policy_errors(), progress("Placing studies", total=None) as advance:
         unread, read = activation.activate(context.engine, version, by=actor(), on_ranked=advance)
     out.print(f"Version {version} is active; {unread:,} unread and {read:,} read studies were placed by it.")
@@ -152,11 +150,12 @@ def _policy_errors() -> AbstractContextManager[None]:
 
 def _chosen(session: "Session", version: int | None) -> "PolicyRow":
     from db import policies
+    from worker.context import NothingSeeded
 
-    active = policies.active(session) if version is None else policies.by_version(session, version)
-    if active is None:
-        raise policies.UnknownPolicy("no policy is active")
-    return active
+    row = policies.active(session) if version is None else policies.by_version(session, version)
+    if row is None:
+        raise NothingSeeded
+    return row
 
 
 def _write(context: "Context", changes: "Changes", *, note: str, version: int | None = None) -> None:

@@ -72,6 +72,7 @@ def run_demo(folder: Path, *, settings: Settings, console: Console, seed: int = 
     for leftover in (database, *(database.with_name(database.name + ending) for ending in ("-wal", "-shm"))):
         leftover.unlink(missing_ok=True)
     context = Context(own_settings(settings, database))
+    context.seed()
 
     console.print(Panel(WELCOME, title="nightread demo", title_align="left", border_style="dim"))
     with _bars(console) as bars:

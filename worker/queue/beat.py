@@ -9,6 +9,7 @@ from worker.queue.app import make_app
 
 def run_beat(context: Context) -> None:
     """Send the schedule's messages until SIGTERM."""
+    context.seed()
     settings, registry = context.settings, CollectorRegistry()
     registry.register(LedgerCollector(context.engine))
     with page(registry, port=settings.metrics.port, address=settings.metrics.address):

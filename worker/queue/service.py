@@ -21,6 +21,7 @@ def run_worker(context: Context) -> None:
 
     Raises Unavailable when the consumer ends by itself, or the device does not compute any more.
     """
+    context.seed()
     settings, metrics = context.settings, WorkMetrics()
     celery, service = make_app(settings), Service(context, metrics=metrics)
     register(celery, service)

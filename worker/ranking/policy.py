@@ -39,13 +39,16 @@ def from_rows(session: Session, row: PolicyRow) -> Policy:
     )
 
 
-def active(session: Session, *, thresholds: Mapping[str, float]) -> ActivePolicy:
-    """The active policy; a new database gets the default one, with category A's threshold from the checkpoint."""
+def active(session: Session) -> ActivePolicy | None:
+    """The active policy, or None in a new database."""
     row = policies.active(session)
-    if row is None:
-        row = store(session, DEFAULT_POLICY, capacity=thresholds, by="nightread", note="the default policy")
-        policies.activate(session, row, by="nightread")
-    return ActivePolicy(row.id, from_rows(session, row))
+    return None if row is None else ActivePolicy(row.id, from_rows(session, row))
+
+
+def activate_default(session: Session, *, capacity: Mapping[str, float]) -> None:
+    """Make the default policy the one that ranks, with category A's threshold from a checkpoint's `capacity`."""
+    row = store(session, DEFAULT_POLICY, capacity=capacity, by="nightread", note="the default policy")
+    policies.activate(session, row, by="nightread")
 
 
 def store(session: Session, policy: Policy, *, capacity: Mapping[str, float], by: str, note: str) -> PolicyRow:

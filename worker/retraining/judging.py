@@ -30,8 +30,7 @@ from training.gate import Check, Result, Rules
 from training.manifest import UNKNOWN
 from training.prepared import NotPrepared, Prepared, combine
 from training.sampling import STABLE
-from worker.context import Context, actor
-from worker.ranking import policy
+from worker.context import Context, active_policy, actor, champion_of
 from worker.ranking.policy import CAPACITY_FINDING
 from worker.ranking.priority import Policy
 from worker.retraining import labels
@@ -101,9 +100,7 @@ def judge(
     missing.
     """
     with read_scope(context.engine) as session:
-        row = registry.champion(session)
-        assert row is not None  # noqa: S101  # a context with a challenger has had a champion
-        rules_of_reading = policy.active(session, thresholds={}).policy
+        row, rules_of_reading = champion_of(session), active_policy(session).policy
     champion, other = (
         load_checkpoint(context.file_of(each), expected_digest=each.digest) for each in (row, challenger)
     )

@@ -44,7 +44,7 @@ from training.provenance import code_commit
 from training.sampling import SPLITS, STABLE
 from training.settings import Settings as Recipe
 from worker.checkpoints import promotion
-from worker.context import Context, process_name
+from worker.context import Context, champion_of, process_name
 from worker.retraining import labels
 from worker.retraining.devices import accelerator_of
 from worker.retraining.judging import JUDGING, Judged, NothingToJudge, gold_of, judge, record_verdict
@@ -151,11 +151,9 @@ def _work_to_an_end(run: Run, afterwards: ExitStack) -> Outcome:
 
 
 def _begin(context: Context, *, cause: str, say: Callable[[str], None]) -> Run | None:
-    context.live()  # a new database's champion is the checkpoint that ships
     asked = context.settings.model_dump(mode="json", include={"retrain", "gate"}, exclude={"retrain": LOCAL})
     with session_scope(context.engine) as session:
-        champion = registry.champion(session)
-        assert champion is not None  # noqa: S101  # live() has made one
+        champion = champion_of(session)
         left = training_runs.running(session)
         outage = None if left is None else context.retraining_folder / f"run-{left.id}" / OUTAGE
         held = training_runs.take(

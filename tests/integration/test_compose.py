@@ -53,7 +53,8 @@ def test_roles_then_migrate_then_work_with_the_secrets_that_were_made(tmp_path: 
         def nightread(service: str, secret: str) -> None:
             words = [word.replace("/run/secrets", str(secrets)) for word in COMPOSE["services"][service]["command"]]
             command = [sys.executable, "-m", "worker.cli", *words]
-            subprocess.run(command, check=True, env=os.environ | {"NIGHTREAD_DATABASE_URL": at_server(secret)})
+            site = {"NIGHTREAD_DATABASE_URL": at_server(secret), "NIGHTREAD_STATE_FOLDER": str(tmp_path / "state")}
+            subprocess.run(command, check=True, env=os.environ | site)
 
         admin = create_engine(server.url, isolation_level="AUTOCOMMIT")
         with admin.connect() as connection:
@@ -66,4 +67,5 @@ def test_roles_then_migrate_then_work_with_the_secrets_that_were_made(tmp_path: 
         assert schema.current_revision(worker) == schema.head_revision()
         with worker.connect() as connection:
             assert connection.scalar(text("SELECT current_user")) == roles.WORKER
+            assert connection.scalar(text("SELECT state FROM checkpoint")) == "champion"
         worker.dispose()

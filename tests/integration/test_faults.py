@@ -27,7 +27,7 @@ from sqlalchemy.exc import OperationalError
 from tenacity import stop_after_delay
 
 import db
-from db import registry
+from db import registry, schema
 from db.models import FilmScore, Instance, Study
 from db.session import make_engine, read_scope, session_scope
 from tests.support.contexts import MakeContext, with_settings
@@ -477,10 +477,10 @@ def test_a_device_out_of_memory_halves_the_batch_and_goes_on(embedded: Context, 
 def test_a_full_disk_ends_the_pass_and_the_next_one_goes_on(embedded: Context, tmp_path: Path, monkeypatch):
     for patient in (pipeline.record, InFlight._claimed, InFlight._keep_leases):
         monkeypatch.setattr(patient.retry, "stop", stop_after_delay(0.5))
-    with sqlite3.connect(embedded.settings.database_url.removeprefix("sqlite:///")) as empty:
-        empty.executescript("PRAGMA page_size = 512; VACUUM")  # small pages, so that few films fill them
-    films_in(tmp_path, 24)
+    films_in(tmp_path, 80)
     receive(embedded, [tmp_path])
+    with sqlite3.connect(embedded.settings.database_url.removeprefix("sqlite:///")) as database:
+        database.executescript("VACUUM")  # no page is free, into which results could go
     pages = {"limit": 0}
 
     def limit_pages(connection: sqlite3.Connection, _record: object) -> None:
@@ -488,7 +488,7 @@ def test_a_full_disk_ends_the_pass_and_the_next_one_goes_on(embedded: Context, t
 
     with open_scorer(embedded) as scorer:
         with embedded.engine.connect() as connection:
-            pages["limit"] = connection.exec_driver_sql("PRAGMA page_count").scalar() + 1
+            pages["limit"] = connection.exec_driver_sql("PRAGMA page_count").scalar()
         event.listen(embedded.engine, "connect", limit_pages)
         embedded.engine.dispose()
         with pytest.raises(OperationalError, match="disk is full"):
@@ -499,7 +499,7 @@ def test_a_full_disk_ends_the_pass_and_the_next_one_goes_on(embedded: Context, t
         with session_scope(embedded.engine) as session:
             session.execute(text("UPDATE study SET lease_expires_at = '2026-01-01' WHERE state = 'claimed'"))
         score_waiting(scorer, kind="score")
-    assert totals(embedded).scored == score_rows(embedded) == 24
+    assert totals(embedded).scored == score_rows(embedded) == 80
 
 
 def test_studies_of_a_score_command_that_was_killed_are_taken_by_the_next(embedded: Context, tmp_path: Path):
@@ -517,7 +517,9 @@ def test_a_worker_without_a_sound_checkpoint_says_so_and_ends(content, tmp_path,
     checkpoint = tmp_path / "checkpoint.safetensors"
     if content is not None:
         checkpoint.write_bytes(content)
-    values = {"DATABASE_URL": f"sqlite:///{tmp_path / 'n.db'}", "BROKER_URL": redis_url, "CHECKPOINT": checkpoint}
+    database_url = f"sqlite:///{tmp_path / 'n.db'}"
+    schema.upgrade(make_engine(database_url))
+    values = {"DATABASE_URL": database_url, "BROKER_URL": redis_url, "CHECKPOINT": checkpoint}
     for name, value in values.items():
         monkeypatch.setenv(f"NIGHTREAD_{name}", str(value))
     monkeypatch.setattr(sys, "argv", ["nightread", "worker"])

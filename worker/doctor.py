@@ -18,7 +18,7 @@ from training.checkpoint import SHIPPED, CheckpointError, read_header
 from worker.context import Context, NothingSeeded, file_digest
 from worker.database import reason_of, require_database
 from worker.errors import Unavailable
-from worker.intake.redecide import outdated
+from worker.intake.view_rules import outdated, outdated_hint
 from worker.settings import Settings
 
 LEAST_FREE_MB = 500
@@ -109,10 +109,8 @@ def _checkpoint(context: Context) -> str:
 
 def _skipped(context: Context) -> str:
     """Not a failure: a site may leave what it skipped before as it is."""
-    count = outdated(context)
-    if not count:
-        return "all decided by these settings"
-    return f"{count} instances were skipped under other settings: `nightread redecide` decides them again"
+    count = outdated(context.engine, context.settings)
+    return outdated_hint(count) if count else "all decided by these settings"
 
 
 def _device(name: str) -> str:

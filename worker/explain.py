@@ -19,13 +19,17 @@ from worker.context import Context
 from worker.intake.header import INTAKE_TAGS
 from worker.intake.receive import path_digest
 from worker.intake.view_evidence import text_of
-from worker.intake.views import Skipped, View, ViewRules, evidence_lines, frontal
+from worker.intake.view_rules import ViewRules
+from worker.intake.views import Skipped, View, evidence_lines, frontal
 from worker.ranking import policy, priority
 from worker.ranking.priority import BLIND
 from worker.reasons import sentence
 from worker.scoring.decoding import DecodeOptions, DecoderPool, Failure
 
 TableOf: TypeAlias = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # heading, columns, rows
+
+
+NAMING_HINT = "NIGHTREAD_VIEW_WORDS can name the words of this site's devices"
 
 
 class NothingToExplain(LookupError):
@@ -59,6 +63,7 @@ def explain_file(context: Context, path: Path) -> Explained:
     if isinstance(found, Skipped):
         facts += [("filter", "would skip it"), ("reason", found.reason), ("evidence", found.evidence)]
         facts += [("setting", setting) for setting in allowing_settings(header, rules)]
+        facts += [("setting", NAMING_HINT)] if found.reason in ("view_unknown", "body_part_unknown") else []
     else:
         facts += [("filter", "would keep it"), ("view", found.view), ("evidence", found.evidence)]
         facts += [("flag", flag) for flag in found.flags]

@@ -6,6 +6,7 @@ docker/.env.example and docs/reference/configuration.md list them with units and
 import ipaddress
 import os
 import re
+import tomllib
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -92,6 +93,30 @@ def _modality(value: str) -> str:
     return value
 
 
+def _word(value: str) -> str:
+    if len(value) > 64 or sum(map(str.isalnum, value)) < 2 or "*" in value[:-1]:
+        raise ValueError("a word has 2 to 64 characters, two letters or digits among them, and a star only at its end")
+    return value
+
+
+def _words_in(value: object) -> object:
+    """The content of a file of view words; anything but its path as it is. Raises ValueError that names the entry."""
+    if not isinstance(value, str):
+        return value
+    if not value:
+        return None
+    try:
+        return ViewWords(**tomllib.loads(Path(value).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ValueError(f"{value} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {_sentence(each['msg'])}" for each in error.errors())
+        allowed = ", ".join(ViewWords.model_fields)
+        raise ValueError(f"{value}: {wrong}; allowed are lists of words under {allowed}") from None
+    except ValueError as error:
+        raise ValueError(f"{value} is no TOML file: {error}") from None
+
+
 def _device(value: str) -> str:
     if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d+)?", value):
         raise ValueError("a device is auto, cpu, cuda, cuda:1 or mps")
@@ -136,6 +161,7 @@ Address = Annotated[str, AfterValidator(_address)]
 Network = Annotated[str, AfterValidator(_network)]
 Title = Annotated[str, AfterValidator(_title)]
 PeerText = Annotated[str, AfterValidator(_peer)]
+Word = Annotated[str, AfterValidator(_word)]
 Folder = Annotated[str, AfterValidator(_absolute)]
 
 
@@ -145,6 +171,26 @@ class Group(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True, use_attribute_docstrings=True
     )
+
+
+class ViewWords(Group):
+    """A site's own words for what its films show, added to the built-in ones (worker/intake/view_words.py)."""
+
+    AP: tuple[Word, ...] = ()
+    PA: tuple[Word, ...] = ()
+    frontal: tuple[Word, ...] = ()
+    """AP or PA, and the word does not say which."""
+    lateral: tuple[Word, ...] = ()
+    oblique: tuple[Word, ...] = ()
+    special: tuple[Word, ...] = ()
+    """Decubitus, lordotic, axial and other projections that are not scored."""
+    bedside: tuple[Word, ...] = ()
+    """Taken in bed: such a chest film is AP where nothing else names its view."""
+    chest: tuple[Word, ...] = ()
+    other: tuple[Word, ...] = ()
+    """Another part of the body."""
+    processed: tuple[Word, ...] = ()
+    """Computed from a film, or a test image."""
 
 
 class DecodeSettings(Group):
@@ -355,6 +401,8 @@ class Settings(BaseSettings):
     """Modalities (0008,0060) that can be chest films here, comma-separated."""
     allow_secondary_capture: bool = False
     """Score secondary captures that say they are frontal chest films (converted data sets)."""
+    view_words: Annotated[ViewWords | None, NoDecode, BeforeValidator(_words_in)] = None
+    """A TOML file with this site's own words for views and body parts, added to the built-in ones; unset: none."""
     roots: Annotated[tuple[Folder, ...], NoDecode, Commas] = ()
     """Folders that received files must be in, comma-separated; empty: anywhere."""
     peers: Annotated[tuple[PeerText, ...], NoDecode, Commas] = ()
@@ -480,4 +528,8 @@ def _unknown(name: str) -> str:
 
 def _problem(*place: str | int, text: str) -> str:
     name = "_".join(part for part in place if isinstance(part, str)).upper()
-    return f"{PREFIX}{name}: {text.removeprefix('Value error, ')}"
+    return f"{PREFIX}{name}: {_sentence(text)}"
+
+
+def _sentence(text: str) -> str:
+    return text.removeprefix("Value error, ")

@@ -16,8 +16,10 @@ from tests.support.dicom_files import make_film, save, texture
 from worker.context import Context
 from worker.explain import explain_file
 from worker.intake.receive import Received, receive
-from worker.intake.redecide import outdated, redecide
+from worker.intake.redecide import redecide
+from worker.intake.view_rules import outdated
 from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.settings import ViewWords
 
 
 def score(context: Context, *paths: Path) -> Received:
@@ -220,14 +222,26 @@ def test_what_a_setting_now_allows_is_decided_again_by_one_command(context, tmp_
     assert receive(context, [tmp_path]).new_instances == 1
     assert film_of(context).reason == "modality_not_accepted"
     wider = Context(context.settings.model_copy(update={"modalities": ("DX", "OT")}))
-    assert (outdated(context), outdated(wider)) == (0, 1)
+    assert [outdated(each.engine, each.settings) for each in (context, wider)] == [0, 1]
     assert redecide(wider).changed == 1
     assert film_of(wider).state == "waiting"
-    assert outdated(wider) == 0
+    assert outdated(wider.engine, wider.settings) == 0
     told = explain_file(context, tmp_path / "a.dcm")
     assert ("setting", "NIGHTREAD_MODALITIES=CR,DX,DR,OT would keep it") in told.facts
     assert told.structured["ledger"]["state"] == "waiting"
     assert told.structured["file"]["sop_instance_uid"] == film.SOPInstanceUID
+
+
+def test_a_sites_new_word_is_a_changed_setting_and_decides_again(context, tmp_path):
+    make_film(tmp_path / "a.dcm", view_position=None, SeriesDescription="Thorax Standaufnahme")
+    assert receive(context, [tmp_path]).new_instances == 1
+    assert film_of(context).reason == "view_unknown"
+    hints = [text for name, text in explain_file(context, tmp_path / "a.dcm").facts if name == "setting"]
+    assert hints == ["NIGHTREAD_VIEW_WORDS can name the words of this site's devices"]
+    told = Context(context.settings.changed(view_words=ViewWords(PA=("Standaufnahme",))))
+    assert outdated(told.engine, told.settings) == 1
+    assert redecide(told).changed == 1
+    assert (film_of(told).view, outdated(told.engine, told.settings)) == ("PA", 0)
 
 
 def test_the_filters_opinion_and_the_ledgers_state_are_told_apart(context, tmp_path):

@@ -92,6 +92,15 @@ def test_status_as_json_holds_the_sums(folder):
     assert totals["balance"] is True
 
 
+def test_status_tells_of_what_was_skipped_under_other_settings(folder, monkeypatch):
+    nightread("score", folder)
+    assert "redecide" not in nightread("status").stdout
+    monkeypatch.setenv("NIGHTREAD_MODALITIES", "CR,DX,DR,OT")
+    assert json.loads(nightread("status", "--json").stdout)["skipped_under_other_settings"] == 1
+    hint = "1 instance was skipped under other settings: `nightread redecide` decides again"
+    assert hint in nightread("status").stdout
+
+
 def test_status_lists_the_files_that_became_no_instance(folder):
     bad = folder / "bad[red]\x1b[2J.dcm"
     make_film(bad, StudyInstanceUID=None)

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from db.roles import ROLES
 from worker import settings as module
-from worker.settings import Settings, WrongSettings, read_settings
+from worker.settings import Settings, ViewWords, WrongSettings, read_settings
 
 CONFIGURATION = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 
@@ -34,6 +34,41 @@ def test_every_setting_is_documented_with_its_default_and_its_meaning():
 def test_a_comma_separated_setting_becomes_a_tuple(monkeypatch):
     monkeypatch.setenv("NIGHTREAD_MODALITIES", "CR, DX")
     assert Settings().modalities == ("CR", "DX")
+
+
+def test_a_file_of_view_words_becomes_its_words(monkeypatch, tmp_path):
+    (tmp_path / "words.toml").write_text('AP = ["THORAX BETT", "Liegend*"]\nlateral = ["側位像"]\n')
+    monkeypatch.setenv("NIGHTREAD_VIEW_WORDS", str(tmp_path / "words.toml"))
+    assert read_settings().view_words == ViewWords(AP=("THORAX BETT", "Liegend*"), lateral=("側位像",))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('Ap = ["BETT"]', "Ap: "),
+        ('AP = "BETT"', "AP: "),
+        ('PA = ["STAND", 7]', "PA.1: "),
+        ('PA = ["-*"]', "PA.0: a word has 2 to 64 characters"),
+        ('PA = ["ST*ND"]', "PA.0: a word has 2 to 64 characters"),
+        ("[AP]\nBETT = 1", "AP: "),
+        ("AP = [", "words.toml is no TOML file: "),
+        (b"AP = ['\xff']", "words.toml is no TOML file: "),
+        (None, "words.toml cannot be read: No such file"),
+    ],
+)
+def test_a_file_of_view_words_that_cannot_be_used_is_named_with_its_entry(content, sentence, monkeypatch, tmp_path):
+    if content is not None:
+        (tmp_path / "words.toml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.setenv("NIGHTREAD_VIEW_WORDS", str(tmp_path / "words.toml"))
+    with pytest.raises(WrongSettings) as refusal:
+        read_settings()
+    assert str(refusal.value).startswith(f"NIGHTREAD_VIEW_WORDS: {tmp_path / 'words.toml'}")
+    assert sentence in str(refusal.value)
+    if "TOML" not in sentence and content is not None:
+        assert (
+            "allowed are lists of words under AP, PA, frontal, lateral, oblique, special, bedside, chest, other"
+            in str(refusal.value)
+        )
 
 
 def test_a_group_of_settings_is_read_field_by_field(monkeypatch):

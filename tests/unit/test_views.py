@@ -17,9 +17,11 @@ from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 from pydicom.uid import UID
 
-from worker.intake.view_words import VIEW_CODES, body_part_in, views_in
-from worker.intake.views import FLAGS, HEADER_TAGS, Skipped, View, ViewRules, evidence_lines, frontal
+from worker.intake.view_rules import ViewRules
+from worker.intake.view_words import BUILT_IN, VIEW_CODES, Words
+from worker.intake.views import FLAGS, HEADER_TAGS, Skipped, View, evidence_lines, frontal
 from worker.reasons import VIEW_SENTENCES
+from worker.settings import ViewWords
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 DX = "1.2.840.10008.5.1.4.1.1.1.1"
@@ -318,7 +320,7 @@ def test_the_trace_names_what_each_attribute_says_and_ends_with_the_outcome() ->
     ],
 )
 def test_views_are_whole_words(text: str, views: set[str]) -> None:
-    assert views_in(text) == views
+    assert BUILT_IN.views_in(text) == views
 
 
 @pytest.mark.parametrize(
@@ -333,7 +335,32 @@ def test_views_are_whole_words(text: str, views: set[str]) -> None:
     ],
 )
 def test_body_parts_are_known_in_many_languages(text: str, part: str | None) -> None:
-    assert body_part_in(text) == part
+    assert BUILT_IN.body_part_in(text) == part
+
+
+@pytest.mark.parametrize(
+    ("attributes", "without", "outcome_with"),
+    [
+        ({"ViewPosition": None, "SeriesDescription": "Chest Rö-Kassette"}, "view_unknown", "AP"),
+        ({"ViewPosition": None, "SeriesDescription": "Chest Standaufnahmen"}, "view_unknown", "PA"),
+        ({"BodyPartExamined": None, "SeriesDescription": "Herzfernaufnahme"}, "body_part_unknown", "PA"),
+        ({"SeriesDescription": "Chest Hartstrahl/Stufe"}, "PA", "processed_image"),
+        ({"ViewPosition": None, "SeriesDescription": "Chest Querlage"}, "view_unknown", "special_view"),
+        ({"ViewPosition": None, "SeriesDescription": "Chest Standbein"}, "view_unknown", "view_unknown"),
+        ({"ViewPosition": None, "SeriesDescription": "Chest lateral"}, "lateral_view", "lateral_view"),
+    ],
+)
+def test_a_sites_words_are_added_to_the_built_in_ones(attributes, without, outcome_with) -> None:
+    own = ViewWords(AP=["rö kassette"], PA=["Standauf*"], chest=["HERZFERN*"], processed=["hartstrahl-stufe"],
+                    special=["Querlage"])  # fmt: skip
+    assert outcome(frontal(header(**attributes))) == without
+    assert outcome(frontal(header(**attributes), rules=ViewRules(words=Words.of(own)))) == outcome_with
+
+
+def test_rules_with_other_words_have_another_digest_and_their_order_does_not_matter() -> None:
+    one, other = ViewWords(AP=["BETT", "LIEGE"], PA=["STAND"]), ViewWords(PA=["STAND"], AP=["LIEGE", "BETT", "BETT"])
+    assert ViewRules(words=Words.of(one)).digest == ViewRules(words=Words.of(other)).digest
+    assert ViewRules(words=Words.of(one)).digest != ViewRules().digest == ViewRules(words=Words.of(ViewWords())).digest
 
 
 @pytest.mark.slow

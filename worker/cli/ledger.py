@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from db.retention import Prunable
+    from worker.settings import Settings
     from worker.terminal.listing import Listing
 
 app = typer.Typer()
@@ -47,22 +48,28 @@ def status(
     elif quarantined or skipped:
         _print_set_aside(engine, "quarantined" if quarantined else "skipped", wide=wide, as_json=as_json)
     else:
-        print_totals(engine, as_json=as_json)
+        from worker.settings import read_settings
+
+        print_totals(engine, read_settings(), as_json=as_json)
 
 
-def print_totals(engine: "Engine", *, as_json: bool) -> None:
-    """Print how many studies came and where each stands."""
+def print_totals(engine: "Engine", settings: "Settings", *, as_json: bool) -> None:
+    """Print how many studies came and where each stands, and whether other settings decided what is skipped."""
     from db.session import read_scope
     from db.totals import read_totals
+    from worker.intake.view_rules import outdated, outdated_hint
     from worker.terminal.listing import show
     from worker.terminal.tables import totals_table
 
     with read_scope(engine) as session:
         totals = read_totals(session)
+    others = outdated(engine, settings)
     if as_json:
-        print_json(vars(totals) | {"balance": totals.balance})
+        print_json(vars(totals) | {"balance": totals.balance, "skipped_under_other_settings": others})
     else:
-        show(totals_table(totals), console=out)
+        listing = totals_table(totals)
+        listing.remarks = [outdated_hint(others)] if others else []
+        show(listing, console=out)
 
 
 def _print_set_aside(engine: "Engine", state: Literal["skipped", "quarantined"], *, wide: bool, as_json: bool) -> None:

@@ -49,7 +49,7 @@ def score(paths: Paths) -> None:
             refuse("stopped. What was scored is kept; the next run goes on from there", code=STOPPED)
     out.print(f"{counted(received.files, 'file')}: {counted(received.new_instances, 'new instance')}, "
               f"{received.known} known, {received.rejected} rejected.{_changed(received)}")  # fmt: skip
-    print_totals(context.engine, as_json=False)
+    print_totals(context.engine, context.settings, as_json=False)
     _refuse_if_nothing_was_dicom(received)
     raise typer.Exit(SOME_LEFT_OUT if tally.quarantined or tally.put_off else DONE)
 

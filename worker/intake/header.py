@@ -12,7 +12,8 @@ from pydicom.datadict import tag_for_keyword
 from db.arrivals import Arrival
 from worker.errors import UnusableStudy
 from worker.intake.view_evidence import text_of
-from worker.intake.views import HEADER_TAGS, Skipped, ViewRules, frontal
+from worker.intake.view_rules import ViewRules
+from worker.intake.views import HEADER_TAGS, Skipped, frontal
 
 # PS3.3 C.4.11: Requested Procedure Priority; C.7.2.1 (retired): Study Priority ID, whose highest value is HIGH.
 STAT_ATTRIBUTES = ("RequestedProcedurePriority", "StudyPriorityID")

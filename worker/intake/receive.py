@@ -22,7 +22,7 @@ from training.imaging.dicom import UnusablePixels, open_regular, read_header
 from worker.context import Context
 from worker.errors import UnusableStudy
 from worker.intake.header import INTAKE_TAGS, arrival_of
-from worker.intake.views import ViewRules
+from worker.intake.view_rules import ViewRules
 
 log = structlog.get_logger()
 

@@ -7,14 +7,7 @@ from db import lookup
 from db.session import read_scope
 from worker.context import Context
 from worker.intake.receive import FILES_PER_TRANSACTION, Received, receive
-from worker.intake.views import ViewRules
 from worker.reasons import VIEW_SENTENCES
-
-
-def outdated(context: Context) -> int:
-    """How many instances the view filter skipped under other settings than those of today."""
-    with read_scope(context.engine) as session:
-        return lookup.decided_otherwise(session, list(VIEW_SENTENCES), rules=ViewRules.of(context.settings).digest)
 
 
 def redecide(context: Context, *, reason: str | None = None, on_file: Callable[[], None] = lambda: None) -> Received:

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from pydicom.dataset import Dataset
 
 from training.imaging.dicom import element_value
-from worker.intake.view_words import CHEST_CODES, VIEW_CODES, body_part_in, is_bedside, views_in
+from worker.intake.view_words import BUILT_IN, CHEST_CODES, VIEW_CODES, Words
 
 FRONTAL: Final = frozenset({"PA", "AP", "frontal"})
 
@@ -55,43 +55,45 @@ class Statement(NamedTuple):
         return shown(self.attribute, self.value)
 
 
-def body_statements(header: Dataset) -> list[Statement]:
+def body_statements(header: Dataset, *, words: Words = BUILT_IN) -> list[Statement]:
     """Each attribute's evidence on the body part, the weightiest first."""
     part = text_of(header, "BodyPartExamined")
-    said = [("BodyPartExamined", part, body_part_in(part), STANDARD)]
-    for code, meaning, _ in _codes(header, "AnatomicRegionSequence"):
-        says = "chest" if code in CHEST_CODES else body_part_in(meaning)
+    said = [("BodyPartExamined", part, words.body_part_in(part), STANDARD)]
+    for code, meaning, _ in _codes(header, "AnatomicRegionSequence", words):
+        says = "chest" if code in CHEST_CODES else words.body_part_in(meaning)
         said.append(("AnatomicRegionSequence", f"{code} {meaning}", says, STANDARD))
     for keyword, weight, text in _texts(header):
-        says = body_part_in(text)
+        says = words.body_part_in(text)
         if says != "mixed" or weight != STUDY:  # an order for chest and hip tells nothing of one of its films
             said.append((keyword, text, says, weight))
     return _statements(said)
 
 
-def view_statements(header: Dataset, *, trust_orientation: bool = False) -> list[Statement]:
+def view_statements(header: Dataset, *, trust_orientation: bool = False, words: Words = BUILT_IN) -> list[Statement]:
     """Each attribute's evidence on the projection, the weightiest first.
 
     `trust_orientation`: a coronal Patient Orientation alone makes a film frontal.
     """
     position, misused = text_of(header, "ViewPosition"), text_of(header, "PatientPosition")
-    said = [("ViewPosition", position, _view_of_film(position), STANDARD)]
-    for code, meaning, modified in _codes(header, "ViewCodeSequence"):
+    said = [("ViewPosition", position, _view_of_film(position, words), STANDARD)]
+    for code, meaning, modified in _codes(header, "ViewCodeSequence", words):
         value = f"{code} {meaning} {modified}".strip()
-        said.append(("ViewCodeSequence", value, modified or _view_of_code(code, meaning), STANDARD))
+        said.append(("ViewCodeSequence", value, modified or _view_of_code(code, meaning, words), STANDARD))
     # Some converters put PA/AP into (0018,5100); its own terms (HFS, FFP, ...) name no view.
-    said.append(("PatientPosition", misused, _view_of_film(misused), SERIES))
+    said.append(("PatientPosition", misused, _view_of_film(misused, words), SERIES))
     texts = _texts(header)
     for keyword, weight, text in texts:
-        said.append((keyword, text, _view_of_film(text) if weight == SERIES else _single(views_in(text)), weight))
+        said.append(
+            (keyword, text, _view_of_film(text, words) if weight == SERIES else _single(words.views_in(text)), weight)
+        )
     orientation, plane = orientation_of(header)
     if plane == "coronal":
         said.append(("PatientOrientation", orientation, "frontal" if trust_orientation else None, HINT))
     else:
         said.append(("PatientOrientation", orientation, plane, SERIES))
-    if all(views_in(text) <= FRONTAL for _, _, text in texts):
+    if all(words.views_in(text) <= FRONTAL for _, _, text in texts):
         # A chest film taken in bed is AP: the tube stands before the patient, the plate lies behind.
-        said += [(keyword, text, "AP", HINT) for keyword, _, text in texts if is_bedside(text)]
+        said += [(keyword, text, "AP", HINT) for keyword, _, text in texts if words.is_bedside(text)]
     return _statements(said)
 
 
@@ -127,14 +129,14 @@ def _statements(said: list[tuple[str, str, str | None, int]]) -> list[Statement]
     return sorted(spoken, key=lambda statement: -statement.weight)
 
 
-def _view_of_film(text: str) -> str | None:
+def _view_of_film(text: str, words: Words) -> str | None:
     """The projection of a text about one film: "AP LLD" is a decubitus, "PA oblique" an oblique, "PA LAT" nothing."""
-    views = views_in(text)
+    views = words.views_in(text)
     return next((decisive for decisive in ("special", "oblique") if decisive in views), None) or _single(views)
 
 
-def _view_of_code(code: str, meaning: str) -> str | None:
-    return VIEW_CODES.get(code) or _view_of_film(meaning)
+def _view_of_code(code: str, meaning: str, words: Words) -> str | None:
+    return VIEW_CODES.get(code) or _view_of_film(meaning, words)
 
 
 def _single(views: frozenset[str]) -> str | None:
@@ -152,11 +154,11 @@ def _texts(header: Dataset) -> list[tuple[str, int, str]]:
     return [(keyword, weight, text) for keyword, weight, text in texts if text]
 
 
-def _codes(header: Dataset, keyword: str) -> Iterator[tuple[str, str, str]]:
+def _codes(header: Dataset, keyword: str, words: Words) -> Iterator[tuple[str, str, str]]:
     """Each item of a code sequence as (code value, code meaning, the projection its view modifiers name or "")."""
     for item in _items(header, keyword):
         modifiers = map(_code, _items(item, "ViewModifierCodeSequence"))
-        modified = next((says for code, meaning in modifiers if (says := _view_of_code(code, meaning))), "")
+        modified = next((says for code, meaning in modifiers if (says := _view_of_code(code, meaning, words))), "")
         yield *_code(item), modified
 
 

@@ -6,7 +6,11 @@ Words are compared without case, accents and punctuation, and count only as whol
 
 import re
 import unicodedata
+from dataclasses import dataclass
+from functools import cache
 from typing import Final
+
+from worker.settings import ViewWords
 
 # PS3.16 CID 4010 "DX View", by SNOMED CT code and by the SNOMED-RT code that devices wrote before 2017 (schemes SRT,
 # SNM3). R-10214 (PA) was retired for R-40888; both are in use. The last row holds angled beams, as CID 4011 does.
@@ -28,56 +32,57 @@ CHEST_CODES: Final = frozenset({"816094009", "51185008", "T-D3000", "39607008", 
 """Chest, thoracic structure (CID 4009, 4031) and lung, as SNOMED CT and SNOMED-RT codes."""
 
 
+_LETTERS: Final = "[A-ZΑ-ΩА-Я]*"
+
+
+def _pattern(alternatives: str) -> re.Pattern[str]:
+    return re.compile(f"(?<![A-Z])(?:{alternatives})(?![A-Z])")
+
+
+def _alternatives(table: str) -> str:
+    """A table's words as parts of a pattern of normalised text; "_" stands for a space, "*" for any letters."""
+    return "|".join(table.split()).replace("*", _LETTERS).replace("_", " ")
+
+
 def _words(table: str) -> re.Pattern[str]:
-    """A pattern for whole words of normalised text. In the table "_" stands for a space, "*" for any letters."""
-    joined = "|".join(table.split()).replace("*", "[A-ZΑ-ΩА-Я]*").replace("_", " ")
-    return re.compile(f"(?<![A-Z])(?:{joined})(?![A-Z])")
+    return _pattern(_alternatives(table))
 
 
-_VIEW_WORDS: Final = {
+_BUILT_IN: Final = {
     # "PA catheter" is one in the pulmonary artery
-    "AP": _words("(?:CHEST|THORAX)?AP ANTERO_?POSTERI* ANTERIOR_POSTERIOR 前后位? 前後位?"),
-    "PA": _words("(?:CHEST|THORAX)?PA(?!_CATH) POSTERO_?ANTERI* POSTERIOR_ANTERIOR DORSO_?VENTRAL* 后前位? 後前位?"),
-    "frontal": _words("FRONTAL* FRENTE FACE NGUC_THANG 正位 正侧位 正側位 正面 정면 ПРЯМ*"),
+    "AP": "(?:CHEST|THORAX)?AP ANTERO_?POSTERI* ANTERIOR_POSTERIOR 前后位? 前後位?",
+    "PA": "(?:CHEST|THORAX)?PA(?!_CATH) POSTERO_?ANTERI* POSTERIOR_ANTERIOR DORSO_?VENTRAL* 后前位? 後前位?",
+    "frontal": "FRONTAL* FRENTE FACE NGUC_THANG 正位 正侧位 正側位 正面 정면 ПРЯМ*",
     # LL alone may be a lower lobe; beside the chest or another view it is latero-lateral
-    "lateral": _words(
-        """(?:CHEST|THORAX)?LAT LATERAL(?:E|ES|IS|NA|NE|NI|NY)? LATERO_?LATERAL* ^[LR]L$ SEITL* PROFIL[EO]? PERFIL
-        (?:CHEST|THORAX|TORAX|TORACE|PA|AP)_(?:E_|ED_|ET_|AND_|Y_)?[LR]L BOCZN* BOCNI* ZIJDELINGS NGHIENG
-        侧位 側位 側面 측면 БОКОВ*"""
-    ),
-    "oblique": _words("OBLI? OBLIQ* OBLICU* OBLIKV* SCHRAE?G* [LR][AP]O [LR]LO 斜位"),
+    "lateral": """(?:CHEST|THORAX)?LAT LATERAL(?:E|ES|IS|NA|NE|NI|NY)? LATERO_?LATERAL* ^[LR]L$ SEITL* PROFIL[EO]?
+        PERFIL (?:CHEST|THORAX|TORAX|TORACE|PA|AP)_(?:E_|ED_|ET_|AND_|Y_)?[LR]L BOCZN* BOCNI* ZIJDELINGS NGHIENG
+        侧位 側位 側面 측면 БОКОВ*""",
+    "oblique": "OBLI? OBLIQ* OBLICU* OBLIKV* SCHRAE?G* [LR][AP]O [LR]LO 斜位",
     # in Spanish and Italian "decubito supino" is plain supine
-    "special": _words(
-        """DECUB*(?![A-Z])(?!_SUPIN|_DORSAL) [LR]LD LORDO[ST]* AXIAL* SWIMMERS? LINDBLOM TANGENTIAL* CRANIO_?CAUD*
-        CAUDO_?CRANI* CEPHALAD CAUDAD CC MLO 側臥位"""
-    ),
+    "special": """DECUB*(?![A-Z])(?!_SUPIN|_DORSAL) [LR]LD LORDO[ST]* AXIAL* SWIMMERS? LINDBLOM TANGENTIAL*
+        CRANIO_?CAUD* CAUDO_?CRANI* CEPHALAD CAUDAD CC MLO 側臥位""",
+    "bedside": """PORTABLES? PORT_CHEST CXR_PORT BEDSIDE MOBILE? SUPIN* RECUMBENT LIEGEN* IM_BETT BETTAUFNAHME
+        A_?L?_LETTO CLINOSTAT* AU_LIT COUCHEE? EN_CAMA PORTATIL NO_LEITO LIGGEND* 床旁 床边 仰臥位 背臥位""",
+    "chest": """CHEST* CXR THORA(?!CO)* TORAX TORACE TORACIC* TORAKS* LUNGS? LUNGEN? LUNGOR PULMO* PULM POLMON*
+        POUMONS? LONGEN LONGFOTO BRUSTKORB MELLKAS* HRUDNIK* PLICE KLATK*_PIERS* KLP AKCIGER* GOGUS NGUC KEUHKO*
+        BABYGRAM ГРУДН* ОГК ЛЕГК* ΘΩΡΑΚ* 胸部 胸片 흉부""",
+    "other": r"""SKULL HEAD BRAIN CRANI(?:UM|O|AL) CRANE SCHAE?DEL SINUS(?:ES)? NNH ORBITA?S? NASAL NOSE MANDIBLE
+        MAXILLA JAW TEETH TOOTH FACIAL NECK HALS [CTL]?SPINE CERVICAL* LUMBAR LUMBAL* LUMBO* THORACO(?:LUMB|COLUMN)*
+        HWS BWS LWS WIRBEL* BRUSTWIRBEL* COLUMNA COLUNA COLONN[AE] RACHIS RACHIDE VERTEBRA* SACR(?:UM|AL) COCCYX
+        SCOLIOSIS PELVIS BECKEN BACINO BASSIN HIPS? HUE?FTE* ANCA HANCHE CADERA QUADRIL FEMUR THIGH KNEES? KNIE
+        GINOCCHI* GENOU* RODILLA JOELHO PATELLA LEGS? (?:LOWER|UPPER)_?(?:LEG|LIMB|EXTREMITY) TIBIA FIBULA ANKLES?
+        CHEVILLE TOBILLO (?<!\d_)FOOT (?<!\d_)FEET FUSS PIEDE? TOES? CALCANE* HEELS? SHOULDERS? SCHULTER* SPALLA
+        EPAULE HOMBRO OMBRO CLAVIC* SCAPULA AC_?JOINTS? ARM HUMERUS ELBOWS? ELLBOGEN COUDE CODO FOREARM RADIUS ULNA
+        WRISTS? POIGNET MUNECA HANDS? MANO FINGERS? THUMB EXTREMIT* JOINTS? *ABD *ABDOM* KUB ADDOME CHESTABDPELVIS
+        BREASTS? MAMMA RIBS? RIB_?CAGE RIPPEN COSTE COSTILLAS? STERNUM STERNO* WHOLE_?BODY LONG_?BONES? BABYGRAM
+        ПОЗВОН* 腹部 복부 頭部 腰椎 頸椎 胸椎""",
+    # Pictures made from a film to show bone or soft tissue alone, and planning pictures: the model has not seen such.
+    "processed": "BONE_SUPPRESS* SOFT_TISSUE COMPANION SUBTRACT* LOCALIZER SCOUT TOPOGRAM",
 }
-
-_BEDSIDE: Final = _words(
-    """PORTABLES? PORT_CHEST CXR_PORT BEDSIDE MOBILE? SUPIN* RECUMBENT LIEGEN* IM_BETT BETTAUFNAHME A_?L?_LETTO
-    CLINOSTAT* AU_LIT COUCHEE? EN_CAMA PORTATIL NO_LEITO LIGGEND* 床旁 床边 仰臥位 背臥位"""
-)
+"""What a word says -> the words. The first six are the values of VIEW_CODES; a site may add to each of them."""
+_VIEWS: Final = ("AP", "PA", "frontal", "lateral", "oblique", "special")
 
 _TWO_VIEWS: Final = _words("(?:2|TWO|ZWEI|DEUX|DUE|DOS)_?(?:V|VW|VIEWS?|EBENEN|INCIDENCES|P|PROIEZ*|PROYEC*|PROJ*)")
-
-_CHEST: Final = _words(
-    """CHEST* CXR THORA(?!CO)* TORAX TORACE TORACIC* TORAKS* LUNGS? LUNGEN? LUNGOR PULMO* PULM POLMON* POUMONS?
-    LONGEN LONGFOTO BRUSTKORB MELLKAS* HRUDNIK* PLICE KLATK*_PIERS* KLP AKCIGER* GOGUS NGUC KEUHKO* BABYGRAM
-    ГРУДН* ОГК ЛЕГК* ΘΩΡΑΚ* 胸部 胸片 흉부"""
-)
-
-_OTHER: Final = _words(
-    r"""SKULL HEAD BRAIN CRANI(?:UM|O|AL) CRANE SCHAE?DEL SINUS(?:ES)? NNH ORBITA?S? NASAL NOSE MANDIBLE MAXILLA JAW
-    TEETH TOOTH FACIAL NECK HALS [CTL]?SPINE CERVICAL* LUMBAR LUMBAL* LUMBO* THORACO(?:LUMB|COLUMN)* HWS BWS LWS
-    WIRBEL* BRUSTWIRBEL* COLUMNA COLUNA COLONN[AE] RACHIS RACHIDE VERTEBRA* SACR(?:UM|AL) COCCYX SCOLIOSIS
-    PELVIS BECKEN BACINO BASSIN HIPS? HUE?FTE* ANCA HANCHE CADERA QUADRIL FEMUR THIGH KNEES? KNIE GINOCCHI* GENOU*
-    RODILLA JOELHO PATELLA LEGS? (?:LOWER|UPPER)_?(?:LEG|LIMB|EXTREMITY) TIBIA FIBULA ANKLES? CHEVILLE TOBILLO
-    (?<!\d_)FOOT (?<!\d_)FEET FUSS PIEDE? TOES? CALCANE* HEELS? SHOULDERS? SCHULTER* SPALLA EPAULE HOMBRO OMBRO
-    CLAVIC* SCAPULA AC_?JOINTS? ARM HUMERUS ELBOWS? ELLBOGEN COUDE CODO FOREARM RADIUS ULNA WRISTS? POIGNET MUNECA
-    HANDS? MANO FINGERS? THUMB EXTREMIT* JOINTS? *ABD *ABDOM* KUB ADDOME CHESTABDPELVIS BREASTS? MAMMA
-    RIBS? RIB_?CAGE RIPPEN COSTE COSTILLAS? STERNUM STERNO* WHOLE_?BODY LONG_?BONES? BABYGRAM
-    ПОЗВОН* 腹部 복부 頭部 腰椎 頸椎 胸椎"""
-)
 
 # "thoracic spine" and its sisters name the spine; the adjective must not count as the chest.
 _SPINE_PHRASE: Final = _words(
@@ -90,39 +95,62 @@ _ANIMAL: Final = _words(
     CAPRA AVIAN BIRD MURINE MUS_MUSCULUS RATTUS RABBIT ORYCTOLAGUS MUSTELA FERRET VETERINARY"""
 )
 
-# Pictures made from a film to show bone or soft tissue alone, and planning pictures, are not what the model has seen.
-_PROCESSED: Final = _words("BONE_SUPPRESS* SOFT_TISSUE COMPANION SUBTRACT* LOCALIZER SCOUT TOPOGRAM")
+
+@dataclass(frozen=True)
+class Words:
+    """The built-in words, and a site's own beside them as (what they say, words)."""
+
+    own: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    @classmethod
+    def of(cls, view_words: ViewWords | None) -> "Words":
+        """The words of the setting; their order in its file means nothing."""
+        return cls(tuple((says, tuple(sorted(set(words)))) for says, words in view_words or () if words))
+
+    def views_in(self, text: str) -> frozenset[str]:
+        """Every projection the text names, as values of VIEW_CODES."""
+        plain, patterns = _plain(text), _patterns(self.own)
+        return frozenset(view for view in _VIEWS if patterns[view].search(plain))
+
+    def body_part_in(self, text: str) -> str | None:
+        """Give "chest", "other", "mixed" (the chest and another part), or None where no body part is named."""
+        plain, patterns = _SPINE_PHRASE.sub("SPINE", _plain(text)), _patterns(self.own)
+        chest, other = patterns["chest"].search(plain), patterns["other"].search(plain)
+        if chest and other:
+            return "mixed"
+        return "chest" if chest else "other" if other else None
+
+    def is_bedside(self, text: str) -> bool:
+        """Whether the text tells of one film of a patient in bed or taken with a mobile unit."""
+        plain = _plain(text)
+        return bool(_patterns(self.own)["bedside"].search(plain)) and not _TWO_VIEWS.search(plain)
+
+    def is_processed(self, text: str) -> bool:
+        """Whether the text names an image computed from a film, or a localizer."""
+        return bool(_patterns(self.own)["processed"].search(_plain(text)))
 
 
-def views_in(text: str) -> frozenset[str]:
-    """Every projection the text names, as values of VIEW_CODES."""
-    plain = _plain(text)
-    return frozenset(view for view, pattern in _VIEW_WORDS.items() if pattern.search(plain))
+BUILT_IN: Final = Words()
 
 
-def body_part_in(text: str) -> str | None:
-    """Give "chest", "other", "mixed" (the chest and another part), or None where no body part is named."""
-    plain = _SPINE_PHRASE.sub("SPINE", _plain(text))
-    chest, other = _CHEST.search(plain), _OTHER.search(plain)
-    if chest and other:
-        return "mixed"
-    return "chest" if chest else "other" if other else None
+@cache
+def _patterns(own: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, re.Pattern[str]]:
+    """A pattern for each thing that a word can say."""
+    added = dict(own)
+    return {
+        says: _pattern("|".join([_alternatives(table), *map(_own_word, added.get(says, ()))]))
+        for says, table in _BUILT_IN.items()
+    }
 
 
-def is_bedside(text: str) -> bool:
-    """Whether the text tells of one film of a patient in bed or taken with a mobile unit."""
-    plain = _plain(text)
-    return bool(_BEDSIDE.search(plain)) and not _TWO_VIEWS.search(plain)
+def _own_word(word: str) -> str:
+    """A site's word as a part of a pattern: as it is written, a star at its end for any letters."""
+    return re.escape(_plain(word)) + (_LETTERS if word.endswith("*") else "")
 
 
 def is_animal(text: str) -> bool:
     """Whether the text names an animal."""
     return bool(_ANIMAL.search(_plain(text)))
-
-
-def is_processed(text: str) -> bool:
-    """Whether the text names an image computed from a film, or a localizer."""
-    return bool(_PROCESSED.search(_plain(text)))
 
 
 def _plain(text: str) -> str:

@@ -5,7 +5,6 @@ outweighs text about the series, which outweighs text about the whole study. Wha
 is flagged, and where nothing speaks the answer is a reason, never a guess. No pixel is looked at here.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -27,12 +26,10 @@ from worker.intake.view_evidence import (
     text_of,
     view_statements,
 )
-from worker.intake.view_words import is_animal, is_processed
+from worker.intake.view_rules import CR_IMAGE, DEFAULT_RULES, ViewRules
+from worker.intake.view_words import is_animal
 from worker.reasons import VIEW_SENTENCES
-from worker.settings import Settings
 
-CR_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.1"
-DX_FOR_PRESENTATION: Final = "1.2.840.10008.5.1.4.1.1.1.1"
 DX_FOR_PROCESSING: Final = "1.2.840.10008.5.1.4.1.1.1.1.1"
 SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"  # and .7.1 to .7.4, its multi-frame siblings
 
@@ -68,30 +65,6 @@ HEADER_TAGS: Final = (
 """Keywords of every attribute that `frontal` consults, as `pydicom.dcmread(specific_tags=...)` takes them."""
 
 _PARTLY_CHEST: Final = frozenset({"chest", "mixed"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewRules:
-    """A site's rules for accepting films.
-
-    `trust_patient_orientation` keeps a chest film of which nothing but a coronal Patient Orientation (L\\F) says that
-    it is frontal. Off by default: Agfa and Fuji consoles were seen to write L\\F on laterals too.
-    """
-
-    modalities: tuple[str, ...] = ("CR", "DX", "DR")
-    sop_classes: tuple[str, ...] = (CR_IMAGE, DX_FOR_PRESENTATION)
-    allow_secondary_capture: bool = False
-    trust_patient_orientation: bool = False
-
-    @property
-    def digest(self) -> str:
-        """A mark of these rules, by which instances that were decided under others are found."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
-
-    @classmethod
-    def of(cls, settings: Settings) -> "ViewRules":
-        """The rules of a site's settings."""
-        return cls(modalities=settings.modalities, allow_secondary_capture=settings.allow_secondary_capture)
 
 
 @dataclass(frozen=True)
@@ -140,15 +113,15 @@ class _Verdict:
         return " but ".join(str(statement) for statement in (self.leading, *self.against))
 
 
-def frontal(header: Dataset, *, rules: ViewRules = ViewRules()) -> View | Skipped:
+def frontal(header: Dataset, *, rules: ViewRules = DEFAULT_RULES) -> View | Skipped:
     """Decide from a header whether it is a frontal chest film. Never raises: an unreadable element counts as absent.
 
     Where several reasons apply, what the object plainly shows comes before how it was made, and both before what
     is not known: a CT saved as secondary capture is refused as a CT.
     """
     # BodyPartExamined=CHEST is often a default: a series text that names the ribs or a hand is believed before it.
-    body = _weigh(body_statements(header), agreeing=_PARTLY_CHEST, tolerated=STUDY)
-    statements = view_statements(header, trust_orientation=rules.trust_patient_orientation)
+    body = _weigh(body_statements(header, words=rules.words), agreeing=_PARTLY_CHEST, tolerated=STUDY)
+    statements = _view_statements(header, rules)
     view = _weigh(statements, agreeing=FRONTAL, tolerated=SERIES)
     refusal = (
         _refused_kind(header, rules=rules, body=body)
@@ -165,16 +138,20 @@ def frontal(header: Dataset, *, rules: ViewRules = ViewRules()) -> View | Skippe
     return View(_exact_view(statements), f"{view.evidence}; {body.evidence}", flags)
 
 
-def evidence_lines(header: Dataset, *, rules: ViewRules = ViewRules()) -> list[str]:
+def evidence_lines(header: Dataset, *, rules: ViewRules = DEFAULT_RULES) -> list[str]:
     """The decision for people: every attribute that says something, what it says, the flags, and last the outcome."""
     kind = ("Modality", "SOPClassUID", "PresentationIntentType", "ImageType")
     lines = [shown(keyword, text) for keyword in kind if (text := text_of(header, keyword))]
-    views = view_statements(header, trust_orientation=rules.trust_patient_orientation)
-    lines += [f"{statement} says {statement.says}" for statement in (*body_statements(header), *views)]
+    statements = (*body_statements(header, words=rules.words), *_view_statements(header, rules))
+    lines += [f"{statement} says {statement.says}" for statement in statements]
     decision = frontal(header, rules=rules)
     if isinstance(decision, Skipped):
         return [*lines, f"skipped, {decision.reason}: {VIEW_SENTENCES[decision.reason]} ({decision.evidence})"]
     return [*lines, *(f"{flag}: {FLAGS[flag]}" for flag in decision.flags), f"kept as {decision.view}"]
+
+
+def _view_statements(header: Dataset, rules: ViewRules) -> list[Statement]:
+    return view_statements(header, trust_orientation=rules.trust_patient_orientation, words=rules.words)
 
 
 def _weigh(statements: Sequence[Statement], *, agreeing: frozenset[str], tolerated: int) -> _Verdict:
@@ -240,7 +217,7 @@ def _refused_image(header: Dataset, *, rules: ViewRules) -> Skipped | None:
     if sop_class == DX_FOR_PROCESSING:
         return Skipped("for_processing", shown("SOPClassUID", UID(sop_class).name))
     for keyword in ("ImageType", "DerivationDescription", *SERIES_TEXTS):
-        if is_processed(text := text_of(header, keyword)):
+        if rules.words.is_processed(text := text_of(header, keyword)):
             return Skipped("processed_image", shown(keyword, text))
     if _is_secondary_capture(sop_class) and not rules.allow_secondary_capture:
         return Skipped("secondary_capture", shown("SOPClassUID", UID(sop_class).name))

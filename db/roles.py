@@ -23,7 +23,7 @@ SESSION_SETTINGS = (
 
 READERS = 20  # connections that nightread_reader may hold at once: it must leave the workers theirs
 
-APPEND_ONLY = ("audit",)
+APPEND_ONLY = ("audit", "instance_version")
 NOT_FOR_WORKERS = ("alembic_version",)
 
 

@@ -122,6 +122,13 @@ def views(dialect: str) -> dict[str, str]:
         "next_to_read": _next_to_read(dialect),
         "study_log": _study_log(**TIME[dialect]),
         "film_log": _film_log(night=TIME[dialect]["night"], hour=TIME[dialect]["hour"]),
+        # What an instance was before another file took its place, or before it was decided again. No path.
+        "film_history": """
+            SELECT v.id AS version_id, v.instance_id, i.study_id, s.study_instance_uid, i.sop_instance_uid, v.cause,
+                   v.view, v.state, v.reason, v.flags, v.replaced_at
+            FROM instance_version v
+            JOIN instance i ON i.id = v.instance_id
+            JOIN study s ON s.id = i.study_id""",
         "study_contribution": _study_contribution(CHECKPOINT_THRESHOLD[dialect]),
         "study_place": _study_place(OVERDUE_BEFORE[dialect], oldest, urgent, **PLACE[dialect]),
         "review_log": """

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 import pytest
 from sqlalchemy import Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.orm import Session
 
 from db import roles, schema
+from db.base import database_now
+from db.models import Instance, InstanceVersion, Study
 from db.session import make_engine
 from tests.support.crew import wait_until
 from tests.support.servers import PostgresServer
@@ -114,6 +117,32 @@ def test_worker_writes_rows_but_changes_neither_schema_nor_history(site: Site) -
         with worker.connect() as connection, pytest.raises(ProgrammingError, match=r"permission denied|must be owner"):
             connection.execute(text(statement))
     assert schema.current_revision(worker) == schema.head_revision()
+    worker.dispose()
+
+
+def test_worker_adds_versions_of_a_film_which_only_go_with_the_film(site: Site) -> None:
+    worker = site.as_role(roles.WORKER)
+    with Session(worker) as session:
+        now = database_now(session)
+        study = Study(study_instance_uid="1.2.1", state="skipped", received_at=now, stat=False)
+        session.add(study)
+        session.flush()
+        film = Instance(study_id=study.id, sop_instance_uid="1.2.2", path="/p", state="skipped", received_at=now)
+        session.add(film)
+        session.flush()
+        session.add(
+            InstanceVersion(instance_id=film.id, path="/q", state="scored", cause="file_changed", replaced_at=now)
+        )
+        session.commit()
+    for statement in ("UPDATE instance_version SET state = 'waiting'", "DELETE FROM instance_version"):
+        assert denied(worker, statement)
+    reader = site.as_role(roles.READER)
+    with reader.connect() as connection:
+        assert connection.execute(text("SELECT cause, state FROM film_history")).all() == [("file_changed", "scored")]
+    with worker.begin() as connection:
+        connection.execute(text("DELETE FROM study"))
+        assert connection.scalar(text("SELECT count(*) FROM instance_version")) == 0
+    reader.dispose()
     worker.dispose()
 
 

@@ -1,7 +1,6 @@
 """`nightread demo`: a night of phantoms, scored and ranked, in a folder of its own. Needs no data and no network."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from db.lookup import instance_ends
@@ -28,6 +26,7 @@ from worker.demo.night import Written, generate, plan
 from worker.intake.receive import find_files, receive
 from worker.scoring.pipeline import Tally, open_scorer, score_waiting
 from worker.settings import Settings
+from worker.terminal.console import progress
 from worker.terminal.tables import category_cell, totals_table
 from worker.wording import notes
 
@@ -75,9 +74,8 @@ def run_demo(folder: Path, *, settings: Settings, console: Console, seed: int = 
     context.seed()
 
     console.print(Panel(WELCOME, title="nightread demo", title_align="left", border_style="dim"))
-    with _bars(console) as bars:
-        written = tuple(_draw(films, seed=seed, bars=bars))
-        tally = _score(context, films, bars=bars)
+    written = tuple(_draw(films, seed=seed))
+    tally = _score(context, films)
     with read_scope(context.engine) as session:
         rows = [dict(row) for row in worklist(session)]
         findings, ends = study_findings(session), instance_ends(session)
@@ -106,33 +104,19 @@ def own_settings(settings: Settings, database: Path) -> Settings:
     )
 
 
-@contextmanager
-def _bars(console: Console) -> Iterator[Progress]:
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description:<22}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as bars:
-        yield bars
-
-
-def _draw(films: Path, *, seed: int, bars: Progress) -> list[Written]:
+def _draw(films: Path, *, seed: int) -> list[Written]:
     studies = plan()
-    drawing = bars.add_task("Drawing the night", total=len(studies))
-    return generate(films, seed=seed, studies=studies, on_study=lambda: bars.advance(drawing))
+    with progress("Drawing the night", total=len(studies)) as advance:
+        return generate(films, seed=seed, studies=studies, on_study=lambda: advance(1))
 
 
-def _score(context: Context, films: Path, *, bars: Progress) -> Tally:
-    headers = bars.add_task("Reading headers", total=sum(1 for _ in find_files([films])))
-    receive(context, [films], on_file=lambda: bars.advance(headers))
-    scoring = bars.add_task("Scoring studies", total=None)
-    with open_scorer(context) as scorer:
-        with read_scope(context.engine) as session:
-            bars.update(scoring, total=read_totals(session).waiting)
-        return score_waiting(scorer, kind="score", on_settled=lambda count: bars.advance(scoring, count))
+def _score(context: Context, films: Path) -> Tally:
+    with progress("Reading headers", total=sum(1 for _ in find_files([films]))) as advance:
+        receive(context, [films], on_file=lambda: advance(1))
+    with read_scope(context.engine) as session:
+        waiting = read_totals(session).waiting
+    with open_scorer(context) as scorer, progress("Scoring studies", total=waiting) as advance:
+        return score_waiting(scorer, kind="score", on_settled=advance)
 
 
 def surprises(written: Sequence[Written], ends: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:

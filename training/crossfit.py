@@ -116,11 +116,11 @@ def centred(
     on seen and on unseen films; and to be judged alike, so is a fold's, with the gap of the other folds.
     """
     folds = len(outputs) - 1
-    seen = np.stack([outputs[k][fold != k].mean(axis=0) for k in range(folds)])  # (K, F)
-    gap = seen - np.stack([outputs[k][fold == k].mean(axis=0) for k in range(folds)])  # (K, F)
+    learned = np.stack([outputs[k][fold != k].mean(axis=0) for k in range(folds)])  # (K, F)
+    gap = learned - np.stack([outputs[k][fold == k].mean(axis=0) for k in range(folds)])  # (K, F)
     logits = np.zeros(outputs.shape[1:])
     for k in range(folds):
-        logits[fold == k] = outputs[k][fold == k] - (seen[k] - np.delete(gap, k, axis=0).mean(axis=0))
+        logits[fold == k] = outputs[k][fold == k] - (learned[k] - np.delete(gap, k, axis=0).mean(axis=0))
     return logits, outputs[-1].mean(axis=0) - gap.mean(axis=0)
 
 

@@ -131,9 +131,9 @@ def fit(
     for epoch in range(len(state["history"]), settings.epochs):
         if settings.patience_epochs and state["epochs_without_better"] >= settings.patience_epochs:
             break
-        said = f"epoch {epoch + 1}/{settings.epochs}"
-        said += "" if math.isnan(state["best"]) else f", best macro AUROC {state['best']:.3f}"
-        train_loss = train_epoch(learner, train, epoch=epoch, progress=said if progress else "")
+        standing = f"epoch {epoch + 1}/{settings.epochs}"
+        standing += "" if math.isnan(state["best"]) else f", best macro AUROC {state['best']:.3f}"
+        train_loss = train_epoch(learner, train, epoch=epoch, progress=standing if progress else "")
         logits = predict(
             learner.network, validation, learner.preprocessing, batch_size=settings.batch_size, fabric=fabric
         )
@@ -285,8 +285,9 @@ def from_checkpoint(path: Path, *, network: str, findings: Sequence[str], shift:
         raise WrongWeights(f"{path.name} scores {', '.join(start.findings)}; the films say {', '.join(findings)}")
     built = build(start)
     last = [module for module in built.modules() if isinstance(module, nn.Linear)][-1:]
-    said = start.calibration
-    old, slope, intercept, new = map(torch.tensor, (said.shift, said.slope, said.intercept, shift))  # (F,)
+    calibration = start.calibration
+    numbers = calibration.shift, calibration.slope, calibration.intercept, shift
+    old, slope, intercept, new = map(torch.tensor, numbers)  # (F,)
     with torch.no_grad():
         for layer in last:  # none where a network ends otherwise: that one starts with the logits it has
             if layer.bias is not None and len(layer.bias) == len(findings):

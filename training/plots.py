@@ -140,10 +140,10 @@ def reliability(labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, findings
     return figure
 
 
-def _reliability_of(axes: Axes, truth: npt.NDArray[Any], said: npt.NDArray[Any]) -> None:
-    order = np.array_split(np.argsort(said, kind="stable"), _BINS)
+def _reliability_of(axes: Axes, truth: npt.NDArray[Any], probabilities: npt.NDArray[Any]) -> None:
+    order = np.array_split(np.argsort(probabilities, kind="stable"), _BINS)
     bins = [members for members in order if len(members)]
-    means = np.array([said[members].mean() for members in bins])
+    means = np.array([probabilities[members].mean() for members in bins])
     low, share, high = np.array([_wilson(truth[members]) for members in bins]).T
     top = max(float(high.max()), float(means.max())) * 1.05
     axes.plot([0, top], [0, top], color=_FAINT, linewidth=1, zorder=0)

@@ -106,8 +106,8 @@ def places_to_be(session: Session, studies: Sequence[Listed], live: Live) -> dic
     Blind studies are not among them: no checkpoint moves those.
     """
     ranked = [study for study in studies if study.checkpoint_id not in (None, live.checkpoint_id)]
-    seen = _seen(session, ranked, live.checkpoint_id)
-    return {s.study_id: place_of(s, seen[s.study_id], live) for s in ranked if s.study_id in seen}
+    scores = _seen(session, ranked, live.checkpoint_id)
+    return {s.study_id: place_of(s, scores[s.study_id], live) for s in ranked if s.study_id in scores}
 
 
 def pairs_of_list(session: Session, studies: Sequence[Listed], places: Places, live: Live) -> list[Pair]:

@@ -184,7 +184,7 @@ def _begin(context: Context, *, cause: str, say: Callable[[str], None]) -> Run |
 @contextmanager
 def _lease_kept(run: Run) -> Iterator[None]:
     """Renew the run's lease beside the work, which may sit in one call for hours; if it is lost, stop the work."""
-    ended, lost = threading.Event(), threading.Event()
+    ended, lease_lost = threading.Event(), threading.Event()
     main_thread = threading.main_thread().ident or 0
 
     def renew() -> None:
@@ -194,7 +194,7 @@ def _lease_kept(run: Run) -> Iterator[None]:
                     training_runs.note(session, run.held, lease_minutes=LEASE_MINUTES)
             except Lost:
                 if not ended.wait(RENEW_SECONDS):  # else it has just been finished, and no longer runs
-                    lost.set()
+                    lease_lost.set()
                     signal.pthread_kill(main_thread, signal.SIGINT)
                 return
             except DBAPIError:
@@ -205,7 +205,7 @@ def _lease_kept(run: Run) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stopped:
-        if lost.is_set():
+        if lease_lost.is_set():
             raise Lost from stopped
         raise
     finally:
@@ -387,10 +387,10 @@ def _of_files(error: OSError) -> str:
     return f"a file could not be read or written ({error.strerror or type(error).__name__})"
 
 
-def _clear_others(folders: Path, mine: str | None) -> None:
-    """Clear what ended without its process (there is one run at a time), and what a killed judging has left."""
+def _clear_others(folders: Path, kept: str | None) -> None:
+    """Clear all runs but the `kept` one (they ended without their process), and the files of a killed judging."""
     for folder in folders.glob("run-*"):
-        if folder.name != mine:
+        if folder.name != kept:
             _clear(folder)
     for folder in folders.glob(f"{JUDGING}*"):
         with suppress(OSError):

@@ -73,7 +73,7 @@ class Tally:
     films: int = 0
 
     def __add__(self, other: "Tally") -> "Tally":
-        return Tally(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return Tally(*(own + others for own, others in zip(astuple(self), astuple(other), strict=True)))
 
     def settle(self, state: SettledState, *, films: int) -> None:
         """Count a study and its scored films."""
@@ -333,12 +333,12 @@ class InFlight:
         if classifier.batch_size < size and shadow.give_up("shadow_gave_way"):
             classifier.batch_size = size
         self.scorer.metrics.predicted(len(batch), batch_size=classifier.batch_size)
-        seen = shadow.look(inputs)
+        by_shadow = shadow.look(inputs)
         for i, (study_id, instance_id, _) in enumerate(batch):
             study = self.studies[study_id]
             study.probabilities[instance_id] = tuple(map(rounded, probabilities[i]))
-            if seen is not None:
-                study.by_shadow[instance_id] = tuple(map(rounded, seen[i]))
+            if by_shadow is not None:
+                study.by_shadow[instance_id] = tuple(map(rounded, by_shadow[i]))
 
     def _fail_single(self, film: tuple[int, int, NetworkInput], error: RuntimeError) -> None:
         """The network raised on one film alone: the shadow gives way, the device is gone, or it is the film's fault."""
@@ -386,27 +386,28 @@ def record(scorer: Scorer, finished: Sequence[StudyInFlight], *, run_id: int, ta
             failure = next(failure for failure in study.failures.values() if failure.transient)
             ledger.put_off(session, study.claimed, worker=scorer.worker, reason=failure.reason, detail=failure.sentence)
         settled = ledger.settle(session, list(outcomes.values()), worker=scorer.worker, run_id=run_id)
-        mine = [outcome.study.study_id for outcome in settled]
+        settled_ids = [outcome.study.study_id for outcome in settled]
         results.record_films(
             session,
-            [film for study_id in mine for film in films[study_id]],
+            [film for study_id in settled_ids for film in films[study_id]],
             checkpoint_id=scorer.live.checkpoint_id,
             run_id=run_id,
         )
-        listed = [i for i in mine if outcomes[i].state != "skipped"]
+        listed = [i for i in settled_ids if outcomes[i].state != "skipped"]
         places = [study_priority(scorer.live, outcomes[i], films[i], blind=blind[i]) for i in listed]
         results.record_priorities(session, places, policy_id=scorer.live.policy_id)
-        without_films = [i for i in mine if outcomes[i].state == "skipped"]
+        without_films = [i for i in settled_ids if outcomes[i].state == "skipped"]
         arrivals.unplace(session, without_films, placement=scorer.live.unscored)
-        arrivals.take_up_copies(session, [f.instance_id for i in mine for f in films[i] if f.state == "quarantined"])
+        broken = [film.instance_id for i in settled_ids for film in films[i] if film.state == "quarantined"]
+        arrivals.take_up_copies(session, broken)
         if settled:
             runs.touch(session, run_id)
     tally.put_off += len(away)
     for outcome in settled:
         _count(scorer, outcome, films[outcome.study.study_id], tally)
     # Last, and in a transaction of its own: nothing that the shadow does can undo what has just been recorded.
-    seen = [seen_by_shadow(done_by_id[i], outcomes[i], films[i], blind=blind[i]) for i in mine]
-    scorer.shadow.record(scorer.engine, [study for study in seen if study is not None], run_id=run_id)
+    shadowed = [seen_by_shadow(done_by_id[i], outcomes[i], films[i], blind=blind[i]) for i in settled_ids]
+    scorer.shadow.record(scorer.engine, [study for study in shadowed if study is not None], run_id=run_id)
 
 
 def _must_wait(study: StudyInFlight, *, hours: float) -> bool:
@@ -470,8 +471,8 @@ def seen_by_shadow(study: StudyInFlight, outcome: Outcome, films: Sequence[FilmR
     scored = [film.instance_id for film in films if film.state == "scored"]
     if not scored or any(i not in study.by_shadow for i in scored):
         return None
-    seen = {i: study.by_shadow[i] for i in scored}
-    return Seen(study.claimed.study_id, seen, complete=is_complete(outcome), blind=blind)
+    scores = {i: study.by_shadow[i] for i in scored}
+    return Seen(study.claimed.study_id, scores, complete=is_complete(outcome), blind=blind)
 
 
 def _count(scorer: Scorer, outcome: Outcome, films: Sequence[FilmResult], tally: Tally) -> None:

@@ -65,16 +65,16 @@ def beside(context: Context, row: CheckpointRow, champion: Live) -> Live:
     return live
 
 
-def place(live: Live, seen: Seen) -> results.PriorityResult:
+def place(live: Live, study: Seen) -> results.PriorityResult:
     """Where this checkpoint would put a study."""
     return placed(
-        seen.study_id,
-        priority.study_probabilities(list(seen.films.values())),
+        study.study_id,
+        priority.study_probabilities(list(study.films.values())),
         rules=live.policy,
         thresholds=live.thresholds,
         checkpoint_id=live.checkpoint_id,
-        complete=seen.complete,
-        blind=seen.blind,
+        complete=study.complete,
+        blind=study.blind,
     )
 
 
@@ -162,12 +162,12 @@ class Shadow:
         """
         if self.classifier is None:
             return None
-        began, seen = time.monotonic(), None
+        began, probabilities = time.monotonic(), None
         with self.alone("shadow_failed"), self._metrics.stage("shadow"):
-            seen = _probabilities(self.classifier.predict(inputs))
+            probabilities = _probabilities(self.classifier.predict(inputs))
         if time.monotonic() - began > self._patience_seconds:
             self.give_up("shadow_too_slow")
-        return seen
+        return probabilities
 
     def record(self, engine: Engine, studies: Sequence[Seen], *, run_id: int) -> None:
         """Write its scores and places of studies that the champion has settled."""

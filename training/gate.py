@@ -109,8 +109,8 @@ class _Question(NamedTuple):
     """A figure of the challenger beside that of `other`, probabilities (N, F), and how its difference is decided.
 
     positives: films with the finding, or with any of several. too_few: why these films cannot show it, if they cannot;
-    empty otherwise. rival: the champion, where `other` is chance. futile: the difference above which the interval must
-    end, or the challenger has failed. note: what else to know of the answer.
+    empty otherwise. rival: the champion, where `other` is chance. futile: the difference at which the interval's other
+    end would decide, where it can. note: what else to know of the answer.
     """
 
     name: str
@@ -153,6 +153,28 @@ def judge(
     ]
 
 
+def judge_mean(
+    line: Check,
+    champion: Array,
+    challenger: Array,
+    *,
+    counts: Array,
+    bound: float,
+    draws: Sequence[Array],
+    rules: Rules,
+) -> Check:
+    """The check `line`, on a mean that may grow by at most `bound`.
+
+    champion, challenger: what each film adds up to (N,), over the `counts` (N,) times that it was measured; a film that
+    was not measured has 0 in all three. draws: of patients, (R, N).
+    """
+    question = _Question(
+        line.name, line.subject, lambda totals, weights: ratio(weights @ totals, weights @ counts), champion, bound,
+        _clearly_at_most, int(np.count_nonzero(counts)), futile=bound,
+    )  # fmt: skip
+    return _answer(question, challenger, draws, line, rules)
+
+
 class _Bench(NamedTuple):
     """The films that both are judged on: labels (N, F), columns of urgent findings and of those with films enough.
 
@@ -191,8 +213,11 @@ class _Bench(NamedTuple):
             )
         if FLAGGED in self.findings:
             k = self.findings.index(FLAGGED)
-            flagged, decide = self._of(k, _sensitivity), _at_least if k in self.enough else _not_worse
-            yield _Question("sensitivity", FLAGGED, flagged, champion, rules.sensitivity, decide, too_few=self._few(k))
+            flagged, decide = self._of(k, _sensitivity), _clearly_at_least if k in self.enough else _not_clearly_worse
+            yield _Question(
+                "sensitivity", FLAGGED, flagged, champion, rules.sensitivity, decide, self.rarer[k], self._few(k),
+                futile=rules.sensitivity,
+            )  # fmt: skip
         ece = self._macro(weighted_calibration_error)
         yield _Question("ece", "", ece, champion, rules.ece, _at_most, too_few=none, note=without)
 
@@ -331,7 +356,8 @@ def _note(question: _Question, measured: _Measured, result: Result, needed: int 
     if question.name in BESIDE:
         parts.append(f"the baseline: {before:.4f}" if question.name == "baseline" else "beside chance, .5")
     if result == "undecided":
-        parts.append(f"undecided: {question.too_few or f'about {needed} positives would decide it'}")
+        more = f"about {needed} positives would decide it" if needed else "the difference is the bound itself"
+        parts.append(f"undecided: {question.too_few or more}")
     elif question.too_few:
         parts.append(f"{question.too_few}, and worse beyond the bound")
     elif question.name == "gap" and result == "passed" and measured.difference > question.bound:
@@ -350,6 +376,23 @@ def _surely_at_least(measured: _Measured, bound: float) -> Result:
     if measured.low < bound <= measured.difference:
         return "undecided"
     return _decided(measured.low >= bound)
+
+
+def _clearly_at_least(measured: _Measured, bound: float) -> Result:
+    """Passed or failed when the whole interval lies on that side of the bound."""
+    return "passed" if measured.low >= bound else _not_clearly_worse(measured, bound)
+
+
+def _not_clearly_worse(measured: _Measured, bound: float) -> Result:
+    """On too few films nothing passes, and what is surely worse fails."""
+    return "failed" if measured.high < bound else "undecided"
+
+
+def _clearly_at_most(measured: _Measured, bound: float) -> Result:
+    """As _clearly_at_least, of a figure that should be low."""
+    if measured.low > bound:
+        return "failed"
+    return "passed" if measured.high <= bound else "undecided"
 
 
 def _at_least(measured: _Measured, bound: float) -> Result:

@@ -243,13 +243,13 @@ class GateSettings(Group):
     finding_auroc: float = Field(-0.02, ge=-1, le=1)
     """Smallest allowed difference of the AUROC of each finding of category A or B."""
     sensitivity: float = Field(-0.02, ge=-1, le=1)
-    """Smallest allowed difference of the sensitivity for pneumothorax when 10 % of films are flagged."""
+    """Smallest allowed difference (whole 95 % interval) of the sensitivity for pneumothorax, a tenth flagged."""
     ece: float = Field(0.01, ge=0, le=1)
     """Largest allowed growth of the calibration error (macro ECE)."""
     gap: float = Field(0.03, ge=0, le=1)
     """Largest allowed growth of the gap in false negatives between sexes, age bands or views."""
     time_minutes: float = Field(0.0, ge=0)
-    """Largest allowed growth of the simulated time to report of pneumothorax."""
+    """Largest allowed growth (whole 95 % interval) of the simulated time to report of pneumothorax."""
     min_positives: int = Field(10, ge=1)
     """Films with a finding below which a check on it is undecided, which does not pass."""
     replicates: int = Field(1000, ge=100)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 
 from worker.simulation.reading_room import Department, Discipline
-from worker.simulation.simulate import BinormalCases, OperatingPoint, Row, simulate
+from worker.simulation.simulate import BinormalCases, Extent, OperatingPoint, Row, simulate
 from worker.terminal.tables import simulation_table
 
 FIFO = Discipline("FIFO")
@@ -42,7 +42,9 @@ def waits(title: str, rows: Iterable[Row], expected: Sequence[tuple[str, str, fl
 
 def closed_form() -> None:
     disciplines = [FIFO, Discipline("A first", ahead="A")]
-    rows = simulate(steady(load=0.8, minutes=10), cases=flagged_tenth(), disciplines=disciplines, days=500, seeds=12)
+    rows = simulate(
+        steady(load=0.8, minutes=10), cases=flagged_tenth(), disciplines=disciplines, extent=Extent(days=500, seeds=12)
+    )
     expected = [
         ("FIFO", "all", 40.0),
         ("A first", "category A", 8 / 0.856),
@@ -56,7 +58,7 @@ def closed_form() -> None:
 def qucad() -> None:
     department = steady(load=1.6 * 10 / 9.5, minutes=10, readers=2, stat_share=0.1, stat_reading_factor=0.5)
     disciplines = [Discipline("without", preemptive=True), Discipline("with", ahead="A", preemptive=True)]
-    rows = simulate(department, cases=flagged_tenth(), disciplines=disciplines, days=500, seeds=12)
+    rows = simulate(department, cases=flagged_tenth(), disciplines=disciplines, extent=Extent(days=500, seeds=12))
     expected = [("with", "Pneumothorax", 15.72), ("with", "normal", -1.7)]
     waits("QuCAD manual: minutes saved per study", rows, expected)
 
@@ -72,7 +74,7 @@ def hospital() -> None:
     categories = [FIFO, Discipline("category", ahead="ABC"), Discipline("category, 720", "ABC", max_wait_minutes=720)]
     for aucs, disciplines in (((0.87, 0.83, 0.80), orders), ((0.97, 0.93, 0.90), orders[:3]), ((1.0,) * 3, categories)):
         CONSOLE.print(f"Default department, areas {aucs}", style="bold")
-        rows = simulate(cases=three_findings(*aucs), disciplines=disciplines, seeds=12)
+        rows = simulate(cases=three_findings(*aucs), disciplines=disciplines, extent=Extent(seeds=12))
         CONSOLE.print(simulation_table(rows, groups=["Pneumothorax", "Effusion", "normal"]))
 
 

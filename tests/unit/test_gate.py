@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from db.models import GateResult
 from training import metrics
 from training.findings import FINDINGS
-from training.gate import BESIDE, Check, Result, Rules, judge, overall
+from training.gate import BESIDE, Check, Result, Rules, judge, judge_mean, overall
 from training.manifest import UNKNOWN
 
 pytestmark = pytest.mark.slow  # bootstraps
@@ -105,7 +105,7 @@ def test_an_identical_challenger_passes_every_comparison() -> None:
 
 def test_a_worse_challenger_is_stopped_and_the_figures_are_the_metrics() -> None:
     films, noise = drawn()
-    champion, challenger = seen(films, noise, auroc=0.85), seen(films, noise, auroc=0.75, seed=2)
+    champion, challenger = seen(films, noise, auroc=0.85), seen(films, noise, auroc=0.65, seed=2)
     checks = judged(films, champion, challenger)
     assert {("macro_auroc", ""), ("auroc", "Effusion"), ("sensitivity", "Pneumothorax")} <= failed(checks)
     common = [k for k in range(len(FINDINGS)) if k != RARE]
@@ -271,6 +271,96 @@ def ranked(truth: Array, *, auroc: float) -> Array:
     probabilities = np.empty(len(truth))
     probabilities[truth == 0], probabilities[truth == 1] = negatives, np.quantile(negatives, auroc)
     return probabilities
+
+
+def sensitivity(*, films: int = 600, champion: float, challenger: float, rules: Rules = RULES) -> Check:
+    """The check on a challenger of this AUROC beside a champion of that one, on films with generated labels."""
+    described, noise = drawn(films=films)
+    before, after = (seen(described, noise, auroc=auroc, seed=k) for k, auroc in enumerate((champion, challenger)))
+    return judged(described, before, after, rules=rules)["sensitivity", "Pneumothorax"]
+
+
+def test_a_sensitivity_passes_and_fails_only_where_the_whole_interval_says_so() -> None:
+    better, worse = sensitivity(champion=0.6, challenger=0.95), sensitivity(champion=0.95, challenger=0.6)
+    assert (better.result, better.note) == ("passed", None)
+    assert better.low >= -0.02  # type: ignore[operator]
+    assert (worse.result, worse.note) == ("failed", None)
+    assert worse.high < -0.02  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("champion", "challenger"), [(0.8, 0.81), (0.82, 0.8)])
+def test_a_sensitivity_whose_interval_holds_the_bound_is_left_to_a_person(champion: float, challenger: float) -> None:
+    check = sensitivity(champion=champion, challenger=challenger)
+    assert check.low < -0.02 < check.high  # type: ignore[operator]
+    assert check.result == "undecided"
+    positives = int(drawn()[0]["Pneumothorax"].sum())
+    assert check.positives_needed > positives  # type: ignore[operator]
+    assert check.note == f"undecided: about {check.positives_needed} positives would decide it"
+
+
+def test_a_sensitivity_on_too_few_films_never_passes_and_fails_where_it_is_surely_worse() -> None:
+    rules = replace(RULES, min_positives=60)
+    few = "fewer than 60 films that have it, or that have not"
+    better = sensitivity(champion=0.6, challenger=0.95, rules=rules)
+    assert (better.result, better.positives_needed, better.note) == ("undecided", 60, f"undecided: {few}")
+    worse = sensitivity(champion=0.95, challenger=0.6, rules=rules)
+    assert (worse.result, worse.note) == ("failed", f"{few}, and worse beyond the bound")
+
+
+def drawn_patients(patients: Array) -> list[Array]:
+    return list(metrics.patient_draws(patients, rng=np.random.default_rng(5), replicates=RULES.replicates))
+
+
+def mean(growth: Array, *, patients: Array | None = None, bound: float = 0.0) -> Check:
+    """The check on films whose figure grows from 50 by this much, each measured twice."""
+    before = np.full(len(growth), 100.0)
+    draws = drawn_patients(np.arange(len(growth)) if patients is None else patients)
+    return judge_mean(
+        Check(0, "gold", "time_to_report", "Pneumothorax"), before, before + 2 * growth,
+        counts=np.full(len(growth), 2.0), bound=bound, draws=draws, rules=RULES,
+    )  # fmt: skip
+
+
+def test_a_mean_that_may_not_grow_passes_and_fails_only_where_the_whole_interval_says_so() -> None:
+    spread = np.random.default_rng(7).normal(size=40)
+    spread -= spread.mean()
+    shorter, longer = mean(spread - 1), mean(spread + 1)
+    assert (shorter.result, shorter.champion, shorter.challenger) == ("passed", 50, pytest.approx(49))
+    assert -1.5 < shorter.low < -1 < shorter.high < 0  # type: ignore[operator]
+    assert (longer.result, longer.difference) == ("failed", pytest.approx(1))
+    assert mean(spread + 1, bound=2).result == "passed"
+    assert mean(np.zeros(40)).result == "passed"
+
+
+@pytest.mark.parametrize("growth", [-0.1, 0.1])
+def test_a_mean_whose_interval_holds_the_bound_is_left_to_a_person(growth: float) -> None:
+    spread = np.random.default_rng(7).normal(size=40)
+    check = mean(spread - spread.mean() + growth)
+    assert check.low < 0 < check.high  # type: ignore[operator]
+    assert check.result == "undecided"
+    half = check.high if growth < 0 else -check.low  # type: ignore[operator]
+    assert check.positives_needed == np.ceil(40 * ((half + abs(growth)) / abs(growth)) ** 2)  # type: ignore[operator]
+
+
+def test_a_difference_of_just_the_bound_is_undecided_without_a_number() -> None:
+    check = mean(np.tile([-1.0, 1.0], 20))
+    assert (check.result, check.positives_needed) == ("undecided", None)
+    assert check.note == "undecided: the difference is the bound itself"
+
+
+def test_the_times_of_one_patients_films_are_drawn_together() -> None:
+    growth = np.repeat([-1.0, -1.0, 0.5, -1.0, -1.0, 0.5], 20)
+    alone, together = mean(growth), mean(growth, patients=np.arange(120) // 20)
+    assert together.high - together.low > 2 * (alone.high - alone.low)  # type: ignore[operator]
+
+
+def test_films_that_were_not_measured_have_no_part_in_a_mean() -> None:
+    counts, before, after = np.array([0.0, 3, 1]), np.array([0.0, 30, 30]), np.array([0.0, 27, 9])
+    check = judge_mean(
+        Check(0, "gold", "time_to_report", ""), before, after, counts=counts, bound=0,
+        draws=drawn_patients(np.arange(3)), rules=RULES,
+    )  # fmt: skip
+    assert (check.champion, check.challenger, check.result) == (15, 9, "passed")
 
 
 def test_what_too_few_films_have_is_undecided_and_does_not_pass() -> None:

@@ -5,12 +5,15 @@ import os
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 
 from training.findings import FINDINGS
-from training.gate import Rules
+from training.gate import Check, Rules
 from worker.ranking.priority import DEFAULT_POLICY
+from worker.retraining import judging
 from worker.retraining.devices import accelerator_of
 from worker.retraining.judging import Comparison
+from worker.simulation.simulate import Extent
 
 
 @pytest.mark.parametrize(
@@ -45,3 +48,52 @@ def test_recent_films_too_few_to_say_anything_pass_and_say_that_they_were() -> N
     (check,) = compare.recent(films, said, said)
     assert check.result == "passed"
     assert check.note == "undecided: no finding that 10 films have, which passes on recent films"
+
+
+PTX = FINDINGS.index("Pneumothorax")
+POSITIVES = np.arange(200) < 20
+
+
+def time_to_report(champion: NDArray[np.bool_], challenger: NDArray[np.bool_], *, positives: int = 20) -> Check:
+    """The check on 200 films, the first of which have a pneumothorax; both networks suspect it where they are told."""
+    films = pd.DataFrame({finding: np.zeros(200, dtype=np.uint8) for finding in FINDINGS}).assign(
+        Pneumothorax=(np.arange(200) < positives).astype(np.uint8), patient_id=[str(film) for film in range(200)]
+    )
+    probabilities = [np.full((200, len(FINDINGS)), 0.05, dtype=np.float32) for _ in range(2)]
+    for each, suspected in zip(probabilities, (champion, challenger), strict=True):
+        each[suspected, PTX] = 0.9
+    compare = Comparison(films, Rules(replicates=100), DEFAULT_POLICY)
+    return compare.time_to_report(films, *probabilities, most=0.0)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "SIMULATED", Extent(days=20, seeds=1))
+
+
+@pytest.mark.usefixtures("short")
+def test_a_time_to_report_that_surely_falls_passes_and_one_that_surely_grows_fails() -> None:
+    blind = np.zeros(200, dtype=bool)
+    better, worse = time_to_report(blind, POSITIVES), time_to_report(POSITIVES, blind)
+    assert (better.result, worse.result) == ("passed", "failed")
+    assert (better.champion, better.challenger) == (worse.challenger, worse.champion)
+    assert better.high < 0 < worse.low  # type: ignore[operator]
+
+
+@pytest.mark.usefixtures("short")
+def test_a_time_to_report_that_grows_for_some_and_falls_for_others_is_undecided() -> None:
+    check = time_to_report(POSITIVES & (np.arange(200) % 2 == 0), POSITIVES & (np.arange(200) % 2 == 1))
+    assert check.low < 0 < check.high  # type: ignore[operator]
+    assert (check.result, check.bound) == ("undecided", 0)
+    assert check.positives_needed > 20  # type: ignore[operator]
+
+
+@pytest.mark.usefixtures("short")
+def test_a_time_to_report_of_the_same_network_does_not_change() -> None:
+    check = time_to_report(POSITIVES, POSITIVES)
+    assert (check.result, check.difference, check.low, check.high) == ("passed", 0, 0, 0)
+
+
+def test_a_time_to_report_of_too_few_films_is_undecided_without_figures() -> None:
+    check = time_to_report(POSITIVES, POSITIVES, positives=9)
+    assert (check.result, check.positives_needed, check.challenger) == ("undecided", 10, None)

@@ -18,6 +18,7 @@ from worker.simulation.simulate import (
     BinormalCases,
     Estimate,
     EvaluatedCases,
+    Extent,
     OperatingPoint,
     Row,
     as_records,
@@ -28,6 +29,7 @@ from worker.simulation.simulate import (
     reference_thresholds,
     simulate,
     simulate_files,
+    times_to_report,
 )
 from worker.terminal.tables import simulation_table
 
@@ -70,9 +72,7 @@ def test_one_reader_who_finishes_what_he_began_waits_as_cobham_says(load, minute
         steady(load=load, minutes=minutes),
         cases=pneumothorax(prevalence, tpf=tpf, fpf=fpf),
         disciplines=[FIFO, A_FIRST],
-        days=days,
-        seeds=8,
-        warmup_days=2,
+        extent=Extent(days=days, seeds=8, warmup_days=2),
     )
     flagged_load = load * (prevalence * tpf + (1 - prevalence) * fpf)
     fifo = load * minutes / (1 - load)
@@ -101,9 +101,7 @@ def test_one_reader_who_lets_himself_be_interrupted_waits_as_preemptive_resume_s
         cases=pneumothorax(share, auc=1.0),
         thresholds=dict.fromkeys(FINDINGS, 0.5),
         disciplines=[Discipline("A first", ahead="A", preemptive=True)],
-        days=100,
-        seeds=8,
-        warmup_days=2,
+        extent=Extent(days=100, seeds=8, warmup_days=2),
     )
     first_load = load * share
     agrees(row(rows, "A first", "Pneumothorax").mean, minutes / (1 - first_load))
@@ -116,9 +114,7 @@ def test_two_readers_wait_as_erlang_c_says():
         steady(load=0.8, minutes=10, readers=2),
         cases=pneumothorax(0.1, auc=0.9),
         disciplines=[FIFO],
-        days=100,
-        seeds=8,
-        warmup_days=2,
+        extent=Extent(days=100, seeds=8, warmup_days=2),
     )
     offered = 1.6
     must_wait = (offered**2 / 2 / 0.2) / (1 + offered + offered**2 / 2 / 0.2)
@@ -131,9 +127,7 @@ def test_stat_studies_that_are_read_faster_wait_as_cobham_says():
         Department((60 * arrivals,) * 24, (minutes,) * 24, stat_share=share, stat_reading_factor=0.5),
         cases=pneumothorax(0.0),
         disciplines=[FIFO],
-        days=175,
-        seeds=8,
-        warmup_days=2,
+        extent=Extent(days=175, seeds=8, warmup_days=2),
     )
     stat_load, load = arrivals * share * 5, arrivals * (share * 5 + (1 - share) * minutes)
     residual = arrivals * (share * 5**2 + (1 - share) * minutes**2)
@@ -158,9 +152,7 @@ def test_the_example_of_fdas_qucad_manual():
         ),
         cases=pneumothorax(0.1, tpf=0.9, fpf=0.1),
         disciplines=[Discipline("without", preemptive=True), Discipline("with", ahead="A", preemptive=True)],
-        days=60,
-        seeds=8,
-        warmup_days=2,
+        extent=Extent(days=60, seeds=8, warmup_days=2),
     )
     agrees(row(rows, "with", "Pneumothorax").saved, 15.72, within=0.15)
     later = row(rows, "with", "normal").saved
@@ -170,7 +162,7 @@ def test_the_example_of_fdas_qucad_manual():
 def test_the_default_department_gives_the_published_mean_and_maximum_of_fifo():
     # Baltruschat et al. 2021: pneumothorax 80.1 min on average, 890 min at most. Our rates were chosen to come near
     # them, so this holds the default steady and proves nothing about the paper.
-    rows = simulate(cases=cases_from_aucs({"Pneumothorax": 0.87}), disciplines=[FIFO], days=150, seeds=2)
+    rows = simulate(cases=cases_from_aucs({"Pneumothorax": 0.87}), disciplines=[FIFO], extent=Extent(days=150, seeds=2))
     assert 70 < row(rows, "FIFO", "Pneumothorax").mean.value < 100
     assert 700 < row(rows, "FIFO", "Pneumothorax").maximum.value < 1200
 
@@ -179,7 +171,11 @@ def test_a_maximum_wait_cuts_the_longest_waits_and_costs_little():
     points = {"Pneumothorax": (0.047, 0.87), "Effusion": (0.28, 0.83), "Atelectasis": (0.20, 0.80)}
     cases = BinormalCases({finding: OperatingPoint(*point) for finding, point in points.items()})
     limited = Discipline("limited", by_urgency=True, max_wait_minutes=720)
-    rows = simulate(cases=cases, disciplines=[FIFO, Discipline("urgency", by_urgency=True), limited], days=200, seeds=2)
+    rows = simulate(
+        cases=cases,
+        disciplines=[FIFO, Discipline("urgency", by_urgency=True), limited],
+        extent=Extent(days=200, seeds=2),
+    )
     without, within = row(rows, "urgency", "normal"), row(rows, "limited", "normal")
     assert within.maximum.value < 0.75 * without.maximum.value
     ptx = [row(rows, name, "Pneumothorax").mean.value for name in ("FIFO", "urgency", "limited")]
@@ -217,15 +213,16 @@ def test_a_useless_and_a_perfect_model_are_both_possible(auc):
 def test_evaluated_films_keep_their_findings_and_probabilities_together():
     present = np.eye(11, dtype=bool)
     cases = EvaluatedCases(present, present * 0.7)
-    drawn, probabilities = cases.draw(500, np.random.default_rng(4))
+    drawn, probabilities, film = cases.draw(500, np.random.default_rng(4))
     assert (probabilities == drawn * 0.7).all()
+    assert (drawn == present[film]).all()
     assert drawn.any(axis=0).all()
 
 
 def test_reference_thresholds_flag_the_share_and_never_an_absent_finding():
     cases = pneumothorax(0.05, auc=0.9)
     thresholds = reference_thresholds(cases, share=0.10, rng=np.random.default_rng(5))
-    _, probabilities = cases.draw(50_000, np.random.default_rng(6))
+    probabilities = cases.draw(50_000, np.random.default_rng(6)).probabilities
     assert (probabilities[:, 3] >= thresholds["Pneumothorax"]).mean() == pytest.approx(0.10, abs=0.01)
     assert thresholds["Hernia"] == 1.0
 
@@ -243,21 +240,43 @@ def test_an_impossible_area_of_a_checkpoint_is_told_with_its_finding():
         cases_from_aucs({"Nodule": 0.9})
 
 
+def test_the_times_of_single_studies_are_those_of_the_figures_and_know_their_films():
+    present = np.arange(40)[:, None] == np.arange(11)  # a film with each finding, and 29 without any
+    cases, extent = EvaluatedCases(present, present * 0.8 + 0.1), Extent(days=20, seeds=1)
+    discipline = default_disciplines(DEFAULT_POLICY)[-1]
+    times = times_to_report("Pneumothorax", cases=cases, policy=DEFAULT_POLICY, discipline=discipline, extent=extent)
+    figures = row(simulate(cases=cases, disciplines=[discipline], extent=extent), discipline.name, "Pneumothorax")
+    assert (len(times.minutes), times.minutes.mean()) == (figures.studies, pytest.approx(figures.mean.value))
+    assert set(times.film) == {FINDINGS.index("Pneumothorax")}
+
+
+def test_two_networks_meet_the_same_studies():
+    present = np.arange(40)[:, None] % 20 == np.arange(11)
+    discipline, ask = default_disciplines(DEFAULT_POLICY)[-1], {"policy": DEFAULT_POLICY, "extent": Extent(20, seeds=1)}
+    sees, blind = (
+        times_to_report("Pneumothorax", cases=EvaluatedCases(present, each), discipline=discipline, **ask)
+        for each in (present * 0.8 + 0.1, np.full(present.shape, 0.1))
+    )
+    assert (sees.film == blind.film).all()
+    assert sees.minutes.mean() < blind.minutes.mean()
+
+
 # What is asked for
 
 
 def test_readers_who_cannot_keep_up_are_an_error():
     with pytest.raises(SimulationError, match=r"cannot keep up: 1[12]\d%"):
-        simulate(steady(load=1.2, minutes=10), cases=pneumothorax(0.1, auc=0.9), days=20, seeds=1)
+        simulate(steady(load=1.2, minutes=10), cases=pneumothorax(0.1, auc=0.9), extent=Extent(days=20, seeds=1))
 
 
 @pytest.mark.parametrize("minutes", [10.0, 3.7, 0.9])
 def test_a_load_of_1_is_refused_and_one_just_below_is_not_whatever_is_drawn(minutes):
-    ask = {"cases": pneumothorax(0.1, auc=0.9), "disciplines": [FIFO], "days": 1, "seeds": 2, "warmup_days": 0}
+    ask = {"cases": pneumothorax(0.1, auc=0.9), "disciplines": [FIFO]}
     for first_seed in range(5):
+        ask["extent"] = Extent(days=1, seeds=2, warmup_days=0, first_seed=first_seed)
         with pytest.raises(SimulationError, match="cannot keep up: 100%"):
-            simulate(steady(load=1.0, minutes=minutes), first_seed=first_seed, **ask)
-        assert simulate(steady(load=0.995, minutes=minutes), first_seed=first_seed, **ask)
+            simulate(steady(load=1.0, minutes=minutes), **ask)
+        assert simulate(steady(load=0.995, minutes=minutes), **ask)
 
 
 ONE_IN_FIVE = np.eye(5, 11, dtype=bool) & (np.arange(11) == 0)
@@ -270,31 +289,30 @@ def test_the_load_counts_how_long_abnormal_and_stat_studies_are_expected_to_take
         "cases": cases,
         "disciplines": [FIFO],
         "thresholds": dict.fromkeys(FINDINGS, 1.0),
-        "days": 1,
-        "warmup_days": 0,
     }
     for seed in range(5):
+        ask["extent"] = Extent(days=1, seeds=1, warmup_days=0, first_seed=seed)
         with pytest.raises(SimulationError, match="cannot keep up: 100%"):
-            simulate(steady(load=1.001 / 1.05, minutes=5.0, **slow), first_seed=seed, seeds=1, **ask)
-        assert simulate(steady(load=0.999 / 1.05, minutes=5.0, **slow), first_seed=seed, seeds=1, **ask)
+            simulate(steady(load=1.001 / 1.05, minutes=5.0, **slow), **ask)
+        assert simulate(steady(load=0.999 / 1.05, minutes=5.0, **slow), **ask)
 
 
 def test_a_night_without_a_reader_is_worked_off_by_day():
     department = Department((6.0,) * 24, (math.inf,) * 12 + (4.0,) * 12)  # 144 studies a day for 180 places
-    assert simulate(department, cases=pneumothorax(0.1, auc=0.9), disciplines=[FIFO], days=2, seeds=1)
+    assert simulate(department, cases=pneumothorax(0.1, auc=0.9), disciplines=[FIFO], extent=Extent(days=2, seeds=1))
 
 
 @pytest.mark.parametrize("nothing", [{"seeds": 0}, {"days": 0, "warmup_days": 0}, {"department": "empty"}])
 def test_nothing_to_measure_is_an_error(nothing):
     department = Department((0.0,) * 24, (10.0,) * 24) if nothing.pop("department", None) else DEFAULT_DEPARTMENT
     with pytest.raises(SimulationError, match="no study was measured"):
-        simulate(department, cases=pneumothorax(0.1, auc=0.9), **({"days": 2, "seeds": 1} | nothing))
+        simulate(department, cases=pneumothorax(0.1, auc=0.9), extent=Extent(**({"days": 2, "seeds": 1} | nothing)))
 
 
 def test_the_same_seed_gives_the_same_figures():
-    ask = {"cases": pneumothorax(0.1, auc=0.9), "days": 5, "seeds": 2}
-    assert simulate(**ask) == simulate(**ask)
-    assert simulate(**ask) != simulate(**ask, first_seed=1)
+    cases, extent = pneumothorax(0.1, auc=0.9), Extent(days=5, seeds=2)
+    assert simulate(cases=cases, extent=extent) == simulate(cases=cases, extent=extent)
+    assert simulate(cases=cases, extent=extent) != simulate(cases=cases, extent=replace(extent, first_seed=1))
 
 
 def test_the_default_disciplines_are_with_and_without_the_policys_maximum_wait():
@@ -336,7 +354,11 @@ def test_the_command_asks_files_or_a_checkpoints_areas(tmp_path):
     department = tmp_path / "department.json"
     department.write_text(json.dumps({"readers": 2}))
     rows = simulate_files(
-        policy=DEFAULT_POLICY, department_file=department, aucs={"Pneumothorax": 0.9}, preemptive=True, days=3, seeds=2
+        policy=DEFAULT_POLICY,
+        department_file=department,
+        aucs={"Pneumothorax": 0.9},
+        preemptive=True,
+        extent=Extent(days=3, seeds=2),
     )
     assert {r.discipline for r in rows} == {d.name for d in default_disciplines(DEFAULT_POLICY)}
     with pytest.raises(SimulationError, match="not known"):
@@ -352,7 +374,7 @@ def test_a_sites_thresholds_do_not_decide_over_films_that_are_drawn(tmp_path):
     (tmp_path / "cases.json").write_text(json.dumps(seen))
     site = replace(DEFAULT_POLICY, findings=tuple(replace(row, threshold=0.041) for row in DEFAULT_POLICY.findings))
     files = {"department_file": tmp_path / "department.json", "cases_file": tmp_path / "cases.json"}
-    rows = simulate_files(policy=site, **files, days=400, seeds=4)
+    rows = simulate_files(policy=site, **files, extent=Extent(days=400, seeds=4))
     waits = {(row.discipline, row.group): row.wait.value for row in rows}
     assert waits["category", "category A"] == pytest.approx(10.64, rel=0.1)
     assert waits["category", "category D"] == pytest.approx(53.19, rel=0.1)
@@ -364,7 +386,7 @@ def test_a_sites_thresholds_do_not_decide_over_films_that_are_drawn(tmp_path):
 
 @pytest.fixture(scope="module")
 def some_rows() -> list[Row]:
-    return simulate(cases=pneumothorax(0.1, auc=0.9), disciplines=[FIFO, A_FIRST], days=5, seeds=2)
+    return simulate(cases=pneumothorax(0.1, auc=0.9), disciplines=[FIFO, A_FIRST], extent=Extent(days=5, seeds=2))
 
 
 def test_the_table_has_a_line_per_group_and_discipline(some_rows):

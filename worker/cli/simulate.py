@@ -62,8 +62,7 @@ def simulate(
                 cases_file=cases,
                 aucs=live.header.training.get("auroc", {}),
                 preemptive=preemptive,
-                days=days,
-                seeds=seeds,
+                extent=simulation.Extent(days=days, seeds=seeds),
             )
         if plot is not None:
             plotting.plot(rows, plot)

@@ -28,6 +28,7 @@ from training.crossfit import predict_logits
 from training.findings import FINDINGS
 from training.gate import Check, Result, Rules
 from training.manifest import UNKNOWN
+from training.metrics import patient_draws
 from training.prepared import NotPrepared, Prepared, combine
 from training.sampling import STABLE
 from worker.context import Context, active_policy, actor, champion_of
@@ -37,11 +38,11 @@ from worker.retraining import labels
 from worker.retraining.devices import accelerator_of
 from worker.retraining.labels import CannotJudge
 from worker.simulation.reading_room import SimulationError
-from worker.simulation.simulate import EvaluatedCases, default_disciplines, simulate
+from worker.simulation.simulate import EvaluatedCases, Extent, TimesToReport, default_disciplines, times_to_report
 
 JUDGING = "judging-"  # how the folders begin in which films lie while they are judged on
 SEED = 2026
-SIMULATED_DAYS, SIMULATED_SEEDS = 60, 4
+SIMULATED = Extent(days=60, seeds=4)
 
 
 class NothingToJudge(DocumentedError, CannotJudge):
@@ -200,7 +201,8 @@ class Comparison:
     ) -> Check:
         """Mean minutes to the report of films with a pneumothorax when either orders the list, on the same studies.
 
-        The films are drawn from those that have a label for every finding; the room is `nightread simulate`'s own.
+        The films are drawn from those that have a label for every finding; the room is `nightread simulate`'s own. The
+        interval comes from drawing patients: each brings the times of all simulated studies of theirs.
         """
         line = Check(0, "gold", "time_to_report", CAPACITY_FINDING, bound=most)
         truth = films[list(FINDINGS)].to_numpy()
@@ -212,17 +214,21 @@ class Comparison:
             before, after = (self._minutes(truth[whole] == 1, each[whole]) for each in (champion, challenger))
         except SimulationError as error:
             return replace(line, note=f"undecided: {error}")
-        grown = after - before
-        result: Result = "passed" if grown <= most else "failed"
-        return replace(line, champion=before, challenger=after, difference=grown, result=result)
+        ones = np.ones(len(before.film))
+        studies, *totals = (
+            np.bincount(before.film, each, minlength=int(whole.sum())).astype(np.float64)
+            for each in (ones, before.minutes, after.minutes)
+        )
+        rng, replicates = np.random.default_rng(SEED), self.rules.replicates
+        draws = list(patient_draws(films["patient_id"][whole], rng=rng, replicates=replicates))
+        return gate.judge_mean(line, *totals, counts=studies, bound=most, draws=draws, rules=self.rules)
 
-    def _minutes(self, present: NDArray[np.bool_], probabilities: NDArray[np.float32]) -> float:
-        discipline = next(one for one in default_disciplines(self.reading) if one.name.startswith("nightread, max"))
-        rows = simulate(
-            cases=EvaluatedCases(present, probabilities.astype(np.float64)), policy=self.reading,
-            disciplines=(discipline,), days=SIMULATED_DAYS, seeds=SIMULATED_SEEDS,
+    def _minutes(self, present: NDArray[np.bool_], probabilities: NDArray[np.float32]) -> TimesToReport:
+        return times_to_report(
+            CAPACITY_FINDING, cases=EvaluatedCases(present, probabilities.astype(np.float64)), policy=self.reading,
+            discipline=default_disciplines(self.reading)[-1],  # the policy's own order
+            extent=SIMULATED,
         )  # fmt: skip
-        return next(row.mean.value for row in rows if row.group == CAPACITY_FINDING)
 
 
 def record_verdict(

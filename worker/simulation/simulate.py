@@ -6,7 +6,7 @@ asks a site's own past instead. `docs/background/simulation.md` says how this wa
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import NormalDist
@@ -81,6 +81,14 @@ class OperatingPoint:
 POINTS = TypeAdapter(dict[str, OperatingPoint])
 
 
+class Drawn(NamedTuple):
+    """Studies: (N, 11) in FINDINGS order, and which film each shows (N,); studies of one film share its number."""
+
+    present: Booleans
+    probabilities: Floats
+    film: npt.NDArray[np.int64]
+
+
 class Cases(Protocol):
     """Where studies come from."""
 
@@ -88,8 +96,8 @@ class Cases(Protocol):
     def abnormal_share(self) -> float:
         """The share of studies that have any finding."""
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Booleans, Floats]:
-        """Findings present and probabilities of `count` studies, each (N, 11) in FINDINGS order."""
+    def draw(self, count: int, rng: np.random.Generator) -> Drawn:
+        """Draw `count` studies."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +111,12 @@ class BinormalCases:
         """See Cases.abnormal_share."""
         return 1 - math.prod(1 - point.prevalence for point in self.points.values())
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Booleans, Floats]:
+    def draw(self, count: int, rng: np.random.Generator) -> Drawn:
         """See Cases.draw."""
         absent = OperatingPoint(prevalence=0.0)
-        drawn = [self.points.get(finding, absent).draw(count, rng) for finding in FINDINGS]
-        return np.column_stack([present for present, _ in drawn]), np.column_stack([p for _, p in drawn])
+        columns = zip(*(self.points.get(finding, absent).draw(count, rng) for finding in FINDINGS), strict=True)
+        present, probabilities = map(np.column_stack, columns)
+        return Drawn(present, probabilities, np.arange(count))
 
 
 @dataclass(frozen=True)
@@ -125,10 +134,10 @@ class EvaluatedCases:
         """See Cases.abnormal_share."""
         return float(self.present.any(axis=1).mean())
 
-    def draw(self, count: int, rng: np.random.Generator) -> tuple[Booleans, Floats]:
+    def draw(self, count: int, rng: np.random.Generator) -> Drawn:
         """See Cases.draw."""
-        chosen = rng.integers(len(self.present), size=count)
-        return self.present[chosen], self.probabilities[chosen]
+        film = rng.integers(len(self.present), size=count)
+        return Drawn(self.present[film], self.probabilities[film], film)
 
 
 def cases_from_aucs(aucs: Mapping[str, float], prevalence: Mapping[str, float] = NIH_PREVALENCE) -> BinormalCases:
@@ -197,6 +206,16 @@ class Row:
 FIGURES = ("mean", "p95", "maximum", "wait", "saved")
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much is simulated: `days` measured days after `warmup_days`, for each of `seeds` seeds."""
+
+    days: int = 300
+    seeds: int = 4
+    warmup_days: int = 7
+    first_seed: int = 0
+
+
 def simulate(
     department: Department = DEFAULT_DEPARTMENT,
     *,
@@ -204,29 +223,42 @@ def simulate(
     policy: Policy = DEFAULT_POLICY,
     thresholds: Mapping[str, float] | None = None,
     disciplines: Sequence[Discipline] | None = None,
-    days: int = 300,
-    seeds: int = 4,
-    warmup_days: int = 7,
-    first_seed: int = 0,
+    extent: Extent = Extent(),
 ) -> list[Row]:
-    """Simulate every discipline on the same studies, `days` measured days after `warmup_days`, once per seed.
+    """Simulate every discipline on the same studies.
 
     `thresholds` per finding default to those that flag the policy's `category_a_share` of films drawn from `cases`.
-    Raises SimulationError when the readers cannot keep up: waits would grow with `days` and mean nothing.
+    Raises SimulationError when the readers cannot keep up: waits would grow with `extent.days` and mean nothing.
     """
-    _refuse_overload(department, cases)
     disciplines = default_disciplines(policy) if disciplines is None else disciplines
-    if thresholds is None:
-        thresholds = reference_thresholds(cases, share=policy.category_a_share, rng=np.random.default_rng(first_seed))
     measures: Measures = {}
-    for seed in range(seeds):
-        rng = np.random.default_rng([first_seed, seed])
-        studies, work = _draw(department, cases, policy, thresholds, days=warmup_days + days, rng=rng)
-        counted = studies.arrived >= warmup_days * DAY_MINUTES
+    for arrivals in _arrivals(department, cases, policy, thresholds, extent=extent):
         for discipline in disciplines:
-            outcome = ReadingRoom(studies, work, discipline, department).run()
-            measure(measures, discipline.name, studies, outcome, counted)
+            outcome = ReadingRoom(arrivals.studies, arrivals.work, discipline, department).run()
+            measure(measures, discipline.name, arrivals.studies, outcome, arrivals.counted)
     return report(measures)
+
+
+class TimesToReport(NamedTuple):
+    """Studies of one group, each (N,): the film that each shows, and the minutes from its arrival to its report."""
+
+    film: npt.NDArray[np.int64]
+    minutes: Floats
+
+
+def times_to_report(
+    group: str, *, cases: Cases, policy: Policy, discipline: Discipline, extent: Extent
+) -> TimesToReport:
+    """The simulated studies of a group one by one, all seeds together, in the default department.
+
+    Two networks' probabilities of the same films meet the same studies here, so that their times can be paired.
+    """
+    parts = []
+    for arrivals in _arrivals(DEFAULT_DEPARTMENT, cases, policy, None, extent=extent):
+        outcome = ReadingRoom(arrivals.studies, arrivals.work, discipline, DEFAULT_DEPARTMENT).run()
+        members = arrivals.studies.groups[group] & arrivals.counted
+        parts.append((arrivals.film[members], (outcome.reported - arrivals.studies.arrived)[members]))
+    return TimesToReport(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def simulate_files(
@@ -236,9 +268,7 @@ def simulate_files(
     cases_file: Path | None = None,
     aucs: Mapping[str, float] | None = None,
     preemptive: bool = False,
-    days: int = 300,
-    seeds: int = 4,
-    first_seed: int = 0,
+    extent: Extent = Extent(),
 ) -> list[Row]:
     """The cases of `nightread simulate`: the default disciplines on a department and operating points from files.
 
@@ -253,9 +283,7 @@ def simulate_files(
         cases=cases_from_aucs(aucs or {}) if cases_file is None else read_cases(cases_file),
         policy=policy,
         disciplines=[replace(one, preemptive=preemptive) for one in default_disciplines(policy)],
-        days=days,
-        seeds=seeds,
-        first_seed=first_seed,
+        extent=extent,
     )
 
 
@@ -264,8 +292,7 @@ def reference_thresholds(cases: Cases, *, share: float, rng: np.random.Generator
 
     A finding that no film is given any probability of gets 1: it never counts.
     """
-    _, probabilities = cases.draw(REFERENCE_FILMS, rng)
-    columns = zip(FINDINGS, probabilities.T, strict=True)
+    columns = zip(FINDINGS, cases.draw(REFERENCE_FILMS, rng).probabilities.T, strict=True)
     return {finding: threshold_for_share(p, share) if p.any() else 1.0 for finding, p in columns}
 
 
@@ -283,27 +310,50 @@ def _refuse_overload(department: Department, cases: Cases) -> None:
         raise SimulationError(f"the readers cannot keep up: {needed:.0%} of the time they have would be needed")
 
 
+class _Arrivals(NamedTuple):
+    """The studies of one seed: the work that each is, the film that it shows, and whether it is measured; each (N,)."""
+
+    studies: Studies
+    work: Floats
+    film: npt.NDArray[np.int64]
+    counted: Booleans
+
+
+def _arrivals(
+    department: Department, cases: Cases, policy: Policy, thresholds: Mapping[str, float] | None, *, extent: Extent
+) -> Iterator[_Arrivals]:
+    """The studies of each seed in turn; see `simulate`."""
+    _refuse_overload(department, cases)
+    if thresholds is None:
+        rng = np.random.default_rng(extent.first_seed)
+        thresholds = reference_thresholds(cases, share=policy.category_a_share, rng=rng)
+    for seed in range(extent.seeds):
+        rng = np.random.default_rng([extent.first_seed, seed])
+        yield _draw(department, cases, policy, thresholds, extent=extent, rng=rng)
+
+
 def _draw(
     department: Department,
     cases: Cases,
     policy: Policy,
     thresholds: Mapping[str, float],
     *,
-    days: int,
+    extent: Extent,
     rng: np.random.Generator,
-) -> tuple[Studies, Floats]:
-    """Studies of `days` days and the work (N,) that each is."""
+) -> _Arrivals:
+    days = extent.warmup_days + extent.days
     counts = rng.poisson(department.arrivals_per_hour, size=(days, 24)).ravel()
     hours = np.repeat(np.arange(days * 24), counts)
     arrived = np.sort(60 * (hours + rng.random(len(hours))))
-    present, probabilities = cases.draw(len(arrived), rng)
+    present, probabilities, film = cases.draw(len(arrived), rng)
     stat = rng.random(len(arrived)) < department.stat_share
     normal = np.logical_not(present.any(axis=1))
     work = rng.exponential(size=len(arrived)) * np.where(normal, 1.0, department.abnormal_reading_factor)
     work[stat] *= department.stat_reading_factor
     category = categories(probabilities, policy, thresholds)
     groups = groups_of(stat, category, normal=normal, present=present)
-    return Studies(arrived, stat, category, urgencies(probabilities, policy), groups), work
+    studies = Studies(arrived, stat, category, urgencies(probabilities, policy), groups)
+    return _Arrivals(studies, work, film, arrived >= extent.warmup_days * DAY_MINUTES)
 
 
 def groups_of(

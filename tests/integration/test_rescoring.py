@@ -200,5 +200,5 @@ def test_rescore_shows_and_waits_for_the_word_before_it_moves(nightread, embedde
     assert "Nothing has moved" in shown.output
     assert order(context) == listed
     moved = nightread("rescore", "--live")
-    assert "3 studies were moved" in moved.output, moved.output
+    assert "3 studies moved" in moved.output, moved.output
     assert order(context) != listed

@@ -204,6 +204,23 @@ def deflated_bomb(path: Path, *, megabytes: int) -> None:
 EXPLICIT_ITEM = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
 
 
+@pytest.mark.parametrize(("elements", "refused"), [(40_000, False), (60_000, True)])
+def test_a_header_of_too_many_elements_is_refused_though_none_is_asked_for(
+    elements: int, refused: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "film.dcm"
+    make_film(path, transfer_syntax=ImplicitVRLittleEndian)
+    header, tag, pixels = path.read_bytes().partition(b"\xe0\x7f\x10\x00")
+    tiny = b"".join(struct.pack("<HHL", 0x5001, number, 0) for number in range(elements))
+    path.write_bytes(header + tiny + tag + pixels)
+    if refused:
+        with pytest.raises(UnusablePixels, match="more elements") as refusal:
+            read_header(path, specific_tags=["Modality"])
+        assert refusal.value.reason == "too_large"
+    else:
+        assert read_header(path, specific_tags=["Modality"]).Modality == "DX"
+
+
 @pytest.mark.parametrize("megabytes", [1, 7])
 def test_a_sequence_of_a_million_empty_items_is_refused_before_it_is_parsed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, megabytes: int

@@ -33,6 +33,7 @@ PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 
 HEADER_BYTES = (2**17, 2**23)  # what most headers need; the most that one may need
 ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # FFFE,E000, little and big endian (PS3.5 7.5)
 NO_REGULAR_FILE = "This is no regular file."
+MOST_ELEMENTS = 50_000  # of a data set, beside those in its sequences: to step over a million takes a second
 MOST_ITEMS = 50_000  # pydicom takes 40 microseconds for each, and 8 MB may hold a million
 MOST_WANTED_BYTES = 2**18  # of the elements asked for; pydicom takes 5 microseconds for each value in two bytes
 SPECIFIC_CHARACTER_SET, UNDEFINED_LENGTH = 0x00080005, 0xFFFFFFFF
@@ -392,11 +393,14 @@ class _Guard:
     def __init__(self, file: BytesIO, *, wanted: Sequence[int] | None, stop_at_pixels: bool = True) -> None:
         self._file, self._stop_at_pixels = file, stop_at_pixels
         self._wanted = None if wanted is None else {SPECIFIC_CHARACTER_SET, *map(int, wanted)}
-        self._wanted_bytes = 0
+        self._wanted_bytes = self._elements = 0
         self._sequence_began: int | None = None  # a wanted one of undefined length, whose end shows where it ended
         self.reached_pixels = False
 
     def __call__(self, tag: BaseTag, _vr: str | None, length: int) -> bool:
+        self._elements += 1
+        if self._elements > MOST_ELEMENTS:
+            raise TooLarge("It holds more elements than any film does.")
         if self._wanted is not None:
             self._count(int(tag), length)
         self.reached_pixels = self.reached_pixels or int(tag) in PIXEL_TAGS

@@ -1,7 +1,10 @@
-"""PostgreSQL roles: who may do what. `nightread db roles` makes them once; every upgrade grants what it added.
+"""PostgreSQL roles: who may do what. `nightread db roles` makes or mends them; every upgrade grants what it added.
 
 nightread_migrate owns the tables and changes the schema; nightread_worker reads and writes rows; nightread_reader sees
 the views and nothing else. SQLite has no roles: there the file's permissions decide.
+
+PostgreSQL lets every role change its own password and the settings its sessions start with, and nobody can take that
+away. So one who holds the reader's password can shut the other readers out, until `nightread db roles` mends it.
 """
 
 from collections.abc import Mapping
@@ -22,13 +25,15 @@ SESSION_SETTINGS = (
 )
 
 READERS = 20  # connections that nightread_reader may hold at once: it must leave the workers theirs
+UNLIMITED = -1
+CONNECTION_LIMITS = {MIGRATE: UNLIMITED, WORKER: UNLIMITED, READER: READERS}
 
 APPEND_ONLY = ("audit", "instance_version")
 NOT_FOR_WORKERS = ("alembic_version",)
 
 
 def create_roles(engine: Engine, passwords: Mapping[str, str]) -> None:
-    """Create the three roles, or give them new passwords, and shut everyone else out of this database.
+    """Create the three roles, or undo what was changed in them, and shut everyone else out of this database.
 
     `passwords` maps each of ROLES to its password; the server gets them hashed (SCRAM), so that none reaches its log.
     The engine must connect as a superuser, to the database that Nightread will use. Raises KeyError for a missing role.
@@ -46,6 +51,7 @@ def create_roles(engine: Engine, passwords: Mapping[str, str]) -> None:
             sql.SQL("GRANT CREATE ON SCHEMA public TO {}").format(sql.Identifier(MIGRATE)),
         ):
             _execute(connection, statement)
+        _forbid_large_objects(connection)
 
 
 def grant(connection: Connection) -> None:
@@ -86,17 +92,45 @@ def _grant(connection: Connection, rights: str, relation: str, role: str) -> Non
 
 
 def _create_role(connection: Connection, role: str, password: str) -> None:
+    """A role with exactly these attributes, this password and these settings, whatever it had before."""
     name = sql.Identifier(role)
     if not connection.scalar(text("SELECT 1 FROM pg_roles WHERE rolname = :role"), {"role": role}):
-        _execute(connection, sql.SQL("CREATE ROLE {} LOGIN").format(name))
+        _execute(connection, sql.SQL("CREATE ROLE {}").format(name))
     hashed = _driver(connection).pgconn.encrypt_password(password.encode(), role.encode(), b"scram-sha-256")
-    _execute(connection, sql.SQL("ALTER ROLE {} PASSWORD {}").format(name, sql.Literal(hashed.decode())))
-    if role == READER:
-        _execute(connection, sql.SQL("ALTER ROLE {} CONNECTION LIMIT {}").format(name, sql.Literal(READERS)))
+    attributes = sql.SQL(
+        "ALTER ROLE {} LOGIN INHERIT NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS "
+        "CONNECTION LIMIT {} VALID UNTIL 'infinity' PASSWORD {}"
+    )
+    limit, secret = sql.Literal(CONNECTION_LIMITS[role]), sql.Literal(hashed.decode())
+    _execute(connection, attributes.format(name, limit, secret))
+    _reset_settings(connection, role)
     for member, setting, value in SESSION_SETTINGS:
         if member == role:
             statement = sql.SQL("ALTER ROLE {} SET {} = {}")
             _execute(connection, statement.format(name, sql.Identifier(setting), sql.Literal(value)))
+
+
+def _reset_settings(connection: Connection, role: str) -> None:
+    """Forget all settings of a role, also those for one database, which would win over the others."""
+    databases = text(
+        "SELECT d.datname FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole "
+        "JOIN pg_database d ON d.oid = s.setdatabase WHERE r.rolname = :role"
+    )
+    name = sql.Identifier(role)
+    for database in connection.scalars(databases, {"role": role}).all():
+        statement = sql.SQL("ALTER ROLE {} IN DATABASE {} RESET ALL")
+        _execute(connection, statement.format(name, sql.Identifier(database)))
+    _execute(connection, sql.SQL("ALTER ROLE {} RESET ALL").format(name))
+
+
+def _forbid_large_objects(connection: Connection) -> None:
+    """Leave large objects to superusers: every role may make them without a right on any schema, and fill the disk."""
+    functions = text(
+        r"SELECT CAST(oid AS regprocedure)::text FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace "
+        r"AND (proname LIKE 'lo\_%' OR proname IN ('loread', 'lowrite'))"
+    )
+    for function in connection.scalars(functions).all():
+        _execute(connection, sql.SQL("REVOKE EXECUTE ON FUNCTION {} FROM PUBLIC").format(sql.SQL(function)))
 
 
 def _execute(connection: Connection, statement: sql.Composed | sql.SQL) -> None:

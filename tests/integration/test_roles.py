@@ -99,6 +99,53 @@ def test_reader_changes_nothing_even_after_it_leaves_read_only_mode(site: Site) 
     reader.dispose()
 
 
+@pytest.mark.parametrize("role", roles.ROLES)
+def test_no_role_makes_large_objects(site: Site, role: str) -> None:
+    engine = site.as_role(role)
+    for call in ("lo_create(0)", "lo_creat(-1)", "lo_from_bytea(0, 'x')", "lo_open(1, 131072)", "lowrite(0, 'x')"):
+        assert denied(engine, f"SELECT {call}")
+    engine.dispose()
+
+
+def _role_as_it_is(admin: Engine, role: str) -> tuple[object, ...]:
+    """Its attributes, and the settings that its sessions start with, in all databases."""
+    attributes = text(
+        "SELECT rolcanlogin, rolinherit, rolsuper, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls, "
+        "rolconnlimit, CAST(rolvaliduntil AS text) FROM pg_roles WHERE rolname = :role"
+    )
+    settings = text(
+        "SELECT s.setdatabase, s.setconfig FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole "
+        "WHERE r.rolname = :role ORDER BY 1"
+    )
+    with admin.connect() as connection:
+        named = {"role": role}
+        return (*connection.execute(attributes, named).one(), *map(tuple, connection.execute(settings, named)))
+
+
+def test_roles_mends_a_reader_that_was_changed(site: Site) -> None:
+    before = _role_as_it_is(site.admin, roles.READER)
+    reader, database = site.as_role(roles.READER), site.admin.url.database
+    with reader.connect() as connection:
+        connection.execute(text("SET default_transaction_read_only = off"))
+        connection.commit()
+        for change in (
+            "SET search_path = nowhere",
+            "SET statement_timeout = 1",
+            f'IN DATABASE "{database}" SET search_path = nowhere',
+            "RESET default_transaction_read_only",
+            "PASSWORD 'mine now'",
+        ):
+            connection.execute(text(f"ALTER ROLE {roles.READER} {change}"))
+        connection.commit()
+    reader.dispose()
+    with site.admin.begin() as connection:
+        connection.execute(text(f"ALTER ROLE {roles.READER} NOLOGIN CREATEROLE CONNECTION LIMIT 0 VALID UNTIL 'now'"))
+    roles.create_roles(site.admin, PASSWORDS)
+    assert _role_as_it_is(site.admin, roles.READER) == before
+    with site.as_role(roles.READER).connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM worklist")) == 0
+
+
 def test_worker_writes_rows_but_changes_neither_schema_nor_history(site: Site) -> None:
     worker = site.as_role(roles.WORKER)
     with worker.begin() as connection:

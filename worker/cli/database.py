@@ -29,7 +29,7 @@ def upgrade() -> None:
 def roles(
     password_dir: Annotated[Path, typer.Option(help="A folder with one file per role, named like it.")],
 ) -> None:
-    """Make PostgreSQL's roles nightread_migrate, nightread_worker and nightread_reader, or change their passwords."""
+    """Make PostgreSQL's roles nightread_migrate, nightread_worker and nightread_reader, or mend them."""
     from db.roles import ROLES, create_roles
     from db.session import make_engine
 

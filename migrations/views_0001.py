@@ -58,6 +58,14 @@ HEADER_COMMIT = {
     "sqlite": "json_extract(c.header, '$.code_commit')",
 }
 
+# Findings as rows. One look at film_score for all of them, so that a join finds a film's rows by its index; eleven
+# selects in a UNION ALL are read whole by SQLite wherever they are joined.
+FINDING_SCORE = f"""
+    SELECT f.instance_id, f.checkpoint_id, n.finding,
+           CASE n.finding {" ".join(f"WHEN '{f}' THEN f.{f.lower()}" for f in FINDINGS)} END AS probability
+    FROM film_score f
+    CROSS JOIN ({" UNION ALL ".join(f"SELECT '{f}' AS finding" for f in FINDINGS)}) n"""  # noqa: S608
+
 # The highest probability of a finding among a study's films, under the checkpoint that ranks the study.
 STUDY_PROBABILITY = """(
     SELECT max(f.probability) FROM instance i
@@ -107,10 +115,7 @@ def views(dialect: str) -> dict[str, str]:
     """The views by name, in the order they must be created."""
     oldest, urgent = orders(dialect)
     return {
-        "finding_score": " UNION ALL ".join(
-            f"SELECT instance_id, checkpoint_id, '{f}' AS finding, {f.lower()} AS probability FROM film_score"  # noqa: S608
-            for f in FINDINGS
-        ),
+        "finding_score": FINDING_SCORE,
         "study_findings": f"""
             SELECT s.study_instance_uid, {", ".join(f"max(f.{f.lower()}) AS {f.lower()}" for f in FINDINGS)}
             FROM study s
@@ -131,12 +136,7 @@ def views(dialect: str) -> dict[str, str]:
             JOIN study s ON s.id = i.study_id""",
         "study_contribution": _study_contribution(CHECKPOINT_THRESHOLD[dialect]),
         "study_place": _study_place(OVERDUE_BEFORE[dialect], oldest, urgent, **PLACE[dialect]),
-        "review_log": """
-            SELECT r.study_id, s.study_instance_uid, s.accession_number, r.finding, r.verdict, r.reader, r.reviewed_at,
-                   w.probability, w.threshold, w.counts AS flagged
-            FROM review r
-            JOIN study s ON s.id = r.study_id
-            LEFT JOIN study_contribution w ON w.study_id = r.study_id AND w.finding = r.finding""",
+        "review_log": _review_log(CHECKPOINT_THRESHOLD[dialect]),
         "run_order": """
             SELECT r.run_id, r.priority_rank, s.study_instance_uid, s.accession_number, r.category, r.urgency,
                    r.overdue, p.read_at
@@ -234,6 +234,23 @@ def _study_contribution(checkpoint_threshold: str) -> str:
             JOIN checkpoint c ON c.id = p.checkpoint_id
         ) x
         WHERE x.probability IS NOT NULL"""  # noqa: S608
+
+
+def _review_log(checkpoint_threshold: str) -> str:
+    """One row per review, beside what the model said. Not by study_contribution: SQLite would make all of it first."""
+    return f"""
+        SELECT x.study_id, x.study_instance_uid, x.accession_number, x.finding, x.verdict, x.reader, x.reviewed_at,
+               x.probability, CASE WHEN x.probability IS NOT NULL THEN x.threshold END AS threshold,
+               x.probability >= CAST(x.threshold AS real) AS flagged
+        FROM (
+            SELECT r.study_id, s.study_instance_uid, s.accession_number, r.finding, r.verdict, r.reader, r.reviewed_at,
+                   coalesce(w.threshold, {checkpoint_threshold}) AS threshold, {STUDY_PROBABILITY} AS probability
+            FROM review r
+            JOIN study s ON s.id = r.study_id
+            LEFT JOIN study_priority p ON p.study_id = r.study_id
+            LEFT JOIN policy_finding w ON w.policy_id = p.policy_id AND w.finding = r.finding
+            LEFT JOIN checkpoint c ON c.id = p.checkpoint_id
+        ) x"""  # noqa: S608
 
 
 def _worklist(overdue_before: str) -> str:

@@ -488,7 +488,7 @@ def test_a_full_disk_ends_the_pass_and_the_next_one_goes_on(embedded: Context, t
 
     with open_scorer(embedded) as scorer:
         with embedded.engine.connect() as connection:
-            pages["limit"] = connection.exec_driver_sql("PRAGMA page_count").scalar()
+            pages["limit"] = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         event.listen(embedded.engine, "connect", limit_pages)
         embedded.engine.dispose()
         with pytest.raises(OperationalError, match="disk is full"):

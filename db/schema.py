@@ -58,7 +58,7 @@ def upgrade(engine: Engine) -> None:
     if found is not None and found not in _revisions():
         raise UnknownRevision(
             f"the database's schema is {found}, which this version ({head_revision()}) does not know: "
-            "install the version that made it, or begin a new database"
+            "install the version that made it, or restore the backup from before"
         )
     with engine.begin() as connection:
         require_utf8(connection)

@@ -99,5 +99,10 @@ def everything(session: Session) -> Sequence[Checkpoint]:
 
 def last_retired(session: Session) -> Checkpoint | None:
     """The champion before this one, or None. One that a rollback took back is refused, and does not come again."""
-    retired = select(Checkpoint).where(Checkpoint.state == "retired")
-    return session.scalars(retired.order_by(Checkpoint.state_changed_at.desc(), Checkpoint.id.desc()).limit(1)).first()
+    return next(iter(retired(session)), None)
+
+
+def retired(session: Session) -> Sequence[Checkpoint]:
+    """Former champions, the last one first."""
+    rows = select(Checkpoint).where(Checkpoint.state == "retired")
+    return session.scalars(rows.order_by(Checkpoint.state_changed_at.desc(), Checkpoint.id.desc())).all()

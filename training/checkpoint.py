@@ -40,6 +40,14 @@ class DamagedCheckpoint(CheckpointError):
     """Not a safetensors file of ours, cut short, or with a header that contradicts itself."""
 
 
+class UnsoundCheckpoint(DamagedCheckpoint):
+    """The file is whole, but its weights are no finite numbers or its network gives no probabilities."""
+
+    def __init__(self, sentence: str, *, digest: str = "") -> None:
+        super().__init__(sentence)
+        self.digest = digest
+
+
 class WrongDigest(CheckpointError):
     """The file is not the one that was asked for."""
 
@@ -188,7 +196,7 @@ def load_checkpoint(
         raise DamagedCheckpoint(f"{path.name} is cut short or damaged: {error}") from error
     for name, tensor in state.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise DamagedCheckpoint(f"{path.name} has weights that are no finite numbers, in {name}")
+            raise UnsoundCheckpoint(f"{path.name} has weights that are no finite numbers, in {name}", digest=digest)
     return Checkpoint(**vars(header), state=state, digest=digest)
 
 

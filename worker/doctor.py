@@ -97,13 +97,18 @@ def _clock(engine: Engine) -> str:
 
 
 def _checkpoint(context: Context) -> str:
+    from worker.scoring.inference import prove
+
     try:
         live = context.live()
     except NothingSeeded:
-        header = read_header(context.settings.checkpoint or SHIPPED)
-        return f"{header.network}, not registered yet: `nightread score`, a worker or `nightread db upgrade` does it"
+        file = context.settings.checkpoint or SHIPPED
+        prove(file)
+        network = read_header(file).network
+        return f"{network}, not registered yet: `nightread score`, a worker or `nightread db upgrade` does it"
     if file_digest(live.path) != live.digest:
         raise CheckFailed("the champion's file has changed since it was registered: restore it, or promote another")
+    prove(live.path, digest=live.digest)
     return f"{live.header.network}, digest {live.short}, policy version {live.policy.version}"
 
 

@@ -17,7 +17,7 @@ from db.session import read_scope, session_scope
 from tests.support.crew import enqueue, environment_of, running, totals, wait_until
 from tests.support.dicom_files import make_film, texture
 from tests.support.untrained import save_untrained
-from training.checkpoint import CheckpointError
+from training.checkpoint import CheckpointError, UnsoundCheckpoint
 from worker.checkpoints import promotion
 from worker.cli import app as cli
 from worker.context import Context, file_digest
@@ -149,7 +149,9 @@ def looking(answer: object, *, patience_seconds: float = 60) -> tuple[Shadow, Wo
 SQUARES = np.zeros((2, 64, 64), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("answer", [float("nan"), 1.5, RuntimeError(), MemoryError(), torch.cuda.OutOfMemoryError()])
+@pytest.mark.parametrize(
+    "answer", [UnsoundCheckpoint("NaN"), RuntimeError(), MemoryError(), torch.cuda.OutOfMemoryError()]
+)
 def test_what_a_shadow_raises_or_gets_wrong_is_counted_and_goes_no_further(answer):
     at_work, metrics = looking(answer)
     assert at_work.look(SQUARES) is None

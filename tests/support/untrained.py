@@ -24,3 +24,12 @@ def save_untrained(path: Path, *, seed: int = 0, size: int = 64) -> Path:
     )
     save_checkpoint(path, header, state=make_network("mobilenet").state_dict(), half=True)
     return path
+
+
+def save_unsound(path: Path, *, size: int = 64) -> Path:
+    """Write a checkpoint whose weights are finite and whose every probability is NaN: a variance is below zero."""
+    network = make_network("mobilenet")
+    state = network.state_dict()
+    next(value for name, value in state.items() if name.endswith("running_var")).fill_(-1)
+    save_checkpoint(path, Header(network="mobilenet", preprocessing=Preprocessing(size=size)), state=state)
+    return path

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from db import schema
 from db.session import make_engine
 from tests.support.dicom_files import make_film, texture
+from tests.support.untrained import save_unsound
 from worker.cli import app as cli
 from worker.cli.main import main as run_main
 from worker.context import Context
@@ -470,3 +471,16 @@ def test_prune_keeps_what_nobody_has_read_and_asks_before_it_deletes(folder):
     assert json.loads(nightread("status", "--json").stdout)["received"] == 3
     assert "gone: 3 studies (3 of them unread)" in nightread(*tomorrow, "--unread", "--yes").output
     assert json.loads(nightread("status", "--json").stdout)["received"] == 0
+
+
+def test_a_checkpoint_that_gives_no_probabilities_is_not_registered(tmp_path, monkeypatch, capsys):
+    path = save_unsound(tmp_path / "unsound.safetensors")
+    assert main(monkeypatch, "models", "add", str(path)) == 2
+    assert "no probabilities" in capsys.readouterr().err
+    assert json.loads(nightread("models", "list", "--json").stdout) == []
+
+
+def test_score_ends_with_a_sentence_where_no_checkpoint_can_score(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NIGHTREAD_CHECKPOINT", str(save_unsound(tmp_path / "unsound.safetensors")))
+    assert main(monkeypatch, "score", str(folder)) == 3
+    assert "NIGHTREAD_CHECKPOINT names cannot score" in capsys.readouterr().err

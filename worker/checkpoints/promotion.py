@@ -2,13 +2,23 @@
 
 from pathlib import Path
 
+import structlog
 from sqlalchemy.orm import Session
 
 from db import gate, policies, registry
 from db.models import Checkpoint, GateCheck, GateVerdict
-from training.checkpoint import load_checkpoint, read_header
+from db.session import session_scope
+from training.checkpoint import CheckpointError, UnsoundCheckpoint, read_header
 from worker.context import Context, active_policy, actor
+from worker.errors import Unavailable
 from worker.ranking import policy
+from worker.scoring.inference import prove
+
+log = structlog.get_logger()
+
+
+class NoSoundCheckpoint(Unavailable):
+    """The checkpoint that ranks gives no probabilities, and there is none to go back to."""
 
 
 class NotPromoted(ValueError):
@@ -32,7 +42,7 @@ def promote(
 
     It must have passed the gate beside the champion of today, or have been champion before and not have failed beside
     it. What the gate left undecided goes live by a person's word, `accept_undecided`; anything else only against the
-    gate, by an `override`. Both say why, and are kept. Its file is loaded and checked first, so that a damaged one
+    gate, by an `override`. Both say why, and are kept. Its file is loaded and tried first, so that a damaged one
     changes nothing. Category A is a capacity, so the policy goes live in a new version with the threshold at which the
     new champion flags that share. Raises NotPromoted.
     """
@@ -48,7 +58,7 @@ def promote(
     elif objection is not None:
         reason = f"{reason} (against the gate: {override})"
     path = context.file_of(row)
-    load_checkpoint(path, expected_digest=row.digest)
+    prove(path, digest=row.digest)
     registry.set_state(session, row, "champion", by=actor(), reason=reason)
     renew_policy(session, path, note=f"thresholds of checkpoint {row.short}")
 
@@ -105,3 +115,35 @@ def rollback(context: Context, session: Session, *, reason: str) -> Checkpoint:
     if taken_back is not None:
         registry.set_state(session, taken_back, "refused", by=actor(), reason=f"taken back: {reason}")
     return previous
+
+
+def take_back(context: Context, unsound: UnsoundCheckpoint) -> None:
+    """Go back from a champion that gives no probabilities to the last one that works; the other is refused.
+
+    Where another process has done so already, nothing. Raises NoSoundCheckpoint.
+    """
+    if context.settings.checkpoint is not None:
+        raise NoSoundCheckpoint(f"the checkpoint that NIGHTREAD_CHECKPOINT names cannot score: {unsound}. Name another")
+    with session_scope(context.engine) as session:
+        registry.lock_promotions(session)
+        champion = registry.champion(session)
+        if champion is None or champion.digest != unsound.digest:
+            return
+        reason = f"checkpoint {champion.short} was taken back: {unsound}"
+        previous = next((row for row in registry.retired(session) if _goes_live(context, session, row, reason)), None)
+        if previous is None:
+            raise NoSoundCheckpoint(
+                f"checkpoint {champion.short} cannot score: {unsound}. None before it can take its place; the studies "
+                "wait. `nightread models add FILE`, then `nightread models promote`"
+            )
+        registry.set_state(session, champion, "refused", by=actor(), reason=f"taken back: {unsound}")
+    log.error("checkpoint_taken_back", digest=champion.short, back_to=previous.short, reason=str(unsound))
+
+
+def _goes_live(context: Context, session: Session, row: Checkpoint, reason: str) -> bool:
+    try:
+        promote(context, session, row, reason=reason, override="a rollback")
+    except CheckpointError as error:
+        log.error("checkpoint_refused", digest=row.short, error=type(error).__name__)
+        return False
+    return True

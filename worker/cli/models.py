@@ -50,10 +50,12 @@ def list_(wide: Wide = False, as_json: AsJson = False) -> None:
 
 @app.command()
 def add(file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A checkpoint file.")]) -> None:
-    """Register a checkpoint as a challenger; a copy is kept in the state folder."""
+    """Register a checkpoint as a challenger, once it is seen to work; a copy is kept in the state folder."""
     from db.session import session_scope
+    from worker.scoring.inference import prove
 
     context = open_context()
+    prove(file)
     with session_scope(context.engine) as session:
         row = context.register(session, file)
         out.print(f"{row.short} is registered as {row.state}")

@@ -20,8 +20,11 @@ from worker.terminal.console import (
 from worker.wording import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from worker.context import Context
     from worker.intake.receive import Received
+    from worker.scoring.pipeline import Tally
 
 app = typer.Typer()
 
@@ -34,7 +37,6 @@ def score(paths: Paths) -> None:
     from db.session import read_scope
     from db.totals import read_totals
     from worker.cli.ledger import print_totals
-    from worker.scoring.pipeline import open_scorer, score_until_done
 
     paths = _existing(paths)
     context = open_context(log_level="warning", create=True)  # a line per study would tear the progress bar apart
@@ -42,9 +44,9 @@ def score(paths: Paths) -> None:
     received = _receive(context, paths)
     with read_scope(context.engine) as session:
         waiting = read_totals(session).waiting
-    with open_scorer(context) as scorer, progress("Scoring studies", total=waiting) as advance:
+    with progress("Scoring studies", total=waiting) as advance:
         try:
-            tally = score_until_done(scorer, on_settled=advance)
+            tally = _scored(context, on_settled=advance)
         except KeyboardInterrupt:
             refuse("stopped. What was scored is kept; the next run goes on from there", code=STOPPED)
     out.print(f"{counted(received.files, 'file')}: {counted(received.new_instances, 'new instance')}, "
@@ -52,6 +54,20 @@ def score(paths: Paths) -> None:
     print_totals(context.engine, context.settings, as_json=False)
     _refuse_if_nothing_was_dicom(received)
     raise typer.Exit(SOME_LEFT_OUT if tally.quarantined or tally.put_off else DONE)
+
+
+def _scored(context: "Context", *, on_settled: "Callable[[int], None]") -> "Tally":
+    """Score until nothing waits; by the checkpoint before, where the one that ranks gives no probabilities."""
+    from training.checkpoint import UnsoundCheckpoint
+    from worker.checkpoints.promotion import take_back
+    from worker.scoring.pipeline import open_scorer, score_until_done
+
+    while True:
+        try:
+            with open_scorer(context) as scorer:
+                return score_until_done(scorer, on_settled=on_settled)
+        except UnsoundCheckpoint as unsound:
+            take_back(context, unsound)
 
 
 @app.command()

@@ -19,7 +19,8 @@ log = structlog.get_logger()
 def run_worker(context: Context) -> None:
     """Consume the queue until SIGTERM. The checkpoint is loaded before the first message, so a bad one fails here.
 
-    Raises Unavailable when the consumer ends by itself, or the device does not compute any more.
+    Raises Unavailable when the consumer ends by itself, the device does not compute any more, or no checkpoint can
+    score.
     """
     context.seed()
     settings, metrics = context.settings, WorkMetrics()
@@ -34,8 +35,8 @@ def run_worker(context: Context) -> None:
             _recycle_after(settings.recycle_hours)
         # What is in flight when it is told to stop ends after its batch, and the rest is given back.
         consume(celery, SCORING, stopping=service.stopping)
-        if service.device_gone is not None:
-            raise service.device_gone
+        if service.failure is not None:
+            raise service.failure
 
 
 def _recycle_after(hours: float) -> None:

@@ -15,7 +15,8 @@ from celery import Celery
 from db import ledger, registry
 from db.policies import active
 from db.session import read_scope
-from training.checkpoint import CheckpointError
+from training.checkpoint import CheckpointError, UnsoundCheckpoint
+from worker.checkpoints.promotion import NoSoundCheckpoint, take_back
 from worker.context import Context
 from worker.monitoring.drift import daily
 from worker.monitoring.prometheus import WorkMetrics
@@ -38,7 +39,7 @@ class Service:
     def __init__(self, context: Context, *, metrics: WorkMetrics) -> None:
         self.context, self.metrics = context, metrics
         self.stopping = threading.Event()
-        self.device_gone: DeviceGone | None = None
+        self.failure: DeviceGone | NoSoundCheckpoint | None = None  # for which this process ends
         self._stack = ExitStack()
         self._scorer: Scorer | None = None
         self._looked_at = 0.0
@@ -58,6 +59,9 @@ class Service:
         try:
             opened = open_scorer(self.context, metrics=self.metrics, should_stop=self.stopping.is_set)
             scorer = stack.enter_context(opened)
+        except UnsoundCheckpoint as unsound:
+            take_back(self.context, unsound)
+            return self._opened(at_work)
         except CheckpointError as error:
             if at_work is None:
                 raise
@@ -100,19 +104,27 @@ class Service:
         with read_scope(self.context.engine) as session:
             if not ledger.is_waiting(session, study_id):
                 return
-        while not self.stopping.is_set():
-            scorer = self.scorer()
-            try:
-                score_waiting(scorer, kind="night", first=study_id, may_claim=self.may_claim)
-            except DecodersGone:
-                self.close()  # the next message gets new ones
-                raise
-            except DeviceGone as gone:  # a CUDA context that broke stays broken: only a new process gets another
-                self.device_gone = gone
-                os.kill(os.getpid(), signal.SIGTERM)
-                raise
-            if self.scorer() is scorer:
-                return
+        try:
+            while not self.stopping.is_set() and not self._nothing_left(study_id):
+                pass
+        except DecodersGone:
+            self.close()  # the next message gets new ones
+            raise
+        except (DeviceGone, NoSoundCheckpoint) as gone:  # a CUDA context that broke stays so until a new process
+            self.failure = gone
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise
+
+    def _nothing_left(self, study_id: int) -> bool:
+        """Score what waits; False where another checkpoint or policy is to go on, by now or by this one's fault."""
+        scorer = self.scorer()
+        try:
+            score_waiting(scorer, kind="night", first=study_id, may_claim=self.may_claim)
+        except UnsoundCheckpoint as unsound:
+            self.close()
+            take_back(self.context, unsound)
+            return False
+        return self.scorer() is scorer
 
 
 def register(app: Celery, service: Service) -> None:

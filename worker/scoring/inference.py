@@ -2,6 +2,7 @@
 
 import os
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch.fx.experimental.optimization import fuse
 
 from db.base import DECIMALS
-from training.checkpoint import Checkpoint, build
+from training.checkpoint import Checkpoint, UnsoundCheckpoint, build, load_checkpoint
 from worker.errors import Unavailable
 from worker.scoring.allocator import keep_freed_memory
 
@@ -39,6 +40,25 @@ def share_processor() -> None:
     torch.set_num_threads(min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) // 4)))
 
 
+def prove(path: Path, *, digest: str | None = None) -> None:
+    """Load a checkpoint whole and score a few generated inputs with it on the CPU. Raises CheckpointError."""
+    checkpoint = load_checkpoint(path, expected_digest=digest)
+    inputs = _generated_inputs(checkpoint.preprocessing.size)
+    classifier = Classifier(checkpoint, device=torch.device("cpu"), batch_size=len(inputs))
+    try:
+        classifier.predict(inputs)
+    except RuntimeError as error:
+        raise UnsoundCheckpoint("its network cannot score an input of its size", digest=checkpoint.digest) from error
+
+
+def _generated_inputs(size: int) -> NDArray[np.uint8]:
+    """uint8 (4, size, size), always the same: black, white, a slope of greys, noise."""
+    ramp = np.linspace(0, 255, size)
+    slope = ((ramp[:, None] + ramp) / 2).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (size, size), dtype=np.uint8)
+    return np.stack([np.zeros_like(slope), np.full_like(slope, 255), slope, noise])
+
+
 class Classifier:
     """A checkpoint's network, ready on its device. It is loaded in the process that uses it, never inherited."""
 
@@ -47,7 +67,7 @@ class Classifier:
         self.preprocessing = checkpoint.preprocessing
         self.batch_size = batch_size
         self.device = device
-        self._calibration = checkpoint.calibration
+        self._digest, self._calibration = checkpoint.digest, checkpoint.calibration
         # Batch norms become part of the convolutions before them: the same sums, in two thirds of the time.
         self._network = fuse(build(checkpoint)).to(device).to(memory_format=torch.channels_last)
 
@@ -56,7 +76,8 @@ class Classifier:
 
         Every pass runs at the full batch size, the last one filled up with black: kernels add in an order that depends
         on the batch's shape, and a film's probabilities must not depend on how many neighbours it had. When the device
-        has not enough memory the batch is halved and stays so. Raises RuntimeError when a single film fails.
+        has not enough memory the batch is halved and stays so. Raises RuntimeError when a single film fails, and
+        UnsoundCheckpoint where a probability is none: whatever the inputs hold, they are finite.
         """
         try:
             passes = [self._one_pass(inputs[i : i + self.batch_size]) for i in range(0, len(inputs), self.batch_size)]
@@ -86,6 +107,8 @@ class Classifier:
         with self._autocast():
             logits = self._network(network_input)  # (B, findings)
         probabilities = self._calibration.probabilities(logits.float().cpu().numpy()[: len(inputs)])
+        if not ((probabilities >= 0) & (probabilities <= 1)).all():  # NaN compares false
+            raise UnsoundCheckpoint("its network gives values that are no probabilities", digest=self._digest)
         return np.round(probabilities, DECIMALS)
 
     def _autocast(self) -> Any:

@@ -26,7 +26,7 @@ from worker.context import Context, Live, actor
 from worker.monitoring.prometheus import WorkMetrics
 from worker.ranking import policy, priority
 from worker.ranking.placement import placed
-from worker.scoring.inference import Classifier
+from worker.scoring.inference import Classifier, prove
 
 log = structlog.get_logger()
 
@@ -84,7 +84,7 @@ def place(live: Live, study: Seen) -> results.PriorityResult:
 def enter(context: Context, session: Session, row: CheckpointRow, *, champion: Live, reason: str) -> None:
     """Put a challenger into shadow; the one that was there is a challenger again. Workers follow between two batches.
 
-    Its file is loaded and checked first. Raises NoShadow or CheckpointError with the reason.
+    Its file is loaded and tried first. Raises NoShadow or CheckpointError with the reason.
     """
     if row.state != "challenger":
         raise NoShadow(f"checkpoint {row.short} is {row.state}; only a challenger goes into shadow")
@@ -94,7 +94,7 @@ def enter(context: Context, session: Session, row: CheckpointRow, *, champion: L
             f"checkpoint {row.short} reads other inputs ({_squares(live)}) than the champion "
             f"({_squares(champion)}): both must read the same"
         )
-    load_checkpoint(live.path, expected_digest=live.digest)
+    prove(live.path, digest=live.digest)
     registry.set_state(session, row, "shadow", by=actor(), reason=reason)
 
 
@@ -164,7 +164,7 @@ class Shadow:
             return None
         began, probabilities = time.monotonic(), None
         with self.alone("shadow_failed"), self._metrics.stage("shadow"):
-            probabilities = _probabilities(self.classifier.predict(inputs))
+            probabilities = self.classifier.predict(inputs)
         if time.monotonic() - began > self._patience_seconds:
             self.give_up("shadow_too_slow")
         return probabilities
@@ -175,13 +175,6 @@ class Shadow:
             return
         with self.alone("shadow_not_recorded"), session_scope(engine) as session:
             write(session, self.live, studies, run_id=run_id)
-
-
-def _probabilities(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The same values. Raises ArithmeticError where one is none: a champion's would stop at the policy."""
-    if not ((values >= 0) & (values <= 1)).all():  # NaN compares false
-        raise ArithmeticError("a probability is not a number between 0 and 1")
-    return values
 
 
 def write(session: Session, live: Live, studies: Sequence[Seen], *, run_id: int | None = None) -> None:

@@ -67,8 +67,8 @@ def test_no_override_promotes_it(context, unsound):
     before = context.live().digest
     with session_scope(context.engine) as session:
         row = context.register(session, unsound)
-    with pytest.raises(UnsoundCheckpoint), session_scope(context.engine) as session:
-        promotion.promote(context, session, row, reason="a test", override="all the same")
+        with pytest.raises(UnsoundCheckpoint):
+            promotion.promote(context, session, row, reason="a test", override="all the same")
     assert context.live().digest == before
 
 

@@ -1,5 +1,8 @@
 """Every transfer syntax gives the stored values bit for bit, or an error; never half an image."""
 
+import struct
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import data_store
@@ -24,15 +27,16 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from tests.support.dicom_files import ENCODERS, LOSSLESS_SYNTAXES, LOSSY_SYNTAXES, make_film, texture
+from tests.support.dicom_files import ENCODERS, LOSSLESS_SYNTAXES, LOSSY_SYNTAXES, make_film, save, texture
 from training.imaging import jpeg_lossless
-from training.imaging.decoders import DECODERS, decode, decode_half
+from training.imaging.decoders import DECODERS, END_MARKER, MOST_SCANS, START_OF_SCAN, decode, decode_half
 from training.imaging.dicom import (
     DEFAULT_LIMITS,
     PixelHeader,
     Truncated,
     Undecodable,
     UnusablePixels,
+    dataset_in,
     open_dataset,
 )
 
@@ -172,6 +176,69 @@ def test_openjph_s_error_in_mid_image_is_not_lost(half: bool) -> None:
     film.PixelData = encapsulate([bytes(codestream)])
     assert refusal(film) == "undecodable"
     assert not half or decode_half(film, header) is None
+
+
+def with_a_burst() -> tuple[Dataset, NDArray[np.integer]]:
+    """An HTJ2K film with 4,000 bytes of 0xFF in its middle, and its pixels without them."""
+    film = film_in(HTJ2KLossless)
+    codestream, whole = bytearray(codestream_of(film)), stored(film)
+    middle = len(codestream) // 2
+    codestream[middle : middle + 4000] = b"\xff" * 4000
+    film.PixelData = encapsulate([bytes(codestream)])
+    return film, whole
+
+
+def test_htj2k_damage_in_mid_image_does_not_pass_as_the_rows_before_it() -> None:
+    film, whole = with_a_burst()
+    decoded = stored(film)
+    assert not (decoded[-1] == 0x55).all()
+    assert decoded.shape == whole.shape
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="OpenJPH decodes a burst of 0xFF in silence: SECURITY.md")
+def test_a_burst_of_ones_in_an_htj2k_film_is_refused() -> None:
+    film, whole = with_a_burst()
+    with suppress(UnusablePixels):
+        np.testing.assert_array_equal(stored(film), whole)
+
+
+@pytest.mark.parametrize("offsets", [[4], [0, 4], [2**31], [0, 0, 0]])
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, RLELossless, HTJ2KLossless], ids=name)
+def test_a_wrong_basic_offset_table_costs_no_film(syntax: UID, offsets: list[int]) -> None:
+    film = film_in(syntax)
+    whole, old = stored(film), film.PixelData
+    after_table = 8 + int.from_bytes(old[4:8], "little")
+    table = struct.pack(f"<{len(offsets)}I", *offsets)
+    film.PixelData = old[:4] + struct.pack("<I", len(table)) + table + old[after_table:]
+    np.testing.assert_array_equal(stored(film), whole)
+
+
+@pytest.mark.parametrize("junk", [b"junk" * 25, b"\xff" * 64, bytes(range(256))])
+@pytest.mark.parametrize("syntax", [each for each in DECODERS if each in ENCODERS], ids=name)
+def test_junk_behind_the_end_marker_costs_no_film(syntax: UID, junk: bytes) -> None:
+    film = film_in(syntax)
+    whole = stored(film)
+    film.PixelData = encapsulate([codestream_of(film) + junk])
+    np.testing.assert_array_equal(stored(film), whole)
+
+
+@pytest.mark.parametrize("junk", [b"\0" * 10, b"junk" * 4, b"\xff" * 64, bytes(4096)])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, JPEGLosslessSV1], ids=name)
+def test_junk_behind_the_pixel_data_costs_no_film(syntax: UID, junk: bytes) -> None:
+    film = film_in(syntax)
+    file = BytesIO()
+    save(film, file)
+    read = dataset_in(file.getvalue() + junk, limits=DEFAULT_LIMITS)
+    np.testing.assert_array_equal(stored(read), stored(film))
+
+
+def test_a_progressive_film_of_many_scans_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    film = film_in(JPEGBaseline8Bit)
+    codestream = codestream_of(film)
+    scan = codestream[codestream.index(START_OF_SCAN) : -2]
+    film.PixelData = encapsulate([codestream[:-2] + scan * MOST_SCANS + END_MARKER])
+    monkeypatch.setattr(imagecodecs, "jpeg8_decode", None)  # calling it would be a TypeError
+    assert refusal(film) == "undecodable"
 
 
 # Not the other predictors of JPEG Lossless: by most of them one wrong sample moves all below it.

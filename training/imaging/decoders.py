@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import generate_fragments
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     HTJ2K,
@@ -58,6 +58,7 @@ END_MARKER = jpeg_lossless.END_MARKER  # EOI of JPEG (T.81 B.1.1.3) and JPEG-LS,
 OVERSHOOT = 1 / 8  # of the range: of the 5/3 wavelet's low band at an edge from black to white
 OUT_OF_RANGE = "The compressed image decodes to values that it cannot hold: it is damaged."
 START_OF_SCAN = b"\xff\xda"
+MOST_SCANS = 40  # encoders make ten of a progressive film; of a thousand each goes over the whole of it
 PROBE = b"\x00" + b"\x55" * 64  # entropy-coded bytes that mean something, and no marker whatever stands before them
 
 
@@ -151,6 +152,8 @@ def _monochrome(codestream: bytes, stream: Stream, syntax: UID) -> Pixels:
 
 def _jpeg_dct(codestream: bytes, _stream: Stream) -> Pixels:
     """Raises Undecodable where the end of the only scan means nothing: a decoder that lost its step was done early."""
+    if codestream.count(START_OF_SCAN) > MOST_SCANS:
+        raise Undecodable("The compressed image has more scans than any film's.")
     pixels = _jpeg_turbo(codestream, columns=8)  # what libjpeg-turbo makes up comes in blocks
     if codestream.count(START_OF_SCAN) == 1:
         other_end = codestream[:-4].removesuffix(b"\xff") + PROBE + END_MARKER
@@ -277,21 +280,24 @@ HALVING_DECODERS: dict[UID, Decode] = {  # of reversible wavelets only
 
 
 def _frame(dataset: Dataset) -> bytes:
-    """The one frame's bytes, from all its fragments (PS3.5 A.4)."""
+    """The one frame's bytes: all fragments, whatever the Basic Offset Table before them says (PS3.5 A.4)."""
     try:
-        return get_frame(dataset.PixelData, 0, number_of_frames=1)
+        _offset_table, *fragments = generate_fragments(dataset.PixelData)
+        return b"".join(fragments)
     except DAMAGE as error:
         raise Undecodable("The pixel data's fragments cannot be read.") from error
 
 
 def _codestream(dataset: Dataset) -> bytes:
-    """The image's codestream, ending with its end marker."""
-    # Padded to an even length with a zero, with 0xFF or a space by some writers, with many zeros by others.
-    padded = _frame(dataset).rstrip(b"\x00")
-    end = padded.rfind(END_MARKER, max(0, len(padded) - 3))
+    """The image's codestream, up to its end marker, which no entropy-coded data holds.
+
+    Behind it some writers pad with 0xFF, with a space or with many zeros.
+    """
+    frame = _frame(dataset)
+    end = frame.rfind(END_MARKER)
     if end < 0:
         raise Truncated
-    return padded[: end + 2]
+    return frame[: end + 2]
 
 
 def _run_length(frame: bytes, header: PixelHeader) -> Pixels:

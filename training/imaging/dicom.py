@@ -387,8 +387,9 @@ def _parse(
 
 
 class _Guard:
-    """Stops pydicom at the pixels, and where the elements asked for are longer than any film's: it makes an object of
-    each value, for which 8 MB of them take 43 s and 761 MB. Raises TooLarge."""
+    """Stops pydicom at the pixels, or behind them, where junk is no reason to lose them; and where the elements asked
+    for are longer than any film's: it makes an object of each value, for which 8 MB of them take 43 s and 761 MB.
+    Raises TooLarge."""
 
     def __init__(self, file: BytesIO, *, wanted: Sequence[int] | None, stop_at_pixels: bool = True) -> None:
         self._file, self._stop_at_pixels = file, stop_at_pixels
@@ -403,8 +404,10 @@ class _Guard:
             raise TooLarge("It holds more elements than any film does.")
         if self._wanted is not None:
             self._count(int(tag), length)
-        self.reached_pixels = self.reached_pixels or int(tag) in PIXEL_TAGS
-        return self.reached_pixels and self._stop_at_pixels
+        if int(tag) not in PIXEL_TAGS:
+            return self.reached_pixels
+        self.reached_pixels = True
+        return self._stop_at_pixels
 
     def _count(self, tag: int, length: int) -> None:
         if self._sequence_began is not None:

@@ -8,9 +8,11 @@ before `main` is called.
 def main() -> None:
     """Run the command line. What a person can mend is one line on standard error, not a traceback."""
     import os
+    import resource
     import sys
 
     os.umask(0o077)  # database, page and pictures hold patients' data: they are for this user alone
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold names
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that cannot show a sender's letter shows "?"
     from worker.cli.app import app

@@ -54,10 +54,11 @@ def rounded(number: Any) -> float:
 
 
 class DocumentedError(Exception):
-    """An error whose message, where it is given none, is its docstring's first line."""
+    """An error whose message, where it is given none, is its docstring's first line as a clause."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(message or (self.__doc__ or "").partition("\n")[0])
+        line = (self.__doc__ or "").partition("\n")[0].removesuffix(".")
+        super().__init__(message or line[:1].lower() + line[1:])
 
 
 def short(digest: str) -> str:

@@ -76,9 +76,12 @@ def prepare(
         Path | None, typer.Option(help="Fetch NIH's set from Kaggle into this folder first (42 GB, needs a token).")
     ] = None,
 ) -> None:
-    """Films and their table -> a manifest and small 8-bit inputs. Interrupted, it goes on where it stopped."""
+    """Make a manifest and small 8-bit inputs of films and their table.
+
+    Interrupted, it goes on where it stopped.
+    """
     from training import nih, prepared
-    from training.manifest import ManifestError, read_csv
+    from training.manifest import ManifestError
     from training.sources import AmbiguousImage
 
     if kaggle is not None:
@@ -87,10 +90,7 @@ def prepare(
     if table is None or not images:
         raise typer.BadParameter("give --table and --images, or --kaggle")
     try:
-        if nih.is_nih(table):
-            manifest = nih.read_nih(table, lists=lists)
-        else:
-            manifest = read_csv(table, keep_unknown=keep_unknown_view)
+        manifest = nih.read_table(table, lists=lists, keep_unknown=keep_unknown_view)
         with _bar("films", total=len(manifest)) as advance:
             outcomes = prepared.prepare(
                 manifest, images, folder, sizes=size or (224,), processes=processes, progress=advance
@@ -100,12 +100,19 @@ def prepare(
     typer.echo(f"{len(manifest):,} frontal films: " + ", ".join(f"{n:,} {what}" for what, n in outcomes.items()))
     if set(outcomes) - {prepared.READY}:
         typer.echo(f"the others, one by one: {folder / 'bad_files.csv'}")
+    if not set(outcomes) & set(prepared.KEPT):
+        raise typer.BadParameter(
+            f"none of the films in {table} can be used: do --images name the folder that holds them?"
+        )
 
 
 @app.command()
 @_options_of(settings=Settings, selection=Selection)
 def fit(folder: Folder, run: Run, *, size: Size = None, settings: Settings, selection: Selection) -> None:
-    """Train one network. Interrupted, the same command goes on from the last whole epoch."""
+    """Train one network.
+
+    Interrupted, the same command goes on from the last whole epoch.
+    """
     from training.fit import fit as train
 
     with usage_errors():
@@ -126,7 +133,10 @@ def crossfit(
     size: Size = None,
     settings: Settings,
 ) -> None:
-    """For few films: judge the recipe by cross-validation over patients, then train on all films, calibrated by it."""
+    """Train on few films, judged by cross-validation over patients.
+
+    The network that is kept is trained on all films and calibrated by the others.
+    """
     from training.crossfit import cross_fit
     from training.evaluation import judge_crossfit
 
@@ -148,7 +158,10 @@ def sweep(
     settings: Settings,
     selection: Selection,
 ) -> None:
-    """Compare learning rates (1e-2, 1e-3, 1e-4 and 1e-5 when none is given), each in a run of its own under RUN."""
+    """Compare learning rates, each in a run of its own under RUN.
+
+    1e-2, 1e-3, 1e-4 and 1e-5 when none is given.
+    """
     from training.lr_sweep import PAPER_RATES
     from training.lr_sweep import sweep as compare
 
@@ -167,7 +180,10 @@ def at_site(
         list[str], typer.Option(metavar="FINDING=SHARE", help="Of the site's films, like Effusion=.12.")
     ],
 ) -> None:
-    """Recalibrate a checkpoint for a site where findings are rarer or more common; the ranks within a finding stay."""
+    """Recalibrate a checkpoint for the shares of findings at a site.
+
+    The ranks within a finding stay.
+    """
     from training.calibration import header_at_site
     from training.checkpoint import Header, load_checkpoint, save_checkpoint
 
@@ -193,7 +209,10 @@ def evaluate(
         Path | None, typer.Option(help="The radiologists' labels of NIH films, as a slice of their own.")
     ] = None,
 ) -> None:
-    """Every figure of a checkpoint on films with labels: intervals over patients, baselines, slices, reliability."""
+    """Compute every figure of a checkpoint on films with labels.
+
+    Intervals over patients, baselines, slices, reliability.
+    """
     from training.checkpoint import read_header
     from training.evaluation import judge_checkpoint
     from training.nih import read_adjudicated
@@ -213,7 +232,7 @@ def plot(
         Path | None, typer.Option(help="The prepared folder: also draw its labels before and after sampling.")
     ] = None,
 ) -> None:
-    """Draw the pictures of a run that is over or still under way, beside its figures."""
+    """Draw the pictures of a run, over or still under way."""
     from training import plots
     from training.sampling import split_by_lists
 
@@ -238,7 +257,10 @@ def explain(
     filters: Annotated[bool, typer.Option(help="Also every filter of every layer, a picture per layer.")] = False,
     layer: Annotated[list[str] | None, typer.Option(help="Only the filters of this layer; may be given again.")] = None,
 ) -> None:
-    """Where on one film the evidence for each finding lies, and what each filter answers to."""
+    """Draw where on one film the evidence for each finding lies.
+
+    Also what each filter answers to, if asked for.
+    """
     from training import explain
     from training.checkpoint import load_checkpoint
     from training.imaging.pixels import UnusablePixels

@@ -3,6 +3,8 @@
 Wang et al., ChestX-ray8, CVPR 2017, pp. 3462-3471; images and tables: https://nihcc.app.box.com/v/ChestXray-NIHCC
 """
 
+import zlib
+from gzip import BadGzipFile
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from training.findings import FINDINGS, findings_of
-from training.manifest import checked, frontal, years
+from training.manifest import ManifestError, checked, frontal, read_csv, years
 
 KAGGLE: Final = "nih-chest-xrays/data"
 TRAIN_VAL_LIST: Final = "train_val_list.txt"
@@ -19,7 +21,29 @@ TEST_LIST: Final = "test_list.txt"
 # The header's "OriginalImage[Width,Height]" holds a comma, so it reads as more columns than it means, and the 2017 file
 # ends its lines with one more. The first seven columns are the same in both, and the only ones needed.
 _COLUMNS: Final = ("image", "labels", "follow_up", "patient_id", "age_years", "sex", "view_position")
+_NO_CSV: Final = (
+    pd.errors.ParserError,
+    pd.errors.EmptyDataError,
+    UnicodeDecodeError,
+    BadGzipFile,
+    EOFError,
+    zlib.error,
+)
 _ADJUDICATED: Final = {"Nodule or mass": "Mass", "Airspace opacity": "Consolidation", "Pneumothorax": "Pneumothorax"}
+
+
+def read_table(table: Path, *, lists: Path | None = None, keep_unknown: bool = False) -> pd.DataFrame:
+    """The manifest of NIH's own table or of anybody else's.
+
+    Raises ManifestError, which names the file, when it is no CSV or does not say what a manifest needs.
+    """
+    try:
+        return read_nih(table, lists=lists) if is_nih(table) else read_csv(table, keep_unknown=keep_unknown)
+    except ManifestError as wrong:
+        raise ManifestError(f"{table}: {wrong}") from wrong
+    except _NO_CSV as error:
+        reason = str(error).partition("\n")[0]
+        raise ManifestError(f"{table} is no CSV in UTF-8: {reason or type(error).__name__}") from error
 
 
 def is_nih(table: Path) -> bool:

@@ -44,7 +44,7 @@ DAMAGED_ARCHIVE: Final = "damaged_archive"
 TOO_OLD: Final = f"age_over_{OLDEST_YEARS}_ignored"
 _PICTURES: Final = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # how a PNG and a JPEG begin
 _GRAY: Final = ("1", "L", "I", "I;16")
-_KEPT: Final = (READY, CONVERTED)
+KEPT: Final = (READY, CONVERTED)
 _FILMS_PER_SYNC: Final = 256
 _NPY_HEADER_BYTES: Final = 128
 
@@ -133,7 +133,7 @@ def prepare(
     preprocessings = tuple(Preprocessing(size=size) for size in sorted(set(sizes)))
     _begin(folder, manifest, preprocessings)
     outcomes = _outcomes_so_far(folder)
-    rows = {image: row for row, image in enumerate(manifest["image"]) if outcomes.get(row) not in _KEPT}
+    rows = {image: row for row, image in enumerate(manifest["image"]) if outcomes.get(row) not in KEPT}
     progress(len(manifest) - len(rows))
     damaged: list[Path] = []
     if callable(sources):
@@ -308,7 +308,7 @@ def _outcomes_so_far(folder: Path) -> dict[int, str]:
 def _finish(folder: Path, manifest: pd.DataFrame, outcomes: dict[int, str], damaged: Sequence[Path]) -> Counter[str]:
     """Write the bad files and, last, the manifest of the usable films: where it lies, the folder is complete."""
     outcome = manifest.index.map(lambda row: outcomes.get(row, MISSING))
-    usable = outcome.isin(_KEPT)
+    usable = outcome.isin(KEPT)
     too_old = (manifest["age_years"] > OLDEST_YEARS) & usable
     bad = pd.concat(
         [

@@ -143,14 +143,15 @@ def explain_named(context: Context, name: str) -> Explained:
         study = lookup.study_named(session, name)
         if study is None:
             raise NothingToExplain(
-                "no such file, and the database knows no one study or film with this UID or accession number"
+                "no such file, and no study or film in the database has this UID, nor exactly one this number: "
+                "give the Study Instance UID of one that shares its number; `nightread worklist --wide` lists them"
             )
         return _explain_study(session, study)
 
 
 def _explain_study(session: Session, study: Study) -> Explained:
     facts = [("study", study.study_instance_uid), ("state", study.state)]
-    facts += [("reason", f"{study.reason}: {study.detail or ''}")] if study.reason else []
+    facts += [("reason", f"{study.reason}: {study.detail or sentence(study.reason)}")] if study.reason else []
     tables = [_instances_table(lookup.instances_of(session, study))]
     found = lookup.place_of(session, study)
     if found is None:

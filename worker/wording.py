@@ -62,6 +62,14 @@ def notes(row: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
+FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
+
+
 def spreadsheet_cell(value: Any) -> Any:
     """A CSV value that no spreadsheet takes for a formula: such a text gets the apostrophe that marks text there."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_BEGINS) else value
+
+
+def spreadsheet_text(cell: str) -> str:
+    """The text that `spreadsheet_cell` made a cell of."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA_BEGINS) else cell

@@ -282,4 +282,4 @@ def test_an_edit_that_makes_no_sense_is_refused_with_its_reason(
 
 
 def test_activating_a_version_that_is_not_there_is_wrong_usage(command: typer.Typer):
-    assert "No policy has this version" in invoke(command, "activate", "9", code=2).stderr
+    assert "no policy has this version" in invoke(command, "activate", "9", code=2).stderr

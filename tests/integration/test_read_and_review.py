@@ -260,8 +260,8 @@ def test_a_command_that_makes_no_sense_is_refused(command: typer.Typer, words: t
     [
         (b"", "no column study_instance_uid or accession_number"),
         (b"patient,read_at\n1,2\n", "no column study_instance_uid or accession_number"),
-        (b"accession_number,accession_number\n1,2\n", "two columns have the same name"),
-        ("accession_number\nMüller\n".encode("latin-1"), "it is not UTF-8"),
+        (b"accession_number,accession_number\n1,2\n", "two columns of the same name"),
+        ("accession_number\nMüller\n".encode("latin-1"), "is not UTF-8"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_whole(

@@ -370,6 +370,10 @@ def connection(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Conn
     time.tzset()
 
 
+def test_the_pages_questions_are_numbered_in_their_order():
+    assert re.findall(r"^### (\d+)\.", PAGE, re.MULTILINE) == [str(number) for number in range(1, len(QUESTIONS) + 1)]
+
+
 def test_every_question_of_the_page_has_an_answer_here():
     assert len(QUESTIONS) >= 20
     assert sorted(QUESTIONS) == sorted(ANSWERS) == list(range(1, len(QUESTIONS) + 1))

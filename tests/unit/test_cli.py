@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from pydicom.uid import generate_uid
+from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 from typer.testing import CliRunner, Result
 
 from db import schema
@@ -460,6 +460,30 @@ def test_a_cell_that_a_spreadsheet_would_run_is_marked_as_text(tmp_path):
     nightread("score", tmp_path)
     (row,) = csv.DictReader(io.StringIO(nightread("worklist", "--csv").stdout))
     assert row["accession_number"] == "'=1+1"
+
+
+def test_a_marked_cell_names_its_study_again_when_the_table_comes_back(tmp_path):
+    make_film(tmp_path / "a.dcm", AccessionNumber="=1+1")
+    nightread("score", tmp_path)
+    (tmp_path / "read.csv").write_text(nightread("worklist", "--csv").stdout.replace("study_instance_uid", "column_2"))
+    assert "1 changed, 0 known already, 0 left out" in nightread("read", "--csv", tmp_path / "read.csv").stdout
+    assert json.loads(nightread("worklist", "--json").stdout) == []
+
+
+def test_what_was_named_on_the_command_line_is_left_out_by_its_name():
+    assert "B7: no study has this UID" in nightread("read", "B7").stdout
+
+
+def test_a_study_that_was_skipped_as_a_whole_is_explained_in_a_sentence(tmp_path):
+    make_film(tmp_path / "a.dcm", AccessionNumber="SC1", SOPClassUID=SecondaryCaptureImageStorage)
+    nightread("score", tmp_path)
+    assert "secondary_capture: The object is" in nightread("explain", "SC1").stdout
+
+
+@pytest.mark.parametrize("group", [(), ("models",), ("policy",), ("train",), ("db",)])
+def test_the_overview_of_commands_is_not_cut_at_80_columns(monkeypatch, group):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "..." not in nightread(*group, "--help").stdout.partition("Commands:")[2]
 
 
 def test_prune_keeps_what_nobody_has_read_and_asks_before_it_deletes(folder):

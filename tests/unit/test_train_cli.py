@@ -91,6 +91,22 @@ def test_wrong_usage_is_answered_in_a_sentence(
     assert answer in " ".join(told.replace("│", " ").split())
 
 
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\xff", b"", b'a,b\n"1', b"a,b\n1,2\n1,2,3\n"])
+@pytest.mark.parametrize("name", ["table.csv", "table.csv.gz"])
+def test_a_table_that_is_no_csv_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    code, told = run("prepare", tmp_path / "out", "--table", tmp_path / name, "--images", tmp_path)
+    assert code == 2
+    assert name in told.replace("│", "").replace(" ", "").replace("\n", "")
+
+
+def test_a_table_whose_films_are_all_missing_is_refused(films: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    code, told = run("prepare", films / "out", "--table", films / "films.csv", "--images", elsewhere)
+    assert code == 2
+    assert "7 missing" in told
+
+
 def test_plot_draws_a_run_under_way_and_its_labels(films: Path) -> None:
     run("prepare", films / "out", "--table", films / "films.csv", "--images", films, "--size", 32)
     here = films / "run"

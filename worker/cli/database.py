@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from worker.terminal.console import out, settings_with_logs
+from worker.terminal.console import say, settings_with_logs
 
-app = typer.Typer(no_args_is_help=True, help="The database's schema and roles.")
+app = typer.Typer(no_args_is_help=True, help="Keep the database's schema and roles.")
 
 
 @app.command()
@@ -22,14 +22,17 @@ def upgrade() -> None:
     before = schema.current_revision(engine)
     schema.upgrade(engine)
     Context(settings).seed()
-    out.print(f"schema: {before or 'empty'} -> {schema.head_revision()}")
+    say(f"schema: {before or 'empty'} -> {schema.head_revision()}")
 
 
 @app.command()
 def roles(
     password_dir: Annotated[Path, typer.Option(help="A folder with one file per role, named like it.")],
 ) -> None:
-    """Make PostgreSQL's roles nightread_migrate, nightread_worker and nightread_reader, or mend them."""
+    """Make PostgreSQL's roles, or mend them.
+
+    They are nightread_migrate, nightread_worker and nightread_reader.
+    """
     from db.roles import ROLES, create_roles
     from db.session import make_engine
 
@@ -41,4 +44,4 @@ def roles(
     except OSError as error:
         raise typer.BadParameter(f"cannot read the password file {error.filename}: {error.strerror}") from error
     create_roles(engine, passwords)
-    out.print(f"roles: {', '.join(ROLES)}")
+    say(f"roles: {', '.join(ROLES)}")

@@ -14,7 +14,7 @@ app = typer.Typer()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the films, the database and the picture go.")] = Path("morning"),
 ) -> None:
-    """Draw thirty phantom studies, score them, and show the morning they make."""
+    """Draw thirty phantom studies, score them, and show the list."""
     from worker.demo.run import run_demo
 
     morning = run_demo(folder, settings=settings_with_logs(log_level="warning"), console=out)

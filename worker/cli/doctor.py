@@ -16,7 +16,10 @@ def doctor(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check settings, database, schema, checkpoint, device, broker, clock and disk; exit 2 or 3 when one is wrong."""
+    """Check the settings and whatever they name.
+
+    Settings, database, schema, checkpoint, device, broker, clock and disk; ends with 2 or 3 when one is wrong.
+    """
     from worker.doctor import ROLES, CheckResult, examine, examine_role
     from worker.settings import WrongSettings
     from worker.terminal.listing import show

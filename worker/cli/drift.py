@@ -18,16 +18,18 @@ app = typer.Typer()
 def drift(
     day: Annotated[
         datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="A day in UTC; without it: the last one on which studies came."),
+        typer.Option(
+            formats=["%Y-%m-%d"], metavar="DATE", help="A day in UTC; without it: the last one on which studies came."
+        ),
     ] = None,
     days: Annotated[
         int, typer.Option(min=1, max=366, metavar="N", help="Number of days to judge, ending with --day.")
     ] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Judge the films that came on a day beside those that the checkpoint knows, and keep the figures.
+    """Judge a day's films beside those that the checkpoint knows.
 
-    Ends with 1 when the last day has drifted so far that somebody must act, else with 0.
+    The figures are kept. Ends with 1 when the last day has drifted so far that somebody must act, else with 0.
     """
     from worker.monitoring.drift import ACT, daily, last_day
     from worker.terminal.listing import show

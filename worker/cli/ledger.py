@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from worker.terminal.console import AsJson, Wide, open_engine, out, print_json, refuse
+from worker.terminal.console import AsJson, Wide, open_engine, out, print_json, refuse, say
 from worker.wording import counted
 
 if TYPE_CHECKING:
@@ -33,7 +33,10 @@ def status(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """The totals: received = scored + skipped + quarantined + waiting, and why."""
+    """Count the studies and films by their state, and say why.
+
+    received = scored + skipped + quarantined + waiting, always.
+    """
     from worker.terminal.tables import rejected_table
 
     if rejected + quarantined + skipped > 1:
@@ -101,7 +104,10 @@ def runs(
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """The last runs: a worker's nights and each `nightread score`, for `nightread report --run NUMBER`."""
+    """List the last runs: workers' nights and each `score`.
+
+    Their numbers are what `nightread report --run NUMBER` takes.
+    """
     from db.runs import listed
     from db.session import read_scope
     from worker.terminal.tables import runs_table
@@ -125,14 +131,14 @@ def requeue(
         ids = ledger.requeue(session, study_instance_uid=study, reason=code)
     if ids:
         verb = "waits" if len(ids) == 1 else "wait"
-        out.print(f"{counted(len(ids), 'study', 'studies')} {verb} again; "
+        say(f"{counted(len(ids), 'study', 'studies')} {verb} again; "
                   "`nightread score` or the next sweep takes them.")  # fmt: skip
     elif study is not None:
         refuse("this study has nothing in quarantine, or the database does not know it")
     elif reason is not None:
         refuse(f"nothing in quarantine has the reason {reason!r}; `nightread status --quarantined` lists what there is")
     else:
-        out.print("Nothing is in quarantine.")
+        say("Nothing is in quarantine.")
 
 
 @app.command()
@@ -145,9 +151,10 @@ def prune(
     unread: Annotated[bool, typer.Option("--unread", help="Also studies that nobody has read yet.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking, as a script needs it.")] = False,
 ) -> None:
-    """Delete finished studies received before DATE, with their results. The files are not touched.
+    """Delete finished studies received before a date.
 
-    Unread and reviewed studies are kept unless --unread or --reviewed is given. What still waits is always kept.
+    Their results go with them; the files are not touched. Unread and reviewed studies are kept unless --unread or
+    --reviewed is given. What still waits is always kept.
     """
     from worker.context import actor
     from worker.retention import Pruning, prunable
@@ -156,11 +163,11 @@ def prune(
     engine, pruning = open_engine(), Pruning(before.astimezone(), reviewed=reviewed, unread=unread)
     found = prunable(engine, pruning)
     if dry_run:
-        out.print(f"would go: {_prunable_words(found)}")
+        say(f"would go: {_prunable_words(found)}")
         return
     if not yes:
         _ask_to_delete(found)
-    out.print(f"gone: {_prunable_words(delete(engine, pruning, by=actor()))}")
+    say(f"gone: {_prunable_words(delete(engine, pruning, by=actor()))}")
 
 
 def _prunable_words(found: "Prunable") -> str:

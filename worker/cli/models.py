@@ -18,12 +18,13 @@ from worker.terminal.console import (
     out,
     print_json,
     refuse,
+    say,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-app = typer.Typer(no_args_is_help=True, help="The checkpoints: which are known, which one ranks, and the way back.")
+app = typer.Typer(no_args_is_help=True, help="Register, judge, promote and compare checkpoints.")
 
 Digest = Annotated[str, typer.Argument(help="The digest's first characters, as `models list` shows them.")]
 Reason = Annotated[str, typer.Option(help="Why; it is kept with who and when.")]
@@ -33,7 +34,7 @@ CHECK_FIELDS = ("name", "subject", "films_from", "champion", "challenger", "diff
 
 @app.command("list")
 def list_(wide: Wide = False, as_json: AsJson = False) -> None:
-    """Every registered checkpoint, newest first."""
+    """List the registered checkpoints, newest first."""
     from db import registry
     from db.session import read_scope
     from worker.terminal.listing import show
@@ -50,7 +51,10 @@ def list_(wide: Wide = False, as_json: AsJson = False) -> None:
 
 @app.command()
 def add(file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A checkpoint file.")]) -> None:
-    """Register a checkpoint as a challenger, once it is seen to work; a copy is kept in the state folder."""
+    """Register a checkpoint as a challenger.
+
+    It is seen to work first; a copy is kept in the state folder.
+    """
     from db.session import session_scope
     from worker.scoring.inference import prove
 
@@ -58,14 +62,15 @@ def add(file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="
     prove(file)
     with session_scope(context.engine) as session:
         row = context.register(session, file)
-        out.print(f"{row.short} is registered as {row.state}")
+        say(f"{row.short} is registered as {row.state}")
 
 
 @app.command()
 def judge(digest: Digest, as_json: AsJson = False) -> None:
-    """Judge a registered checkpoint beside the champion, on confirmed films of patients that nobody trains on.
+    """Judge a registered checkpoint beside the champion.
 
-    The verdict is kept; exit code 0 when it passed, 1 when it was refused or left undecided.
+    The films are confirmed ones of patients that nobody trains on. The verdict is kept; exit code 0 when it passed,
+    1 when it was refused or left undecided.
     """
     from db import registry
     from db.session import read_scope
@@ -82,13 +87,13 @@ def judge(digest: Digest, as_json: AsJson = False) -> None:
         _print_verdict_json(row.digest, judged.checks, result=judged.result)
     else:
         _print_checks(judged.checks)
-        out.print(f"{row.short} {judged.reason}", highlight=False, soft_wrap=True)
+        say(f"{row.short} {judged.reason}")
     raise typer.Exit(DONE if judged.result == "passed" else SOME_LEFT_OUT)
 
 
 @app.command()
 def verdict(digest: Digest, as_json: AsJson = False) -> None:
-    """The last verdict of the gate on a checkpoint."""
+    """Show the last verdict of the gate on a checkpoint."""
     from db import gate, registry
     from db.session import read_scope
 
@@ -104,9 +109,9 @@ def verdict(digest: Digest, as_json: AsJson = False) -> None:
             return
         _print_checks(checks)
         when = f"{found.judged_at:%Y-%m-%d %H:%M}"
-        out.print(f"{found.result} on {when} by {found.judged_by}: {found.films} films of {found.patients} patients")
+        say(f"{found.result} on {when} by {found.judged_by}: {found.films} films of {found.patients} patients")
         if found.accepted_by is not None:
-            out.print(f"accepted by {found.accepted_by}: {found.accepted_reason}", highlight=False, soft_wrap=True)
+            say(f"accepted by {found.accepted_by}: {found.accepted_reason}")
 
 
 def _print_checks(checks: "Sequence[Any]") -> None:
@@ -130,9 +135,10 @@ def promote(
     ] = None,
     override: Annotated[str | None, typer.Option(help="Why it goes live against the gate; it is kept.")] = None,
 ) -> None:
-    """Make a checkpoint that passed the gate the one that ranks; workers take it up between two batches.
+    """Make a checkpoint that passed the gate the one that ranks.
 
-    A checkpoint that the gate left undecided needs --accept-undecided with a reason; one that failed needs --override.
+    Workers take it up between two batches. A checkpoint that the gate left undecided needs --accept-undecided with
+    a reason; one that failed needs --override.
     """
     from db import registry
     from db.session import session_scope
@@ -142,24 +148,27 @@ def promote(
     with _registry_errors(promotion.NotPromoted), session_scope(context.engine) as session:
         row = registry.by_digest(session, digest)
         promotion.promote(context, session, row, reason=reason, override=override, accept_undecided=accept_undecided)
-    out.print("promoted; `nightread rescore` scores what the old one has ranked")
+    say("promoted; `nightread rescore` scores what the old one has ranked")
 
 
 @app.command()
 def rollback(reason: Reason) -> None:
-    """Back to the champion before this one."""
+    """Go back to the champion before this one."""
     from db.session import session_scope
     from worker.checkpoints import promotion
 
     context = open_context()
     with _registry_errors(promotion.NotPromoted), session_scope(context.engine) as session:
         row = promotion.rollback(context, session, reason=reason)
-    out.print(f"{row.short} ranks again")
+    say(f"{row.short} ranks again")
 
 
 @app.command()
 def shadow(digest: Digest, reason: Reason) -> None:
-    """Let a challenger score beside the champion: it sees the same films, and ranks nothing."""
+    """Let a challenger score beside the champion.
+
+    It sees the same films, and ranks nothing.
+    """
     from db import registry
     from db.session import session_scope
     from worker.scoring.shadow import NoShadow, enter
@@ -169,7 +178,7 @@ def shadow(digest: Digest, reason: Reason) -> None:
     with _registry_errors(NoShadow), session_scope(context.engine) as session:
         row = registry.by_digest(session, digest)
         enter(context, session, row, champion=champion, reason=reason)
-    out.print(f"{row.short} is in shadow; `nightread models compare` shows what it would change")
+    say(f"{row.short} is in shadow; `nightread models compare` shows what it would change")
 
 
 @app.command()
@@ -180,7 +189,7 @@ def unshadow(reason: Reason) -> None:
 
     with _registry_errors(NoShadow), session_scope(open_engine()) as session:
         row = leave(session, reason=reason)
-    out.print(f"{row.short} is a challenger again")
+    say(f"{row.short} is a challenger again")
 
 
 @app.command()
@@ -189,10 +198,15 @@ def compare(
         str | None, typer.Argument(help="The digest's first characters; by default the shadow's.")
     ] = None,
     days: Annotated[float, typer.Option(min=0.1, metavar="N", help="Studies received in the last N days.")] = 7.0,
-    night: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only this night.")] = None,
+    night: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="Only this night.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """How another checkpoint would have ordered each night, of the studies that it and the champion have seen."""
+    """Show how another checkpoint would have ordered each night.
+
+    Of the studies that it and the champion have seen.
+    """
     from db import registry
     from db import shadow as rows
     from db.base import database_now

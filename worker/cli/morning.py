@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from worker.terminal.console import AsJson, Wide, err, open_context, open_engine, out, print_json, require_folder_of
+from worker.terminal.console import (
+    AsJson,
+    Wide,
+    err,
+    open_context,
+    open_engine,
+    out,
+    print_json,
+    require_folder_of,
+    say,
+)
 
 app = typer.Typer()
 
@@ -20,7 +30,7 @@ def worklist(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV for a spreadsheet.")] = False,
 ) -> None:
-    """List the unread studies in reading order: what to read first."""
+    """List the unread studies in reading order."""
     from db.session import read_scope
     from db.worklist import columns, stream
     from worker.terminal.listing import show
@@ -55,14 +65,14 @@ def report(
     output: Annotated[Path, typer.Option(help="Where the page goes.", dir_okay=False)] = Path("morning.html"),
     top: Annotated[int, typer.Option(min=1, metavar="N", help="Show the first N studies of the list.")] = 50,
 ) -> None:
-    """Write the morning page: one HTML file with the list, its pictures and the totals."""
+    """Write the morning page: list, pictures and totals in one file."""
     from db.morning import NoSuchRun
     from worker.report.page import write_report
     from worker.terminal.refusals import usage_errors
 
     require_folder_of(output)
     with usage_errors(NoSuchRun):
-        out.print(f"{write_report(open_context(), run=run, output=output, top=top)}", soft_wrap=True)
+        say(f"{write_report(open_context(), run=run, output=output, top=top)}")
 
 
 @app.command()
@@ -72,7 +82,7 @@ def explain(
     layers: Annotated[bool, typer.Option(help="With --heatmap: also every filter of every layer.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Why a file is scored or not, or why a study stands where it stands."""
+    """Say why a file is scored or not, or a study stands where it is."""
     from worker.explain import NoFilm, NothingToExplain, explain_file, explain_named, write_heatmaps
     from worker.terminal.listing import show
     from worker.terminal.refusals import usage_errors

@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.terminal.console import (
-    DONE,
-    SOME_LEFT_OUT,
-    STOPPED,
-    UNAVAILABLE,
-    open_context,
-    out,
-    progress,
-    refuse,
-)
+from worker.terminal.console import DONE, SOME_LEFT_OUT, STOPPED, UNAVAILABLE, open_context, progress, refuse, say
 from worker.wording import counted
 
 if TYPE_CHECKING:
@@ -33,7 +24,7 @@ Paths = Annotated[list[Path], typer.Argument(help="Files or folders (searched to
 
 @app.command()
 def score(paths: Paths) -> None:
-    """Register and score everything at PATHS in this process: no broker, no worker."""
+    """Register and score everything at PATHS, without a broker."""
     from db.session import read_scope
     from db.totals import read_totals
     from worker.cli.ledger import print_totals
@@ -49,7 +40,7 @@ def score(paths: Paths) -> None:
             tally = _scored(context, on_settled=advance)
         except KeyboardInterrupt:
             refuse("stopped. What was scored is kept; the next run goes on from there", code=STOPPED)
-    out.print(f"{counted(received.files, 'file')}: {counted(received.new_instances, 'new instance')}, "
+    say(f"{counted(received.files, 'file')}: {counted(received.new_instances, 'new instance')}, "
               f"{received.known} known, {received.rejected} rejected.{_changed(received)}")  # fmt: skip
     print_totals(context.engine, context.settings, as_json=False)
     _refuse_if_nothing_was_dicom(received)
@@ -76,7 +67,10 @@ def enqueue(
     rate: Annotated[str | None, typer.Option(help="Maximum rate of new studies, e.g. 120/min, 2/s or 5000/h.")] = None,
     between: Annotated[str | None, typer.Option(help="Only at these hours of the day, e.g. 22:00-06:00.")] = None,
 ) -> None:
-    """Register everything at PATHS and notify the workers: one message per study, a row id and nothing else."""
+    """Register everything at PATHS and notify the workers.
+
+    One message per study, a row id and nothing else.
+    """
     from worker.intake.receive import find_files
     from worker.queue.app import make_app
     from worker.queue.backfill import BackfillError, backfill, studies_per_minute_of, window_of
@@ -90,7 +84,7 @@ def enqueue(
     with progress("Reading headers", total=sum(1 for _ in find_files(paths))) as advance:
         done = backfill(context, celery, paths, studies_per_minute=pace, window=window, on_file=lambda: advance(1))
     received = done.received
-    out.print(f"{counted(received.files, 'file')}: {counted(received.new_instances, 'new instance')} of "
+    say(f"{counted(received.files, 'file')}: {counted(received.new_instances, 'new instance')} of "
               f"{counted(len(received.studies), 'study', 'studies')}, {received.known} known, "
               f"{received.rejected} rejected; {counted(done.notified, 'message')} sent."
               f"{_changed(received)}")  # fmt: skip
@@ -106,7 +100,10 @@ def enqueue(
 def worker(
     queue: Annotated[str, typer.Option(help="scoring, or training for the worker that runs retrainings.")] = "scoring",
 ) -> None:
-    """Take messages and score until stopped; SIGTERM gives back what is in flight."""
+    """Take messages and score until stopped.
+
+    SIGTERM gives back what is in flight.
+    """
     if queue == "training":
         from worker.queue.trainer import run_training_worker
 
@@ -121,7 +118,10 @@ def worker(
 
 @app.command()
 def beat() -> None:
-    """Send what is due: a sweep every few seconds, drift and retraining by their schedules. Two do no harm."""
+    """Send what is due, by the schedules of the settings.
+
+    A sweep every few seconds, drift and retraining. Two of them do no harm.
+    """
     from worker.queue.beat import run_beat
 
     run_beat(open_context())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from worker.terminal.console import AsJson, open_context, out, print_json, progress, refuse
+from worker.terminal.console import AsJson, open_context, out, print_json, progress, refuse, say
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-app = typer.Typer(no_args_is_help=True, help="The versions of the reading policy: what is urgent, and how urgent.")
+app = typer.Typer(no_args_is_help=True, help="Show and change what is urgent, and how urgent.")
 
 MOST_VERSIONS = 2**31 - 1  # what the column holds; SQLite's driver ends with a traceback far above it
 Version = Annotated[
@@ -35,7 +35,7 @@ def show(
     every: Annotated[bool, typer.Option("--all", help="List the versions there are.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The active policy, or another version, with who made it and when."""
+    """Show the active policy, or another version."""
     from db import policies
     from db.session import read_scope
     from worker.ranking import policy
@@ -66,7 +66,10 @@ def edit(
     category_a_share: Annotated[float | None, typer.Option(help="The share of films meant for category A.")] = None,
     version: Version = None,
 ) -> None:
-    """Write a new version, made from the active one. Nothing ranks by it until `policy activate`."""
+    """Write a new version, made from the active one.
+
+    Nothing ranks by it until `nightread policy activate`.
+    """
     from worker.ranking.policy import Changes
 
     changes = Changes(
@@ -96,7 +99,10 @@ def capacity(
     at_least: Annotated[int, typer.Option(min=1, help="Refuse fewer films of this site.")] = 1000,
     note: Note = "",
 ) -> None:
-    """Compute the threshold by which category A holds the share it is meant to; writes a new version."""
+    """Write a version whose category A holds the share it should.
+
+    The threshold is computed from the scores.
+    """
     from db.session import session_scope
     from training.findings import FINDINGS
     from worker.ranking import policy
@@ -122,7 +128,7 @@ def capacity(
                     at_least=at_least,
                 )
             source = f"{films} films of {weeks:g} weeks"
-    out.print(f"{name} at {value:g} flags {rules.category_a_share:.0%} of {source} (checkpoint {live.short}).")
+    say(f"{name} at {value:g} flags {rules.category_a_share:.0%} of {source} (checkpoint {live.short}).")
     _write(context, policy.Changes(thresholds={name: value}), note=note or f"capacity, from {source}")
 
 
@@ -130,14 +136,17 @@ def capacity(
 def activate(
     version: Annotated[int, typer.Argument(min=1, max=MOST_VERSIONS, help="As `policy edit` printed it.")],
 ) -> None:
-    """Make a version the one that ranks, and place every study by it again; none is scored again."""
+    """Make a version the one that ranks.
+
+    Every study is placed by it again; none is scored again.
+    """
     from worker.context import actor
     from worker.ranking import activation
 
     context = open_context()
     with _policy_errors(), progress("Placing studies", total=None) as advance:
         unread, read = activation.activate(context.engine, version, by=actor(), on_ranked=advance)
-    out.print(f"Version {version} is active; {unread:,} unread and {read:,} read studies were placed by it.")
+    say(f"Version {version} is active; {unread:,} unread and {read:,} read studies were placed by it.")
 
 
 def _policy_errors() -> AbstractContextManager[None]:
@@ -169,7 +178,7 @@ def _write(context: "Context", changes: "Changes", *, note: str, version: int | 
         _check_thresholds(rules, live.thresholds)
         row = policy.store(session, rules, capacity=live.thresholds, by=actor(), note=note)
         number = row.version
-    out.print(f"Version {number} is written. Nothing ranks by it yet: `nightread policy activate {number}`.")
+    say(f"Version {number} is written. Nothing ranks by it yet: `nightread policy activate {number}`.")
 
 
 def _check_thresholds(rules: "Policy", thresholds: dict[str, float]) -> None:
@@ -213,8 +222,7 @@ def _print_policy(shown: dict[str, Any]) -> None:
     from worker.terminal.tables import policy_table
 
     state = "active" if shown["active"] else "not active"
-    out.print(f"Version {shown['version']}, {state}, by {shown['created_by']}: {shown['note'] or '-'}",
-              highlight=False, soft_wrap=True)  # fmt: skip
-    out.print(f"Overdue after {shown['max_wait_minutes']:g} minutes; category A is meant for "
-              f"{shown['category_a_share']:.0%} of the films.", highlight=False, soft_wrap=True)  # fmt: skip
+    say(f"Version {shown['version']}, {state}, by {shown['created_by']}: {shown['note'] or '-'}")  # fmt: skip
+    say(f"Overdue after {shown['max_wait_minutes']:g} minutes; category A is meant for "
+              f"{shown['category_a_share']:.0%} of the films.")  # fmt: skip
     show(policy_table(shown["findings"]), console=out)

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
 
-from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_engine, out, print_json, refuse
+from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_engine, print_json, refuse, say
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -67,12 +67,16 @@ def read(
     else:
         moment = _moment(at, zone)
         rows = enumerate((Reading(study, moment, reader) for study in studies or ()), start=1)
-    _finish(_answered(rows, lambda session, some: mark_read(session, some, whole_order=whole_order)), as_json=as_json)
+    report = _answered(rows, lambda session, some: mark_read(session, some, whole_order=whole_order))
+    _finish(report, names=studies, as_json=as_json)
 
 
 @app.command()
 def unread(studies: Studies = None, whole_order: WholeOrder = False, as_json: AsJson = False) -> None:
-    """Bring studies back to the worklist, each to the place that it would have had."""
+    """Bring studies back to the worklist.
+
+    Each comes to the place that it would have had.
+    """
     from db.reading import mark_unread
     from worker.context import actor
 
@@ -83,7 +87,7 @@ def unread(studies: Studies = None, whole_order: WholeOrder = False, as_json: As
     def bring_back(session: "Session", some: Sequence[str]) -> "list[Answer]":
         return mark_unread(session, some, by=actor(), whole_order=whole_order)
 
-    _finish(_answered(rows, bring_back), as_json=as_json)
+    _finish(_answered(rows, bring_back), names=studies, as_json=as_json)
 
 
 @app.command()
@@ -98,7 +102,10 @@ def review(
     time_zone: Zone = None,
     as_json: AsJson = False,
 ) -> None:
-    """Keep what a radiologist confirmed of a study, finding by finding: the labels that retraining trusts."""
+    """Keep what a radiologist confirmed of a study.
+
+    Finding by finding: these are the labels that retraining trusts.
+    """
     from db.reading import Opinion, record_opinions
     from worker.cli import ris_csv
 
@@ -112,7 +119,9 @@ def review(
             refuse("a review needs --reader and at least one of --present, --absent, --not-assessed")
         moment = _moment(at, zone)
         rows = enumerate((Opinion(study or "", key, word, reader, moment) for key, word in said.items()), start=1)
-    _finish(_answered(rows, record_opinions), as_json=as_json)
+    report = _answered(rows, record_opinions)
+    names = None if study is None else [study] * (report.rows + len(report.left_out))
+    _finish(report, names=names, as_json=as_json)
 
 
 def _one_source(studies: Sequence[str] | None, table: Path | None) -> None:
@@ -179,13 +188,15 @@ def _chunks(rows: Iterable[Any]) -> Iterator[list[Any]]:
         yield chunk
 
 
-def _finish(report: Report, *, as_json: bool) -> None:
+def _finish(report: Report, *, names: Sequence[str] | None, as_json: bool) -> None:
+    """Say what came of it; what was left out by its `names` on the command line, or by its line in the table."""
     left_out = sorted(report.left_out, key=lambda problem: problem.line)
     if as_json:
         counts = {"changed": report.changed, "unchanged": report.unchanged}
         print_json(counts | {"left_out": [asdict(problem) for problem in left_out]})
     else:
-        out.print(f"{report.changed} changed, {report.unchanged} known already, {len(left_out)} left out.")
+        say(f"{report.changed} changed, {report.unchanged} known already, {len(left_out)} left out.")
         for problem in left_out:
-            out.print(f"  line {problem.line}: {problem.reason}", highlight=False)
+            place = names[problem.line - 1] if names else f"line {problem.line}"
+            say(f"  {place}: {problem.reason}")
     raise typer.Exit(SOME_LEFT_OUT if left_out else DONE)

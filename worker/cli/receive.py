@@ -12,10 +12,11 @@ app = typer.Typer()
 
 @app.command()
 def receive() -> None:
-    """Receive films by DICOM (C-STORE) until SIGTERM, and notify the workers.
+    """Receive films by DICOM (C-STORE), and notify the workers.
 
-    A film is on disk and in the database before its sender hears of success. NIGHTREAD_RECEIVE_* say who may send and
-    where films are kept; storage commitment is answered to the nodes of NIGHTREAD_PEERS.
+    Runs until SIGTERM. A film is on disk and in the database before its sender hears of success.
+    NIGHTREAD_RECEIVE_* say who may send and where films are kept; storage commitment is answered to the nodes of
+    NIGHTREAD_PEERS.
     """
     from worker.dicom_network.storage_scp import Receiver, run_receiver
     from worker.monitoring.prometheus import ReceiveMetrics, page

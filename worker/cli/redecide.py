@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_context, out, print_json, refuse
+from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_context, print_json, refuse, say
 
 app = typer.Typer()
 
@@ -16,17 +16,20 @@ def redecide(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Decide skipped instances again after a setting has changed. Their headers are read again from their files."""
+    """Decide skipped instances again after a setting has changed.
+
+    Their headers are read again from their files.
+    """
     from worker.intake.redecide import redecide as decide
     from worker.reasons import VIEW_SENTENCES
 
     code = reason.replace(" ", "_") if reason else None
     if code is not None and code not in VIEW_SENTENCES:
         refuse(f"{reason!r} is not a reason of the view filter; one of them is {', '.join(VIEW_SENTENCES)}")
-    done = decide(open_context(), reason=code)
+    done = decide(open_context(log_level="warning"), reason=code)
     if as_json:
         print_json({"read": done.files, "changed": done.changed, "rejected": done.rejected})
     else:
-        out.print(f"{done.files} headers read again: {done.changed} are decided otherwise now, {done.rejected} could "
+        say(f"{done.files} headers read again: {done.changed} are decided otherwise now, {done.rejected} could "
                   "not be read. `nightread score` or the next sweep takes what waits.")  # fmt: skip
     raise typer.Exit(SOME_LEFT_OUT if done.rejected else DONE)

@@ -17,6 +17,7 @@ from worker.terminal.console import (
     print_json,
     progress,
     refuse,
+    say,
 )
 from worker.wording import counted
 
@@ -34,9 +35,10 @@ def rescore(
     live: Annotated[bool, typer.Option("--live", help="Move the studies to their new places without asking.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score what another checkpoint has ranked, show how ranks would move, and move them if that is wanted.
+    """Score again what another checkpoint has ranked.
 
-    Nothing on the worklist changes before. What has been looked at is kept: a second run goes on from there.
+    Shows how ranks would move, and moves them if that is wanted. Nothing on the worklist changes before. What has
+    been looked at is kept: a second run goes on from there.
     """
     from worker.checkpoints import rescoring
     from worker.terminal.listing import show
@@ -61,9 +63,9 @@ def rescore(
     if as_json:
         print_json(asdict(found) | {"live": asdict(moved) if moved else None, "films_left_out": left})
     elif moved is not None:
-        out.print(f"{counted(moved.moved, 'study', 'studies')} moved; {moved.left_out:,} left out.")
+        say(f"{counted(moved.moved, 'study', 'studies')} moved; {moved.left_out:,} left out.")
     else:
-        out.print("Nothing has moved." + (" `nightread rescore --live` does it." if looking is ranking else ""))
+        say("Nothing has moved." + (" `nightread rescore --live` does it." if looking is ranking else ""))
     raise typer.Exit(SOME_LEFT_OUT if left else DONE)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from worker.terminal.console import DONE, SOME_LEFT_OUT, UNAVAILABLE, AsJson, err, open_context, out, print_json
+from worker.terminal.console import DONE, SOME_LEFT_OUT, UNAVAILABLE, AsJson, err, open_context, out, print_json, say
 
 app = typer.Typer()
 
@@ -15,11 +15,11 @@ def retrain(
     cause: Annotated[str, typer.Option(hidden=True, help="Who asks: hand, schedule, drift or resume.")] = "hand",
     as_json: AsJson = False,
 ) -> None:
-    """Train a challenger from what radiologists confirmed and judge it beside the champion.
+    """Train a challenger from confirmed studies, and judge it.
 
-    If it is interrupted or killed, the same command resumes it. Exit code 0: the challenger passed the gate, or there
-    was nothing to train; 1: it was refused or left undecided, or the training failed; 3: another retraining is under
-    way.
+    It is judged beside the champion. If it is interrupted or killed, the same command resumes it. Exit code 0: the
+    challenger passed the gate, or there was nothing to train; 1: it was refused or left undecided, or the training
+    failed; 3: another retraining is under way.
     """
     from db.training_runs import Busy, Lost
     from worker.retraining.run import in_background
@@ -43,7 +43,7 @@ def retrain(
     else:
         if outcome.judged is not None:
             show(verdict_table(outcome.judged.checks), console=out)
-        out.print(f"retraining {outcome.run_id} {outcome.state}: {outcome.reason}", highlight=False, soft_wrap=True)
+        say(f"retraining {outcome.run_id} {outcome.state}: {outcome.reason}")
     raise typer.Exit(DONE if outcome.state in ("passed", "ended") else SOME_LEFT_OUT)
 
 

@@ -13,6 +13,7 @@ from typing import TypeAlias, TypeVar
 
 from db.reading import Opinion, Reading
 from training.findings import FINDINGS, column
+from worker.wording import spreadsheet_text
 
 STUDY_COLUMNS = ("study_instance_uid", "accession_number")
 VERDICTS = {"present": "present", "absent": "absent", "not_assessed": "not_assessed", "1": "present", "0": "absent"}
@@ -99,7 +100,10 @@ def _rows(path: Path, *, also: Sequence[str]) -> Iterator[tuple[int, Fields | st
             header = file.readline()
             separator = max(",;\t", key=header.count)
             names = [_plain(name) for name in next(csv.reader([header], delimiter=separator), [])]
-            _check_columns(names, also=also)
+            try:
+                _check_columns(names, also=also)
+            except WrongFile as wrong:
+                raise WrongFile(f"{path} {wrong}") from wrong
             rows = csv.reader(file, delimiter=separator, strict=True)
             while True:
                 try:
@@ -112,9 +116,9 @@ def _rows(path: Path, *, also: Sequence[str]) -> Iterator[tuple[int, Fields | st
                 if any(value.strip() for value in values):
                     yield rows.line_num + 1, _fields(names, values)
     except UnicodeDecodeError as error:
-        raise WrongFile("it is not UTF-8 text; save it as CSV UTF-8") from error
+        raise WrongFile(f"{path} is not UTF-8 text; save it as CSV UTF-8") from error
     except csv.Error as error:
-        raise WrongFile(f"it is no CSV: {error}") from error
+        raise WrongFile(f"{path} is no CSV: {error}") from error
 
 
 def _plain(name: str) -> str:
@@ -127,19 +131,19 @@ def _fields(names: Sequence[str], values: Sequence[str]) -> Fields | str:
         return "it has more fields than the header"
     if any("\0" in value for value in values):  # PostgreSQL's text holds everything else
         return "it holds a NUL character"
-    return dict(zip(names, (value.strip() for value in values), strict=False))
+    return dict(zip(names, (spreadsheet_text(value.strip()) for value in values), strict=False))
 
 
 def _check_columns(names: Sequence[str], *, also: Sequence[str]) -> None:
     if not set(names) & set(STUDY_COLUMNS):
-        raise WrongFile("no column study_instance_uid or accession_number in its first line")
+        raise WrongFile("has no column study_instance_uid or accession_number in its first line")
     if also and not set(names) & set(also):
-        raise WrongFile("no column finding, and none named like a finding, in its first line")
+        raise WrongFile("has no column finding, and none named like a finding, in its first line")
     for name in names if also else ():
         if name not in KEYS and (meant := get_close_matches(name, KEYS, cutoff=0.8)):
-            raise WrongFile(f"no finding is called as its column {name!r}: is it {meant[0]}?")
+            raise WrongFile(f"has a column {name!r}, which is no finding: is it {meant[0]}?")
     if len(set(names)) < len(names):
-        raise WrongFile("two columns have the same name")
+        raise WrongFile("has two columns of the same name")
 
 
 def _study(fields: Fields) -> str:

@@ -40,7 +40,10 @@ def simulate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What a reading order buys: minutes to the report, by finding, under several policies side by side."""
+    """Simulate what a reading order buys.
+
+    Minutes to the report, by finding, under several policies side by side.
+    """
     from worker.simulation import plot as plotting
     from worker.simulation import simulate as simulation
     from worker.simulation.reading_room import SimulationError

@@ -41,8 +41,8 @@ STATES: dict[Outcome, str] = {"kept": "scored", "skipped": "skipped", "quarantin
 
 SQL_TO_ASK = (
     "SELECT priority_rank, accession_number, category, urgency, top_finding FROM worklist ORDER BY priority_rank",
-    "SELECT accession_number, pneumothorax, effusion FROM study_findings JOIN study USING (study_instance_uid)",
-    "SELECT state, reason, count(*) FROM instance GROUP BY state, reason",
+    "SELECT accession_number, pneumothorax, effusion FROM study_findings JOIN study_log USING (study_instance_uid)",
+    "SELECT state, reason, count(*) FROM film_log GROUP BY state, reason",
 )
 
 NOTE = "Phantoms: drawings, not patients. The checkpoint was trained on real films; its scores on drawings mean little."

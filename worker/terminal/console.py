@@ -61,6 +61,11 @@ def open_engine() -> "Engine":
     return open_database(settings)
 
 
+def say(sentence: str) -> None:
+    """One line on standard output, which a terminal wraps and a pipe gets whole."""
+    out.print(sentence, soft_wrap=True, highlight=False)
+
+
 def refuse(message: str, *, code: int = WRONG_USAGE) -> NoReturn:
     """End the command with one line on standard error; by default as wrongly used."""
     err.print(Text("nightread:", style="red"), message, highlight=False, soft_wrap=True)

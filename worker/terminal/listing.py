@@ -11,7 +11,7 @@ from rich.text import Text
 
 Cell: TypeAlias = str | Text
 
-WHOLE_CHARACTERS = 20  # a word up to this length is never folded: accession numbers, digests
+WHOLE_CHARACTERS = 24  # a word up to this length is never folded: accession numbers, digests, reasons
 UNBOUNDED_COLUMNS = 10_000
 
 
@@ -54,7 +54,8 @@ class Listing:
         shown = [number for number, column in enumerate(self.columns) if wide or not column.wide]
         for number in shown:
             column = self.columns[number]
-            words = (word for row in self.rows for word in str(row[number]).split())
+            cells = (column.heading, *(str(row[number]) for row in self.rows))
+            words = (word for cell in cells for word in cell.split())
             longest = max((len(word) for word in words if len(word) <= WHOLE_CHARACTERS), default=0)
             table.add_column(
                 column.heading, justify="right" if column.right else "left", overflow="fold", min_width=longest
@@ -75,8 +76,9 @@ def show(*listings: Listing, console: Console, wide: bool = False) -> None:
     for number, listing in enumerate(listings):
         if number:
             console.print()
-        if not listing.rows and listing.empty:
-            console.print(listing.empty, soft_wrap=True, highlight=False)
+        if not listing.rows:
+            sentences = [listing.empty or listing.title, *listing.remarks]
+            console.print("\n".join(sentences), soft_wrap=True, highlight=False)
         elif console.is_terminal:
             (_unbounded(console) if wide else console).print(listing.table(wide=wide))
         else:

@@ -86,7 +86,9 @@ def rejected_table(files: Sequence[Mapping[str, Any]]) -> Listing:
 
 def set_aside_table(state: str, rows: Sequence[Mapping[str, Any]]) -> Listing:
     """The instances that were skipped or quarantined, and the studies of which none could be named."""
-    columns = _columns("reason", "accession number", "Study Instance UID", "file", "what is wrong")
+    columns = _columns(
+        "reason", "accession number", "Study Instance UID", "file", "what is wrong", wide=("what is wrong",)
+    )
     listing = Listing(f"{state.capitalize()}", columns, empty=f"Nothing is {state}.")
     for row in rows:
         listing.add(
@@ -102,7 +104,8 @@ def set_aside_table(state: str, rows: Sequence[Mapping[str, Any]]) -> Listing:
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> Listing:
     """Nights and single `score` runs, newest first."""
     counts = ("scored", "skipped", "quarantined", "films")
-    columns = _columns("run", "kind", "started", "finished", *counts, "checkpoint", right=("run", *counts))
+    columns = _columns("run", "kind", "started", "finished", *counts, "checkpoint", right=("run", *counts),
+                       wide=("finished",))  # fmt: skip
     listing = Listing("Runs", columns, empty="No run yet: `nightread score` or a worker begins one.")
     for row in rows:
         started, finished = (None if at is None else f"{at.astimezone():%Y-%m-%d %H:%M}"

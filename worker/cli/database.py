@@ -12,7 +12,10 @@ app = typer.Typer(no_args_is_help=True, help="Keep the database's schema and rol
 
 @app.command()
 def upgrade() -> None:
-    """Bring the database's schema up to this version; a new database gets its checkpoint and policy."""
+    """Bring the database's schema up to this version.
+
+    A new database gets its checkpoint and policy.
+    """
     from db import schema
     from db.session import make_engine
     from worker.context import Context

@@ -32,15 +32,20 @@ def health(session: Session) -> Health:
         Study.state.in_(("waiting", "claimed")), Study.settled_at.is_(None)
     )
     oldest = session.scalar(unsettled)
-    settled = session.scalar(select(func.max(Run.last_settled_at)))
     figures = drift.latest(session)
     return Health(
         totals=read_totals(session),
         oldest_waiting_seconds=(now - oldest).total_seconds() if oldest else 0.0,
-        seconds_since_settled=(now - settled).total_seconds() if settled else None,
+        seconds_since_settled=seconds_since_settled(session),
         drift=figures,
         seconds_since_drift=(now - _end_of(figures[0].day)).total_seconds() if figures else None,
     )
+
+
+def seconds_since_settled(session: Session) -> float | None:
+    """How long ago a run last settled a study; None before the first one. Reads the runs and no study."""
+    settled = session.scalar(select(func.max(Run.last_settled_at)))
+    return (database_now(session) - settled).total_seconds() if settled else None
 
 
 def _end_of(day: str) -> datetime:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from db import schema, training_runs
 from db.base import database_now
-from db.health import head_of_queue, health
+from db.health import head_of_queue, seconds_since_settled
 from db.session import make_engine, read_scope
 from training.checkpoint import SHIPPED, CheckpointError, read_header
 from worker.context import Context, NothingSeeded, file_digest
@@ -160,13 +160,13 @@ def _disk(url: URL) -> str:
 
 def _worker_progress(context: Context) -> str:
     with read_scope(context.engine) as session:
-        found, head = health(session), head_of_queue(session)
+        settled, head = seconds_since_settled(session), head_of_queue(session)
     if head is None:
         return "nothing waits"
-    quiet = min(found.seconds_since_settled or head.waits_seconds, head.waits_seconds)
+    quiet = min(settled or head.waits_seconds, head.waits_seconds)
     if quiet > STALLED_SECONDS:
         raise CheckFailed(f"studies wait and none was settled for {quiet:.0f} s")
-    return f"{found.totals.waiting} wait, the last was settled {quiet:.0f} s ago"
+    return f"studies wait, work went on {quiet:.0f} s ago"
 
 
 def _beat_progress(context: Context) -> str:

@@ -492,7 +492,7 @@ def test_a_challenger_that_says_no_numbers_has_failed_and_is_not_judged(context,
     def nonsense(checkpoint, prepared, **_: object):
         return np.full((len(prepared.manifest), len(FINDINGS)), np.nan, dtype=np.float32)
 
-    monkeypatch.setattr(judging, "ask", nonsense)
+    monkeypatch.setattr(judging, "predict_logits", nonsense)
     outcome = retrain(context)
     assert outcome.state == "failed"
     assert "no numbers" in outcome.reason
@@ -667,14 +667,14 @@ def test_of_two_promotions_at_once_the_second_sees_the_first(context, challenger
         other = context.register(session, second)
         for each in (challenger, other):
             judged(session, each, "passed", champion_id=before.id)
-    load, begun, go_on = load_checkpoint, threading.Event(), threading.Event()
+    prove, begun, go_on = promotion.prove, threading.Event(), threading.Event()
 
     def slowly(*args: object, **named: object) -> object:
         begun.set()
         assert go_on.wait(60)
-        return load(*args, **named)
+        return prove(*args, **named)
 
-    monkeypatch.setattr(promotion, "load_checkpoint", slowly)
+    monkeypatch.setattr(promotion, "prove", slowly)
     with ThreadPoolExecutor(2) as pool:
         one = pool.submit(promoted, context, challenger)
         assert begun.wait(60)  # it has looked at its verdict, and holds the turn

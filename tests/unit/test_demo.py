@@ -45,7 +45,7 @@ def short_night(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(folder: Path, settings: Settings) -> tuple[Morning, str]:
-    console = Console(file=StringIO(), width=140)
+    console = Console(file=StringIO(), width=140, markup=False)  # as the commands print
     morning = run_demo(folder, settings=settings, console=console)
     return morning, console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -68,6 +68,7 @@ def test_a_morning_from_nothing_to_a_worklist_and_again(short_night: None, setti
     assert Image.open(morning.sheet).size[0] > 1000
     for words in ("phantoms", "mean little", "DEMO-13", "STAT", "balance", "SELECT", str(morning.database)):
         assert words in said
+    assert "[/" not in said, "markup that nobody reads"
 
     with sqlite3.connect(morning.database) as connection:
         assert all(connection.execute(query).fetchall() for query in SQL_TO_ASK)

@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from db.lookup import instance_ends
 from db.session import read_scope
@@ -34,7 +35,7 @@ ON_SHEET = 12  # studies on the contact sheet
 WIDE = 120  # a terminal with this many columns has room for three findings of a study
 
 WELCOME = (
-    "A night of [b]phantoms[/]: drawings that look like chest films and belong to nobody. The checkpoint was trained "
+    "A night of phantoms: drawings that look like chest films and belong to nobody. The checkpoint was trained "
     "on real films, so its scores on drawings mean little; how they become a worklist is the real thing."
 )
 STATES: dict[Outcome, str] = {"kept": "scored", "skipped": "skipped", "quarantined": "quarantined"}
@@ -218,15 +219,18 @@ def thumbnail(path: Path, *, limits: PixelLimits) -> NDArray[np.uint8] | None:
 
 def _say_where(morning: Morning, console: Console) -> None:
     for surprise in morning.surprises:
-        console.print(f"[bold red]Not as planned[/] {surprise}")
+        console.print(Text.assemble(("Not as planned", "bold red"), f" {surprise}"))
     if not morning.surprises:
-        console.print(f"[green]All {len(morning.written)} files ended as they should.[/]", highlight=False)
+        console.print(Text(f"All {len(morning.written)} files ended as they should.", style="green"))
+    bold = "bold"
     console.print(
-        f"\n[b]Look at[/]   {morning.sheet}\n[b]Films[/]     {morning.films}\n[b]Database[/]  {morning.database}\n\n"
-        "[b]Ask it in SQL[/], with any client:",
-        *(f"  {query};" for query in SQL_TO_ASK),
-        "\n[b]Your own films[/]: nightread score /path/to/folder && nightread worklist",
-        sep="\n",
-        highlight=False,
+        Text.assemble(
+            ("\nLook at", bold), f"   {morning.sheet}\n",
+            ("Films", bold), f"     {morning.films}\n",
+            ("Database", bold), f"  {morning.database}\n\n",
+            ("Ask it in SQL", bold), ", with any client:\n",
+            *(f"  {query};\n" for query in SQL_TO_ASK),
+            ("\nYour own films", bold), ": nightread score /path/to/folder && nightread worklist",
+        ),
         soft_wrap=True,
-    )
+    )  # fmt: skip

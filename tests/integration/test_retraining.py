@@ -55,6 +55,7 @@ from worker.retraining import run as retraining
 from worker.retraining.judging import judge_by_hand
 from worker.retraining.run import retrain
 from worker.scoring.decoding import DecodeOptions, decode_film
+from worker.scoring.inference import prove
 
 QUICK = {"retrain": {"epochs": 2, "batch_size": 16, "min_new_films": 10, "min_positives": 1, "threads": 1},
          "gate": {"replicates": 100, "min_positives": 1}}  # fmt: skip
@@ -667,12 +668,12 @@ def test_of_two_promotions_at_once_the_second_sees_the_first(context, challenger
         other = context.register(session, second)
         for each in (challenger, other):
             judged(session, each, "passed", champion_id=before.id)
-    prove, begun, go_on = promotion.prove, threading.Event(), threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
 
-    def slowly(*args: object, **named: object) -> object:
+    def slowly(*args: object, **named: object) -> None:
         begun.set()
         assert go_on.wait(60)
-        return prove(*args, **named)
+        prove(*args, **named)
 
     monkeypatch.setattr(promotion, "prove", slowly)
     with ThreadPoolExecutor(2) as pool:

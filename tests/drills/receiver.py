@@ -13,14 +13,12 @@ Ends with exit code 0 when all of it held, 1 when something did not, 2 when a pa
 """
 
 import argparse
-import hashlib
 import os
 import random
 import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -37,7 +35,7 @@ from db.lookup import path_of
 from db.session import read_scope
 from db.totals import read_totals
 from tests.support.crew import start, wait_until
-from tests.support.dicom_files import make_film, save, texture
+from tests.support.dicom_files import data_set_digest, make_film, save, texture
 from worker.context import Context
 from worker.settings import Settings
 
@@ -59,13 +57,6 @@ def make_films(folder: Path, count: int, *, seed: int) -> list[Path]:
         paths.append(folder / f"{number:04}.dcm")
         save(film, paths[-1])
     return paths
-
-
-def data_set_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes after its meta information."""
-    content = path.read_bytes()
-    (length,) = struct.unpack("<L", content[140:144])  # (0002,0000), PS3.10 section 7.1
-    return hashlib.sha256(content[144 + length :]).hexdigest()
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The DICOM receiver, against pynetdicom's own SCU, raw sockets and, where it is installed, DCMTK's storescu."""
 
-import hashlib
 import os
 import signal
 import socket
@@ -39,7 +38,7 @@ from db.models import Instance, InstanceVersion, RejectedFile, Study
 from db.session import read_scope, session_scope
 from db.totals import read_totals
 from tests.support.contexts import seeded_context
-from tests.support.dicom_files import make_film, save, texture
+from tests.support.dicom_files import data_set_digest, make_film, save, texture
 from training.imaging.decoders import DECODERS
 from worker.context import Context
 from worker.dicom_network.storage_scp import TRANSFER_SYNTAXES, Receiver, listening, register_leftovers
@@ -125,13 +124,6 @@ def sent(port: int, film: Dataset, **options) -> int | None:
     with associated(port, syntaxes=[syntax], **options) as association:
         assert association.is_established
         return getattr(association.send_c_store(film), "Status", None)
-
-
-def data_set_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes after its meta information."""
-    content = path.read_bytes()
-    (length,) = struct.unpack("<L", content[140:144])  # (0002,0000), PS3.10 section 7.1
-    return hashlib.sha256(content[144 + length :]).hexdigest()
 
 
 def test_every_transfer_syntax_that_is_decoded_is_accepted() -> None:

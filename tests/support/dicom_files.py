@@ -3,6 +3,8 @@
 Every keyword that is a DICOM attribute (`Modality="CT"`) overrides the header; None removes the attribute.
 """
 
+import hashlib
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -167,3 +169,10 @@ def _put_pixels(film: Dataset, pixels: np.ndarray, bits: int) -> None:
         film["PixelData"].VR = "OB"
     else:
         film.compress(syntax, pixels, generate_instance_uid=False)
+
+
+def data_set_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes after its meta information."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<L", content[140:144])  # (0002,0000), PS3.10 section 7.1
+    return hashlib.sha256(content[144 + length :]).hexdigest()

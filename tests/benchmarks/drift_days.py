@@ -23,7 +23,8 @@ from tests.support.dicom_files import make_film
 from training.findings import FINDINGS
 from worker.context import Context
 from worker.monitoring import drift
-from worker.settings import DriftSettings, Settings
+from worker.setting_groups import DriftSettings
+from worker.settings import Settings
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 NOTHING = facts.Arrivals({key: {} for key in facts.ATTRIBUTES}, {}, {})

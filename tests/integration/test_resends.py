@@ -19,7 +19,7 @@ from worker.intake.receive import Received, receive
 from worker.intake.redecide import redecide
 from worker.intake.view_rules import outdated
 from worker.scoring.pipeline import open_scorer, score_waiting
-from worker.settings import ViewWords
+from worker.setting_groups import ViewWords
 
 
 def score(context: Context, *paths: Path) -> Received:

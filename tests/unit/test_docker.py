@@ -21,6 +21,7 @@ from db.base import Base
 from db.models import Drift, Run
 from db.session import make_engine, session_scope
 from tests.support.night_rows import add_champion
+from tests.support.setting_texts import descriptions
 from worker.cli import app as cli
 from worker.monitoring.prometheus import LedgerCollector, ReceiveMetrics, WorkMetrics
 from worker.settings import Settings
@@ -47,8 +48,9 @@ def tool(name: str) -> str:
 
 def setting_blocks() -> dict[str, str]:
     """NIGHTREAD_NAME -> its lines in .env.example: what settings.py says of it, and its default."""
+    texts = descriptions()
     return {
-        name: "".join(f"# {line}\n" for line in (field.description or "").splitlines()) + f"#{name}={default(field)}\n"
+        name: "".join(f"# {line}\n" for line in texts[name].splitlines()) + f"#{name}={default(field)}\n"
         for name, field in Settings.variables().items()
     }
 

@@ -13,7 +13,7 @@ from training.calibration import reference
 from training.findings import FINDINGS
 from worker.monitoring import drift
 from worker.monitoring.drift import Distance, Known, change, judge, ks, of_scores, psi
-from worker.settings import DriftSettings
+from worker.setting_groups import DriftSettings
 
 Array = NDArray[np.float64]
 LEVELS = np.linspace(0, 1, 101)

@@ -8,8 +8,10 @@ import pytest
 from pydantic import ValidationError
 
 from db.roles import ROLES
+from tests.support.setting_texts import descriptions
 from worker import settings as module
-from worker.settings import Settings, ViewWords, WrongSettings, read_settings
+from worker.setting_groups import ViewWords
+from worker.settings import Settings, WrongSettings, read_settings
 
 CONFIGURATION = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 
@@ -22,10 +24,11 @@ def documented() -> dict[str, tuple[str, str]]:
 
 def test_every_setting_is_documented_with_its_default_and_its_meaning():
     expected = Settings.variables()
-    assert set(documented()) == set(expected)
+    texts = descriptions()
+    assert set(documented()) == set(expected) == set(texts)
     for variable, field in expected.items():
         default, meaning = documented()[variable]
-        assert meaning == field.description, variable
+        assert meaning == texts[variable], variable
         if field.default_factory is None:
             shown = ",".join(field.default) if isinstance(field.default, tuple) else field.default
             assert default == (f"`{shown}`" if shown not in (None, "") else "unset"), variable

@@ -21,7 +21,7 @@ from worker.intake.view_rules import ViewRules
 from worker.intake.view_words import BUILT_IN, VIEW_CODES, Words
 from worker.intake.views import FLAGS, HEADER_TAGS, Skipped, View, evidence_lines, frontal
 from worker.reasons import VIEW_SENTENCES
-from worker.settings import ViewWords
+from worker.setting_groups import ViewWords
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 DX = "1.2.840.10008.5.1.4.1.1.1.1"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from worker.settings import PEER
+from worker.setting_types import PEER
 
 
 @dataclass(frozen=True)

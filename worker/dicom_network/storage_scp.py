@@ -53,7 +53,7 @@ from worker.errors import Unavailable
 from worker.intake.header import is_uid
 from worker.intake.receive import Footing, footing_of, receive
 from worker.monitoring.prometheus import ReceiveMetrics
-from worker.settings import ReceiveSettings
+from worker.setting_groups import ReceiveSettings
 
 log = structlog.get_logger()
 

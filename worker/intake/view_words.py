@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from worker.settings import ViewWords
+from worker.setting_groups import ViewWords
 
 # PS3.16 CID 4010 "DX View", by SNOMED CT code and by the SNOMED-RT code that devices wrote before 2017 (schemes SRT,
 # SNM3). R-10214 (PA) was retired for R-40888; both are in use. The last row holds angled beams, as CID 4011 does.

@@ -26,7 +26,7 @@ from db.models import DRIFT_LEVELS
 from db.session import read_scope, session_scope
 from training.findings import AGE_BANDS, FINDINGS
 from worker.context import Context
-from worker.settings import DriftSettings
+from worker.setting_groups import DriftSettings
 
 log = structlog.get_logger()
 

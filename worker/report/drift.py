@@ -7,7 +7,7 @@ from datetime import date, timedelta
 from db.models import DRIFT_LEVELS, Drift
 from worker.monitoring.drift import ACT, QUIET, WARN, worst
 from worker.report.charts import HEIGHT, WIDTH
-from worker.settings import DriftSettings
+from worker.setting_groups import DriftSettings
 
 DAYS = 28
 TOP = 2.0  # a chart's height, in heights of the line from which somebody must act; higher bars are cut

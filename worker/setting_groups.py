@@ -1,0 +1,206 @@
+"""Groups of settings, the fields of worker/settings.py that hold several: what each may be, and its default."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import NoDecode
+
+from worker.setting_types import PREFIX, Address, Commas, Empty, Network, Schedule, Title, Word, sentence
+
+
+class Group(BaseModel):
+    """Settings that belong together: NIGHTREAD_RETRAIN_EPOCHS is `epochs` of the group `retrain`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class ViewWords(Group):
+    """A site's own words for what its films show, added to the built-in ones (worker/intake/view_words.py)."""
+
+    AP: tuple[Word, ...] = ()
+    PA: tuple[Word, ...] = ()
+    frontal: tuple[Word, ...] = ()
+    """AP or PA, and the word does not say which."""
+    lateral: tuple[Word, ...] = ()
+    oblique: tuple[Word, ...] = ()
+    special: tuple[Word, ...] = ()
+    """Decubitus, lordotic, axial and other projections that are not scored."""
+    bedside: tuple[Word, ...] = ()
+    """Taken in bed: such a chest film is AP where nothing else names its view."""
+    chest: tuple[Word, ...] = ()
+    other: tuple[Word, ...] = ()
+    """Another part of the body."""
+    processed: tuple[Word, ...] = ()
+    """Computed from a film, or a test image."""
+
+
+def words_in(value: object) -> object:
+    """The content of a file of view words; anything but its path as it is. Raises ValueError that names the entry."""
+    if not isinstance(value, str):
+        return value
+    if not value:
+        return None
+    try:
+        return ViewWords(**tomllib.loads(Path(value).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ValueError(f"{value} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {sentence(each['msg'])}" for each in error.errors())
+        allowed = ", ".join(ViewWords.model_fields)
+        raise ValueError(f"{value}: {wrong}; allowed are lists of words under {allowed}") from None
+    except ValueError as error:
+        raise ValueError(f"{value} is no TOML file: {error}") from None
+
+
+class DecodeSettings(Group):
+    """Bounds on one film's decoding."""
+
+    timeout_seconds: float = Field(60.0, gt=0, le=3600)
+    """A film that takes longer is abandoned and its decoder process is ended."""
+    memory_mb: int = Field(4096, ge=512)
+    """Address space of one decoder process."""
+
+
+class RetrainSettings(Group):
+    """Films, method and schedule of a retraining."""
+
+    schedule: Schedule = "0 22 * * 6"
+    """When beat starts a retraining, in crontab's five fields; empty: never."""
+    base: Annotated[Path | None, Empty] = None
+    """A folder made by `nightread train prepare`, mixed into what radiologists confirmed; unset: none."""
+    base_ratio: float = Field(1.0, ge=0)
+    """Base films to learn from per confirmed film, if the base has enough."""
+    unconfirmed_is_absent: bool = False
+    """A finding that nobody named in a study that was read counts as absent."""
+    min_new_films: int = Field(50, ge=1)
+    """Fewer films confirmed since the champion was trained end a retraining at once."""
+    min_positives: int = Field(10, ge=1)
+    """Films with a finding that training needs, for every finding that the champion scores."""
+    max_unread: float = Field(0.1, ge=0, le=1)
+    """Share of the confirmed films that may be gone or unreadable, above which a retraining ends."""
+    recent_days: float = Field(90.0, gt=0, le=36500)
+    """The window of recently confirmed films on which both checkpoints are judged too."""
+    epochs: int = Field(8, ge=1)
+    """Epochs of a retraining."""
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    """The highest learning rate of a retraining, which starts from the champion's weights."""
+    batch_size: int = Field(32, ge=2)
+    """Films per training step."""
+    seed: int = 2026
+    """Seed of all random draws of a retraining."""
+    threads: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2), ge=1)
+    """Processor threads of a retraining; it runs next to the scoring, at the lowest priority."""
+    promotes: bool = False
+    """A challenger that passed the gate becomes the champion without a person's decision."""
+
+
+class GateSettings(Group):
+    """Bounds that a challenger must keep against the champion."""
+
+    macro_auroc: float = Field(-0.005, ge=-1, le=1)
+    """Smallest allowed lower end (95 %, over patients) of the macro AUROC's difference to the champion's."""
+    finding_auroc: float = Field(-0.02, ge=-1, le=1)
+    """Smallest allowed difference of the AUROC of each finding of category A or B."""
+    sensitivity: float = Field(-0.02, ge=-1, le=1)
+    """Smallest allowed difference (whole 95 % interval) of the sensitivity for pneumothorax, a tenth flagged."""
+    ece: float = Field(0.01, ge=0, le=1)
+    """Largest allowed growth of the calibration error (macro ECE)."""
+    gap: float = Field(0.03, ge=0, le=1)
+    """Largest allowed growth of the gap in false negatives between sexes, age bands or views."""
+    time_minutes: float = Field(0.0, ge=0)
+    """Largest allowed growth (whole 95 % interval) of the simulated time to report of pneumothorax."""
+    min_positives: int = Field(10, ge=1)
+    """Films with a finding below which a check on it is undecided, which does not pass."""
+    replicates: int = Field(1000, ge=100)
+    """Bootstrap draws of patients."""
+
+
+class DriftSettings(Group):
+    """When the day's films count as drifted."""
+
+    schedule: Schedule = "0 6 * * *"
+    """When beat judges the day's drift, in crontab's five fields; empty: never."""
+    min_films: int = Field(200, ge=50)
+    """A day with fewer films is not judged for drift."""
+    reference_days: int = Field(28, ge=1, le=3650)
+    """Days before a day against which its shares and rates are judged."""
+    psi_warn: float = Field(0.1, gt=0)
+    """Population stability index, minus what chance alone gives, from which drift warns."""
+    psi_act: float = Field(0.25, gt=0, validate_default=True)
+    """The same, from which somebody must act."""
+    ks_warn: float = Field(0.1, gt=0)
+    """Kolmogorov and Smirnov's distance, minus what chance alone gives, from which drift warns."""
+    ks_act: float = Field(0.2, gt=0, validate_default=True)
+    """The same, from which somebody must act."""
+    rate_warn: float = Field(0.05, gt=0)
+    """Change of the share of skipped or quarantined studies from which drift warns."""
+    rate_act: float = Field(0.15, gt=0, validate_default=True)
+    """The same, from which somebody must act."""
+    retrains: bool = False
+    """Drift on which somebody must act also starts a retraining; it never promotes."""
+
+    @field_validator("psi_act", "ks_act", "rate_act")
+    @classmethod
+    def _not_before_warning(cls, value: float, info: ValidationInfo) -> float:
+        warning = f"{str(info.field_name).removesuffix('act')}warn"
+        if value < info.data.get(warning, value):
+            raise ValueError(f"must not be below {PREFIX}DRIFT_{warning.upper()}")
+        return value
+
+
+class ReceiveSettings(Group):
+    """The DICOM receiver: who may send, from where, and what it may cost."""
+
+    address: Address = "127.0.0.1"
+    """The address the DICOM receiver listens on; 0.0.0.0 for all."""
+    port: int = Field(11112, ge=0, le=65535)
+    """The DICOM receiver's port; 0 takes a free one."""
+    ae_title: Title = "NIGHTREAD"
+    """The receiver's AE title; an association that calls another one is rejected."""
+    folder: Annotated[Path | None, Empty] = None
+    """Where received films are kept, best on a disk of their own; unset: `received` in the state folder."""
+    calling_ae_titles: Annotated[tuple[Title, ...], NoDecode, Commas] = ()
+    """AE titles that may send, comma-separated; empty: any."""
+    networks: Annotated[tuple[Network, ...], NoDecode, Commas] = ()
+    """Networks that may connect, such as 10.1.0.0/16, comma-separated; empty: any."""
+    sop_classes: Annotated[tuple[str, ...], NoDecode, Commas] = ()
+    """UIDs of storage classes to accept besides those of CR and DX, comma-separated."""
+    associations_per_ae: int = Field(8, ge=1)
+    """Associations of one AE title at a time, at most."""
+    connections_per_address: int = Field(128, ge=1)
+    """Connections from one address at a time, at most, with or without an association."""
+    association_seconds: float = Field(5.0, gt=0, le=300)
+    """A peer that connects and requests no association for this long is dropped."""
+    idle_seconds: float = Field(60.0, gt=0, le=3600)
+    """An association on which nothing comes for this long is ended."""
+    pdu_kb: int = Field(256, ge=16, le=4096)
+    """Longest PDU that a peer may send."""
+    free_mb: int = Field(2048, ge=1)
+    """Films are refused (status A700: send again later) while less than this is free on the folder's disk."""
+    tls_certificate_file: Annotated[FilePath | None, Empty] = None
+    """The receiver's certificate (PEM); unset: no TLS."""
+    tls_key_file: Annotated[FilePath | None, Empty] = None
+    """The key of that certificate; unset: it is in the certificate's file."""
+    tls_client_ca_file: Annotated[FilePath | None, Empty] = None
+    """The authority that must have signed a sender's certificate; unset: no client certificate is asked for."""
+
+
+class LogSettings(Group):
+    """Logs on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much the service logs."""
+    format: Literal["console", "json"] = "console"
+    """console for people, json for machines; one line per event, on standard error."""
+
+
+class MetricsSettings(Group):
+    """The Prometheus page of worker and beat."""
+
+    port: int = Field(0, ge=0, le=65535)
+    """Port of the Prometheus page of worker and beat; 0: none."""
+    address: Address = "127.0.0.1"
+    """The address that page listens on; 0.0.0.0 for all, behind a firewall or on a container's internal network."""

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from db import schema
 from db.session import make_engine
 from tests.support.contexts import MakeContext
+from tests.support.orthanc import Orthanc, orthanc
 from tests.support.servers import PostgresServer, RedisServer, Server, ServerStartError, fresh_database
 from worker.context import Context
 
@@ -84,6 +85,21 @@ def own_redis() -> Iterator[RedisServer]:
     """A running Redis that this test may stop, kill, empty and pause."""
     with ExitStack() as stack:
         yield started(RedisServer, stack)
+
+
+@pytest.fixture(scope="session")
+def orthanc_server() -> Iterator[Orthanc]:
+    """A running Orthanc, which tests share: ask for `archive`."""
+    with orthanc() as server:
+        yield server
+
+
+@pytest.fixture
+def archive(orthanc_server: Orthanc) -> Orthanc:
+    """A running, empty Orthanc, in a network namespace of its own."""
+    orthanc_server.start()
+    orthanc_server.empty()
+    return orthanc_server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

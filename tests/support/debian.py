@@ -1,0 +1,26 @@
+"""Programs that come from Debian: CI installs them by itself, a laptop skips the test with a sentence."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+
+def need(*programs: str, packages: str) -> None:
+    """Go on where every program is there. In CI, which runs as root, the packages are installed first."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing and os.environ.get("CI") == "true":
+        install(packages)
+        missing = [program for program in programs if shutil.which(program) is None]
+        assert not missing, f"apt-get brought no {missing[0]}"
+    if missing:
+        pytest.skip(f"{missing[0]} is not installed: apt-get install {packages}")
+
+
+def install(packages: str) -> None:
+    """apt-get install; two test processes take turns, as apt's own lock makes them."""
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    options = ["-qq", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3"]
+    for words in (["update"], ["install", "--yes", "--no-install-recommends", *packages.split()]):
+        subprocess.run(["apt-get", *options, *words], env=environment, check=True, timeout=600, capture_output=True)

@@ -2,13 +2,16 @@
 
 import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 from worker.setting_types import PREFIX, Address, Commas, Empty, Network, Schedule, Title, Word, sentence
+
+T = TypeVar("T")
 
 
 class Group(BaseModel):
@@ -41,18 +44,21 @@ def words_in(value: object) -> object:
     """The content of a file of view words; anything but its path as it is. Raises ValueError that names the entry."""
     if not isinstance(value, str):
         return value
-    if not value:
-        return None
+    allowed = ", ".join(ViewWords.model_fields)
+    return from_toml(value, lambda words: ViewWords(**words), f"lists of words under {allowed}") if value else None
+
+
+def from_toml(path: str, made: Callable[[dict[str, Any]], T], allowed: str) -> T:
+    """What a TOML file makes. Raises ValueError that names the file and the entry, and says what is allowed."""
     try:
-        return ViewWords(**tomllib.loads(Path(value).read_text(encoding="utf-8")))
+        return made(tomllib.loads(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
-        raise ValueError(f"{value} cannot be read: {error.strerror}") from None
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, each['loc']))}: {sentence(each['msg'])}" for each in error.errors())
-        allowed = ", ".join(ViewWords.model_fields)
-        raise ValueError(f"{value}: {wrong}; allowed are lists of words under {allowed}") from None
+        raise ValueError(f"{path}: {wrong}; allowed are {allowed}") from None
     except ValueError as error:
-        raise ValueError(f"{value} is no TOML file: {error}") from None
+        raise ValueError(f"{path} is no TOML file: {error}") from None
 
 
 class DecodeSettings(Group):

@@ -10,7 +10,6 @@ from zoneinfo import ZoneInfo, available_timezones
 from pydantic import AfterValidator, BeforeValidator
 
 PREFIX = "NIGHTREAD_"  # of every environment variable
-PEER = r"(?P<title>[^@\\]{1,16})@(?P<host>\[[0-9A-Fa-f:]+\]|[^:\s@]+):(?P<port>[1-9]\d{0,4})"
 
 
 def _crontab(value: str) -> str:
@@ -88,12 +87,6 @@ def _title(value: str) -> str:
     return value
 
 
-def _peer(value: str) -> str:
-    if not re.fullmatch(PEER, value):
-        raise ValueError("write a node like PACS@pacs.example:104 (AE title, host, port)")
-    return value
-
-
 Schedule = Annotated[str, AfterValidator(_crontab)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
 Empty = BeforeValidator(_unset)  # an empty variable is an unset one
@@ -103,7 +96,6 @@ Device = Annotated[str, AfterValidator(_device)]
 Address = Annotated[str, AfterValidator(_address)]
 Network = Annotated[str, AfterValidator(_network)]
 Title = Annotated[str, AfterValidator(_title)]
-PeerText = Annotated[str, AfterValidator(_peer)]
 Word = Annotated[str, AfterValidator(_word)]
 Folder = Annotated[str, AfterValidator(_absolute)]
 

@@ -36,7 +36,8 @@ from worker.setting_groups import (
     ViewWords,
     words_in,
 )
-from worker.setting_types import PREFIX, Commas, Device, Empty, Folder, Modality, PeerText, TimeZone, sentence
+from worker.setting_peers import Peer, peers_in
+from worker.setting_types import PREFIX, Commas, Device, Empty, Folder, Modality, TimeZone, sentence
 
 SECRETS = Path("/run/secrets")  # where containers mount secrets: a file nightread_database_url sets database_url
 
@@ -114,8 +115,8 @@ class Settings(BaseSettings):
     """A TOML file with this site's own words for views and body parts, added to the built-in ones; unset: none."""
     roots: Annotated[tuple[Folder, ...], NoDecode, Commas] = ()
     """Folders that received files must be in, comma-separated; empty: anywhere."""
-    peers: Annotated[tuple[PeerText, ...], NoDecode, Commas] = ()
-    """DICOM nodes that are called, as TITLE@host:port, comma-separated."""
+    peers: Annotated[tuple[Peer, ...], NoDecode, BeforeValidator(peers_in)] = ()
+    """A TOML file of the archives and other nodes that are called; unset: none."""
 
     max_file_mb: int = Field(512, ge=1)
     """A larger file is refused before it is read."""

@@ -44,6 +44,7 @@ from worker.context import Context
 from worker.dicom_network.storage_scp import TRANSFER_SYNTAXES, Receiver, listening, register_leftovers
 from worker.intake.receive import Received, receive
 from worker.monitoring.prometheus import ReceiveMetrics
+from worker.setting_peers import Peer
 
 SMALL = {"free_mb": 1, "port": 0}
 
@@ -471,7 +472,7 @@ def test_commitment_is_reported_for_films_that_are_kept_and_refused_for_others(e
     sender = AE(ae_title="MODALITY")
     sender.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)
     listener = sender.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, report)])
-    peers = (f"MODALITY@127.0.0.1:{listener.server_address[1]}",)
+    peers = (Peer(name="cr1", ae_title="MODALITY", host="127.0.0.1", port=listener.server_address[1]),)
     try:
         film, unknown = make_film(), generate_uid()
         with receiving(Context(embedded.settings.changed(peers=peers))) as site:

@@ -16,14 +16,17 @@ from typing import Final
 import structlog
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
-from pynetdicom import AE, build_context, build_role
+from pynetdicom import build_context, build_role
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 from sqlalchemy.exc import SQLAlchemyError
 
 from db import lookup
 from db.session import read_scope
 from worker.context import Context
-from worker.dicom_network.peers import Peer, peer_of
+from worker.errors import Unavailable
+from worker.peers import associated, peer_titled
+from worker.setting_peers import Peer
+from worker.settings import WrongSettings
 
 log = structlog.get_logger()
 
@@ -55,7 +58,7 @@ class Committer:
 
     def take(self, information: Dataset, *, title: str) -> bool:
         """Accept a request, if it is whole and its sender's address is among the peers."""
-        peer = peer_of(self.context.settings.peers, title)
+        peer = peer_titled(self.context.settings, title)
         references = [
             (str(item.ReferencedSOPClassUID), str(item.ReferencedSOPInstanceUID))
             for item in information.get("ReferencedSOPSequence", [])
@@ -67,9 +70,9 @@ class Committer:
         return True
 
     @contextmanager
-    def running(self, entity: AE) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
         """Answer requests while the block runs."""
-        thread = threading.Thread(target=self._answer_all, args=(entity,), name="commitment", daemon=True)
+        thread = threading.Thread(target=self._answer_all, name="commitment", daemon=True)
         thread.start()
         try:
             yield
@@ -77,12 +80,12 @@ class Committer:
             self._requests.put(None)
             thread.join()
 
-    def _answer_all(self, entity: AE) -> None:
+    def _answer_all(self) -> None:
         while (request := self._requests.get()) is not None:
             time.sleep(max(0.0, min(1.0, request.not_before - time.monotonic())))
             if time.monotonic() < request.not_before:
                 self._requests.put(request)
-            elif not self._answered(request, entity):
+            elif not self._answered(request):
                 self._try_later(request)
 
     def _try_later(self, request: Request) -> None:
@@ -94,30 +97,20 @@ class Committer:
             Request(request.transaction_uid, request.references, request.peer, request.tries + 1, not_before)
         )
 
-    def _answered(self, request: Request, entity: AE) -> bool:
+    def _answered(self, request: Request) -> bool:
+        role = build_role(StorageCommitmentPushModel, scp_role=True)  # PS3.4 J.3.3: the SCP reports, so it is the SCP
+        contexts, calling = [build_context(StorageCommitmentPushModel)], self.context.settings.receive.ae_title
         try:
             report, event_type = self.report_on(request)
-        except SQLAlchemyError:
+            with associated(request.peer, calling=calling, contexts=contexts, roles=[role]) as association:
+                status, _ = association.send_n_event_report(
+                    report, event_type, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+                )
+                return bool(status) and status.Status == 0x0000
+        except (SQLAlchemyError, Unavailable, WrongSettings):
             return False
-        role = build_role(StorageCommitmentPushModel, scp_role=True)  # PS3.4 J.3.3: the SCP reports, so it is the SCP
-        association = entity.associate(
-            request.peer.host,
-            request.peer.port,
-            ae_title=request.peer.title,
-            contexts=[build_context(StorageCommitmentPushModel)],
-            ext_neg=[role],
-        )
-        if not association.is_established:
-            return False
-        try:
-            status, _ = association.send_n_event_report(
-                report, event_type, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
-            )
-            return bool(status) and status.Status == 0x0000
         except (RuntimeError, ValueError):  # the peer ended it, or accepted no context
             return False
-        finally:
-            association.release()
 
     def report_on(self, request: Request) -> tuple[Dataset, int]:
         """The data set of the N-EVENT-REPORT (PS3.4 table J.3-2) and its event type."""

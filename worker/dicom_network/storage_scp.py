@@ -303,7 +303,7 @@ def listening(receiver: Receiver) -> Iterator[BoundedServer]:
             raise CannotReceive(f"cannot listen on {where}: {error.strerror}; see NIGHTREAD_RECEIVE_PORT") from error
         thread = threading.Thread(target=server.serve_forever, name="receiver", daemon=True)
         thread.start()
-        stack.enter_context(receiver.committer.running(entity))
+        stack.enter_context(receiver.committer.running())
         stack.callback(thread.join)
         stack.callback(_shut_down, server)
         log.info("receiver_listening", port=server.server_address[1], tls=server.ssl_context is not None)

@@ -308,7 +308,7 @@ class Run(Base):
 
 
 class RunRank(Base):
-    """The reading order as it stood when a run ended."""
+    """The reading order as it stood when a run ended: its head, and what the run settled."""
 
     __tablename__ = "run_rank"
     __table_args__ = (Index("ix_run_rank_study_id", "study_id"),)  # else pruning a study scans every run's ranks
@@ -318,6 +318,20 @@ class RunRank(Base):
     category: Mapped[str] = mapped_column(String(1))
     urgency: Mapped[float]
     overdue: Mapped[bool]
+
+
+class RunCategory(Base):
+    """How many unread studies of one category were on the list when a run ended, and what stood out of them."""
+
+    __tablename__ = "run_category"
+    __table_args__ = (_one_of("category", Category),)
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id", ondelete="CASCADE"), primary_key=True)
+    category: Mapped[str] = mapped_column(String(1), primary_key=True)
+    studies: Mapped[int]
+    stat: Mapped[int]
+    overdue: Mapped[int]
+    flagged: Mapped[int]
+    oldest_received_at: Mapped[datetime]
 
 
 class TrainingRun(Base):

@@ -1,17 +1,17 @@
 """Queries of the morning page: one run, the reading order as it stood at its end, and the scores to compare it with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Boolean, RowMapping, Select, Subquery, and_, case, column, func, select, table
+from sqlalchemy import Boolean, RowMapping, Select, Subquery, and_, column, func, select, table
 from sqlalchemy.orm import Session
 
 from db import runs
 from db.base import DocumentedError
 from db.bulk import in_parts
-from db.models import FINDING_COLUMNS, FilmScore, Instance, Run, RunRank, Study, StudyPriority
+from db.models import FINDING_COLUMNS, FilmScore, Instance, Run, RunCategory, RunRank, Study, StudyPriority
 
 _PLACE = ("study_id", "priority_rank", "category", "urgency", "overdue")
 _PROBABILITIES = [getattr(FilmScore, name) for name in FINDING_COLUMNS]
@@ -30,8 +30,8 @@ class CategoryCount:
     stat: int
     overdue: int
     flagged: int  # not, or only partly, scored, or blind
-    read: int  # since the run ended
     oldest: datetime  # received
+    read: int = 0  # since the run ended
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,26 @@ def previous_end(session: Session, run: Run) -> datetime | None:
     return session.scalar(select(func.max(Run.finished_at)).where(Run.id < run.id))
 
 
+def counts(session: Session, run: Run) -> list[CategoryCount]:
+    """The whole list by category, A first: as the run left it, or as it stands while the run goes on."""
+    if run.finished_at is None:
+        return [CategoryCount(*row) for row in session.execute(runs.list_counts(session))]
+    kept = select(*(getattr(RunCategory, name) for name in runs.COUNTS)).where(RunCategory.run_id == run.id)
+    read = _read_since(session, run.finished_at)
+    rows = session.execute(kept.order_by(RunCategory.category))
+    return [replace(CategoryCount(*row), read=read.get(row.category, 0)) for row in rows]
+
+
+def _read_since(session: Session, moment: datetime) -> dict[str, int]:
+    """How many studies were read after a moment at which they were there, by the category that they have now."""
+    rows = session.execute(
+        select(StudyPriority.category, func.count())
+        .where(StudyPriority.read_at > moment, StudyPriority.received_at <= moment)
+        .group_by(StudyPriority.category)
+    )
+    return dict(rows.all())
+
+
 def _order(run: Run) -> Subquery:
     """The ranks that a run left, or the worklist as it stands while the run goes on."""
     if run.finished_at is None:
@@ -79,28 +99,8 @@ def _order(run: Run) -> Subquery:
     return select(*ranks).where(RunRank.run_id == run.id).subquery("place")
 
 
-def counts(session: Session, run: Run) -> list[CategoryCount]:
-    """The whole list by category, A first."""
-    place = _order(run).c
-    rows = session.execute(
-        select(
-            place.category,
-            func.count(),
-            func.sum(case((StudyPriority.stat, 1), else_=0)),
-            func.sum(case((place.overdue, 1), else_=0)),
-            func.count(StudyPriority.flag),
-            func.count(StudyPriority.read_at),
-            func.min(StudyPriority.received_at),
-        )
-        .join(StudyPriority, StudyPriority.study_id == place.study_id)
-        .group_by(place.category)
-        .order_by(place.category)
-    )
-    return [CategoryCount(*row) for row in rows]
-
-
 def ranked(session: Session, run: Run, *, top: int) -> Sequence[RowMapping]:
-    """The first `top` studies of the list, in reading order."""
+    """The first `top` studies of the list, in reading order; runs.HEAD at most."""
     place = _order(run).c
     return (
         session.execute(
@@ -117,8 +117,8 @@ def ranked(session: Session, run: Run, *, top: int) -> Sequence[RowMapping]:
             )
             .join(Study, Study.id == place.study_id)
             .join(StudyPriority, StudyPriority.study_id == place.study_id)
+            .where(place.priority_rank <= min(top, runs.HEAD))
             .order_by(place.priority_rank)
-            .limit(top)
         )
         .mappings()
         .all()

@@ -20,6 +20,11 @@ def active(session: Session) -> PolicyRow | None:
     return session.scalars(select(PolicyRow).where(PolicyRow.active)).one_or_none()
 
 
+def max_wait(session: Session) -> timedelta:
+    """After how long a study is overdue; twelve hours where no policy is active yet, as in the views."""
+    return timedelta(minutes=session.scalar(select(PolicyRow.max_wait_minutes).where(PolicyRow.active)) or 720)
+
+
 def by_id(session: Session, policy_id: int) -> PolicyRow:
     """The version of a row that names it."""
     return session.get_one(PolicyRow, policy_id)

@@ -1,14 +1,28 @@
-"""Runs: a night's work, or one `nightread score`, with the ranks as they stood at its end."""
+"""Runs: a night's work, or one `nightread score`, with the reading order as it stood at its end.
+
+Of the order a run keeps its head, the studies that it settled itself, and how many there were of each category: a list
+of a hundred thousand unread studies is not copied for every film that is scored.
+"""
 
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import RowMapping, func, select, text, update
+from sqlalchemy import RowMapping, Select, case, func, insert, literal, select, text, update
 from sqlalchemy.orm import Session
 
+from db import policies
 from db.base import database_now
-from db.models import Checkpoint, Instance, Run, Site, Study
+from db.models import Checkpoint, Instance, Run, RunCategory, Site, Study, StudyPriority
+
+HEAD = 1000  # of the order, which is kept whatever the run settled: more than anyone reads in a day
+KEEP_RANKS = """
+    INSERT INTO run_rank (run_id, study_id, priority_rank, category, urgency, overdue)
+    SELECT :run_id, w.study_id, w.priority_rank, w.category, w.urgency, w.overdue
+    FROM worklist w
+    JOIN study s ON s.id = w.study_id
+    WHERE w.priority_rank <= :head OR s.run_id = :run_id"""
+COUNTS = ("category", "studies", "stat", "overdue", "flagged", "oldest_received_at")
 
 
 def open_run(
@@ -39,7 +53,7 @@ def touch(session: Session, run_id: int) -> None:
 
 
 def close(session: Session, run_id: int) -> None:
-    """End a run: count what it settled and keep the reading order as it stands."""
+    """End a run: count what it settled and keep the head of the reading order as it stands."""
     by_state = select(Study.state, func.count()).where(Study.run_id == run_id).group_by(Study.state)
     counts = dict(session.execute(by_state).all())
     films = select(func.count()).join(Study).where(Study.run_id == run_id, Instance.state == "scored")
@@ -52,12 +66,26 @@ def close(session: Session, run_id: int) -> None:
             **{state: counts.get(state, 0) for state in ("scored", "skipped", "quarantined")},
         )
     )
-    session.execute(
-        text(
-            "INSERT INTO run_rank (run_id, study_id, priority_rank, category, urgency, overdue) "
-            "SELECT :run_id, study_id, priority_rank, category, urgency, overdue FROM worklist"
-        ),
-        {"run_id": run_id},
+    session.execute(text(KEEP_RANKS), {"run_id": run_id, "head": HEAD})
+    kept = list_counts(session).add_columns(literal(run_id))
+    session.execute(insert(RunCategory).from_select([*COUNTS, "run_id"], kept))
+
+
+def list_counts(session: Session) -> Select[Any]:
+    """COUNTS of the worklist as it stands, a row for each category on it, A first."""
+    overdue = StudyPriority.received_at <= database_now(session) - policies.max_wait(session)
+    one_each = (case((condition, 1), else_=0) for condition in (StudyPriority.stat, overdue))
+    return (
+        select(
+            StudyPriority.category,
+            func.count(),
+            *map(func.sum, one_each),
+            func.count(StudyPriority.flag),
+            func.min(StudyPriority.received_at),
+        )
+        .where(StudyPriority.read_at.is_(None))
+        .group_by(StudyPriority.category)
+        .order_by(StudyPriority.category)
     )
 
 

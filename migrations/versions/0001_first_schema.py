@@ -280,6 +280,16 @@ def upgrade() -> None:
     )
     op.create_index("ix_run_rank_study_id", "run_rank", ["study_id"])
     op.create_table(
+        "run_category",
+        sa.Column("run_id", sa.Integer(), nullable=False),
+        sa.Column("category", sa.String(length=1), nullable=False),
+        *(sa.Column(name, sa.Integer(), nullable=False) for name in ("studies", "stat", "overdue", "flagged")),
+        sa.Column("oldest_received_at", MOMENT, nullable=False),
+        sa.CheckConstraint("category IN ('A', 'B', 'C', 'D')", name=op.f("ck_run_category_category")),
+        sa.ForeignKeyConstraint(["run_id"], ["run.id"], name=op.f("fk_run_category_run_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("run_id", "category", name=op.f("pk_run_category")),
+    )
+    op.create_table(
         "study_priority",
         sa.Column("study_id", BIG_KEY, nullable=False),
         sa.Column("stat", sa.Boolean(), nullable=False),

@@ -1,12 +1,13 @@
 """The ledger's promises, on SQLite and on PostgreSQL: nothing lost, nothing twice, the totals balance."""
 
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine, func, insert, select, text, update
 
-from db import arrivals, ledger, policies, registry, results, runs
+from db import arrivals, ledger, morning, policies, registry, results, runs
 from db.arrivals import Arrival, Placement, Registered
 from db.base import database_now
 from db.ledger import Outcome
@@ -370,3 +371,41 @@ def test_a_run_counts_what_it_settled_and_keeps_the_ranks(engine):
             1,
             2,
         ]
+
+
+def test_a_run_keeps_the_head_of_the_list_and_what_it_settled(engine, monkeypatch):
+    monkeypatch.setattr(runs, "HEAD", 2)
+    receive(engine, *(arrival(number) for number in range(1, 8)))
+    checkpoint, policy = a_checkpoint(engine), a_policy(engine)
+    with session_scope(engine) as session:
+        run = runs.open_run(
+            session, kind="score", checkpoint_id=checkpoint, policy_id=policy, settings={}, shared=False
+        )
+        session.execute(update(Study).where(Study.study_instance_uid == "2.25.5").values(run_id=run))
+        runs.close(session, run)
+    with read_scope(engine) as session:
+        kept = session.execute(text("SELECT priority_rank, study_instance_uid FROM run_order ORDER BY 1")).all()
+        assert [tuple(row) for row in kept] == [(1, "2.25.1"), (2, "2.25.2"), (5, "2.25.5")]
+        (counts,) = morning.counts(session, session.get_one(Run, run))
+        assert (counts.category, counts.studies, counts.flagged, counts.read) == ("B", 7, 7, 0)
+        assert [row["priority_rank"] for row in morning.ranked(session, session.get_one(Run, run), top=5)] == [1, 2]
+
+
+def test_the_counts_of_a_run_are_those_of_its_end_and_what_was_read_since(engine):
+    receive(engine, arrival(1, stat=True), arrival(2))
+    checkpoint, policy = a_checkpoint(engine), a_policy(engine)
+    with session_scope(engine) as session:
+        run = runs.open_run(
+            session, kind="score", checkpoint_id=checkpoint, policy_id=policy, settings={}, shared=False
+        )
+        (going_on,) = morning.counts(session, session.get_one(Run, run))
+        runs.close(session, run)
+    with session_scope(engine) as session:
+        session.execute(
+            update(StudyPriority).where(StudyPriority.stat).values(read_at=datetime(2099, 1, 1, tzinfo=UTC))
+        )
+    receive(engine, arrival(3))
+    with read_scope(engine) as session:
+        (counts,) = morning.counts(session, session.get_one(Run, run))
+        assert (counts.studies, counts.stat, counts.read) == (2, 1, 1)
+        assert going_on == replace(counts, read=0)

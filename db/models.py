@@ -182,6 +182,25 @@ class Checkpoint(Base):
         return short(self.digest)
 
 
+class ReferenceFinding(Base):
+    """The usual probability of a finding under a checkpoint: the mean over its reference films."""
+
+    __tablename__ = "reference_finding"
+    checkpoint_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"), primary_key=True)
+    finding: Mapped[str] = mapped_column(String(32), primary_key=True)
+    mean: Mapped[float] = mapped_column(REAL)
+
+
+class ReferenceShare(Base):
+    """A step of a finding's reference distribution: at most `share` of the reference films reach `probability`."""
+
+    __tablename__ = "reference_share"
+    checkpoint_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"), primary_key=True)
+    finding: Mapped[str] = mapped_column(String(32), primary_key=True)
+    probability: Mapped[float] = mapped_column(REAL, primary_key=True)
+    share: Mapped[float] = mapped_column(REAL)
+
+
 class FilmScore(Base):
     """Calibrated probabilities of one film under one checkpoint, one column per finding (REAL, 0..1)."""
 

@@ -1,6 +1,6 @@
 """The checkpoints the context knows and which of them is live."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from db.base import database_now
 from db.models import Audit, Checkpoint, CheckpointState, Site
+from db.reference import keep_reference
 from db.upsert import insert
 
 AFTERWARDS: dict[CheckpointState, CheckpointState] = {
@@ -55,8 +56,17 @@ def by_digest(session: Session, digest: str) -> Checkpoint:
     return found[0]
 
 
-def register(session: Session, *, digest: str, path: str, network: str, header: dict[str, Any], by: str) -> Checkpoint:
-    """Record a checkpoint as a challenger, or find it; its path follows the file."""
+def register(
+    session: Session,
+    *,
+    digest: str,
+    path: str,
+    network: str,
+    header: dict[str, Any],
+    reference: Mapping[str, Any],
+    by: str,
+) -> Checkpoint:
+    """Record a checkpoint as a challenger with its reference distribution, or find it; its path follows the file."""
     now = database_now(session)
     statement = insert(session, Checkpoint).values(
         digest=digest,
@@ -69,7 +79,9 @@ def register(session: Session, *, digest: str, path: str, network: str, header: 
         registered_at=now,
     )
     session.execute(statement.on_conflict_do_update(index_elements=["digest"], set_={"path": path}))
-    return session.scalars(select(Checkpoint).where(Checkpoint.digest == digest)).one()
+    checkpoint = session.scalars(select(Checkpoint).where(Checkpoint.digest == digest)).one()
+    keep_reference(session, checkpoint.id, reference)
+    return checkpoint
 
 
 def set_state(

@@ -73,6 +73,24 @@ STUDY_PROBABILITY = """(
     WHERE i.study_id = p.study_id AND i.state = 'scored' AND f.finding = w.finding)"""
 
 
+def lift(finding: str, probability: str, *, checkpoint: str) -> str:
+    """How many times the mean of the checkpoint's reference films a probability is; all three are SQL."""
+    return f"""({probability} / (SELECT nullif(m.mean, 0) FROM reference_finding m
+                 WHERE m.checkpoint_id = {checkpoint} AND m.finding = {finding}))"""  # noqa: S608
+
+
+def share(finding: str, probability: str, *, checkpoint: str) -> str:
+    """At most this share of the checkpoint's reference films reach a probability, in steps of 1 %."""
+    return f"""(SELECT h.share FROM reference_share h
+                WHERE h.checkpoint_id = {checkpoint} AND h.finding = {finding} AND h.probability <= {probability}
+                ORDER BY h.probability DESC LIMIT 1)"""  # noqa: S608
+
+
+TOP = f"""p.top_finding, p.top_probability,
+           {lift("p.top_finding", "p.top_probability", checkpoint="p.checkpoint_id")} AS top_lift,
+           {share("p.top_finding", "p.top_probability", checkpoint="p.checkpoint_id")} AS top_share"""
+
+
 class Order(NamedTuple):
     """An order within STAT or not STAT, and the table read along the index that has it."""
 
@@ -96,14 +114,14 @@ URGENT = ("category_a DESC", "urgency DESC", "received_at", "study_id")
 ORDER = """p.stat DESC, p.overdue DESC, CASE WHEN p.overdue THEN p.received_at END,
     p.category_a DESC, p.urgency DESC, p.received_at, p.study_id"""
 
-RANKED = """
-    SELECT {rank} AS priority_rank, s.study_instance_uid, s.accession_number, p.category, p.urgency, p.top_finding,
-           p.top_probability, s.acquired_at, p.received_at, p.overdue, p.stat, p.flag, c.digest AS checkpoint_digest,
-           y.version AS policy_version, p.study_id
-    FROM ({rows}) p
+RANKED = f"""
+    SELECT {{rank}} AS priority_rank, s.study_instance_uid, s.accession_number, p.category, p.urgency,
+           {TOP}, s.acquired_at, p.received_at, p.overdue, p.stat,
+           p.flag, c.digest AS checkpoint_digest, y.version AS policy_version, p.study_id
+    FROM ({{rows}}) p
     JOIN study s ON s.id = p.study_id
     LEFT JOIN checkpoint c ON c.id = p.checkpoint_id
-    LEFT JOIN policy y ON y.id = p.policy_id"""
+    LEFT JOIN policy y ON y.id = p.policy_id"""  # noqa: S608
 
 # The reading order among unread studies, by what is `p`: what ranks, or what would.
 BY_PLACE = "s.stat DESC, {p}.category_a DESC, {p}.urgency DESC, s.received_at, s.study_id"
@@ -136,6 +154,7 @@ def views(dialect: str) -> dict[str, str]:
             JOIN study s ON s.id = i.study_id""",
         "study_contribution": _study_contribution(CHECKPOINT_THRESHOLD[dialect]),
         "study_place": _study_place(OVERDUE_BEFORE[dialect], oldest, urgent, **PLACE[dialect]),
+        "finding_rule": _finding_rule(CHECKPOINT_THRESHOLD[dialect]),
         "review_log": _review_log(CHECKPOINT_THRESHOLD[dialect]),
         "run_order": """
             SELECT r.run_id, r.priority_rank, s.study_instance_uid, s.accession_number, r.category, r.urgency,
@@ -200,7 +219,7 @@ def _study_log(*, night: str, hour: str, minutes: str) -> str:
     return f"""
         SELECT s.id AS study_id, s.study_instance_uid, s.accession_number, s.stat, s.state, s.reason, s.attempts,
                s.acquired_at, s.received_at, s.settled_at, p.read_at, p.read_by,
-               p.category, p.urgency, p.top_finding, p.top_probability, p.flag,
+               p.category, p.urgency, {TOP}, p.flag,
                c.digest AS checkpoint_digest, y.version AS policy_version, s.run_id,
                {night.format("s.received_at")} AS night, {hour.format("s.received_at")} AS hour,
                {minutes.format("s.received_at", "s.settled_at")} AS minutes_to_settle,
@@ -224,16 +243,36 @@ def _film_log(*, night: str, hour: str) -> str:
 def _study_contribution(checkpoint_threshold: str) -> str:
     """Each finding's part of a scored study's urgency, and whether it counts for its category."""
     return f"""
-        SELECT x.*, x.weight * x.probability AS contribution, x.probability >= CAST(x.threshold AS real) AS counts
+        SELECT x.study_id, x.study_instance_uid, x.accession_number, x.finding, x.category, x.weight, x.threshold,
+               x.probability, x.weight * x.probability AS contribution,
+               x.probability >= CAST(x.threshold AS real) AS counts,
+               {lift("x.finding", "x.probability", checkpoint="x.checkpoint_id")} AS lift,
+               {share("x.finding", "x.probability", checkpoint="x.checkpoint_id")} AS share
         FROM (
             SELECT s.id AS study_id, s.study_instance_uid, s.accession_number, w.finding, w.category, w.weight,
-                   coalesce(w.threshold, {checkpoint_threshold}) AS threshold, {STUDY_PROBABILITY} AS probability
+                   coalesce(w.threshold, {checkpoint_threshold}) AS threshold, {STUDY_PROBABILITY} AS probability,
+                   p.checkpoint_id
             FROM study_priority p
             JOIN study s ON s.id = p.study_id
             JOIN policy_finding w ON w.policy_id = p.policy_id
             JOIN checkpoint c ON c.id = p.checkpoint_id
         ) x
         WHERE x.probability IS NOT NULL"""  # noqa: S608
+
+
+def _finding_rule(checkpoint_threshold: str) -> str:
+    """Each finding's rule by each version of the policy with each checkpoint, and what share of films it flags."""
+    return f"""
+        SELECT x.*, {share("x.finding", "CAST(x.threshold AS real)", checkpoint="x.checkpoint_id")} AS flagged_share
+        FROM (
+            SELECT w.finding, w.category, w.weight, coalesce(w.threshold, {checkpoint_threshold}) AS threshold,
+                   m.mean AS usual_probability, y.active AND c.state = 'champion' AS in_force,
+                   y.version AS policy_version, c.digest AS checkpoint_digest, w.policy_id, c.id AS checkpoint_id
+            FROM policy_finding w
+            JOIN policy y ON y.id = w.policy_id
+            CROSS JOIN checkpoint c
+            LEFT JOIN reference_finding m ON m.checkpoint_id = c.id AND m.finding = w.finding
+        ) x"""  # noqa: S608
 
 
 def _review_log(checkpoint_threshold: str) -> str:
@@ -308,7 +347,7 @@ def _study_place(overdue_before: str, oldest: Order, urgent: Order, *, waited: s
                1 + CASE WHEN p.stat THEN 0 ELSE {_count(oldest, "q.stat = true")} END
                  + CASE WHEN p.overdue THEN {ahead_overdue}
                         ELSE {_count(oldest, same, overdue)} + {ahead_timely} END AS priority_rank,
-               p.stat, p.overdue, p.category, p.urgency, p.top_finding, p.top_probability, p.flag,
+               p.stat, p.overdue, p.category, p.urgency, {TOP}, p.flag,
                (SELECT {listed}(finding, ', ') FROM (
                     SELECT w.finding FROM study_contribution w
                     WHERE w.study_id = p.study_id AND w.counts AND w.category = p.category ORDER BY w.finding

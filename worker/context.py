@@ -137,7 +137,13 @@ class Context:
         kept = self._keep(path, digest)
         summary = _summary(header)
         return registry.register(
-            session, digest=digest, path=str(kept), network=header.network, header=summary, by=actor()
+            session,
+            digest=digest,
+            path=str(kept),
+            network=header.network,
+            header=summary,
+            reference=header.reference,
+            by=actor(),
         )
 
     def _keep(self, path: Path, digest: str) -> Path:

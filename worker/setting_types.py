@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from pydantic import AfterValidator, BeforeValidator
 
 PREFIX = "NIGHTREAD_"  # of every environment variable
+PLACEHOLDERS = ("study_instance_uid", "accession_number")  # of a viewer's address
 
 
 def _crontab(value: str) -> str:
@@ -87,8 +88,17 @@ def _title(value: str) -> str:
     return value
 
 
+def _viewer(value: str) -> str:
+    places = re.findall(r"\{(.*?)\}", value)
+    if not re.match(r"https?://[^/{}\s]+", value) or not places or not set(places) <= set(PLACEHOLDERS):
+        raise ValueError("write it as https://pacs.example/viewer?StudyInstanceUIDs={study_instance_uid}; "
+                         "{accession_number} is the other placeholder")  # fmt: skip
+    return value
+
+
 Schedule = Annotated[str, AfterValidator(_crontab)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
+ViewerUrl = Annotated[str, AfterValidator(_viewer)]
 Empty = BeforeValidator(_unset)  # an empty variable is an unset one
 Commas = BeforeValidator(_parts)
 Modality = Annotated[str, AfterValidator(_modality)]

@@ -37,7 +37,7 @@ from worker.setting_groups import (
     words_in,
 )
 from worker.setting_peers import Peer, peers_in
-from worker.setting_types import PREFIX, Commas, Device, Empty, Folder, Modality, TimeZone, sentence
+from worker.setting_types import PREFIX, Commas, Device, Empty, Folder, Modality, TimeZone, ViewerUrl, sentence
 
 SECRETS = Path("/run/secrets")  # where containers mount secrets: a file nightread_database_url sets database_url
 
@@ -147,7 +147,9 @@ class Settings(BaseSettings):
     """Share of studies listed as if no model had scored them, to measure what ranking changes."""
 
     time_zone: TimeZone = "UTC"
-    """The schedules' time zone, such as Europe/Berlin."""
+    """The time zone of the schedules and of the pages' times, such as Europe/Berlin."""
+    viewer_url: Annotated[ViewerUrl | None, Empty] = None
+    """The viewer's address for a study, with {study_instance_uid} or {accession_number} in it; unset: no link."""
     retrain: RetrainSettings = RetrainSettings()
     gate: GateSettings = GateSettings()
     drift: DriftSettings = DriftSettings()

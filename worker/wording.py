@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 
 def in_words(code: str) -> str:
@@ -60,6 +61,15 @@ def notes(row: Mapping[str, Any]) -> str:
     words += ["overdue"] if row["overdue"] else []
     words += [str(row["flag"]).replace("_", " ")] if row["flag"] else []
     return ", ".join(words)
+
+
+def viewer_address(template: str | None, *, study_instance_uid: str, accession_number: str | None) -> str | None:
+    """The viewer's address for a study; None where there is no template, or the study lacks what it names."""
+    for name, value in (("study_instance_uid", study_instance_uid), ("accession_number", accession_number)):
+        if template is None or (f"{{{name}}}" in template and not value):
+            return None
+        template = template.replace(f"{{{name}}}", quote(value or "", safe=""))
+    return template
 
 
 FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")

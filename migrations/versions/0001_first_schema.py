@@ -49,6 +49,23 @@ def upgrade() -> None:
     _at_most_one("uq_checkpoint_champion", "checkpoint", "state", where="state = 'champion'")
     _at_most_one("uq_checkpoint_shadow", "checkpoint", "state", where="state = 'shadow'")
     op.create_table(
+        "reference_finding",
+        sa.Column("checkpoint_id", sa.Integer(), nullable=False),
+        sa.Column("finding", sa.String(length=32), nullable=False),
+        sa.Column("mean", sa.REAL(), nullable=False),
+        sa.ForeignKeyConstraint(["checkpoint_id"], ["checkpoint.id"], name=op.f("fk_reference_finding_checkpoint_id")),
+        sa.PrimaryKeyConstraint("checkpoint_id", "finding", name=op.f("pk_reference_finding")),
+    )
+    op.create_table(
+        "reference_share",
+        sa.Column("checkpoint_id", sa.Integer(), nullable=False),
+        sa.Column("finding", sa.String(length=32), nullable=False),
+        sa.Column("probability", sa.REAL(), nullable=False),
+        sa.Column("share", sa.REAL(), nullable=False),
+        sa.ForeignKeyConstraint(["checkpoint_id"], ["checkpoint.id"], name=op.f("fk_reference_share_checkpoint_id")),
+        sa.PrimaryKeyConstraint("checkpoint_id", "finding", "probability", name=op.f("pk_reference_share")),
+    )
+    op.create_table(
         "policy",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),

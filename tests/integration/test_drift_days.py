@@ -108,7 +108,9 @@ def test_a_day_is_a_day_in_utc_of_the_live_checkpoints_scores(context: Context) 
     with session_scope(context.engine) as session:  # another checkpoint, say a shadow, scored the same films
         champion = registry.champion(session)
         assert champion is not None
-        other = registry.register(session, digest="f" * 64, path="/o", network="mobilenet", header={}, by="test")
+        other = registry.register(
+            session, digest="f" * 64, path="/o", network="mobilenet", header={}, reference={}, by="test"
+        )
         for film in session.scalars(select(FilmScore)).all():
             values = {finding.lower(): 0.9 for finding in FINDINGS} | {"scored_at": film.scored_at}
             ids = {"id": 10_000 + film.id, "instance_id": film.instance_id, "checkpoint_id": other.id}

@@ -542,7 +542,9 @@ def test_a_promoted_checkpoint_that_cannot_be_loaded_leaves_the_old_one_at_work(
     if content is not None:
         promoted.write_bytes(content)
     with session_scope(context.engine) as session:
-        row = registry.register(session, digest="0" * 64, path=str(promoted), network="mobilenet", header={}, by="test")
+        row = registry.register(
+            session, digest="0" * 64, path=str(promoted), network="mobilenet", header={}, reference={}, by="test"
+        )
         registry.set_state(session, row, "champion", by="test")
     films_in(tmp_path / "films", 2)
     receive(context, [tmp_path / "films"])

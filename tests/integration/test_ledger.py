@@ -323,7 +323,9 @@ def test_the_books_balance_whatever_happened(engine):
 
 def a_checkpoint(engine: Engine) -> int:
     with session_scope(engine) as session:
-        return registry.register(session, digest="d" * 64, path="/c", network="mobilenet", header={}, by="test").id
+        return registry.register(
+            session, digest="d" * 64, path="/c", network="mobilenet", header={}, reference={}, by="test"
+        ).id
 
 
 def a_policy(engine: Engine) -> int:

@@ -177,7 +177,9 @@ def test_a_version_that_sql_wrote_badly_is_refused_whole(filled: Engine):
 def test_a_checkpoint_that_ranks_no_study_is_not_asked_for_thresholds(filled: Engine, thresholds: dict[str, object]):
     with session_scope(filled) as session:
         header = {"thresholds": thresholds}  # as `models add` registers a file that was fitted without validation films
-        registry.register(session, digest="cd" * 32, path="/x", network="mobilenet", header=header, by="test")
+        registry.register(
+            session, digest="cd" * 32, path="/x", network="mobilenet", header=header, reference={}, by="test"
+        )
     assert activation.activate(filled, write(filled, EDEMA_FIRST), by="ada") == (4, 1)
 
 

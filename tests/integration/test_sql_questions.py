@@ -26,9 +26,10 @@ from db.models import (
     Study,
     StudyPriority,
 )
+from db.reference import keep_reference
 from db.session import session_scope
 from training.findings import FINDINGS
-from worker.ranking.priority import BLIND, DEFAULT_POLICY, NOT_SCORED, contributions, standing
+from worker.ranking.priority import BLIND, DEFAULT_POLICY, NOT_SCORED, standing, top_findings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "sql.md").read_text(encoding="utf-8")
 QUESTIONS = {
@@ -38,6 +39,7 @@ QUESTIONS = {
 MARK_READ, UNREAD = re.findall(r"```sql\n(UPDATE .*?);\n```", PAGE, re.DOTALL)
 
 EVENING = datetime(2026, 11, 20, 23, tzinfo=UTC)
+LEVELS = [level / 100 for level in range(101)]
 CHECKPOINT_THRESHOLD, PNEUMOTHORAX_THRESHOLD = 0.5, 0.3
 
 
@@ -68,7 +70,7 @@ def add_study(
     )
     session.add(study)
     session.flush()
-    top = contributions(row, DEFAULT_POLICY)[0] if row else None
+    top = None if row is None else FINDINGS[top_findings([list(row.values())], DEFAULT_POLICY, thresholds)[0]]
     session.add(
         StudyPriority(
             study_id=study.id,
@@ -78,8 +80,8 @@ def add_study(
             category_a=place.category == "A",
             urgency=place.urgency,
             flag=place.flag,
-            top_finding=top and top.finding,
-            top_probability=top and top.probability,
+            top_finding=top,
+            top_probability=row[top] if row and top else None,
             checkpoint_id=1 if row else None,
             policy_id=1,
             ranked_at=received_at,
@@ -122,6 +124,9 @@ def add_policy_and_checkpoint(session: Session) -> None:
             registered_at=EVENING,
         )
     )
+    session.flush()
+    # The films of the reference spread evenly over 0 to 1 for every finding.
+    keep_reference(session, 1, {"levels": LEVELS, "probabilities": dict.fromkeys(FINDINGS, LEVELS)})
     wait = round(DEFAULT_POLICY.max_wait_minutes)
     policy = {"max_wait_minutes": wait, "category_a_share": 0.1, "created_at": EVENING, "created_by": "test"}
     session.add(PolicyRow(id=1, version=1, active=True, **policy))
@@ -196,6 +201,13 @@ def names(rows: Rows) -> list[str]:
 def next_ten(rows: Rows) -> None:
     # STAT, then the two that waited longer than twelve hours, then category A, then the most urgent
     assert names(rows) == ["N3", "S1", "Q1", "N1", "N2"]
+    n1 = rows[3]
+    assert (n1["top_finding"], n1["top_lift"], n1["top_share"]) == (
+        "Pneumothorax",
+        pytest.approx(1.6),
+        pytest.approx(0.2),
+    )
+    assert rows[0]["top_lift"] is rows[0]["top_share"] is None
     assert [row["priority_rank"] for row in rows] == [1, 2, 3, 4, 5]
 
 
@@ -210,6 +222,7 @@ def parts_of_one(rows: Rows) -> None:
     assert [row["finding"] for row in rows[:2]] == ["Effusion", "Mass"]
     assert len(rows) == len(FINDINGS)
     assert sum(row["contribution"] for row in rows) == pytest.approx(0.7 * 0.4 + 0.5 * 0.06)
+    assert (rows[0]["lift"], rows[0]["share"]) == (pytest.approx(1.4), pytest.approx(0.3))
     assert [bool(row["counts"]) for row in rows[:3]] == [True, True, False]
     assert only(rows, finding="Pneumothorax")["threshold"] == PNEUMOTHORAX_THRESHOLD
     assert only(rows, finding="Edema")["threshold"] == CHECKPOINT_THRESHOLD
@@ -329,6 +342,15 @@ def days_that_drifted(rows: Rows) -> None:
     assert (mass["days_that_warn"], mass["days_to_act"], mass["last_alarm"]) == (1, 0, "2026-11-19")
 
 
+def rules_in_force(rows: Rows) -> None:
+    assert [row["finding"] for row in rows][:3] == ["Pneumothorax", "Effusion", "Consolidation"]
+    assert len(rows) == len(FINDINGS)
+    pneumothorax, effusion = rows[:2]
+    assert (pneumothorax["threshold"], effusion["threshold"]) == (PNEUMOTHORAX_THRESHOLD, CHECKPOINT_THRESHOLD)
+    assert (pneumothorax["flagged_share"], effusion["flagged_share"]) == (pytest.approx(0.7), pytest.approx(0.5))
+    assert effusion["usual_probability"] == pytest.approx(0.5)
+
+
 ANSWERS = {
     1: next_ten,
     2: place_of_one,
@@ -352,6 +374,7 @@ ANSWERS = {
     20: drift,
     21: blind_beside_ranked,
     22: days_that_drifted,
+    23: rules_in_force,
 }
 
 

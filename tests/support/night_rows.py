@@ -25,7 +25,9 @@ def add_champion(session: Session, *, path: str = "/nowhere.safetensors", networ
         "training": {"films": {"train": 1234}, "patients": {"train": 987}},
         "code_commit": "c0ffee",
     }
-    row = registry.register(session, digest="ab" * 32, path=path, network=network, header=header, by="test")
+    row = registry.register(
+        session, digest="ab" * 32, path=path, network=network, header=header, reference={}, by="test"
+    )
     registry.set_state(session, row, "champion", by="test")
     policy.activate_default(session, capacity=THRESHOLDS)
     session.flush()

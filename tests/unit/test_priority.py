@@ -316,3 +316,37 @@ def test_no_other_score_would_flag_a_nearer_share(scores, share):
 def test_a_threshold_cannot_come_from_nothing(scores, share):
     with pytest.raises(PolicyError):
         priority.threshold_for_share(scores, share)
+
+
+# The finding to name first
+
+
+def top(given: dict[str, float], rules: priority.Policy = DEFAULT_POLICY, **thresholds: float) -> str:
+    (number,) = priority.top_findings([list(given.values())], rules, THRESHOLDS | thresholds)
+    return FINDINGS[number]
+
+
+def test_the_finding_that_made_the_category_is_named_before_a_heavier_part_of_the_urgency():
+    seen = probabilities(Pneumothorax=0.05, Consolidation=0.7)  # adds .05 and .23 to the urgency
+    assert priority.contributions(seen, DEFAULT_POLICY)[0].finding == "Consolidation"
+    assert top(seen, Pneumothorax=0.04) == "Pneumothorax"
+
+
+def test_of_several_findings_of_a_category_the_one_farthest_above_its_threshold_is_named():
+    assert top(probabilities(Consolidation=0.7, Effusion=0.3), Effusion=0.1) == "Effusion"
+
+
+def test_a_finding_of_a_lower_category_is_not_named_however_far_above_its_threshold():
+    assert top(probabilities(Effusion=0.5, Mass=0.9), Mass=0.01) == "Effusion"
+
+
+def test_where_nothing_reaches_its_threshold_the_nearest_is_named():
+    assert top(probabilities(Consolidation=0.3, Pneumothorax=0.04), Pneumothorax=0.05) == "Pneumothorax"
+
+
+@given(st.lists(rows, min_size=1, max_size=5))
+def test_the_named_finding_is_one_that_decides_wherever_one_does(table: list[list[float]]):
+    for row, number in zip(table, priority.top_findings(table, DEFAULT_POLICY, THRESHOLDS), strict=True):
+        deciding = priority.deciding_findings(row, DEFAULT_POLICY, THRESHOLDS)
+        if priority.category(row, DEFAULT_POLICY, THRESHOLDS) != "D" or deciding:
+            assert FINDINGS[number] in deciding

@@ -58,8 +58,7 @@ def placed_together(
 ) -> list[PriorityResult]:
     """Where `rules` put N studies that one checkpoint scored, by their probabilities (N, 11)."""
     table = np.asarray(probabilities, dtype=np.float64)
-    weights = {row.finding: row.weight for row in rules.findings}
-    tops = (table * [weights[finding] for finding in FINDINGS]).argmax(axis=1)  # (N,), among equals the first
+    tops = priority.top_findings(table, rules, thresholds)
     places = priority.standings(table, rules, thresholds, complete=complete)
     return [
         PriorityResult(

@@ -17,6 +17,7 @@ CATEGORIES = ("A", "B", "C", "D")
 LONGEST_WAIT_MINUTES = 525_600  # a year; from some centuries on no database can subtract it from a moment
 NOT_SCORED = "not_scored"  # no film of the study got probabilities
 PARTLY_SCORED = "partly_scored"  # some films did, and the others may hold what the model did not see
+SMALLEST_THRESHOLD = 1e-6  # the least that is divided by; stored probabilities have no more decimals
 BLIND = "blind"  # it was scored, and drawn to be listed as though it were not
 
 Probabilities: TypeAlias = Mapping[str, float] | npt.ArrayLike
@@ -252,6 +253,22 @@ def deciding_findings(probabilities: Probabilities, policy: Policy, thresholds: 
     found = category(row, policy, thresholds)
     in_category = {rule.finding for rule in policy.findings if rule.category == found}
     return [f for f, p in zip(FINDINGS, row, strict=True) if f in in_category and p >= in_force.get(f, math.inf)]
+
+
+def top_findings(probabilities: npt.ArrayLike, policy: Policy, thresholds: Mapping[str, float]) -> npt.NDArray[np.intp]:
+    """For each study (N, 11) the number of the finding to name first, (N,): the one that made its category.
+
+    Of several, the one farthest above its threshold, as a ratio; where none made it, the one nearest to its threshold.
+    Not the largest part of the urgency: that is nearly always the commonest of the heavy findings.
+    """
+    table, in_force = _table(probabilities), thresholds_in_force(policy, thresholds)
+    category_of = {row.finding: row.category for row in policy.findings}
+    cuts = np.array([in_force.get(finding, math.inf) for finding in FINDINGS])
+    of_category = _categories(table, policy, thresholds)[:, None] == [category_of[finding] for finding in FINDINGS]
+    decides = of_category & (table >= cuts)  # (N, 11)
+    named = decides | ~decides.any(axis=1, keepdims=True)
+    numbers: npt.NDArray[np.intp] = np.where(named, table / np.maximum(cuts, SMALLEST_THRESHOLD), 0).argmax(axis=1)
+    return numbers
 
 
 def unscored(policy: Policy) -> Standing:

@@ -1,11 +1,12 @@
-"""Basis of every table: names for constraints, UTC time, portable big keys."""
+"""Basis of every table: names for constraints, the database's clock, numbers as they are kept."""
 
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Dialect, Integer, MetaData, func, select
+from sqlalchemy import MetaData, func, select
 from sqlalchemy.orm import DeclarativeBase, Session
-from sqlalchemy.types import TypeDecorator
+
+from db.columns import UtcDateTime
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -16,29 +17,6 @@ NAMING_CONVENTION = {
 }
 
 DECIMALS = 6  # of a stored probability or urgency: what differs beyond them is the order of additions, not the film
-
-# SQLite gives row ids only to INTEGER PRIMARY KEY; PostgreSQL needs 64 bits for archives of many years.
-BigKey = BigInteger().with_variant(Integer, "sqlite")
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """A moment in UTC: timestamptz on PostgreSQL, ISO text without zone on SQLite, always aware in Python."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("a naive datetime has no place in the database: give it a zone")
-        value = value.astimezone(UTC)
-        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
-
-    def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class Base(DeclarativeBase):

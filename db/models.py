@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 from sqlalchemy import JSON, REAL, CheckConstraint, ForeignKey, Index, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from db.base import Base, BigKey, short
+from db.base import Base, short
+from db.columns import BigKey
 
 SettledState = Literal["scored", "skipped", "quarantined"]
 StudyState = Literal["waiting", "claimed", SettledState]

@@ -1,13 +1,18 @@
-"""Engines and transactions, the same on PostgreSQL and on SQLite."""
+"""Engines and transactions, the same on PostgreSQL and on SQLite.
+
+The ORM is imported with the first Session: `nightread worklist`, which reads by `reading`, starts without it.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 BUSY_TIMEOUT_SECONDS = 60
 
@@ -64,17 +69,27 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 @contextmanager
-def session_scope(engine: Engine) -> Iterator[Session]:
+def session_scope(engine: Engine) -> Iterator["Session"]:
     """One transaction that commits at the end of the block and rolls back if it raises."""
+    from sqlalchemy.orm import Session
+
     with Session(engine, expire_on_commit=False) as session, session.begin():
         yield session
 
 
 @contextmanager
-def read_scope(engine: Engine) -> Iterator[Session]:
-    """One transaction that only reads; on SQLite it never waits for a writer."""
+def reading(engine: Engine) -> Iterator[Connection]:
+    """One transaction that only reads, without the ORM; on SQLite it never waits for a writer."""
     with engine.connect().execution_options(read_only=True) as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SET TRANSACTION READ ONLY")
-        with Session(connection, expire_on_commit=False) as session:
-            yield session
+        yield connection
+
+
+@contextmanager
+def read_scope(engine: Engine) -> Iterator["Session"]:
+    """One transaction that only reads, as a session."""
+    from sqlalchemy.orm import Session
+
+    with reading(engine) as connection, Session(connection, expire_on_commit=False) as session:
+        yield session

@@ -1,13 +1,15 @@
 """The reading order, read only. Ranks are computed by the views when they are asked for, so they are never stale."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Boolean, RowMapping, text
-from sqlalchemy.orm import Session
+from sqlalchemy import Boolean, Connection, RowMapping, text
 from sqlalchemy.types import TypeEngine
 
-from db.base import UtcDateTime
+from db.columns import UtcDateTime
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 HEAD = 50  # what the view next_to_read holds: the head of the list, at a cost that does not grow with it
 ROWS_AT_ONCE = 1000
@@ -21,32 +23,32 @@ _TYPES: dict[str, TypeEngine[Any]] = {
 }
 
 
-def worklist(session: Session, *, limit: int | None = None) -> Sequence[RowMapping]:
+def worklist(session: "Session", *, limit: int | None = None) -> Sequence[RowMapping]:
     """The unread studies in reading order: all, or the first `limit`."""
     return list(stream(session, limit=limit))
 
 
-def stream(session: Session, *, limit: int | None = None) -> Iterator[RowMapping]:
+def stream(source: "Session | Connection", *, limit: int | None = None) -> Iterator[RowMapping]:
     """The same, a few rows in memory at a time: a backlog of a million studies is printed, not held."""
     view = "next_to_read" if limit is not None and limit <= HEAD else "worklist"
     bound = "" if limit is None else " LIMIT :limit"
     statement = text(f"SELECT * FROM {view} ORDER BY priority_rank{bound}").columns(**_TYPES)  # noqa: S608 - two names
-    rows = session.execute(statement, {"limit": limit} if bound else {}, execution_options={"yield_per": ROWS_AT_ONCE})
+    rows = source.execute(statement, {"limit": limit} if bound else {}, execution_options={"yield_per": ROWS_AT_ONCE})
     yield from rows.mappings()
 
 
-def columns(session: Session) -> list[str]:
+def columns(source: "Session | Connection") -> list[str]:
     """The names of the reading order's columns, which an empty list has too."""
-    return list(session.execute(text("SELECT * FROM worklist LIMIT 0")).keys())
+    return list(source.execute(text("SELECT * FROM worklist LIMIT 0")).keys())
 
 
-def study_findings(session: Session) -> dict[str, dict[str, Any]]:
+def study_findings(session: "Session") -> dict[str, dict[str, Any]]:
     """Study Instance UID -> the row of the view study_findings."""
     rows = session.execute(text("SELECT * FROM study_findings")).mappings()
     return {row["study_instance_uid"]: dict(row) for row in rows}
 
 
-def place(session: Session, study_id: int) -> RowMapping | None:
+def place(session: "Session", study_id: int) -> RowMapping | None:
     """One study's row of the view study_place, counted along the indexes instead of ranking the whole list; None when
     it has been read or was never on the list."""
     statement = text("SELECT * FROM study_place WHERE study_id = :study_id").columns(**_TYPES)

@@ -1,7 +1,6 @@
 """With which code something was made."""
 
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -17,6 +16,8 @@ def code_commit() -> str:
 
 
 def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return f"nightread {version('nightread')}"
     except PackageNotFoundError:

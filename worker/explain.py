@@ -24,7 +24,8 @@ from worker.intake.views import Skipped, View, evidence_lines, frontal
 from worker.ranking import policy, priority
 from worker.ranking.priority import BLIND
 from worker.reasons import sentence
-from worker.scoring.decoding import DecodeOptions, DecoderPool, Failure
+from worker.scoring.decoder_pool import DecoderPool
+from worker.scoring.decoding import DecodeOptions, Failure
 
 TableOf: TypeAlias = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # heading, columns, rows
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from alembic import op
 
-import db.base
+import db.columns
 from migrations.views_0001 import views
 
 revision = "0001"
@@ -15,7 +15,7 @@ branch_labels = None
 depends_on = None
 
 BIG_KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-MOMENT = db.base.UtcDateTime(timezone=True)
+MOMENT = db.columns.UtcDateTime(timezone=True)
 
 
 def upgrade() -> None:
@@ -487,7 +487,7 @@ def upgrade() -> None:
             "vacuum_index_cleanup = on)"
         )
     site = sa.table(
-        "site", sa.column("id"), sa.column("patient_key_secret"), sa.column("created_at", db.base.UtcDateTime)
+        "site", sa.column("id"), sa.column("patient_key_secret"), sa.column("created_at", db.columns.UtcDateTime)
     )
     row = {"id": 1, "patient_key_secret": secrets.token_hex(32), "created_at": datetime.now(UTC)}
     op.execute(site.insert().values(row))

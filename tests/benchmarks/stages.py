@@ -22,7 +22,8 @@ from worker import logs
 from worker.context import Context
 from worker.intake.receive import receive
 from worker.monitoring.prometheus import WorkMetrics
-from worker.scoring.decoding import DecodeOptions, DecoderPool, Failure, NetworkInput, decode_film
+from worker.scoring.decoder_pool import DecoderPool
+from worker.scoring.decoding import DecodeOptions, Failure, NetworkInput, decode_film
 from worker.scoring.pipeline import open_scorer, score_waiting
 from worker.settings import Settings
 

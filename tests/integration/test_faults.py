@@ -402,7 +402,7 @@ def test_nothing_in_db_reads_the_clock_of_its_machine():
 )
 def test_a_film_is_quarantined_alone_that(fate, reason, make_context, tmp_path: Path, monkeypatch):
     embedded = make_context(decode={"timeout_seconds": 3.0})
-    monkeypatch.setattr("worker.scoring.decoding.decode_film", decode_hostile_film)
+    monkeypatch.setattr("worker.scoring.decoder_pool.decode_film", decode_hostile_film)
     sound = films_in(tmp_path, 3)
     hostile = films_in(tmp_path, 1, SeriesDescription=fate)
     sound += films_in(tmp_path, 2)

@@ -19,7 +19,7 @@ from worker.context import Context
 from worker.intake.receive import receive
 from worker.ranking import activation, policy
 from worker.ranking.policy import Changes
-from worker.scoring.decoding import DecoderPool
+from worker.scoring.decoder_pool import DecoderPool
 from worker.scoring.pipeline import open_scorer, score_waiting
 from worker.scoring.shadow import enter
 

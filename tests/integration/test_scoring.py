@@ -20,7 +20,7 @@ from tests.support.contexts import with_settings
 from tests.support.dicom_files import make_film, save, texture
 from worker.context import Context
 from worker.intake.receive import receive
-from worker.scoring.decoding import DecodersGone
+from worker.scoring.decoder_pool import DecodersGone
 from worker.scoring.inference import DeviceGone
 from worker.scoring.pipeline import open_scorer, score_waiting
 

@@ -1,4 +1,4 @@
-"""Descriptions of the settings: the docstrings under their fields, read from the source; at run time nothing needs them."""
+"""Descriptions of the settings: the docstrings under their fields, read from the source by the tests that need them."""
 
 import ast
 import inspect

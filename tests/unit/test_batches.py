@@ -11,7 +11,8 @@ import numpy as np
 
 from db.ledger import ClaimedFilm, ClaimedStudy
 from worker.monitoring.prometheus import WorkMetrics
-from worker.scoring.decoding import NetworkInput, PendingFilm
+from worker.scoring.decoder_pool import PendingFilm
+from worker.scoring.decoding import NetworkInput
 from worker.scoring.pipeline import InFlight, Scorer, StudyInFlight
 
 PATIENCE_SECONDS = 2.0

@@ -32,7 +32,8 @@ from pathlib import Path
 from worker import logs
 from worker.context import Context
 from worker.intake.receive import receive
-from worker.scoring.decoding import DecodeOptions, DecoderPool
+from worker.scoring.decoder_pool import DecoderPool
+from worker.scoring.decoding import DecodeOptions
 from worker.settings import Settings
 from training.imaging.preprocessing import Preprocessing
 

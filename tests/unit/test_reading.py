@@ -14,21 +14,13 @@ import pytest
 from pebble import ProcessExpired
 from pydicom.uid import JPEG2000Lossless
 
-import worker.scoring.decoding
+import worker.scoring.decoder_pool
 from tests.support.dicom_files import make_film, texture
 from tests.support.hostile import decode_hostile_film
 from training.imaging.dicom import PixelLimits
 from training.imaging.preprocessing import Preprocessing
-from worker.scoring.decoding import (
-    DecodeOptions,
-    DecoderPool,
-    DecodersGone,
-    Failure,
-    NetworkInput,
-    PendingFilm,
-    decode_film,
-    prepare_child,
-)
+from worker.scoring.decoder_pool import DecoderPool, DecodersGone, PendingFilm
+from worker.scoring.decoding import DecodeOptions, Failure, NetworkInput, decode_film, prepare_child
 
 RULES = DecodeOptions(Preprocessing(size=64), PixelLimits(), timeout_seconds=30, memory_mb=4096)
 
@@ -145,7 +137,7 @@ def test_the_children_read_what_the_parent_asks_for(tmp_path):
 
 def _hang(path: str, uid: str, said: Connection) -> None:
     """A process of its own, whose decoder hangs in this film."""
-    worker.scoring.decoding.decode_film = decode_hostile_film
+    worker.scoring.decoder_pool.decode_film = decode_hostile_film  # type: ignore[attr-defined]  # imported there
     with DecoderPool(RULES, decoders=1) as reader:
         reader.submit("/nowhere", "").future.exception(timeout=60)  # its process is up
         reader.submit(path, uid)

@@ -14,9 +14,9 @@ pytestmark = pytest.mark.slow  # starts the command in processes of its own
 
 HEAVY = {
     "torch", "torchvision", "celery", "pandas", "lightning", "matplotlib", "imagecodecs", "pebble", "pydicom", "numpy",
-    "alembic", "jinja2", "pynetdicom",
+    "alembic", "jinja2", "pynetdicom", "structlog", "sqlalchemy.orm",
 }  # fmt: skip
-DATABASE = {"sqlalchemy", "structlog"}
+DATABASE = {"sqlalchemy"}
 IMPORTED = """
 import sys
 from worker.cli.main import main
@@ -41,9 +41,21 @@ def environment(settings: Settings) -> dict[str, str]:
     return {"NIGHTREAD_DATABASE_URL": settings.database_url, "NIGHTREAD_CHECKPOINT": str(settings.checkpoint)}
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("worklist",), ("worklist", "--json"), ("status",), ("runs",)])
-def test_reading_the_list_waits_for_no_network_and_no_queue(arguments, environment):
+@pytest.mark.parametrize("arguments", [("worklist",), ("worklist", "--json"), ("worklist", "--csv")])
+def test_reading_the_list_waits_for_no_network_no_queue_and_no_orm(arguments, environment):
     assert not heavy_modules_of(*arguments, environment=environment) & HEAVY
+
+
+@pytest.mark.parametrize("arguments", [("status",), ("runs",)])
+def test_looking_at_a_run_waits_for_no_network_and_no_queue(arguments, environment):
+    assert not heavy_modules_of(*arguments, environment=environment) & HEAVY - {"structlog", "sqlalchemy.orm"}
+
+
+def test_a_decoder_waits_for_no_log_no_database_and_no_network():
+    unneeded = {"structlog", "rich", "sqlalchemy", "pydantic", "torch", "celery"}
+    code = f"import sys, worker.scoring.decoding; print(*sorted({unneeded!r} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == []
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("train", "--help"), ("models", "-h")])

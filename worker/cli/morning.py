@@ -31,19 +31,19 @@ def worklist(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV for a spreadsheet.")] = False,
 ) -> None:
     """List the unread studies in reading order."""
-    from db.session import read_scope
+    from db.session import reading
     from db.worklist import columns, stream
     from worker.terminal.listing import show
     from worker.terminal.tables import worklist_table
 
     if as_json and as_csv:
         raise typer.BadParameter("name one of --json and --csv")
-    with read_scope(open_engine()) as session:
-        rows = stream(session, limit=limit)
+    with reading(open_engine()) as connection:
+        rows = stream(connection, limit=limit)
         if as_json:
             print_json(dict(row) for row in rows)
         elif as_csv:
-            _print_csv(columns(session), rows)
+            _print_csv(columns(connection), rows)
         else:
             show(worklist_table(list(rows)), console=out, wide=wide)
 

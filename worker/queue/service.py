@@ -42,7 +42,7 @@ def run_worker(context: Context) -> None:
 def _recycle_after(hours: float) -> None:
     """End this process by the way that SIGTERM takes, some hours after it began to listen.
 
-    Decoder processes are replaced more often (worker/scoring/decoding.py); this is for what leaks in the process that
+    Decoder processes are replaced more often (worker/scoring/decoder_pool.py); this is for what leaks in the one that
     holds the network, which no pool can replace.
     """
 

@@ -23,7 +23,7 @@ from worker.monitoring.prometheus import WorkMetrics
 from worker.queue.app import DRIFT, SCORE, SWEEP, ask_for_retraining
 from worker.queue.maintenance import sweep
 from worker.scoring import shadow
-from worker.scoring.decoding import DecodersGone
+from worker.scoring.decoder_pool import DecodersGone
 from worker.scoring.inference import DeviceGone
 from worker.scoring.pipeline import Scorer, open_scorer, score_waiting, with_shadow
 

@@ -13,7 +13,8 @@ from db.morning import Film
 from training.checkpoint import Checkpoint, build
 from training.imaging.preprocessing import Preprocessing
 from worker.context import Context
-from worker.scoring.decoding import DecodeOptions, DecoderPool, NetworkInput
+from worker.scoring.decoder_pool import DecoderPool
+from worker.scoring.decoding import DecodeOptions, NetworkInput
 
 PICTURE_PIXELS = 320  # the longer side of a picture on the page
 JPEG_QUALITY = 78

@@ -22,7 +22,8 @@ from training.manifest import UNKNOWN
 from training.prepared import READY, Decoded, Prepared, ReadFilms, left_out, open_prepared, prepare, read_manifest
 from training.sampling import split_stable
 from worker.context import Context
-from worker.scoring.decoding import DecodeOptions, DecoderPool, NetworkInput
+from worker.scoring.decoder_pool import DecoderPool
+from worker.scoring.decoding import DecodeOptions, NetworkInput
 from worker.settings import Settings
 
 TABLE, MOMENTS = "confirmed.csv", "confirmed.json"

@@ -49,7 +49,7 @@ from worker.retraining import labels
 from worker.retraining.devices import accelerator_of
 from worker.retraining.judging import JUDGING, Judged, NothingToJudge, gold_of, judge, record_verdict
 from worker.retraining.labels import CannotJudge, NothingConfirmed
-from worker.scoring.decoding import DecodersGone
+from worker.scoring.decoder_pool import DecodersGone
 from worker.settings import Settings
 
 log = structlog.get_logger()

@@ -29,7 +29,8 @@ from worker.monitoring.prometheus import WorkMetrics
 from worker.ranking import priority
 from worker.ranking.placement import placed
 from worker.reasons import sentence
-from worker.scoring.decoding import DecodeOptions, DecoderPool, Failure, NetworkInput, PendingFilm
+from worker.scoring.decoder_pool import DecoderPool, PendingFilm
+from worker.scoring.decoding import DecodeOptions, Failure, NetworkInput
 from worker.scoring.inference import Classifier, DeviceGone, choose_device, share_processor
 from worker.scoring.leases import end_leases
 from worker.scoring.shadow import Seen, Shadow, open_shadow

@@ -11,7 +11,7 @@ from db import drift
 from db.base import database_now
 from db.ledger import pressing
 from db.models import Drift, Run, Study
-from db.totals import Totals, read_totals
+from db.totals import Totals, kept_totals
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def health(session: Session) -> Health:
     oldest = session.scalar(unsettled)
     figures = drift.latest(session)
     return Health(
-        totals=read_totals(session),
+        totals=kept_totals(session),
         oldest_waiting_seconds=(now - oldest).total_seconds() if oldest else 0.0,
         seconds_since_settled=seconds_since_settled(session),
         drift=figures,

@@ -18,6 +18,7 @@ from db.models import (
     Site,
     Study,
     StudyPriority,
+    TotalChange,
 )
 
 
@@ -71,10 +72,9 @@ def skipped_paths(session: Session, reasons: Sequence[str], *, after: int, limit
 
 def decided_otherwise(session: Session, reasons: Sequence[str], *, rules: str) -> int:
     """How many instances were skipped with one of these reasons under other rules than `rules` (their digest)."""
-    other = select(func.count(Instance.id)).where(
-        Instance.state == "skipped", Instance.reason.in_(reasons), Instance.decided_under.is_distinct_from(rules)
-    )
-    return session.scalar(other) or 0
+    kept = TotalChange.counted == "instance", TotalChange.state == "skipped", TotalChange.reason.in_(reasons)
+    other = select(func.sum(TotalChange.change)).where(*kept, TotalChange.decided_under.is_distinct_from(rules))
+    return int(session.scalar(other) or 0)
 
 
 def instances_of(session: Session, study: Study) -> Sequence[Instance]:

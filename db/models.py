@@ -354,6 +354,22 @@ class RunCategory(Base):
     oldest_received_at: Mapped[datetime]
 
 
+class TotalChange(Base):
+    """A part of the totals: how many studies, instances or rejected files of one kind there are more (or fewer).
+
+    Written by triggers with what it counts, in one transaction; the sums are what there is. `decided_under`: the
+    settings by which an instance was decided.
+    """
+
+    __tablename__ = "total_change"
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    counted: Mapped[str] = mapped_column(String(16))
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(String(64))
+    decided_under: Mapped[str | None] = mapped_column(String(16))
+    change: Mapped[int] = mapped_column(BigKey)
+
+
 class TrainingRun(Base):
     """One retraining: from which data and code, with which outcome and evidence.
 
@@ -497,6 +513,8 @@ def _partial_index(name: str, *columns: Any, where: str) -> Index:
 
 # The claim: the most pressing waiting studies, found without touching the settled ones.
 _partial_index("ix_study_waiting", Study.stat.desc(), Study.received_at, Study.id, where="state = 'waiting'")
+# Films that nobody has decoded yet: among settled studies there must be none.
+_partial_index("ix_instance_waiting", Instance.study_id, where="state = 'waiting' AND view IS NOT NULL")
 # The sweep: leases that ran out.
 _partial_index("ix_study_claimed", Study.lease_expires_at, where="state = 'claimed'")
 # The reading order has two ends that move: the most urgent, and the longest waiting. `read_at` is NULL in all of both;

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import RowMapping, Select, case, func, insert, literal, select, text, update
 from sqlalchemy.orm import Session
 
-from db import policies
+from db import policies, totals
 from db.base import database_now
 from db.models import Checkpoint, Instance, Run, RunCategory, Site, Study, StudyPriority
 
@@ -67,6 +67,7 @@ def close(session: Session, run_id: int) -> None:
         )
     )
     session.execute(text(KEEP_RANKS), {"run_id": run_id, "head": HEAD})
+    totals.add_up(session)
     kept = list_counts(session).add_columns(literal(run_id))
     session.execute(insert(RunCategory).from_select([*COUNTS, "run_id"], kept))
 

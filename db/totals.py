@@ -1,15 +1,49 @@
-"""The totals: how many studies came, and where each of them stands."""
+"""The totals: how many studies came, and where each of them stands.
 
-from collections import Counter
+They are kept as sums of changes, which triggers write in the transaction that changes what is counted, so that to ask
+costs the same however many studies there are. `read_totals` counts the rows themselves.
+"""
+
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import RowMapping, Select, and_, func, or_, select
+from sqlalchemy import (
+    Label,
+    RowMapping,
+    Select,
+    SQLColumnExpression,
+    String,
+    and_,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    null,
+    or_,
+    select,
+    union_all,
+)
 from sqlalchemy.orm import Session
 
-from db.models import SETTLED, Instance, RejectedFile, Study, StudyState
+from db.models import SETTLED, Instance, RejectedFile, Site, Study, StudyState, TotalChange
+
+KIND = ("counted", "state", "reason", "decided_under")  # columns of total_change
+_KIND = [getattr(TotalChange, name) for name in KIND]
+MOST_CHANGES = 1000  # that are left apart: to add up so many takes a millisecond
+
+# As whom a reason is told: (name, what is counted, state).
+_REASONS = (
+    ("skipped studies", "study", "skipped"),
+    ("quarantined studies", "study", "quarantined"),
+    ("waiting studies", "study", "waiting"),
+    ("skipped instances", "instance", "skipped"),
+    ("quarantined films", "instance", "quarantined"),
+    ("rejected files", "rejected_file", "rejected"),
+)
 
 
 @dataclass
@@ -31,6 +65,83 @@ class Totals:
     def balance(self) -> bool:
         ended = self.scored + self.skipped + self.quarantined
         return self.received == ended + self.waiting and not self.contradictions
+
+
+def kept_totals(session: Session) -> Totals:
+    """The sums over all studies and why some are not scored, as they are kept.
+
+    Contradictions are settled studies with a film that nobody has decoded: others only `read_totals` finds.
+    """
+    sums: Counter[tuple[str, str]] = Counter()
+    reasons: defaultdict[tuple[str, str], dict[str | None, int]] = defaultdict(dict)
+    kinds = (TotalChange.counted, TotalChange.state, TotalChange.reason)
+    for counted, state, reason, count in session.execute(select(*kinds, func.sum(TotalChange.change)).group_by(*kinds)):
+        sums[counted, state] += int(count)
+        if reason is not None and count:
+            reasons[counted, state][reason] = int(count)
+    studies = {state: count for (counted, state), count in sums.items() if counted == "study"}
+    scored, skipped, quarantined = (studies.get(state, 0) for state in SETTLED)
+    claimed, waiting = studies.get("claimed", 0), studies.get("waiting", 0)
+    return Totals(
+        received=sum(studies.values()),
+        scored=scored,
+        skipped=skipped,
+        quarantined=quarantined,
+        waiting=waiting + claimed,
+        claimed=claimed,
+        films=sums["instance", "scored"],
+        rejected_files=sums["rejected_file", "rejected"],
+        contradictions=session.scalar(_settled_undecoded()) or 0,
+        reasons={name: reasons[counted, state] for name, counted, state in _REASONS},
+    )
+
+
+def _settled_undecoded() -> Select[int]:
+    undecoded = select(Instance.study_id).where(Instance.state == "waiting", Instance.view.is_not(None))
+    return select(func.count()).select_from(Study).where(Study.id.in_(undecoded), Study.state.in_(SETTLED))
+
+
+def add_up(session: Session, *, most: int = MOST_CHANGES) -> None:
+    """Make one row of each kind of what writers have appended, if there are more than `most`. Writers wait for nothing,
+    and what another transaction adds up at this moment is left to it."""
+    if (session.scalar(select(func.count()).select_from(TotalChange)) or 0) <= most:
+        return
+    free = select(TotalChange.id).with_for_update(skip_locked=True)
+    appended = delete(TotalChange).where(TotalChange.id.in_(free)).returning(*_KIND, TotalChange.change)
+    sums: Counter[tuple[Any, ...]] = Counter()
+    for *kind, change in session.execute(appended, execution_options={"synchronize_session": False}):
+        sums[tuple(kind)] += change
+    rows = [dict(zip(KIND, kind, strict=True)) | {"change": change} for kind, change in sums.items() if change]
+    if rows:
+        session.execute(insert(TotalChange), rows)
+
+
+def recount(session: Session) -> int:
+    """Count every row anew and mend the totals that are kept; returns how many kinds had a wrong sum.
+
+    One statement sees rows and changes at one moment, so no writer need stop; two of these take turns.
+    """
+    session.execute(select(Site.id).with_for_update())
+    nothing, instance = cast(null(), String), (Instance.state, Instance.reason, Instance.decided_under)
+    there_is = (
+        _counted(literal("study"), Study.state, Study.reason, nothing),
+        _counted(literal("instance"), *instance),
+        _counted(literal("rejected_file"), literal("rejected"), RejectedFile.reason, nothing),
+    )
+    kept = select(*_KIND, (-func.sum(TotalChange.change)).label("change")).group_by(*_KIND)
+    both = union_all(*there_is, kept).subquery()
+    kind, difference = [both.c[name] for name in KIND], func.sum(both.c.change)
+    wrong = select(*kind, difference).group_by(*kind).having(difference != 0)
+    mend = insert(TotalChange).from_select([*KIND, "change"], wrong).returning(TotalChange.id)
+    mended = session.scalars(mend).all()
+    add_up(session, most=0)
+    return len(mended)
+
+
+def _counted(*kind: SQLColumnExpression[Any]) -> Select[Any]:
+    """How many rows there are of each kind."""
+    named: list[Label[Any]] = [value.label(name) for name, value in zip(KIND, kind, strict=True)]
+    return select(*named, func.count().label("change")).group_by(*named)
 
 
 def read_totals(session: Session, *, since: datetime | None = None, until: datetime | None = None) -> Totals:
@@ -69,17 +180,13 @@ def _received(
 
 
 def _reason_counts(since: datetime | None, until: datetime | None) -> dict[str, Select[str | None, int]]:
+    tables: dict[str, type[Study | Instance]] = {"study": Study, "instance": Instance}
     by_state: dict[str, Select[str | None, int]] = {
-        f"{state} {noun}": select(table.reason, func.count())
+        name: select(table.reason, func.count())
         .where(table.state == state, table.reason.is_not(None), *_received(table, since, until))
         .group_by(table.reason)
-        for state, table, noun in (
-            ("skipped", Study, "studies"),
-            ("quarantined", Study, "studies"),
-            ("waiting", Study, "studies"),
-            ("skipped", Instance, "instances"),
-            ("quarantined", Instance, "films"),
-        )
+        for name, counted, state in _REASONS
+        if (table := tables.get(counted)) is not None
     }
     rejected = select(RejectedFile.reason, func.count()).where(*_received(RejectedFile, since, until))
     return {**by_state, "rejected files": rejected.group_by(RejectedFile.reason)}

@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from alembic import op
 
 import db.columns
+from migrations.totals_0001 import triggers
 from migrations.views_0001 import views
 
 revision = "0001"
@@ -307,6 +308,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("run_id", "category", name=op.f("pk_run_category")),
     )
     op.create_table(
+        "total_change",
+        sa.Column("id", BIG_KEY, nullable=False),
+        sa.Column("counted", sa.String(length=16), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("reason", sa.String(length=64), nullable=True),
+        sa.Column("decided_under", sa.String(length=16), nullable=True),
+        sa.Column("change", BIG_KEY, nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_total_change")),
+    )
+    op.create_table(
         "study_priority",
         sa.Column("study_id", BIG_KEY, nullable=False),
         sa.Column("stat", sa.Boolean(), nullable=False),
@@ -486,6 +497,15 @@ def upgrade() -> None:
             "ALTER TABLE study_priority SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000, "
             "vacuum_index_cleanup = on)"
         )
+    op.create_index(
+        "ix_instance_waiting",
+        "instance",
+        ["study_id"],
+        postgresql_where=sa.text("state = 'waiting' AND view IS NOT NULL"),
+        sqlite_where=sa.text("state = 'waiting' AND view IS NOT NULL"),
+    )
+    for statement in triggers(op.get_bind().dialect.name):
+        op.execute(statement)
     site = sa.table(
         "site", sa.column("id"), sa.column("patient_key_secret"), sa.column("created_at", db.columns.UtcDateTime)
     )

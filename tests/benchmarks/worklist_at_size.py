@@ -1,4 +1,4 @@
-"""The reading order at size: how long its head and one study's rank take, by which plan, and what its indexes cost.
+"""The ledger at size: how long the head of the list, one study's rank, the totals and the end of a run take.
 
     python -m tests.benchmarks.worklist_at_size --studies 10000000 --unread 100000
     python -m tests.benchmarks.worklist_at_size --database sqlite --studies 1000000 --unread 100000
@@ -17,8 +17,8 @@ from contextlib import ExitStack, contextmanager
 
 from sqlalchemy import Connection, Engine, text
 
-from db import schema
-from db.session import make_engine
+from db import runs, schema, totals
+from db.session import make_engine, read_scope, session_scope
 
 MINUTES = 1000  # over which the unread studies came; a maximum wait of half of it makes half of them overdue
 MIXES = {"none overdue": 100_000_000, "half overdue": MINUTES // 2, "all overdue": 1}
@@ -80,6 +80,8 @@ def build(engine: Engine, *, studies: int, unread: int) -> None:
                 connection.exec_driver_sql("SET LOCAL session_replication_role = replica")  # no foreign key is checked
             connection.exec_driver_sql(STUDY.format(**places, series=SERIES[dialect].format(**places)))
             connection.exec_driver_sql(PRIORITY.format(**places))
+    with session_scope(engine) as session:
+        totals.recount(session)
     _vacuum(engine)
 
 
@@ -107,6 +109,21 @@ def measure(engine: Engine, *, studies: int, plans: bool) -> None:
                         "EXPLAIN (ANALYZE, BUFFERS)" if engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
                     )
                     print(*(f"    {row[-1]}" for row in connection.exec_driver_sql(f"{explain} {query}")), sep="\n")
+
+
+def measure_ledger(engine: Engine, *, studies: int) -> None:
+    """Print how long the totals take, as they are kept and counted anew, and the end of a run of one study."""
+    for name, ask in (("totals as kept", totals.kept_totals), ("totals counted", totals.read_totals)):
+        with read_scope(engine) as session:
+            began = time.perf_counter()
+            ask(session)
+            print(f"{name:35} {1000 * (time.perf_counter() - began):9.2f} ms", flush=True)
+    with session_scope(engine) as session:
+        run = runs.open_run(session, kind="score", checkpoint_id=1, policy_id=1, settings={}, shared=False)
+        session.execute(text("UPDATE study SET run_id = :run WHERE id = :study"), {"run": run, "study": studies})
+        began = time.perf_counter()
+        runs.close(session, run)
+        print(f"{'end of a run of one study':35} {1000 * (time.perf_counter() - began):9.2f} ms", flush=True)
 
 
 def _milliseconds(connection: Connection, query: str) -> float:
@@ -160,6 +177,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with _database(arguments.database, arguments.url) as engine:
         build(engine, studies=arguments.studies, unread=arguments.unread)
+        measure_ledger(engine, studies=arguments.studies)
         measure(engine, studies=arguments.studies, plans=arguments.plans)
         if engine.dialect.name == "postgresql" and arguments.url is None:
             read_many(engine)

@@ -5,16 +5,17 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import Engine, func, insert, select, text, update
+from sqlalchemy import Engine, delete, func, insert, select, text, update
+from sqlalchemy.orm import Session
 
 from db import arrivals, ledger, morning, policies, registry, results, runs
 from db.arrivals import Arrival, Placement, Registered
 from db.base import database_now
 from db.ledger import Outcome
-from db.models import FINDING_COLUMNS, FilmScore, Instance, Run, RunRank, Study, StudyPriority
+from db.models import FINDING_COLUMNS, FilmScore, Instance, Run, RunRank, Study, StudyPriority, TotalChange
 from db.results import FilmResult, PriorityResult
 from db.session import read_scope, session_scope
-from db.totals import Totals, read_totals
+from db.totals import Totals, add_up, kept_totals, read_totals, recount
 from training.findings import FINDINGS
 
 UNSCORED = Placement("B", 0.4, "not_scored", None)
@@ -49,7 +50,9 @@ def settle(engine: Engine, *outcomes: Outcome, worker="w1") -> list[Outcome]:
 
 def totals(engine: Engine) -> Totals:
     with read_scope(engine) as session:
-        return read_totals(session)
+        found = read_totals(session)
+        assert kept_totals(session) == found
+        return found
 
 
 def state_of(engine: Engine, study: int) -> str | None:
@@ -411,3 +414,64 @@ def test_the_counts_of_a_run_are_those_of_its_end_and_what_was_read_since(engine
         (counts,) = morning.counts(session, session.get_one(Run, run))
         assert (counts.studies, counts.stat, counts.read) == (2, 1, 1)
         assert going_on == replace(counts, read=0)
+
+
+def test_the_totals_that_are_kept_follow_every_change(engine):
+    receive(engine, *(arrival(i) for i in range(1, 8)), arrival(8, view=None, reason="lateral_view"))
+    totals(engine)
+    held = claim(engine, studies=5)
+    totals(engine)
+    settle(engine, Outcome(held[0], "scored"), Outcome(held[1], "quarantined", "truncated", "cut off"))
+    with session_scope(engine) as session:
+        states = {held[0].study_id: ("scored", None), held[1].study_id: ("quarantined", "truncated")}
+        for study_id, (state, reason) in states.items():
+            films = update(Instance).where(Instance.study_id == study_id)
+            session.execute(films.values(state=state, reason=reason))
+        for reason in ("not_dicom", "empty_file"):  # the second takes the place of the first
+            arrivals.reject(session, path="/x", path_digest="0" * 64, reason=reason, detail="no film")
+    assert totals(engine).reasons["rejected files"] == {"empty_file": 1}
+    with session_scope(engine) as session:
+        ledger.requeue(session)
+        arrivals.forget_rejections(session, ["0" * 64])
+    assert totals(engine).quarantined == 0
+    with session_scope(engine) as session:
+        session.execute(delete(Study).where(Study.state == "scored"))  # its film goes by its foreign key
+    found = totals(engine)
+    assert (found.received, found.films, found.rejected_files) == (7, 0, 0)
+    with Session(engine) as session:
+        session.execute(delete(Study))
+        session.rollback()
+    assert totals(engine).received == 7, "what is rolled back was not counted"
+
+
+def test_totals_are_added_up_and_mended_without_a_change_of_the_sums(engine):
+    for number in range(1, 30):
+        receive(engine, arrival(number))
+    with session_scope(engine) as session:
+        add_up(session, most=5)
+        assert session.scalar(select(func.count()).select_from(TotalChange)) == 2
+    assert totals(engine).received == 29
+    with session_scope(engine) as session:
+        assert recount(session) == 0
+        session.execute(update(TotalChange).where(TotalChange.counted == "study").values(change=3))
+        assert recount(session) == 1
+    assert totals(engine).waiting == 29
+
+
+def test_totals_stay_right_while_writers_and_additions_meet(engine):
+    receive(engine, *(arrival(i) for i in range(1, 41)))
+
+    def work(name: str) -> None:
+        while held := claim(engine, worker=name, studies=3):
+            settle(engine, *(Outcome(study, "skipped", "no_film") for study in held), worker=name)
+            with session_scope(engine) as session:
+                add_up(session, most=0)
+                recount(session)
+
+    threads = [threading.Thread(target=work, args=(f"w{i}",)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with read_scope(engine) as session:
+        assert kept_totals(session).skipped == read_totals(session).skipped == 40

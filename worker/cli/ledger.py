@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from worker.terminal.console import AsJson, Wide, open_engine, out, print_json, refuse, say
+from worker.terminal.console import SOME_LEFT_OUT, AsJson, Wide, err, open_engine, out, print_json, refuse, say
 from worker.wording import counted
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ def status(
         bool, typer.Option("--quarantined", help="List what failed: study, file, reason; for `requeue`.")
     ] = False,
     skipped: Annotated[bool, typer.Option("--skipped", help="List what is not scored by intent, and why.")] = False,
+    recount: Annotated[
+        bool, typer.Option("--recount", help="Count every row anew first, and mend totals that were kept wrong.")
+    ] = False,
     wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
@@ -39,8 +42,8 @@ def status(
     """
     from worker.terminal.tables import rejected_table
 
-    if rejected + quarantined + skipped > 1:
-        raise typer.BadParameter("name one of --rejected, --quarantined and --skipped")
+    if rejected + quarantined + skipped + recount > 1:
+        raise typer.BadParameter("name one of --rejected, --quarantined, --skipped and --recount")
     engine = open_engine()
     if rejected:
         from db.session import read_scope
@@ -53,19 +56,37 @@ def status(
     else:
         from worker.settings import read_settings
 
+        if recount:
+            _recount(engine)
         print_totals(engine, read_settings(), as_json=as_json)
+
+
+def _recount(engine: "Engine") -> None:
+    """Mend the totals that are kept. Refuses where states and films contradict each other, which no recount mends."""
+    from db import totals
+    from db.session import read_scope, session_scope
+
+    with session_scope(engine) as session:
+        wrong = totals.recount(session)
+    with read_scope(engine) as session:
+        contradictions = totals.read_totals(session).contradictions
+    found = "the totals were right" if not wrong else f"{counted(wrong, 'total')} had been kept wrong, and are mended"
+    err.print(f"counted anew: {found}", highlight=False, soft_wrap=True)
+    if contradictions:
+        refuse(f"the state of {counted(contradictions, 'study', 'studies')} contradicts its films: report this",
+               code=SOME_LEFT_OUT)  # fmt: skip
 
 
 def print_totals(engine: "Engine", settings: "Settings", *, as_json: bool) -> None:
     """Print how many studies came and where each stands, and whether other settings decided what is skipped."""
     from db.session import read_scope
-    from db.totals import read_totals
+    from db.totals import kept_totals
     from worker.intake.view_rules import outdated, outdated_hint
     from worker.terminal.listing import show
     from worker.terminal.tables import totals_table
 
     with read_scope(engine) as session:
-        totals = read_totals(session)
+        totals = kept_totals(session)
     others = outdated(engine, settings)
     if as_json:
         print_json(vars(totals) | {"balance": totals.balance, "skipped_under_other_settings": others})

@@ -7,7 +7,7 @@ import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError as BrokerAway
 
-from db import ledger, runs, training_runs
+from db import ledger, runs, totals, training_runs
 from db.session import session_scope
 from worker.context import Context
 from worker.queue.app import ask_for_retraining, make_app, notify
@@ -20,11 +20,13 @@ MESSAGES_PER_SWEEP = 100  # one worker with one message scores everything; more 
 
 
 def sweep(context: Context, app: Celery) -> None:
-    """Release expired leases, end idle runs, send messages for studies that wait without one; harmless when doubled."""
+    """Release expired leases, end idle runs, add up the totals, send messages for studies that wait without one;
+    harmless when doubled."""
     settings = context.settings
     with session_scope(context.engine) as session:
         again, lost = end_leases(session, settings)
         runs.close_idle(session, idle_minutes=settings.run_idle_minutes)
+        totals.add_up(session)
         forsaken = training_runs.forsaken(session)
     activation.catch_up(context.engine)
     notified = notify_waiting(context, app, limit=MESSAGES_PER_SWEEP)

@@ -21,7 +21,7 @@ from db.base import database_now
 from db.models import Checkpoint, Drift, Run
 from db.morning import CategoryCount, Film
 from db.session import read_scope
-from db.totals import Totals, read_totals
+from db.totals import Totals, kept_totals, read_totals
 from training.checkpoint import Checkpoint as LoadedCheckpoint
 from training.checkpoint import CheckpointError, cuts_of, load_checkpoint
 from training.findings import FINDINGS
@@ -160,7 +160,7 @@ def _ask(context: Context, name: str, top: int) -> Facts:
             rows=rows,
             films=morning.films_of(session, [row["study_id"] for row in rows]),
             night=read_totals(session, since=since, until=as_of),
-            totals=read_totals(session),
+            totals=kept_totals(session),
             quarantined=morning.quarantined(session, limit=QUARANTINED_SHOWN),
             scores=morning.scores_in(session, run),
             earlier=morning.scores_before(session, run, days=COMPARED_DAYS),

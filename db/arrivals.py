@@ -9,6 +9,7 @@ from sqlalchemy import case, delete, select, update
 from sqlalchemy.orm import Session
 
 from db.base import database_now
+from db.bulk import in_parts
 from db.models import FilmScore, Instance, InstanceVersion, RejectedFile, Study, StudyPriority
 from db.upsert import insert
 
@@ -211,8 +212,6 @@ def _decided_again(session: Session, study: Study, known: Instance, placement: P
 def unplace(session: Session, study_ids: Sequence[int], *, placement: Placement) -> None:
     """Where studies stand that have no film left: as unscored ones, or nowhere when nothing of them is in scope."""
     in_scope = select(Instance.id).where(Instance.study_id == StudyPriority.study_id, Instance.in_scope.is_(True))
-    places = StudyPriority.study_id.in_(study_ids)
-    session.execute(delete(StudyPriority).where(places, ~in_scope.exists()))
     unscored = {
         "category": placement.category,
         "category_a": placement.category == "A",
@@ -223,7 +222,10 @@ def unplace(session: Session, study_ids: Sequence[int], *, placement: Placement)
         "checkpoint_id": None,
         "policy_id": placement.policy_id,
     }
-    session.execute(update(StudyPriority).where(places).values(**unscored))
+    for part in in_parts(study_ids):
+        places = StudyPriority.study_id.in_(part)
+        session.execute(delete(StudyPriority).where(places, ~in_scope.exists()))
+        session.execute(update(StudyPriority).where(places).values(**unscored))
 
 
 def relocate(session: Session, arrival: Arrival) -> int:
@@ -262,13 +264,14 @@ def take_up_copies(session: Session, instance_ids: Sequence[int]) -> int:
     if not instance_ids:
         return 0
     now, taken_up = database_now(session), 0
-    pairs = session.execute(
+    copies = (
         select(Instance, RejectedFile)
         .join(RejectedFile, RejectedFile.sop_instance_uid == Instance.sop_instance_uid)
-        .where(Instance.id.in_(instance_ids), Instance.state == "quarantined")
+        .where(Instance.state == "quarantined")
         .order_by(Instance.id, RejectedFile.received_at, RejectedFile.id)
     )
-    for known, copy in pairs.all():
+    parts = in_parts(sorted(instance_ids))
+    for known, copy in [pair for part in parts for pair in session.execute(copies.where(Instance.id.in_(part)))]:
         if known.state == "quarantined":
             _keep_version(session, known, "copy_tried", now)
             session.delete(copy)
@@ -351,4 +354,5 @@ def reject(
 
 def forget_rejections(session: Session, path_digests: Sequence[str]) -> None:
     """Forget that files were rejected, because they are about to be tried again."""
-    session.execute(delete(RejectedFile).where(RejectedFile.path_digest.in_(path_digests)))
+    for part in in_parts(path_digests):
+        session.execute(delete(RejectedFile).where(RejectedFile.path_digest.in_(part)))

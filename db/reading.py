@@ -14,7 +14,7 @@ from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from db.base import database_now
-from db.bulk import update_many
+from db.bulk import in_parts, update_many
 from db.models import Audit, Review, Study, StudyPriority
 from db.upsert import insert
 
@@ -96,9 +96,9 @@ def mark_unread(session: Session, studies: Sequence[str], *, by: str, whole_orde
         back |= mine
         answers.append(Answer(len(mine), refused))
     if back:
-        session.execute(
-            update(StudyPriority).where(StudyPriority.study_id.in_(back)).values(read_at=None, read_by=None)
-        )
+        for part in in_parts(sorted(back)):
+            listed = update(StudyPriority).where(StudyPriority.study_id.in_(part))
+            session.execute(listed.values(read_at=None, read_by=None))
         detail = {"study_ids": sorted(back)}
         session.add(Audit(at=database_now(session), actor=by, action="studies marked unread", detail=detail))
     return answers
@@ -121,28 +121,25 @@ def record_opinions(session: Session, opinions: Sequence[Opinion]) -> list[Answe
 
 def _find(session: Session, names: Iterable[str]) -> dict[str, list[int]]:
     """The ids of the studies of each name; a UID comes before an accession number that happens to read like it."""
-    wanted = set(names)
-    named = or_(Study.study_instance_uid.in_(wanted), Study.accession_number.in_(wanted))
+    wanted = sorted(set(names))
     by_uid: dict[str, list[int]] = {}
-    by_accession: dict[str, list[int]] = defaultdict(list)
+    by_accession: dict[str, set[int]] = defaultdict(set)
     columns = (Study.id, Study.study_instance_uid, Study.accession_number)
-    for study_id, uid, accession in session.execute(select(*columns).where(named).order_by(Study.id)):
-        by_uid[uid] = [study_id]
-        if accession is not None:
-            by_accession[accession].append(study_id)
-    return {name: by_uid.get(name) or by_accession.get(name, []) for name in wanted}
+    for part in in_parts(wanted):
+        named = or_(Study.study_instance_uid.in_(part), Study.accession_number.in_(part))
+        for study_id, uid, accession in session.execute(select(*columns).where(named)):
+            by_uid[uid] = [study_id]
+            if accession is not None:
+                by_accession[accession].add(study_id)
+    return {name: by_uid.get(name) or sorted(by_accession.get(name, ())) for name in wanted}
 
 
 def _listed(session: Session, found: dict[str, list[int]]) -> dict[int, bool]:
     """Study id -> whether it is unread, for those that are or were on the list; locked until commit."""
-    ids = [study_id for ids in found.values() for study_id in ids]
-    places = (
-        select(StudyPriority.study_id, StudyPriority.read_at)
-        .where(StudyPriority.study_id.in_(ids))
-        .order_by(StudyPriority.study_id)
-        .with_for_update()
-    )
-    return {study_id: read_at is None for study_id, read_at in session.execute(places)}
+    ids = sorted({study_id for ids in found.values() for study_id in ids})  # one order for everyone: no deadlock
+    places = select(StudyPriority.study_id, StudyPriority.read_at).order_by(StudyPriority.study_id).with_for_update()
+    rows = (row for part in in_parts(ids) for row in session.execute(places.where(StudyPriority.study_id.in_(part))))
+    return {study_id: read_at is None for study_id, read_at in rows}
 
 
 def _objection(ids: Sequence[int], shared: str, *, allow_several: bool) -> str | None:

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.orm import Session
 
 from db.base import database_now
+from db.bulk import in_parts
 from db.models import SETTLED, Audit, Instance, RejectedFile, Review, Study, StudyPriority
 
 
@@ -46,7 +47,8 @@ def prune_studies(
     """Delete up to `limit` studies with their instances, scores, places, reviews and kept ranks; returns how many."""
     chosen = select(Study.id).where(*_old(before, reviewed=reviewed, unread=unread)).order_by(Study.id).limit(limit)
     ids = list(session.scalars(chosen.with_for_update(skip_locked=True)))
-    session.execute(delete(Study).where(Study.id.in_(ids)))  # the rest follows by its foreign keys
+    for part in in_parts(ids):
+        session.execute(delete(Study).where(Study.id.in_(part)))  # the rest follows by its foreign keys
     return len(ids)
 
 

@@ -271,3 +271,11 @@ def test_a_file_of_another_kind_is_refused_whole(
     table.write_bytes(content)
     assert complaint in invoke(command, "read", "--csv", str(table), code=2)
     assert len(unread_uids(filled)) == 5
+
+
+def test_any_number_of_names_is_answered(filled: Engine):
+    names = [f"N{number}" for number in range(40_000)] + ["A-1"]  # two parameters each: more than a driver takes
+    answers = mark(filled, *map(Reading, names))
+    assert (len(answers), answers[0].refused, answers[-1].changed) == (40_001, reading.UNKNOWN, 1)
+    with session_scope(filled) as session:
+        assert reading.mark_unread(session, names, by="test")[-1].changed == 1

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import structlog
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
@@ -22,7 +23,7 @@ from db.models import Checkpoint as CheckpointRow
 from db.session import read_scope, session_scope
 from training.checkpoint import SHIPPED, Header, MissingCheckpoint, cuts_of, read_header
 from training.imaging.dicom import PixelLimits
-from training.imaging.whole_file import whole_file
+from training.imaging.whole_file import remove_abandoned_parts, whole_file
 from worker.database import open_database
 from worker.errors import Unavailable
 from worker.ranking import policy
@@ -30,6 +31,8 @@ from worker.ranking.blinding import Blinding
 from worker.ranking.policy import ActivePolicy
 from worker.ranking.priority import Policy, unscored
 from worker.settings import Settings
+
+log = structlog.get_logger()
 
 
 class NothingSeeded(DocumentedError, Unavailable):
@@ -97,7 +100,9 @@ class Context:
         """Register what a new database needs to rank: the first checkpoint and the default policy.
 
         Also a checkpoint that the settings name, in any database. Running it again, or twice at once, changes nothing.
+        What killed processes left unfinished in the state folder is removed.
         """
+        self._remove_abandoned()
         named = self.settings.checkpoint
         with session_scope(self.engine) as session:
             registry.lock_promotions(session)
@@ -112,6 +117,11 @@ class Context:
             if policy.active(session) is None:
                 thresholds = cuts_of(champion.header["thresholds"], policy.THRESHOLD)
                 policy.activate_default(session, capacity=thresholds)
+
+    def _remove_abandoned(self) -> None:
+        folders = (self._kept("").parent, self.retraining_folder)  # not what was received, which may be millions
+        if removed := sum(map(remove_abandoned_parts, folders)):
+            log.info("partial_files_removed", files=removed)
 
     @property
     def state_folder(self) -> Path:

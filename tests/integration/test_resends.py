@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import typer
 from sqlalchemy import select, update
 
 from db import lookup
@@ -12,7 +13,9 @@ from db.models import Instance, InstanceVersion, RejectedFile, Study, StudyPrior
 from db.session import read_scope, session_scope
 from db.totals import read_totals
 from db.worklist import worklist
+from tests.support.crew import environment_of
 from tests.support.dicom_files import make_film, save, texture
+from worker.cli import night
 from worker.context import Context
 from worker.explain import explain_file
 from worker.intake.receive import Received, receive
@@ -73,6 +76,19 @@ def test_a_good_copy_in_the_same_intake_is_tried_when_the_first_cannot_be_read(c
         assert session.scalars(select(RejectedFile.reason)).all() == []
     score(context, tmp_path)  # the damaged one is still there, and changes nothing
     assert (film_of(context).state, Path(film_of(context).path).name) == ("scored", "b.dcm")
+
+
+def test_score_says_that_a_rejected_copy_is_no_longer_among_the_rejected(embedded, tmp_path, monkeypatch, capsys):
+    film = make_film(tmp_path / "a.dcm")
+    save(film, tmp_path / "b.dcm")
+    damaged(tmp_path / "a.dcm")
+    for name, value in environment_of(embedded.settings).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(typer.Exit):
+        night.score([tmp_path])
+    printed = capsys.readouterr().out
+    assert "1 rejected. 1 rejected copy took the place of a film that failed." in printed
+    assert "files rejected at intake\t0" in printed
 
 
 def test_of_two_damaged_copies_each_is_tried_once_a_time(context, tmp_path):

@@ -1,5 +1,6 @@
 """What a new database needs before anything ranks: written once, and never by looking."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -81,3 +82,11 @@ def test_a_checkpoint_that_cannot_be_kept_is_not_registered(embedded: Context, o
         context.register(session, other)
     with read_scope(context.engine) as session:
         assert len(registry.everything(session)) == 1
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_removed_at_the_next_start(embedded: Context) -> None:
+    part = embedded.state_folder / "checkpoints" / ".digest.safetensors.7.part"
+    part.write_bytes(b"half")
+    os.utime(part, (0, 0))
+    embedded.seed()
+    assert not part.exists()

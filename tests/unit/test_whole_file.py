@@ -1,11 +1,12 @@
 """Files written whole, and work begun ahead."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from training.imaging.look_ahead import look_ahead
-from training.imaging.whole_file import whole_file, write_whole
+from training.imaging.whole_file import remove_abandoned_parts, whole_file, write_whole
 
 
 def test_a_file_takes_the_place_of_the_old_one_whole(tmp_path: Path) -> None:
@@ -32,6 +33,20 @@ def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
     write_whole(tmp_path / "a", "mine")
     assert (tmp_path / "victim").read_text() == "precious"
     assert not (tmp_path / "a").is_symlink()
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    below = tmp_path / "below"
+    below.mkdir()
+    kept = [".a.77.part", "a.77.part", ".a.part", ".a.x.part", "a.safetensors", ".link.7.part"]
+    for path in (below / ".a.7.part", *(below / name for name in kept[:-1])):
+        path.write_text("half")
+        os.utime(path, (0, 0))
+    os.utime(below / ".a.77.part")  # it is being written
+    (below / ".link.7.part").symlink_to(below / "a.safetensors")
+    assert remove_abandoned_parts(tmp_path) == 1
+    assert sorted(path.name for path in below.iterdir()) == sorted(kept)
+    assert remove_abandoned_parts(tmp_path / "missing") == 0
 
 
 def test_work_is_begun_a_bounded_number_of_items_ahead_and_comes_in_order() -> None:

@@ -26,7 +26,7 @@ Paths = Annotated[list[Path], typer.Argument(help="Files or folders (searched to
 def score(paths: Paths) -> None:
     """Register and score everything at PATHS, without a broker."""
     from db.session import read_scope
-    from db.totals import read_totals
+    from db.totals import kept_totals
     from worker.cli.ledger import print_totals
 
     paths = _existing(paths)
@@ -34,14 +34,14 @@ def score(paths: Paths) -> None:
     context.seed()
     received = _receive(context, paths)
     with read_scope(context.engine) as session:
-        waiting = read_totals(session).waiting
+        waiting = kept_totals(session).waiting
     with progress("Scoring studies", total=waiting) as advance:
         try:
             tally = _scored(context, on_settled=advance)
         except KeyboardInterrupt:
             refuse("stopped. What was scored is kept; the next run goes on from there", code=STOPPED)
     say(f"{counted(received.files, 'file')}: {counted(received.new_instances, 'new instance')}, "
-              f"{received.known} known, {received.rejected} rejected.{_changed(received)}")  # fmt: skip
+              f"{received.known} known, {received.rejected} rejected.{_changed(received)}{_copies(tally)}")  # fmt: skip
     print_totals(context.engine, context.settings, as_json=False)
     _refuse_if_nothing_was_dicom(received)
     raise typer.Exit(SOME_LEFT_OUT if tally.quarantined or tally.put_off else DONE)
@@ -150,6 +150,14 @@ def _receive(context: "Context", paths: Sequence[Path]) -> "Received":
 def _changed(received: "Received") -> str:
     """A word on files that say or show something else than before."""
     return f" {received.changed} had changed and were taken over." if received.changed else ""
+
+
+def _copies(tally: "Tally") -> str:
+    """A word on rejected files that `status` no longer counts among the rejected."""
+    tried = tally.copies_tried
+    if not tried:
+        return ""
+    return f" {counted(tried, 'rejected copy', 'rejected copies')} took the place of a film that failed."
 
 
 def _refuse_if_nothing_was_dicom(received: "Received") -> None:

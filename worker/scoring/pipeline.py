@@ -72,6 +72,7 @@ class Tally:
     quarantined: int = 0
     put_off: int = 0  # studies whose files could not be reached; they wait
     films: int = 0
+    copies_tried: int = 0  # files rejected at intake, which took the place of films that failed
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(*(own + others for own, others in zip(astuple(self), astuple(other), strict=True)))
@@ -400,10 +401,11 @@ def record(scorer: Scorer, finished: Sequence[StudyInFlight], *, run_id: int, ta
         without_films = [i for i in settled_ids if outcomes[i].state == "skipped"]
         arrivals.unplace(session, without_films, placement=scorer.live.unscored)
         broken = [film.instance_id for i in settled_ids for film in films[i] if film.state == "quarantined"]
-        arrivals.take_up_copies(session, broken)
+        copies_tried = arrivals.take_up_copies(session, broken)
         if settled:
             runs.touch(session, run_id)
     tally.put_off += len(away)
+    tally.copies_tried += copies_tried
     for outcome in settled:
         _count(scorer, outcome, films[outcome.study.study_id], tally)
     # Last, and in a transaction of its own: nothing that the shadow does can undo what has just been recorded.

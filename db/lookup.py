@@ -87,6 +87,14 @@ def path_of(session: Session, sop_instance_uid: str) -> str | None:
     return session.scalar(select(Instance.path).where(Instance.sop_instance_uid == sop_instance_uid))
 
 
+def known_uids(session: Session, sop_instance_uids: Sequence[str]) -> set[str]:
+    """Those of these SOP Instance UIDs that are registered."""
+    known: set[str] = set()
+    for part in in_parts(sop_instance_uids):
+        known |= set(session.scalars(select(Instance.sop_instance_uid).where(Instance.sop_instance_uid.in_(part))))
+    return known
+
+
 def recorded_paths(session: Session, paths: Sequence[str]) -> set[str]:
     """Those of these paths to which the ledger refers: a film's, an earlier version's or a rejected file's."""
     known: set[str] = set()

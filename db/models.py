@@ -496,6 +496,15 @@ class Drift(Base):
     computed_at: Mapped[datetime]
 
 
+class PullWatermark(Base):
+    """The day up to which one peer's films were pulled, all of them."""
+
+    __tablename__ = "pull_watermark"
+    peer: Mapped[str] = mapped_column(String(32), primary_key=True)
+    day: Mapped[str] = mapped_column(String(10))
+    updated_at: Mapped[datetime]
+
+
 class Audit(Base):
     """Changes with person and time: policies, checkpoints, requeues. Append only."""
 

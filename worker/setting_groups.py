@@ -9,7 +9,20 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, FilePath, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
-from worker.setting_types import PREFIX, Address, Commas, Empty, Network, Schedule, Title, Word, sentence
+from worker.setting_types import (
+    PREFIX,
+    Address,
+    Commas,
+    Empty,
+    Modality,
+    Network,
+    RateText,
+    Schedule,
+    Title,
+    WindowText,
+    Word,
+    sentence,
+)
 
 T = TypeVar("T")
 
@@ -192,6 +205,23 @@ class ReceiveSettings(Group):
     """The key of that certificate; unset: it is in the certificate's file."""
     tls_client_ca_file: Annotated[FilePath | None, Empty] = None
     """The authority that must have signed a sender's certificate; unset: no client certificate is asked for."""
+
+
+class PullSettings(Group):
+    """Films that are pulled from archives, by `nightread pull` and on a schedule."""
+
+    peers: Annotated[tuple[str, ...], NoDecode, Commas] = ()
+    """Names of the peers to pull from where a command names none, comma-separated."""
+    schedule: Schedule = ""
+    """When beat starts a pull from these peers, in crontab's five fields; empty: never."""
+    modalities: Annotated[tuple[Modality, ...], NoDecode, Commas] = Field(("CR", "DX"), min_length=1)
+    """Modalities whose series are asked for, comma-separated."""
+    days: int = Field(2, ge=0, le=3650)
+    """Days before the watermark that are asked for again, because studies may reach an archive late."""
+    between: WindowText = ""
+    """Pull only at these hours of the day, e.g. 22:00-06:00, in the schedules' time zone; empty: at any."""
+    rate: RateText = ""
+    """Maximum rate of films that are fetched, e.g. 120/min; empty: no limit."""
 
 
 class LogSettings(Group):

@@ -9,6 +9,8 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import AfterValidator, BeforeValidator
 
+from worker.pacing import per_minute_of, window_of
+
 PREFIX = "NIGHTREAD_"  # of every environment variable
 PLACEHOLDERS = ("study_instance_uid", "accession_number")  # of a viewer's address
 
@@ -21,6 +23,19 @@ def _crontab(value: str) -> str:
         if len(value.split()) != 5:
             raise ValueError("a schedule has five fields (minute hour day month weekday), such as 0 22 * * 6")
         crontab.from_string(value)  # raises ValueError, in Celery's words
+    return value
+
+
+def _window(value: str) -> str:
+    """Empty, or hours of the day."""
+    if value:
+        window_of(value)  # raises ValueError with a sentence
+    return value
+
+
+def _rate(value: str) -> str:
+    if value:
+        per_minute_of(value)
     return value
 
 
@@ -97,6 +112,8 @@ def _viewer(value: str) -> str:
 
 
 Schedule = Annotated[str, AfterValidator(_crontab)]
+WindowText = Annotated[str, AfterValidator(_window)]
+RateText = Annotated[str, AfterValidator(_rate)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
 ViewerUrl = Annotated[str, AfterValidator(_viewer)]
 Empty = BeforeValidator(_unset)  # an empty variable is an unset one

@@ -31,6 +31,7 @@ from worker.setting_groups import (
     Group,
     LogSettings,
     MetricsSettings,
+    PullSettings,
     ReceiveSettings,
     RetrainSettings,
     ViewWords,
@@ -155,6 +156,7 @@ class Settings(BaseSettings):
     drift: DriftSettings = DriftSettings()
 
     receive: ReceiveSettings = ReceiveSettings()
+    pull: PullSettings = PullSettings()
 
     log: LogSettings = LogSettings()
     metrics: MetricsSettings = MetricsSettings()

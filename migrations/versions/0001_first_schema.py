@@ -455,6 +455,13 @@ def upgrade() -> None:
             "day", "checkpoint_id", "measure", "subject", name=op.f("uq_drift_day_checkpoint_id_measure_subject")
         ),
     )
+    op.create_table(
+        "pull_watermark",
+        sa.Column("peer", sa.String(length=32), nullable=False),
+        sa.Column("day", sa.String(length=10), nullable=False),
+        sa.Column("updated_at", MOMENT, nullable=False),
+        sa.PrimaryKeyConstraint("peer", name=op.f("pk_pull_watermark")),
+    )
     op.create_index(
         "ix_study_waiting",
         "study",

@@ -41,7 +41,7 @@ from tests.support.contexts import seeded_context
 from tests.support.dicom_files import data_set_digest, make_film, save, texture
 from training.imaging.decoders import DECODERS
 from worker.context import Context
-from worker.dicom_network.storage_scp import TRANSFER_SYNTAXES, Receiver, listening, register_leftovers
+from worker.dicom_network.storage_scp import TRANSFER_SYNTAXES, Receiver, listening
 from worker.intake.receive import Received, receive
 from worker.monitoring.prometheus import ReceiveMetrics
 from worker.setting_peers import Peer
@@ -188,7 +188,7 @@ def test_a_copy_that_differs_takes_the_place_of_a_film_in_quarantine(embedded: C
         with read_scope(site.context.engine) as session:
             assert path_of(session, film.SOPInstanceUID) != str(damaged)
         assert site.is_tidy()
-        assert register_leftovers(site.receiver) == 0, "a film that was replaced is no leftover"
+        assert site.receiver.keeper.register_leftovers() == 0, "a film that was replaced is no leftover"
 
 
 def test_a_copy_that_is_replaced_before_its_sender_hears_is_kept_on_record(embedded: Context, monkeypatch) -> None:
@@ -206,7 +206,7 @@ def test_a_copy_that_is_replaced_before_its_sender_hears_is_kept_on_record(embed
             assert receive(embedded, [embedded.receive_folder / "better.dcm"]).changed == 1
             return outcome
 
-        monkeypatch.setattr("worker.dicom_network.storage_scp.receive", receive_and_replace)
+        monkeypatch.setattr("worker.dicom_network.keeper.receive", receive_and_replace)
         film.PixelData = texture(seed=1).tobytes()
         assert sent(site.port, film) == 0x0000
         assert len(site.files()) == 3
@@ -267,10 +267,10 @@ def test_a_film_whose_registration_is_unknown_stays_until_the_database_says(
 
     with receiving(embedded) as site:
         with monkeypatch.context() as patched:
-            patched.setattr("worker.dicom_network.storage_scp.receive", receive_and_lose)
+            patched.setattr("worker.dicom_network.keeper.receive", receive_and_lose)
             assert sent(site.port, film) == 0xA700
         (kept,) = site.files()
-        site.receiver.settle()
+        site.receiver.keeper.settle()
         assert site.files() == ([kept] if registered else [])
         assert site.is_tidy()
         assert sent(site.port, film) == 0x0000
@@ -356,7 +356,7 @@ def test_an_endless_film_is_cut_off_and_its_half_removed(embedded: Context) -> N
     with receiving(context) as site:
         assert sent(site.port, film) is None
         assert site.received() == 0
-        site.receiver.inbox.remove_abandoned(older_than_seconds=0)
+        site.receiver.keeper.inbox.remove_abandoned(older_than_seconds=0)
         assert site.files() == []
 
 
@@ -386,14 +386,14 @@ def test_connections_of_one_address_and_associations_of_one_title_have_a_limit(e
 def test_a_film_that_was_kept_before_a_kill_is_registered_at_the_next_start(embedded: Context, tmp_path: Path) -> None:
     make_film(tmp_path / "arrived.dcm")
     with receiving(embedded) as site:
-        kept = site.receiver.inbox.keep(tmp_path / "arrived.dcm")
+        kept = site.receiver.keeper.inbox.keep(tmp_path / "arrived.dcm")
         assert site.received() == 0
-        copy = site.receiver.inbox.keep(tmp_path / "arrived.dcm")
+        copy = site.receiver.keeper.inbox.keep(tmp_path / "arrived.dcm")
         (site.context.receive_folder / "arriving" / "half").write_bytes(b"DICM")
     with receiving(embedded) as site:
         assert site.files() in ([kept], [copy]), "a second copy goes"
         assert site.received() == 1
-        assert register_leftovers(site.receiver) == 0
+        assert site.receiver.keeper.register_leftovers() == 0
 
 
 def test_every_film_that_was_acknowledged_before_a_kill_is_on_disk_and_in_the_ledger(

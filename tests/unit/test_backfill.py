@@ -9,8 +9,9 @@ from kombu.exceptions import OperationalError as BrokerAway
 from tests.support.contexts import MakeContext
 from tests.support.dicom_files import make_film, texture
 from worker.context import Context
+from worker.pacing import PaceError, per_minute_of, window_of
 from worker.queue import backfill as module
-from worker.queue.backfill import BackfillError, backfill, studies_per_minute_of, window_of
+from worker.queue.backfill import backfill
 
 APP = None  # no message is sent here
 
@@ -44,7 +45,7 @@ def test_a_window_opens_and_closes_also_over_midnight(window, now, minutes):
 
 @pytest.mark.parametrize("text", ["", "22-06", "24:00-06:00", "22:00-22:00", "tonight"])
 def test_a_window_that_is_none_is_refused(text):
-    with pytest.raises(BackfillError):
+    with pytest.raises(PaceError):
         window_of(text)
 
 
@@ -52,13 +53,13 @@ def test_a_window_that_is_none_is_refused(text):
     ("text", "rate"), [("120", 120), ("120/min", 120), ("2/s", 120), ("3000/h", 50), ("0.5/min", 0.5)]
 )
 def test_a_rate_is_studies_per_minute(text, rate):
-    assert studies_per_minute_of(text) == pytest.approx(rate)
+    assert per_minute_of(text) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("text", ["0", "-3", "fast", "3/day", ""])
 def test_a_rate_that_is_none_is_refused(text):
-    with pytest.raises(BackfillError):
-        studies_per_minute_of(text)
+    with pytest.raises(PaceError):
+        per_minute_of(text)
 
 
 def test_new_studies_cost_their_share_of_the_rate_and_known_ones_nothing(context: Context, tmp_path: Path):

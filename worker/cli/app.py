@@ -16,6 +16,7 @@ from worker.cli import (
     morning,
     night,
     policy,
+    pull,
     read,
     receive,
     redecide,
@@ -32,7 +33,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a traceback with local variables would print headers
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for commands in (night, receive, morning, ledger, redecide, read, rescore, retrain, drift, simulate, doctor, demo):
+for commands in (
+    night,
+    receive,
+    pull,
+    morning,
+    ledger,
+    redecide,
+    read,
+    rescore,
+    retrain,
+    drift,
+    simulate,
+    doctor,
+    demo,
+):
     app.add_typer(commands.app)
 app.add_typer(models.app, name="models")
 app.add_typer(policy.app, name="policy")

@@ -72,13 +72,14 @@ def enqueue(
     One message per study, a row id and nothing else.
     """
     from worker.intake.receive import find_files
+    from worker.pacing import PaceError, per_minute_of, window_of
     from worker.queue.app import make_app
-    from worker.queue.backfill import BackfillError, backfill, studies_per_minute_of, window_of
+    from worker.queue.backfill import backfill
     from worker.terminal.refusals import usage_errors
 
     paths, context = _existing(paths), open_context()
-    with usage_errors(BackfillError):
-        pace = studies_per_minute_of(rate) if rate else None
+    with usage_errors(PaceError):
+        pace = per_minute_of(rate) if rate else None
         window = window_of(between) if between else None
     celery = make_app(context.settings)
     with progress("Reading headers", total=sum(1 for _ in find_files(paths))) as advance:

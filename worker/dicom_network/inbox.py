@@ -1,6 +1,7 @@
 """The folder of received films: a film is there whole under a name of our own, or it is not there.
 
     FOLDER/arriving/     one file per film on its way in; what a killed receiver left there is removed at its start
+    FOLDER/pulling/      the same for `nightread pull`, of which several may run: half films go once nobody writes them
     FOLDER/2026-11-28/   the films of a day (UTC), each under a random name
 
 Names never come from a UID: a sender chooses those.
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-ARRIVING = "arriving"
+ARRIVING, PULLING = "arriving", "pulling"
 ABANDONED_SECONDS = 900.0  # nothing was written to an arriving file for this long: its association is gone
 
 
@@ -27,6 +28,7 @@ class Inbox:
 
     folder: Path
     free_bytes: int
+    arriving: str = ARRIVING  # the folder of films on their way in
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -36,7 +38,7 @@ class Inbox:
         the same file system, so that a film is renamed and never copied.
         """
         self._arriving.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.remove_abandoned(older_than_seconds=0)
+        self.remove_abandoned(older_than_seconds=0 if self.arriving == ARRIVING else ABANDONED_SECONDS)
         before, tempfile.tempdir = tempfile.tempdir, str(self._arriving)
         try:
             yield
@@ -55,7 +57,7 @@ class Inbox:
         is_new = not day.exists()
         day.mkdir(exist_ok=True, mode=0o700)
         kept = day / f"{uuid.uuid4().hex}.dcm"
-        os.link(arrived, kept)  # pynetdicom unlinks its own name afterwards
+        os.link(arrived, kept)  # whoever wrote the film unlinks its own name afterwards, as pynetdicom does
         try:
             _sync(day)
             if is_new:
@@ -84,7 +86,7 @@ class Inbox:
 
     @property
     def _arriving(self) -> Path:
-        return self.folder / ARRIVING
+        return self.folder / self.arriving
 
 
 def _sync(folder: Path) -> None:

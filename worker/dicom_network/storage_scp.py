@@ -10,11 +10,10 @@ import socketserver
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -43,15 +42,12 @@ from pynetdicom import AE, _config, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 from sqlalchemy.exc import SQLAlchemyError
 
-from db import lookup
-from db.session import read_scope
 from worker.context import Context
 from worker.dicom_network.commitment import Committer
-from worker.dicom_network.inbox import Inbox
+from worker.dicom_network.keeper import Keeper
 from worker.dicom_network.transport import BoundedServer, Bounds
 from worker.errors import Unavailable
 from worker.intake.header import is_uid
-from worker.intake.receive import Footing, footing_of, receive
 from worker.monitoring.prometheus import ReceiveMetrics
 from worker.setting_groups import ReceiveSettings
 
@@ -93,7 +89,6 @@ TRANSFER_SYNTAXES: Final = (
 REJECTED_TEMPORARILY: Final = (0x02, 0x03, 0x02)  # transient, service provider (presentation), local limit exceeded
 CLEANING_SECONDS: Final = 60.0
 PATIENCE_SECONDS: Final = 2.0  # for a database that is away; then the sender hears of it and sends again
-FOOTING_SECONDS: Final = 10.0
 NOTIFY_SECONDS: Final = 1.0
 DRAIN_SECONDS: Final = 10.0  # after SIGTERM; a film takes a second or two
 
@@ -107,19 +102,15 @@ class Receiver:
     """The service behind one port. `arrived` is set when a film gave a study something new."""
 
     context: Context
-    inbox: Inbox
+    keeper: Keeper
     metrics: ReceiveMetrics
     committer: Committer
     arrived: threading.Event = field(default_factory=threading.Event)
-    _footing_read: tuple[float, Footing] | None = None
-    _unsettled: set[Path] = field(default_factory=set)  # files that the ledger may refer to: it went away meanwhile
 
     @classmethod
     def of(cls, context: Context, *, metrics: ReceiveMetrics) -> "Receiver":
         """The receiver of the settings."""
-        settings = context.settings.receive
-        inbox = Inbox(context.receive_folder, free_bytes=settings.free_mb * 2**20)
-        return cls(context, inbox, metrics, Committer(context))
+        return cls(context, Keeper.of(context), metrics, Committer(context))
 
     @property
     def settings(self) -> ReceiveSettings:
@@ -157,50 +148,14 @@ class Receiver:
         uid = str(event.request.AffectedSOPInstanceUID)
         if not is_uid(uid):
             return CANNOT_UNDERSTAND, "sop_uid_illegal"
-        if self.inbox.is_full():
+        if self.keeper.inbox.is_full():
             return OUT_OF_RESOURCES, "disk_full"
-        self.settle()
-        kept = self.inbox.keep(event.dataset_path)
-        try:
-            outcome = receive(
-                self.context,
-                [kept],
-                footing=self._footing(),
-                patience_seconds=PATIENCE_SECONDS,
-                sop_instance_uid=uid,
-            )
-            self.remove_unrecorded([kept])  # a second copy of a film that is in the ledger with its own file
-        except BaseException:
-            self._unsettled.add(kept)  # it may be registered: a commit's answer can be lost
-            raise
+        outcome = self.keeper.keep(event.dataset_path, sop_instance_uid=uid, patience_seconds=PATIENCE_SECONDS)
         if outcome.rejected:
             return CANNOT_UNDERSTAND, "rejected_at_intake"
         if outcome.studies:
             self.arrived.set()
         return SUCCESS, ""
-
-    def settle(self) -> None:
-        """Remove the files of films whose registration failed, unless the ledger has them after all.
-
-        Raises SQLAlchemyError while the database is away: then no further film is kept.
-        """
-        if unsettled := list(self._unsettled):
-            self.remove_unrecorded(unsettled)
-            self._unsettled.difference_update(unsettled)
-
-    def remove_unrecorded(self, kept: Sequence[Path]) -> None:
-        """Remove those of these files to which nothing in the ledger refers."""
-        with read_scope(self.context.engine) as session:
-            recorded = lookup.recorded_paths(session, [str(path) for path in kept])
-        for path in kept:
-            if str(path) not in recorded:
-                path.unlink(missing_ok=True)
-
-    def _footing(self) -> Footing:
-        """The footing of the last seconds: reading it for each film would cost more than registering the film."""
-        if self._footing_read is None or time.monotonic() - self._footing_read[0] > FOOTING_SECONDS:
-            self._footing_read = (time.monotonic(), footing_of(self.context))
-        return self._footing_read[1]
 
     def commitment_requested(self, event: evt.Event) -> tuple[int, None]:
         """N-ACTION of a storage commitment request; the report follows on an association of its own (PS3.4 J.3.2)."""
@@ -284,8 +239,8 @@ def listening(receiver: Receiver) -> Iterator[BoundedServer]:
         (evt.EVT_ESTABLISHED, lambda _: receiver.metrics.associated()),
     ]
     with ExitStack() as stack:
-        stack.enter_context(receiver.inbox.opened())
-        register_leftovers(receiver)
+        stack.enter_context(receiver.keeper.inbox.opened())
+        receiver.keeper.register_leftovers()
         try:
             server = entity.make_server(
                 (settings.address, settings.port),
@@ -321,22 +276,6 @@ def _shut_down(server: BoundedServer) -> None:
         association.abort()
 
 
-def register_leftovers(receiver: Receiver) -> int:
-    """Register the films that were kept and not registered before a kill; returns how many there were.
-
-    Their senders had no answer and will send them again, which is then a second copy; so may one of these be.
-    """
-    recent = receiver.inbox.recent()
-    with read_scope(receiver.context.engine) as session:
-        known = lookup.recorded_paths(session, [str(path) for path in recent])
-    left = [path for path in recent if str(path) not in known]
-    if left:
-        receive(receiver.context, left)
-        receiver.remove_unrecorded(left)
-        log.info("leftovers_registered", films=len(left))
-    return len(left)
-
-
 def run_receiver(receiver: Receiver, *, stopping: threading.Event, notify: Callable[[], None]) -> None:
     """Receive until `stopping` is set. `notify` sends messages for waiting studies, at most once a second."""
     with listening(receiver):
@@ -347,8 +286,8 @@ def run_receiver(receiver: Receiver, *, stopping: threading.Event, notify: Calla
                 notify()
             if time.monotonic() - cleaned > CLEANING_SECONDS:
                 cleaned = time.monotonic()
-                receiver.inbox.remove_abandoned()
+                receiver.keeper.inbox.remove_abandoned()
                 with suppress(SQLAlchemyError):  # away: the next film or minute tries again
-                    receiver.settle()
+                    receiver.keeper.settle()
     if receiver.arrived.is_set():
         notify()

@@ -1,0 +1,176 @@
+"""Pulling from an Orthanc, by DICOMweb and by DICOM: frontal films, each once, whatever breaks meanwhile."""
+
+import os
+import subprocess
+import sys
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete, select
+
+from db.models import Instance, Study
+from db.session import read_scope, session_scope
+from tests.support.crew import environment_of, wait_until
+from tests.support.dicom_files import data_set_digest, make_film
+from tests.support.orthanc import PASSWORD, USER, Orthanc
+from worker.context import Context
+from worker.dicom_network.pull import DAY, Pace, Pulled, Wish, planned, pull_each
+from worker.dicom_network.pull_archive import FilmFailed, Offer
+from worker.dicom_network.pull_web import WebArchive
+from worker.peers import PeerAway
+from worker.setting_peers import Peer
+from worker.settings import WrongSettings
+
+NIGHT = date(2026, 1, 1)  # of make_film's films
+ONE_NIGHT = Wish(NIGHT, NIGHT)
+NO_PACE = {"between": "", "rate": "", "time_zone": "UTC"}
+
+
+def films(folder: Path, studies: int, *, day: date = NIGHT) -> list[Path]:
+    """Studies with one frontal and one lateral film each, which say so in their headers."""
+    paths = []
+    for number in range(studies):
+        study = f"1.2.826.0.1.3680043.8.498.{day:%Y%m%d}.{number + 1}"
+        for view in ("PA", "LL"):
+            paths.append(folder / f"{day:%d}-{number}-{view}.dcm")
+            date_of = {"StudyDate": f"{day:%Y%m%d}", "PatientName": "Kanarienvogel^Hansi"}
+            make_film(paths[-1], view_position=view, StudyInstanceUID=study, **date_of)
+    return paths
+
+
+@pytest.fixture
+def password_file(tmp_path: Path) -> Path:
+    file = tmp_path / "orthanc-password"
+    file.write_text(PASSWORD)
+    return file
+
+
+@pytest.fixture
+def web(archive: Orthanc, password_file: Path) -> Peer:
+    """The archive by DICOMweb."""
+    return Peer(name="pacs", dicomweb=archive.dicomweb, user=USER, password_file=password_file)
+
+
+def pulled(context: Context, archive: Orthanc, peer: Peer, wish: Wish = ONE_NIGHT) -> Pulled:
+    """One run."""
+    with archive.namespace.entered():
+        run = planned(context, peer, wish)
+        pull_each(context, [run], wish, pace=Pace.of(**NO_PACE))
+    return run
+
+
+def kept(context: Context) -> list[Path]:
+    """The whole films in the inbox."""
+    return sorted(context.receive_folder.glob("2*/*"))
+
+
+def registered(context: Context) -> set[str | None]:
+    with read_scope(context.engine) as session:
+        return set(session.scalars(select(Instance.view)))
+
+
+def test_frontal_films_are_pulled_once_by_dicomweb_and_no_lateral(
+    embedded: Context, archive: Orthanc, web: Peer, tmp_path: Path
+) -> None:
+    paths = films(tmp_path, 50)
+    archive.upload(paths)
+    counted = pulled(embedded, archive, web, Wish(NIGHT, NIGHT, dry_run=True))
+    assert (counted.studies, counted.offered, counted.wanted, kept(embedded)) == (50, 100, 50, [])
+    first = pulled(embedded, archive, web)
+    assert (first.error, first.fetched, first.known, dict(first.left_out)) == (None, 50, 0, {"lateral_view": 50})
+    frontal = [path for path in paths if "PA" in path.name]
+    assert sorted(map(data_set_digest, kept(embedded))) == sorted(map(data_set_digest, frontal))
+    assert registered(embedded) == {"PA"}
+    second = pulled(embedded, archive, web)
+    assert (second.fetched, second.known, second.offered) == (0, 50, 100)
+    assert len(kept(embedded)) == 50
+
+
+def test_a_pull_that_was_killed_is_resumed_by_the_next_one(
+    embedded: Context, archive: Orthanc, web: Peer, tmp_path: Path
+) -> None:
+    archive.upload(films(tmp_path, 12))
+    peers = tmp_path / "peers.toml"
+    peers.write_text(f'[pacs]\ndicomweb = "{web.dicomweb}"\nuser = "{USER}"\npassword_file = "{web.password_file}"\n')
+    environment = os.environ | environment_of(embedded.settings) | {"NIGHTREAD_PEERS": str(peers)}
+    command = [*archive.namespace.words, sys.executable, "-m", "worker.cli", "pull", "pacs", "--from", "2026-01-01"]
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        killed = subprocess.Popen(
+            [*command, "--to", "2026-01-01", "--rate", "5/s"], env=environment, stdout=output, stderr=output
+        )
+        wait_until(lambda: len(kept(embedded)) >= 3 or killed.poll() is not None, log=log)
+        killed.kill()
+        killed.wait()
+    before = len(kept(embedded))
+    assert 3 <= before < 12
+    leftover = min(kept(embedded))
+    with session_scope(embedded.engine) as session:  # as if the kill had come between the file and its row
+        session.execute(
+            delete(Study).where(Study.id.in_(select(Instance.study_id).where(Instance.path == str(leftover))))
+        )
+    (embedded.receive_folder / "pulling" / "half.dcm").write_bytes(b"DICM")
+    run = pulled(embedded, archive, web)
+    assert (run.known, run.fetched) == (before, 12 - before)
+    assert len(kept(embedded)) == 12
+
+
+def test_the_watermark_moves_to_the_last_day_without_a_failure_and_days_before_it_are_asked_again(
+    embedded: Context, archive: Orthanc, web: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    today = datetime.now(UTC).date()
+    yesterday = today - DAY
+    archive.upload(films(tmp_path, 1, day=yesterday - DAY) + films(tmp_path, 1, day=yesterday))
+    embedded = Context(embedded.settings.changed(pull={"days": 3}))
+    fetch = WebArchive.fetch
+
+    def fetch_or_fail(self: WebArchive, offer: Offer, into: Path) -> bool:
+        if f"{yesterday:%Y%m%d}" in offer.study_instance_uid:
+            raise FilmFailed("http_500")
+        return fetch(self, offer, into)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WebArchive, "fetch", fetch_or_fail)
+        run = pulled(embedded, archive, web, Wish())
+    assert (run.first, run.last, run.fetched, dict(run.failed)) == (today - 3 * DAY, today, 1, {"http_500": 1})
+    assert run.watermark == yesterday - DAY, "a day of which a film is missing is not done"
+    assert pulled(embedded, archive, web, Wish(dry_run=True)).watermark == yesterday - DAY
+    run = pulled(embedded, archive, web, Wish())
+    assert (run.first, run.watermark, run.fetched, run.known) == (yesterday - 4 * DAY, today, 1, 1)
+    run = pulled(embedded, archive, web, Wish(first=today + 5 * DAY))
+    assert run.watermark == today, "no day is passed over"
+
+
+def test_a_peer_that_is_away_or_refuses_us_ends_its_own_run_only(
+    embedded: Context, archive: Orthanc, web: Peer, tmp_path: Path
+) -> None:
+    archive.upload(films(tmp_path, 1))
+    (tmp_path / "wrong").write_text("wrong")
+    peers = (
+        web.model_copy(update={"name": "away", "dicomweb": "http://127.0.0.1:9/dicom-web"}),
+        web.model_copy(update={"name": "locked", "password_file": tmp_path / "wrong"}),
+        web.model_copy(update={"name": "lost", "dicomweb": web.dicomweb + "/nowhere"}),
+        web,
+    )
+    with archive.namespace.entered():
+        runs = [planned(embedded, peer, ONE_NIGHT) for peer in peers]
+        pull_each(embedded, runs, ONE_NIGHT, pace=Pace.of(**NO_PACE))
+    assert [type(run.error) for run in runs[1:]] == [WrongSettings, WrongSettings, type(None)]
+    assert isinstance(runs[0].error, PeerAway)
+    assert str(runs[0].error).startswith("peer away does not answer")
+    assert "peer locked refuses our credentials (HTTP 401)" in str(runs[1].error)
+    assert runs[3].fetched == 1
+
+
+def test_an_archive_that_goes_away_in_the_middle_costs_nothing_that_was_fetched(
+    embedded: Context, archive: Orthanc, web: Peer, tmp_path: Path
+) -> None:
+    archive.upload(films(tmp_path, 3))
+    with archive.namespace.entered():
+        run = planned(embedded, web, ONE_NIGHT)
+        pull_each(embedded, [run], ONE_NIGHT, pace=Pace.of(**NO_PACE), on_films=lambda: archive.stop(at_once=True))
+    assert isinstance(run.error, PeerAway)
+    assert run.fetched == len(kept(embedded)) == 1
+    archive.start()
+    assert pulled(embedded, archive, web).fetched == 2

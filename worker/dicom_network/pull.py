@@ -1,0 +1,250 @@
+"""Pull: films that an archive holds and this site does not, fetched day by day (`nightread pull`).
+
+The ledger says what is known, so a run that was killed is resumed by the next one. A watermark per peer says up to
+which day every film is here; the days just before it are asked for again, because studies reach an archive late.
+"""
+
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+import structlog
+
+from db import lookup, pulls
+from db.session import read_scope, session_scope
+from worker.context import Context
+from worker.dicom_network.inbox import PULLING
+from worker.dicom_network.keeper import Keeper
+from worker.dicom_network.pull_archive import Archive, FilmFailed, Offer
+from worker.dicom_network.pull_web import WebArchive
+from worker.errors import Unavailable
+from worker.intake.header import is_uid
+from worker.intake.receive import PATIENCE_SECONDS
+from worker.intake.view_rules import ViewRules
+from worker.pacing import Window, per_minute_of, window_of
+from worker.peers import PeerAway, web_client
+from worker.setting_peers import Peer
+from worker.settings import WrongSettings
+
+log = structlog.get_logger()
+
+DAY: Final = timedelta(days=1)
+
+
+class InboxFull(Unavailable):
+    """There is no room for films: less than NIGHTREAD_RECEIVE_FREE_MB is free on the disk of received films."""
+
+    def __init__(self) -> None:
+        super().__init__("less than NIGHTREAD_RECEIVE_FREE_MB is free on the disk of received films: make room there")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Days to pull. `first` None: from before the watermark on; `last` None: up to today. `dry_run`: count only."""
+
+    first: date | None = None
+    last: date | None = None
+    dry_run: bool = False
+
+
+@dataclass
+class Pulled:
+    """One peer's run: its days and counts. offered = known + left out + fetched + failed; in a dry run `wanted` stands
+    in the place of the last two."""
+
+    peer: Peer
+    first: date
+    last: date
+    error: Exception | None = None  # for which the run ended before its last day
+    watermark: date | None = None
+    studies: int = 0
+    offered: int = 0
+    known: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    wanted: int = 0
+    fetched: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+
+    def as_json(self) -> dict[str, Any]:
+        """The run for programs."""
+        days = {name: day and day.isoformat() for name, day in
+                (("first", self.first), ("last", self.last), ("watermark", self.watermark))}  # fmt: skip
+        counts = {"left_out": dict(self.left_out), "failed": dict(self.failed)}
+        return vars(self) | days | counts | {"peer": self.peer.name, "error": self.error and str(self.error)}
+
+
+class Pace:
+    """When the next film may be fetched: within a window of the day, and at a rate."""
+
+    def __init__(self, window: Window | None, films_per_minute: float | None, *, zone: ZoneInfo) -> None:
+        self._window, self._zone = window, zone
+        self._seconds = 0.0 if films_per_minute is None else 60 / films_per_minute
+        self._next = 0.0
+
+    @classmethod
+    def of(cls, between: str, rate: str, *, time_zone: str) -> "Pace":
+        """The pace that two settings, or options, ask for. Raises PaceError."""
+        window, pace = window_of(between) if between else None, per_minute_of(rate) if rate else None
+        return cls(window, pace, zone=ZoneInfo(time_zone))
+
+    def wait(self, stopping: threading.Event) -> bool:
+        """Wait until the next film may be fetched; False where the run is to stop instead."""
+        while (closed := self._seconds_closed()) > 0:
+            log.info("pull_waits", seconds=round(closed))
+            if stopping.wait(closed):
+                return False
+        stopped = stopping.wait(max(0.0, self._next - time.monotonic()))
+        self._next = time.monotonic() + self._seconds
+        return not stopped
+
+    def _seconds_closed(self) -> float:
+        now = datetime.now(self._zone).replace(tzinfo=None)
+        return 0.0 if self._window is None else self._window.seconds_until_open(now)
+
+
+@contextmanager
+def archive_of(context: Context, peer: Peer) -> Iterator[Archive]:
+    """The peer as an archive, by DICOMweb where it has it."""
+    most_bytes = context.settings.max_file_mb * 2**20
+    with web_client(peer) as client:
+        yield WebArchive(peer, client, most_bytes=most_bytes)
+
+
+def planned(context: Context, peer: Peer, wish: Wish) -> Pulled:
+    """The days of a run, by the wish and the watermark; nothing is asked for yet."""
+    today = datetime.now(ZoneInfo(context.settings.time_zone)).date()
+    with read_scope(context.engine) as session:
+        watermark = pulls.watermark(session, peer.name)
+    first = wish.first or (watermark or today) - context.settings.pull.days * DAY
+    return Pulled(peer, first, wish.last or today, watermark=watermark)
+
+
+def pull_each(
+    context: Context,
+    runs: Sequence[Pulled],
+    wish: Wish,
+    *,
+    pace: Pace,
+    stopping: threading.Event | None = None,
+    on_films: Callable[[], None] = lambda: None,
+) -> None:
+    """Pull what was planned, peer by peer; one that is away, or refuses us, costs the others nothing.
+
+    Raises InboxFull, and SQLAlchemyError while the database is away. The runs hold what was done also then. `on_films`
+    is called after every study that brought a film.
+    """
+    for run in runs:
+        try:
+            _pull(context, run, wish, pace=pace, stopping=stopping or threading.Event(), on_films=on_films)
+        except (PeerAway, WrongSettings) as error:
+            run.error = error
+            log.warning("pull_ended_early", peer=run.peer.name, error=type(error).__name__)
+
+
+def _pull(
+    context: Context, run: Pulled, wish: Wish, *, pace: Pace, stopping: threading.Event, on_films: Callable[[], None]
+) -> None:
+    keeper = Keeper.of(context, arriving=PULLING)
+    with archive_of(context, run.peer) as archive, keeper.inbox.opened():
+        if not wish.dry_run and keeper.register_leftovers():
+            on_films()
+        puller = _Puller(context, archive, keeper, run, pace=pace, stopping=stopping, dry_run=wish.dry_run)
+        moves = not wish.dry_run and wish.last is None and _joins(run)
+        day = run.first
+        while day <= run.last and not stopping.is_set():
+            failed_before = run.failed.total()
+            puller.pull_day(day, on_films=on_films)
+            moves = moves and run.failed.total() == failed_before and not stopping.is_set()
+            if moves:
+                _raise_watermark(context, run, day)
+            day += DAY
+    log.info("pulled", peer=run.peer.name, studies=run.studies, films=run.fetched, known=run.known,
+             left_out=run.left_out.total(), failed=run.failed.total())  # fmt: skip
+
+
+def _joins(pulled: Pulled) -> bool:
+    """Whether no day lies between the watermark and this run's first one."""
+    return pulled.watermark is None or pulled.first <= pulled.watermark + DAY
+
+
+def _raise_watermark(context: Context, pulled: Pulled, day: date) -> None:
+    with session_scope(context.engine) as session:
+        pulls.raise_watermark(session, pulled.peer.name, day)
+    pulled.watermark = max(day, pulled.watermark or day)
+
+
+class _Puller:
+    """One run over one archive."""
+
+    def __init__(
+        self,
+        context: Context,
+        archive: Archive,
+        keeper: Keeper,
+        pulled: Pulled,
+        *,
+        pace: Pace,
+        stopping: threading.Event,
+        dry_run: bool,
+    ) -> None:
+        self._context, self._archive, self._keeper, self._pulled = context, archive, keeper, pulled
+        self._pace, self._stopping, self._dry_run = pace, stopping, dry_run
+        self._rules = ViewRules.of(context.settings)
+        self._modalities = context.settings.pull.modalities
+
+    def pull_day(self, day: date, *, on_films: Callable[[], None]) -> None:
+        """Every study of a day, once."""
+        found = [uid for modality in self._modalities for uid in self._archive.studies(day, modality)]
+        for study in dict.fromkeys(found):
+            if self._stopping.is_set():
+                return
+            if is_uid(study):
+                fetched_before = self._pulled.fetched
+                self._pulled.studies += 1
+                self._pull_study(study)
+                if self._pulled.fetched > fetched_before:
+                    on_films()
+
+    def _pull_study(self, study: str) -> None:
+        offers = self._archive.offers(study, self._modalities)
+        with read_scope(self._context.engine) as session:
+            known = lookup.known_uids(session, [offer.sop_instance_uid for offer in offers])
+        for offer in offers:
+            self._pulled.offered += 1
+            if offer.sop_instance_uid in known:
+                self._pulled.known += 1
+            elif not is_uid(offer.sop_instance_uid):
+                self._pulled.failed["sop_uid_illegal"] += 1
+            elif reason := offer.left_out_because(self._rules):
+                self._pulled.left_out[reason] += 1
+            elif self._dry_run:
+                self._pulled.wanted += 1
+            elif not self._pace.wait(self._stopping):
+                return
+            else:
+                self._fetch(offer)
+
+    def _fetch(self, offer: Offer) -> None:
+        if self._keeper.inbox.is_full():
+            raise InboxFull
+        arrived = self._keeper.inbox.folder / PULLING / f"{uuid.uuid4().hex}.dcm"
+        try:
+            if self._archive.fetch(offer, arrived):
+                outcome = self._keeper.keep(
+                    arrived, sop_instance_uid=offer.sop_instance_uid, patience_seconds=PATIENCE_SECONDS
+                )
+                if outcome.rejected:
+                    raise FilmFailed("rejected_at_intake")
+            self._pulled.fetched += 1
+        except FilmFailed as error:
+            self._pulled.failed[error.reason] += 1
+            log.warning("film_not_pulled", peer=self._pulled.peer.name, reason=error.reason)
+        finally:
+            arrived.unlink(missing_ok=True)

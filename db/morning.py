@@ -108,6 +108,7 @@ def ranked(session: Session, run: Run, *, top: int) -> Sequence[RowMapping]:
                 *place,
                 Study.study_instance_uid,
                 Study.accession_number,
+                Study.acquired_at,
                 Study.received_at,
                 Study.reason,
                 StudyPriority.stat,
@@ -123,6 +124,13 @@ def ranked(session: Session, run: Run, *, top: int) -> Sequence[RowMapping]:
         .mappings()
         .all()
     )
+
+
+def unusual(session: Session, study_ids: Sequence[int]) -> dict[tuple[int, str], tuple[float | None, float | None]]:
+    """Study and finding -> how many times the usual its probability is, and what share of films reaches it."""
+    parts = table("study_contribution", *(column(name) for name in ("study_id", "finding", "lift", "share")))
+    asked = (select(parts).where(parts.c.study_id.in_(part)) for part in in_parts(study_ids))
+    return {(row.study_id, row.finding): (row.lift, row.share) for each in asked for row in session.execute(each)}
 
 
 def films_of(session: Session, study_ids: Sequence[int]) -> dict[int, list[Film]]:

@@ -48,6 +48,14 @@ def study_findings(session: "Session") -> dict[str, dict[str, Any]]:
     return {row["study_instance_uid"]: dict(row) for row in rows}
 
 
+def parts(session: "Session", study_id: int) -> Sequence[RowMapping]:
+    """One study's rows of the view study_contribution, the largest part of its urgency first."""
+    statement = text(
+        "SELECT * FROM study_contribution WHERE study_id = :study_id ORDER BY contribution DESC, finding"
+    ).columns(counts=Boolean())
+    return session.execute(statement, {"study_id": study_id}).mappings().all()
+
+
 def place(session: "Session", study_id: int) -> RowMapping | None:
     """One study's row of the view study_place, counted along the indexes instead of ranking the whole list; None when
     it has been read or was never on the list."""

@@ -11,6 +11,7 @@ from sqlalchemy import RowMapping
 from sqlalchemy.orm import Session
 
 from db import lookup, worklist
+from db.finding_rules import rules_of, shares_by_finding
 from db.models import Instance, Study
 from db.session import read_scope
 from training.checkpoint import cuts_of
@@ -26,6 +27,7 @@ from worker.ranking.priority import BLIND
 from worker.reasons import sentence
 from worker.scoring.decoder_pool import DecoderPool
 from worker.scoring.decoding import DecodeOptions, Failure
+from worker.wording import category_meaning, percent, times, unusual
 
 TableOf: TypeAlias = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # heading, columns, rows
 
@@ -172,11 +174,15 @@ def _explain_study(session: Session, study: Study) -> Explained:
     probabilities = [float(p) for p in priority.study_probabilities(films)]
     thresholds = cuts_of(checkpoint.header.get("thresholds", {}), policy.THRESHOLD)
     because = _category_rule(probabilities, rules, thresholds)
+    shares = shares_by_finding(rules_of(session, policy_id=stored.id, checkpoint_id=checkpoint.id), place.category)
     if place.flag:
         facts.append(("what was seen", f"category {priority.category(probabilities, rules, thresholds)}: {because}"))
     else:
         facts.append(("category", f"{place.category}: {because}"))
-    tables.append(_contributions_table(probabilities, rules, thresholds))
+    facts.append((f"category {place.category} is", category_meaning(place.category, shares)))
+    parts = worklist.parts(session, study.id)
+    facts += [("first finding", _in_words(part)) for part in parts if part["finding"] == place.top_finding]
+    tables.append(_parts_table(parts))
     return Explained("Why it stands where it stands", facts, tables)
 
 
@@ -202,13 +208,26 @@ def _instances_table(instances: Sequence[Instance]) -> TableOf:
     return ("Its instances", ("view", "state", "reason", "evidence", "flags"), rows)
 
 
-def _contributions_table(probabilities: list[float], rules: priority.Policy, thresholds: dict[str, float]) -> TableOf:
-    in_force = priority.thresholds_in_force(rules, thresholds)
+def _parts_table(parts: Sequence[RowMapping]) -> TableOf:
+    columns = ("finding", "probability", "x usual", "top", "weight", "adds", "threshold")
     rows = [
-        (c.finding, f"{c.probability:.3f}", f"{c.weight:.2f}", f"{c.value:.4f}", f"{in_force.get(c.finding, 1):.3f}")
-        for c in priority.contributions(probabilities, rules)
+        (
+            part["finding"],
+            f"{part['probability']:.3f}",
+            times(part["lift"]),
+            percent(part["share"]),
+            f"{part['weight']:.2f}",
+            f"{part['contribution']:.4f}",
+            "-" if part["threshold"] is None else f"{part['threshold']:.3f}",
+        )
+        for part in parts
     ]
-    return ("What adds to its urgency", ("finding", "probability", "weight", "adds", "threshold"), rows)
+    return ("What adds to its urgency", columns, rows)
+
+
+def _in_words(part: RowMapping) -> str:
+    beside = unusual(part["lift"], part["share"])
+    return f"{part['finding']}, probability {part['probability']:.3f}" + (f": {beside}" if beside else "")
 
 
 # ------------------------------------------------------------------------------------------------------- heat maps

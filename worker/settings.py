@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 from platformdirs import user_data_path
 from pydantic import BeforeValidator, Field, FilePath, ValidationError, field_validator
@@ -148,7 +149,7 @@ class Settings(BaseSettings):
     """Share of studies listed as if no model had scored them, to measure what ranking changes."""
 
     time_zone: TimeZone = "UTC"
-    """The time zone of the schedules and of the pages' times, such as Europe/Berlin."""
+    """The time zone, such as Europe/Berlin; not set: UTC for the schedules, the machine's for pages and films."""
     viewer_url: Annotated[ViewerUrl | None, Empty] = None
     """The viewer's address for a study, with {study_instance_uid} or {accession_number} in it; unset: no link."""
     retrain: RetrainSettings = RetrainSettings()
@@ -160,6 +161,11 @@ class Settings(BaseSettings):
 
     log: LogSettings = LogSettings()
     metrics: MetricsSettings = MetricsSettings()
+
+    @property
+    def zone(self) -> ZoneInfo | None:
+        """The time zone of pages, and of films that name none; None: this machine's."""
+        return ZoneInfo(self.time_zone) if "time_zone" in self.model_fields_set else None
 
     @field_validator("database_url")
     @classmethod

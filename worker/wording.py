@@ -1,7 +1,7 @@
 """Words and formats for people: durations, shares, counts and moments."""
 
-from collections.abc import Mapping
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta, tzinfo
 from typing import Any
 from urllib.parse import quote
 
@@ -18,6 +18,49 @@ def percent(share: float | None) -> str:
     return "< 1\u00a0%" if 0 < share < 0.01 else f"{100 * share:.0f}\u00a0%"
 
 
+def times(lift: float | None) -> str:
+    """How many times the usual a probability is: 0.4, 4.2, 12; a dash where no reference says what is usual."""
+    if lift is None:
+        return "–"
+    return f"{lift:.1f}" if lift < 9.95 else f"{lift:.0f}"
+
+
+def unusual(lift: float | None, share: float | None) -> str:
+    """What a probability is beside those of the reference films; nothing where there is no reference."""
+    parts = [] if lift is None else [f"{times(lift)}\u00a0times the usual"]
+    return ", ".join(parts if share is None else [*parts, f"top {percent(share)} of films"])
+
+
+def category_meaning(category: str, shares: Mapping[str, float | None]) -> str:
+    """What puts a study into a category; `shares`: the category's findings, each with the share of films that it flags
+    (None: not known)."""
+    if category == "D":
+        return "no finding of another category reaches its threshold"
+    if not shares:
+        return ""
+    if len(shares) == 1:
+        ((finding, share),) = shares.items()
+        films = "the films that show most" if share is None else f"the top {percent(share)} of films by"
+        return f"{films} suspicion of {in_words(finding).lower()}"
+    each = [
+        in_words(finding).lower() + ("" if share is None else f" (top {percent(share)})")
+        for finding, share in shares.items()
+    ]
+    return f"suspicion of {', '.join(each[:-1])} or {each[-1]}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Rising numbers in words: 3, 7 to 12 and 20."""
+    runs: list[list[int]] = []
+    for each in numbers:
+        if runs and each == runs[-1][-1] + 1:
+            runs[-1].append(each)
+        else:
+            runs.append([each])
+    words = [f"{number(run[0])} to {number(run[-1])}" if len(run) > 1 else number(run[0]) for run in runs]
+    return " and ".join(part for part in (", ".join(words[:-1]), *words[-1:]) if part)
+
+
 def number(count: int) -> str:
     """12345 -> 12,345."""
     return f"{count:,}"
@@ -28,19 +71,24 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{number(count)} {noun if count == 1 else plural or noun + 's'}"
 
 
-def day(time: datetime) -> str:
-    """Monday, 23 November 2026, in local time."""
-    return f"{time.astimezone():%A, %-d %B %Y}"
+def day(time: datetime, zone: tzinfo | None = None) -> str:
+    """Monday, 23 November 2026, in a time zone; None: this machine's."""
+    return f"{time.astimezone(zone):%A, %-d %B %Y}"
 
 
-def moment(time: datetime) -> str:
+def moment(time: datetime, zone: tzinfo | None = None) -> str:
     """Local day and time, with the zone."""
-    return f"{time.astimezone():%-d %B, %H:%M %Z}"
+    return f"{time.astimezone(zone):%-d %B, %H:%M %Z}"
 
 
-def clock(time: datetime) -> str:
+def clock(time: datetime, zone: tzinfo | None = None) -> str:
     """Local time of day."""
-    return f"{time.astimezone():%H:%M}"
+    return f"{time.astimezone(zone):%H:%M}"
+
+
+def day_and_clock(time: datetime, zone: tzinfo | None = None) -> str:
+    """23 Nov 22:40, in local time."""
+    return f"{time.astimezone(zone):%-d %b %H:%M}"
 
 
 def duration(span: timedelta) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,14 @@ from sqlalchemy.orm import Session
 import worker
 from db import runs
 from db.base import database_now
-from db.models import Run, StudyPriority
+from db.models import Run, Study, StudyPriority
 from db.morning import NoSuchRun
+from db.reference import keep_reference
 from db.session import session_scope
 from tests.support.contexts import MakeContext
 from tests.support.night_rows import FOLDER, PATIENT_KEY, add_champion, add_studies, add_unscored, open_run
 from tests.support.page_reading import Page
+from training.checkpoint import Header
 from training.findings import FINDINGS
 from worker.context import Context
 from worker.reasons import sentence, sentences
@@ -77,8 +79,10 @@ def test_the_list_shows_every_study_in_reading_order(context: Context, tmp_path:
     a_night(context, ordinary)
     page, html = page_of(context, tmp_path)
     shown = [name.removeprefix("study-") for name in page.ids if name.startswith("study-")]
-    order = [*range(1, 21, 4), 100, 101, *range(2, 21, 4)]  # category A, then by urgency: the unscored stand at .40
-    assert shown[: len(order)] == [str(number) for number in order]
+    order = [*range(1, 21, 4), *range(2, 21, 4)]  # category A, then by urgency
+    assert [number for number in shown if number not in ("100", "101")][: len(order)] == [str(each) for each in order]
+    assert shown.index("100") + 1 == shown.index("101") == 13  # the unscored, in a block of their own after the cards
+    assert "Ranks 6 to 7" in page.words
     assert len(shown) == 22
     assert len(page.of("li", class_="card")) == 12
     assert "ACC00001" in page.text
@@ -285,11 +289,14 @@ def test_a_checkpoints_quantiles_stand_for_the_films_they_were_made_of() -> None
     levels = np.linspace(0, 1, 101)
     quantiles = {f: np.quantile(scores[:, i], levels).tolist() for i, f in enumerate(FINDINGS)}
     reference = {"films": 4000, "levels": levels.tolist(), "probabilities": quantiles}
-    compared = reference_of(reference, {"Effusion": 0.3})
+    compared = reference_of(Header("mobilenet", reference=reference), {"Effusion": 0.3})
     assert compared is not None
     assert compared.shares == pytest.approx(shares_of(scores), abs=0.01)
     assert compared.flagged["Effusion"] == pytest.approx(flagged_of(scores, {"Effusion": 0.3})["Effusion"], abs=0.005)
-    assert reference_of({}, {}) is None
+    assert compared.name == "the films it learned from"
+    validated = Header("mobilenet", reference=reference, training={"films": {"validation": 4000}})
+    assert "validation films" in getattr(reference_of(validated, {}), "name", "")
+    assert reference_of(Header("mobilenet"), {}) is None
 
 
 def test_a_chart_stays_in_its_box_and_a_finding_without_threshold_has_no_mark() -> None:
@@ -299,3 +306,38 @@ def test_a_chart_stays_in_its_box_and_a_finding_without_threshold_has_no_mark() 
     assert "V0H" in chart.now  # the fullest bin reaches the top
     assert chart.threshold_x is None
     assert chart.before is None
+
+
+def test_every_bar_says_how_unusual_its_probability_is(context: Context, tmp_path: Path) -> None:
+    levels = [level / 100 for level in range(101)]
+    kept = {"levels": levels, "probabilities": dict.fromkeys(FINDINGS, levels)}  # spread evenly over 0 to 1
+
+    def compared(session: Session, run: Run) -> None:
+        keep_reference(session, run.checkpoint_id or 0, kept)
+        add_studies(session, run, [{"Pneumothorax": 0.9}])
+
+    a_night(context, compared)
+    page, _ = page_of(context, tmp_path)
+    assert "1.8 times the usual, top 10 % of films" in page.words
+    assert "the top 50 % of films by suspicion of pneumothorax" in page.words  # the threshold is .5 here
+
+
+def test_the_charts_are_folded_away_from_those_who_read(context: Context, tmp_path: Path) -> None:
+    a_night(context, ordinary)
+    page, _ = page_of(context, tmp_path)
+    assert [(each["id"], "open" in each) for each in page.of("details")] == [("scores", False), ("drift", False)]
+
+
+def test_a_study_links_to_the_sites_viewer_and_says_when_it_was_taken(context: Context, tmp_path: Path) -> None:
+    settings = context.settings.changed(
+        viewer_url="https://pacs.example/{accession_number}?u={study_instance_uid}", time_zone="Europe/Berlin"
+    )
+    a_night(context, ordinary)
+    with session_scope(context.engine) as session:
+        session.execute(update(Study).values(acquired_at=datetime(2026, 1, 7, 23, 30, tzinfo=UTC)))
+    page, _ = page_of(Context(settings), tmp_path)
+    links = {attrs["href"] for attrs in page.of("a") if (attrs["href"] or "").startswith("https:")}
+    assert "https://pacs.example/ACC00001?u=2.25.1" in links
+    assert not any("2.25.101" in (link or "") for link in links)  # it has no accession number, which the address needs
+    assert page.words.count("taken 8 Jan 00:30") == 22
+    assert "CET" in page.words

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.wording import viewer_address
+from worker.wording import category_meaning, ranges, times, unusual, viewer_address
 
 UID = "1.2.840.1"
 
@@ -21,3 +21,26 @@ def test_a_viewers_address_names_the_study_and_nothing_else(
     template: str | None, accession_number: str | None, address: str | None
 ):
     assert viewer_address(template, study_instance_uid=UID, accession_number=accession_number) == address
+
+
+def test_how_unusual_a_probability_is_reads_as_a_sentence_and_says_nothing_without_a_reference():
+    assert unusual(4.237, 0.03) == "4.2\u00a0times the usual, top 3\u00a0% of films"
+    assert unusual(None, None) == ""
+    assert [times(lift) for lift in (0.04, 1.0, 9.96, 31.7, None)] == ["0.0", "1.0", "10", "32", "–"]
+
+
+def test_a_category_is_called_what_it_is():
+    assert category_meaning("A", {"Pneumothorax": 0.13}) == "the top 13\u00a0% of films by suspicion of pneumothorax"
+    assert category_meaning("A", {"Pneumothorax": None}) == "the films that show most suspicion of pneumothorax"
+    both = category_meaning("B", {"Effusion": 0.1, "Pleural_Thickening": None})
+    assert both == "suspicion of effusion (top 10\u00a0%) or pleural thickening"
+    assert "no finding" in category_meaning("D", {"Hernia": 0.1})
+    assert category_meaning("C", {}) == ""
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [([], ""), ([3], "3"), ([3, 4], "3 to 4"), ([1, 3, 4, 5, 9], "1, 3 to 5 and 9"), ([1, 1000], "1 and 1,000")],
+)
+def test_ranks_are_told_in_ranges(numbers: list[int], words: str):
+    assert ranges(numbers) == words

@@ -31,10 +31,12 @@ def worklist(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV for a spreadsheet.")] = False,
 ) -> None:
     """List the unread studies in reading order."""
+    from db.finding_rules import rules_in_force, shares_by_finding
     from db.session import reading
     from db.worklist import columns, stream
     from worker.terminal.listing import show
     from worker.terminal.tables import worklist_table
+    from worker.wording import category_meaning
 
     if as_json and as_csv:
         raise typer.BadParameter("name one of --json and --csv")
@@ -45,7 +47,8 @@ def worklist(
         elif as_csv:
             _print_csv(columns(connection), rows)
         else:
-            show(worklist_table(list(rows)), console=out, wide=wide)
+            category_a = category_meaning("A", shares_by_finding(rules_in_force(connection), "A"))
+            show(worklist_table(list(rows), category_a=category_a), console=out, wide=wide)
 
 
 def _print_csv(names: Iterable[str], rows: Iterable[Mapping[Any, Any]]) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import re
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, tzinfo
 from pathlib import Path
 
 from pydicom import Dataset
@@ -52,8 +52,13 @@ INTAKE_TAGS = (
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
-def arrival_of(header: Dataset, *, path: Path, rules: ViewRules, secret: str, stamp: str | None = None) -> Arrival:
-    """The rows that one header makes. Raises UnusableStudy when it has no usable UIDs."""
+def arrival_of(
+    header: Dataset, *, path: Path, rules: ViewRules, secret: str, stamp: str | None = None, zone: tzinfo | None = None
+) -> Arrival:
+    """The rows that one header makes; `zone`: the site's, None for this machine's.
+
+    Raises UnusableStudy when it has no usable UIDs.
+    """
     view = frontal(header, rules=rules)
     study = {
         "study_instance_uid": _uid(header, "StudyInstanceUID"),
@@ -62,7 +67,7 @@ def arrival_of(header: Dataset, *, path: Path, rules: ViewRules, secret: str, st
         "patient_sex": _sex(header),
         "patient_age_years": _age_years(header),
         "stat": _is_stat(header),
-        "acquired_at": _acquired_at(header),
+        "acquired_at": _acquired_at(header, zone),
     }
     instance = {
         "sop_instance_uid": _uid(header, "SOPInstanceUID"),
@@ -152,10 +157,10 @@ def _date(header: Dataset, keyword: str) -> date | None:
         return None
 
 
-def _acquired_at(header: Dataset) -> datetime | None:
+def _acquired_at(header: Dataset, zone: tzinfo | None) -> datetime | None:
     """The acquisition's moment, else the content's, else the study's; in UTC, by the header's offset if it has one.
 
-    Without Timezone Offset From UTC (0008,0201) DICOM means the site's local time, which is this machine's.
+    Without Timezone Offset From UTC (0008,0201) DICOM means the site's local time.
     """
     pairs = (("AcquisitionDate", "AcquisitionTime"), ("ContentDate", "ContentTime"), ("StudyDate", "StudyTime"))
     texts = [_text(header, "AcquisitionDateTime", 26) or ""]
@@ -165,16 +170,16 @@ def _acquired_at(header: Dataset) -> datetime | None:
             try:
                 moment = datetime.strptime("".join(part or "00" for part in found.groups()), "%Y%m%d%H%M%S")
                 own_offset = re.search(r"[+-]\d{4}$", text)  # a DT value may carry its own (PS3.5 6.2)
-                return _in_utc(moment, own_offset[0] if own_offset else _text(header, "TimezoneOffsetFromUTC", 5))
+                return _in_utc(moment, own_offset[0] if own_offset else _text(header, "TimezoneOffsetFromUTC", 5), zone)
             except (ValueError, OverflowError, OSError):  # 20259999, or a year no clock has
                 continue
     return None
 
 
-def _in_utc(moment: datetime, offset: str | None) -> datetime:
+def _in_utc(moment: datetime, offset: str | None, zone: tzinfo | None) -> datetime:
     if offset and re.fullmatch(r"[+-]\d{4}", offset):
         return datetime.strptime(f"{moment:%Y%m%d%H%M%S}{offset}", "%Y%m%d%H%M%S%z").astimezone(UTC)
-    return moment.astimezone(UTC)
+    return moment.replace(tzinfo=zone).astimezone(UTC)  # no zone: this machine's
 
 
 def _patient_key(header: Dataset, secret: str) -> str | None:

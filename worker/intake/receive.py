@@ -152,7 +152,14 @@ def _read(context: Context, file: Path, secret: str, uid: str | None = None) -> 
             raise _unsearched(file)
         stamp = _stamp(path)  # before it is read: what is written later has another
         header = read_header(path, limits=context.pixel_limits, specific_tags=list(INTAKE_TAGS), follow_links=False)
-        arrival = arrival_of(header, path=path, stamp=stamp, rules=ViewRules.of(context.settings), secret=secret)
+        arrival = arrival_of(
+            header,
+            path=path,
+            stamp=stamp,
+            rules=ViewRules.of(context.settings),
+            secret=secret,
+            zone=context.settings.zone,
+        )
         if uid is not None and arrival.instance["sop_instance_uid"] != uid:
             raise UnusableStudy("sop_uid_differs", "its SOP Instance UID is not the one that its sender announced")
         return arrival

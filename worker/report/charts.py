@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit
 
+from training.checkpoint import Header
 from training.findings import FINDINGS
 
 # Most probabilities are small, so the axis is their log odds, from about .1 % to 99 %, in steps of a half.
@@ -82,16 +82,18 @@ def flagged_of(scores: Table, thresholds: Mapping[str, float]) -> dict[str, floa
     return {finding: float((scores[:, FINDINGS.index(finding)] >= cut).mean()) for finding, cut in thresholds.items()}
 
 
-def reference_of(reference: Mapping[str, Any], thresholds: Mapping[str, float]) -> Compared | None:
-    """A checkpoint's reference (quantiles per finding on its validation films) to compare with; None without one."""
-    if not reference:
+def reference_of(header: Header, thresholds: Mapping[str, float]) -> Compared | None:
+    """A checkpoint's reference (quantiles per finding) to compare with; None without one."""
+    if not header.reference:
         return None
-    levels, quantiles = reference["levels"], reference["probabilities"]
+    levels, quantiles = header.reference["levels"], header.reference["probabilities"]
     edges = 1 / (1 + np.exp(-LOG_ODDS[1:-1]))  # probabilities between the bins
     below = [np.interp(edges, quantiles[finding], levels, left=0.0, right=1.0) for finding in FINDINGS]
     shares = np.stack([np.diff(np.concatenate([[0.0], row, [1.0]])) for row in below])
     flagged = {finding: 1 - float(np.interp(cut, quantiles[finding], levels)) for finding, cut in thresholds.items()}
-    return Compared("the checkpoint’s validation films", "validation", int(reference["films"]), shares, flagged)
+    own = header.training.get("films", {}).get("validation")
+    name, short = ("its validation films", "validation") if own else ("the films it learned from", "learned from")
+    return Compared(name, short, int(header.reference["films"]), shares, flagged)
 
 
 def x_of(probability: float) -> float:

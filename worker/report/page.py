@@ -6,7 +6,8 @@ the network, no script runs in it, and neither a patient's name, key, sex nor ag
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, tzinfo
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sqlalchemy.orm import Session
 from db import drift, morning, policies, registry
 from db.arrivals import TWO_PATIENTS
 from db.base import database_now
+from db.finding_rules import FindingRule, rules_of, shares_by_finding
 from db.models import Checkpoint, Drift, Run
 from db.morning import CategoryCount, Film
 from db.session import read_scope
@@ -44,7 +46,21 @@ from worker.report.charts import (
 from worker.report.drift import DAYS, drifted, first_day
 from worker.report.pictures import Picture, pictures_of
 from worker.settings import Settings
-from worker.wording import clock, day, duration, in_words, moment, number, percent, waited
+from worker.wording import (
+    category_meaning,
+    clock,
+    day,
+    day_and_clock,
+    duration,
+    in_words,
+    moment,
+    number,
+    percent,
+    ranges,
+    unusual,
+    viewer_address,
+    waited,
+)
 
 CARDS = 12  # studies at the head of the list that get a card with pictures
 BARS = 3  # findings shown per study
@@ -63,12 +79,13 @@ SET_ASIDE = (
 
 @dataclass(frozen=True)
 class Bar:
-    """One finding of a study; `threshold` None where none applies."""
+    """One finding of a study; `threshold` None where none applies, `beside` how unusual its probability is."""
 
     finding: str
     category: str
     probability: float
     threshold: float | None
+    beside: str
 
     @property
     def reaches(self) -> bool:
@@ -85,7 +102,12 @@ class Entry:
     bars: tuple[Bar, ...]
     remark: str | None  # why it is not, or only partly, scored (its flag says which)
     film: Film | None  # the one to show
+    viewer: str | None  # the study's address in the site's viewer
     picture: Picture | None = None
+
+    @property
+    def unread_by_model(self) -> bool:
+        return bool(self.row["flag"] == priority.NOT_SCORED)
 
 
 @dataclass(frozen=True)
@@ -102,6 +124,8 @@ class Facts:
     counts: list[CategoryCount]
     rows: Sequence[RowMapping]
     films: dict[int, list[Film]]
+    unusual: Mapping[tuple[int, str], tuple[float | None, float | None]]  # by study and finding: lift and share
+    finding_rules: Sequence[FindingRule]
     night: Totals
     totals: Totals
     quarantined: Sequence[RowMapping]
@@ -118,12 +142,13 @@ def write_report(context: Context, *, run: str, output: Path, top: int = 50) -> 
     facts = _ask(context, run, top)
     checkpoint = _checkpoint_file(facts)
     pictures = _pictures(context, facts, checkpoint)
-    page = _environment().get_template("morning.html.j2").render(_page(facts, pictures, checkpoint, context.settings))
+    template = _environment(context.settings.zone).get_template("morning.html.j2")
+    page = template.render(_page(facts, pictures, checkpoint, context.settings))
     write_whole(output, page)
     return output
 
 
-def _environment() -> Environment:
+def _environment(zone: tzinfo | None) -> Environment:
     environment = Environment(
         loader=PackageLoader("worker.report"),
         autoescape=True,
@@ -132,7 +157,11 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=percent, number=number, day=day, moment=moment, clock=clock, finding=in_words, x=x_of
+        percent=percent,
+        number=number,
+        finding=in_words,
+        x=x_of,
+        **{each.__name__: partial(each, zone=zone) for each in (day, moment, clock, day_and_clock)},
     )
     return environment
 
@@ -159,6 +188,8 @@ def _ask(context: Context, name: str, top: int) -> Facts:
             counts=morning.counts(session, run),
             rows=rows,
             films=morning.films_of(session, [row["study_id"] for row in rows]),
+            unusual=morning.unusual(session, [row["study_id"] for row in rows]),
+            finding_rules=_finding_rules(session, run),
             night=read_totals(session, since=since, until=as_of),
             totals=kept_totals(session),
             quarantined=morning.quarantined(session, limit=QUARANTINED_SHOWN),
@@ -174,6 +205,12 @@ def _drift(session: Session, run: Run, as_of: datetime) -> Sequence[Drift]:
     last = as_of.date()
     days = {"first": first_day(last).isoformat(), "last": last.isoformat()}
     return drift.history(session, checkpoint_id=run.checkpoint_id, **days)
+
+
+def _finding_rules(session: Session, run: Run) -> Sequence[FindingRule]:
+    if run.policy_id is None or run.checkpoint_id is None:
+        return ()
+    return rules_of(session, policy_id=run.policy_id, checkpoint_id=run.checkpoint_id)
 
 
 def _rules(session: Session, run: Run) -> priority.Policy:
@@ -200,7 +237,7 @@ def _checkpoint_file(facts: Facts) -> LoadedCheckpoint | None:
 
 
 def _pictures(context: Context, facts: Facts, checkpoint: LoadedCheckpoint | None) -> dict[int, Picture]:
-    cards = _entries(facts, {})[:CARDS]
+    cards = _scored(_entries(facts, {}, viewer=None))[:CARDS]
     shown = {entry.film: entry.bars[0].finding if entry.bars else None for entry in cards if entry.film}
     return pictures_of(context, shown, checkpoint=checkpoint) if shown else {}
 
@@ -212,8 +249,9 @@ def _page(
     facts: Facts, pictures: Mapping[int, Picture], checkpoint: LoadedCheckpoint | None, settings: Settings
 ) -> dict[str, Any]:
     """Names that the template may use."""
-    entries = _entries(facts, pictures)
-    compared = _compared(facts, {} if checkpoint is None else checkpoint.reference)
+    entries = _entries(facts, pictures, viewer=settings.viewer_url)
+    ranked, unread = _scored(entries), [entry for entry in entries if entry.unread_by_model]
+    compared = _compared(facts, checkpoint)
     charts = charts_of(table_of(facts.scores), compared, facts.thresholds) if facts.scores else []
     weights = {rule.finding: rule.weight for rule in facts.rules.findings}
     by_weight = sorted(weights, key=lambda finding: -weights[finding])
@@ -223,8 +261,14 @@ def _page(
         "total": total,
         "more": total - len(entries),
         "longest_wait": waited(facts.as_of - min((count.oldest for count in facts.counts), default=facts.as_of)),
-        "cards": entries[:CARDS],
-        "rest": entries[CARDS:],
+        "cards": ranked[:CARDS],
+        "rest": ranked[CARDS:],
+        "unread": unread,
+        "unread_ranks": ranges([entry.row["priority_rank"] for entry in unread]),
+        "meanings": {
+            category: category_meaning(category, shares_by_finding(facts.finding_rules, category))
+            for category in priority.CATEGORIES
+        },
         "with_heat": any(entry.picture and entry.picture.heat for entry in entries),
         "duration": duration(facts.as_of - facts.run.started_at),
         "set_aside": _set_aside(facts.night, facts.totals),
@@ -242,11 +286,17 @@ def _page(
     }
 
 
-def _entries(facts: Facts, pictures: Mapping[int, Picture]) -> list[Entry]:
-    return [_entry(row, facts.films[row["study_id"]], facts, pictures) for row in facts.rows]
+def _entries(facts: Facts, pictures: Mapping[int, Picture], *, viewer: str | None) -> list[Entry]:
+    return [_entry(row, facts.films[row["study_id"]], facts, pictures, viewer) for row in facts.rows]
 
 
-def _entry(row: RowMapping, films: Sequence[Film], facts: Facts, pictures: Mapping[int, Picture]) -> Entry:
+def _scored(entries: Sequence[Entry]) -> list[Entry]:
+    return [entry for entry in entries if not entry.unread_by_model]
+
+
+def _entry(
+    row: RowMapping, films: Sequence[Film], facts: Facts, pictures: Mapping[int, Picture], viewer: str | None
+) -> Entry:
     scored = [film for film in films if film.probabilities is not None]
     bars = _bars(row, scored, facts)
     film = _film_to_show(films, bars)
@@ -257,35 +307,42 @@ def _entry(row: RowMapping, films: Sequence[Film], facts: Facts, pictures: Mappi
         bars=bars,
         remark=_remark(row, films),
         film=film,
+        viewer=viewer_address(
+            viewer, study_instance_uid=row["study_instance_uid"], accession_number=row["accession_number"]
+        ),
         picture=pictures.get(film.instance_id) if film else None,
     )
 
 
 def _film_to_show(films: Sequence[Film], bars: Sequence[Bar]) -> Film | None:
-    """The scored film that speaks most for the first finding; of a blind study the first, of others one that was not
-    scored for its view.
-
-    A film that failed when it was read is not read again for its picture.
-    """
+    """The scored film that speaks most for the first finding; of a blind study the first."""
     if bars:
         index = FINDINGS.index(bars[0].finding)
         return max((film for film in films if film.probabilities), key=lambda film: (film.probabilities or ())[index])
-    shown = [film for film in films if film.state in ("scored", "skipped") and film.in_scope]
-    return min(shown, key=lambda film: film.state != "scored", default=None)
+    return next((film for film in films if film.state == "scored"), None)
 
 
 def _bars(row: RowMapping, scored: Sequence[Film], facts: Facts) -> tuple[Bar, ...]:
-    """The findings to show: those that count for the category first, A before B, then what adds most to the urgency."""
+    """The findings to show: those that count for the category first, A before B, then those nearest to counting."""
     if not scored:
         return ()
     probabilities = priority.study_probabilities([film.probabilities or () for film in scored])
     # Another checkpoint's probabilities have other thresholds, and category D is where nothing counts.
     thresholds = facts.thresholds if row["checkpoint_id"] == facts.run.checkpoint_id else {}
     categories = {rule.finding: rule.category for rule in facts.rules.findings}
-    counting = {finding: cut for finding, cut in thresholds.items() if categories[finding] != "D"}
-    parts = priority.contributions(probabilities, facts.rules)
-    bars = [Bar(p.finding, categories[p.finding], p.probability, counting.get(p.finding)) for p in parts]
-    return tuple(sorted(bars, key=lambda bar: bar.category if bar.reaches else "D")[:BARS])
+    bars = [
+        Bar(
+            finding=part.finding,
+            category=categories[part.finding],
+            probability=part.probability,
+            threshold=thresholds.get(part.finding) if categories[part.finding] != "D" else None,
+            beside=unusual(*facts.unusual.get((row["study_id"], part.finding), (None, None))),
+        )
+        for part in priority.contributions(probabilities, facts.rules)
+    ]
+    nearness = {bar.finding: bar.probability / max(thresholds.get(bar.finding, 1), 1e-6) for bar in bars}
+    bars.sort(key=lambda bar: (bar.category if bar.reaches else "D", -nearness[bar.finding] if thresholds else 0))
+    return tuple(bars[:BARS])
 
 
 def _kinds(films: Iterable[Film]) -> str:
@@ -304,10 +361,10 @@ def _remark(row: RowMapping, films: Sequence[Film]) -> str | None:
     return sentence(reason) if reason else "It still waits for the model."
 
 
-def _compared(facts: Facts, reference: Mapping[str, Any]) -> Compared | None:
-    """Last week's scores; where there are too few, the films on which the checkpoint was validated."""
+def _compared(facts: Facts, checkpoint: LoadedCheckpoint | None) -> Compared | None:
+    """Last week's scores; where there are too few, the checkpoint's reference."""
     if len(facts.earlier) < COMPARED_FILMS:
-        return reference_of(reference, facts.thresholds)
+        return None if checkpoint is None else reference_of(checkpoint, facts.thresholds)
     earlier = table_of(facts.earlier)
     name = f"the {COMPARED_DAYS} days before"
     return Compared(name, "before", len(earlier), shares_of(earlier), flagged_of(earlier, facts.thresholds))

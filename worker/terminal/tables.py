@@ -9,7 +9,7 @@ from rich.text import Text
 
 from worker.reasons import sentence
 from worker.terminal.listing import Column, Listing
-from worker.wording import notes, waited
+from worker.wording import notes, percent, times, waited
 
 if TYPE_CHECKING:
     from db.drift import Figure
@@ -31,14 +31,16 @@ def _columns(*headings: str, right: Iterable[str] = (), wide: Iterable[str] = ()
     return [Column(heading, heading in right, heading in wide) for heading in headings]
 
 
-def worklist_table(rows: Sequence[Mapping[Any, Any]]) -> Listing:
-    """The reading order; `rows` are of the view worklist.
+def worklist_table(rows: Sequence[Mapping[Any, Any]], *, category_a: str = "") -> Listing:
+    """The reading order; `rows` are of the view worklist, `category_a` says what that category is.
 
     A study is named by its accession number, as the next command takes it; by its UID where it has none, or shares it.
     """
-    columns = _columns("#", "Cat", "Urgency", "Top finding", "p", "Study", "Study Instance UID", "Waits", "Notes",
-                       right=("#", "Urgency", "p", "Waits"), wide=("Urgency", "Study Instance UID"))  # fmt: skip
-    listing = Listing("Worklist: read from the top", columns, empty="Nothing waits to be read.")
+    columns = _columns("#", "Cat", "Urgency", "Finding", "p", "x usual", "Top", "Study", "Study Instance UID", "Waits",
+                       "Notes", right=("#", "Urgency", "p", "x usual", "Top", "Waits"),
+                       wide=("Urgency", "Study Instance UID"))  # fmt: skip
+    title = "Worklist: read from the top" + (f". Category A: {category_a}" if category_a else "")
+    listing = Listing(title, columns, empty="Nothing waits to be read.")
     shared = Counter(row["accession_number"] for row in rows)
     now = datetime.now(UTC)
     for row in rows:
@@ -48,7 +50,9 @@ def worklist_table(rows: Sequence[Mapping[Any, Any]]) -> Listing:
             category_cell(row["category"]),
             f"{row['urgency']:.3f}",
             (row["top_finding"] or "-").replace("_", " "),
-            "-" if row["top_probability"] is None else f"{row['top_probability']:.2f}",
+            "-" if row["top_probability"] is None else f"{row['top_probability']:.3f}",
+            "-" if row["top_lift"] is None else times(row["top_lift"]),
+            "-" if row["top_share"] is None else percent(row["top_share"]),
             number if number and shared[number] == 1 else uid,
             uid,
             waited(now - row["received_at"]),

@@ -15,6 +15,9 @@ STUDIES ?= 500
 FILMS ?= 200
 KILLS ?= 20
 
+# All tests run in two processes, by the groups of tests/conftest.py and in their order; each has one core for torch.
+IN_TWO := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .PHONY: demo test unit coverage lint bench chaos receiver retraining audit lock help
 
@@ -22,7 +25,7 @@ demo: $(VENV)/installed  ## Score thirty generated studies and show the morning 
 	$(BIN)/nightread demo
 
 test: $(if $(T),$(VENV)/installed-for-tests,lint)  ## Check style, types and imports, then run all tests; or one: make test T=FILE
-	$(BIN)/pytest $(T)
+	$(if $(T),$(BIN)/pytest $(T),OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_TWO))
 
 unit: $(VENV)/installed-for-tests  ## Run the fast tests only: no server, no network (about a minute)
 	$(BIN)/pytest -m "not slow" tests/unit

@@ -12,6 +12,24 @@ from worker.settings import Settings
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For two processes (`make test`): a file's tests stay in one of them, and the group "servers" begins first.
+
+    That group is of files whose tests start servers and workers and wait for them with a time limit: they run one after
+    another, beside the other process, which has the rest.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    if item.get_closest_marker("xdist_group").args == ("servers",):
+        return 0
+    return 1 if "integration" in item.path.parts else 2
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real films beside the checkout; tests that need it skip in a fresh clone without it."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -48,7 +49,14 @@ def postgres_url(postgres_server_url: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def redis_server_url() -> Iterator[str]:
     with ExitStack() as stack:
-        yield os.environ.get("TEST_BROKER_URL") or started(RedisServer, stack).url
+        named = os.environ.get("TEST_BROKER_URL")
+        yield _database_of_process(named) if named else started(RedisServer, stack).url
+
+
+def _database_of_process(url: str) -> str:
+    """Each of pytest's processes empties a database of its own: redis://host:6379/0 is /1 in the second."""
+    process = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    return urlsplit(url)._replace(path=f"/{process}").geturl()
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from tests.support.servers import free_port
 from worker.queue.app import SCORE
 from worker.settings import Settings
 
+pytestmark = pytest.mark.xdist_group("servers")
+
 CANARY = {
     "PatientName": "Kanarienvogel^Hansi",
     "PatientID": "CANARY-PATIENT-KV4711VK",

@@ -47,6 +47,8 @@ from worker.scoring.pipeline import InFlight, open_scorer, score_waiting
 from worker.settings import Settings
 from worker.terminal.console import UNAVAILABLE, WRONG_USAGE
 
+pytestmark = pytest.mark.xdist_group("servers")
+
 RECOVERY_SECONDS = 120  # what is promised for every fault; these tests use shorter leases
 STOP_SECONDS = 30  # what is promised for SIGTERM (docs/how-to/operations.md)
 

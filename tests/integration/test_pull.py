@@ -22,6 +22,8 @@ from worker.peers import PeerAway
 from worker.setting_peers import Peer
 from worker.settings import WrongSettings
 
+pytestmark = pytest.mark.xdist_group("servers")
+
 NIGHT = date(2026, 1, 1)  # of make_film's films
 ONE_NIGHT = Wish(NIGHT, NIGHT)
 NO_PACE = {"between": "", "rate": "", "time_zone": "UTC"}

@@ -19,6 +19,8 @@ from worker.queue.app import make_app
 from worker.queue.maintenance import sweep
 from worker.scoring.pipeline import open_scorer, score_waiting
 
+pytestmark = pytest.mark.xdist_group("servers")
+
 
 @pytest.fixture
 def context(make_context: MakeContext, postgres_url: str, redis_url: str) -> Context:

@@ -46,6 +46,8 @@ from worker.intake.receive import Received, receive
 from worker.monitoring.prometheus import ReceiveMetrics
 from worker.setting_peers import Peer
 
+pytestmark = pytest.mark.xdist_group("servers")
+
 SMALL = {"free_mb": 1, "port": 0}
 
 

@@ -14,6 +14,8 @@ from sqlalchemy import create_engine, text
 from tests.support.crew import wait_until
 from tests.support.servers import PostgresServer, RedisServer, ServerStartError, free_port, package_folder
 
+pytestmark = pytest.mark.xdist_group("servers")
+
 
 def rows(url: str, statement: str) -> list[tuple[object, ...]]:
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:

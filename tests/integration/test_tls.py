@@ -21,6 +21,8 @@ from tests.support.tls_front import NAMED, UNNAMED, tls_front
 from worker.queue.app import make_app, notify
 from worker.settings import Settings
 
+pytestmark = pytest.mark.xdist_group("servers")
+
 MAKE_SECRETS = Path(__file__).parents[2] / "docker" / "make-secrets"
 
 

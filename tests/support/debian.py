@@ -1,8 +1,11 @@
 """Programs that come from Debian: CI installs them by itself, a laptop skips the test with a sentence."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -19,8 +22,10 @@ def need(*programs: str, packages: str) -> None:
 
 
 def install(packages: str) -> None:
-    """apt-get install; two test processes take turns, as apt's own lock makes them."""
+    """apt-get install; two test processes take turns, for apt's own time-out does not hold for its lists."""
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     options = ["-qq", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3"]
-    for words in (["update"], ["install", "--yes", "--no-install-recommends", *packages.split()]):
-        subprocess.run(["apt-get", *options, *words], env=environment, check=True, timeout=600, capture_output=True)
+    with Path(tempfile.gettempdir(), "nightread-tests-apt").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for words in (["update"], ["install", "--yes", "--no-install-recommends", *packages.split()]):
+            subprocess.run(["apt-get", *options, *words], env=environment, check=True, timeout=600, capture_output=True)

@@ -36,7 +36,8 @@ class CheckResult:
 
 
 def examine(context: Context) -> Iterator[CheckResult]:
-    """Settings, database, schema, checkpoint, device, broker, clock and disk, less what needs a broken one."""
+    """Settings, database, schema, checkpoint, device, decoders, broker, clock and disk, less what needs a broken
+    one."""
     yield CheckResult("settings", True, f"{len(context.settings.model_fields_set)} set, the others at their defaults")
     database = _checked("database", lambda: _database(context.settings))
     yield database
@@ -45,6 +46,7 @@ def examine(context: Context) -> Iterator[CheckResult]:
         yield _checked("checkpoint", lambda: _checkpoint(context))
         yield _checked("skipped", lambda: _skipped(context))
     yield _checked("device", lambda: _device(context.settings.device))
+    yield _checked("decoders", lambda: _decoders(context))
     yield _checked("broker", lambda: _broker(context))
     yield _checked("disk", lambda: _disk(make_url(context.settings.database_url)))
 
@@ -129,6 +131,16 @@ def _device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:  # torch's words for a device that is not there
         raise CheckFailed(f"{name} cannot be used: {str(error).splitlines()[0]}") from error
     return str(device)
+
+
+def _decoders(context: Context) -> str:
+    from training.imaging.preprocessing import Preprocessing
+    from worker.scoring.decoder_pool import DecoderPool
+    from worker.scoring.decoding import DecodeOptions
+
+    with DecoderPool(DecodeOptions.of(context, Preprocessing()), decoders=1) as pool:
+        pool.begin_proof()()
+    return f"a film is decoded within {context.settings.decode.memory_mb} MB"
 
 
 def _broker(context: Context) -> str:

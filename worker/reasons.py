@@ -52,7 +52,7 @@ FILE_SENTENCES: Final = {
 WORK_SENTENCES: Final = {
     "decoder_crashed": "Decoding the film ended the decoder’s process, twice.",
     "decoder_raised": "Decoding the film failed with an unexpected error.",
-    "decoder_timeout": "Decoding the film took longer than the time limit, twice.",
+    "decoder_timeout": "Decoding the film took longer than its time limits, at two tries.",
     "films_quarantined": "All films of the study were quarantined before.",
     "no_film": "No film of the study was left to read.",
     "prediction_failed": "The network failed on the film.",

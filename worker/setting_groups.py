@@ -78,9 +78,9 @@ class DecodeSettings(Group):
     """Bounds on one film's decoding."""
 
     timeout_seconds: float = Field(60.0, gt=0, le=3600)
-    """A film that takes longer is abandoned and its decoder process is ended."""
+    """A film that takes longer is abandoned and its decoder ended; of two tries the first has 10 seconds at most."""
     memory_mb: int = Field(4096, ge=512)
-    """Address space of one decoder process."""
+    """Address space of one decoder process; too little for any film is refused at the start."""
 
 
 class RetrainSettings(Group):

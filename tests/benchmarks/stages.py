@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -66,10 +66,10 @@ class TracedReader(DecoderPool):
         super().__init__(rules, decoders=decoders)
         self._spans = str(spans)
 
-    def _schedule(self, path: str, sop_instance_uid: str, pixel_digest: str | None) -> "Future[Any]":
-        args = (path, sop_instance_uid, self._rules, pixel_digest, self._spans)
-        future: Future[Any] = self._pool.schedule(traced_read, args=args, timeout=self._rules.timeout_seconds)
-        return future
+    def _schedule(self, function: Callable[..., Any], *, args: tuple[Any, ...], timeout: float) -> "Future[Any]":
+        if function is decode_film:
+            function, args = traced_read, (*args, self._spans)
+        return super()._schedule(function, args=args, timeout=timeout)
 
 
 def traced_night(folder: Path) -> dict[str, list[tuple[str, float, float]]]:

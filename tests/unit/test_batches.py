@@ -11,12 +11,16 @@ import numpy as np
 
 from db.ledger import ClaimedFilm, ClaimedStudy
 from worker.monitoring.prometheus import WorkMetrics
-from worker.scoring.decoder_pool import PendingFilm
+from worker.scoring.decoder_pool import PendingFilm, SecondTries
 from worker.scoring.decoding import NetworkInput
 from worker.scoring.pipeline import InFlight, Scorer, StudyInFlight
 
 PATIENCE_SECONDS = 2.0
 SQUARE = NetworkInput(np.zeros((8, 8), np.uint8), "digest")
+
+
+def scheduled(future: "Future[Any]", *, again: bool) -> "Future[Any]":
+    return Future() if again else future
 
 
 def in_flight_with_films_that_come_after(seconds: Sequence[float | None], *, stop: bool = False) -> InFlight:
@@ -33,7 +37,8 @@ def in_flight_with_films_that_come_after(seconds: Sequence[float | None], *, sto
         future: Future[Any] = Future()
         film = ClaimedFilm(number, f"2.25.{number}", "/film", "PA")
         in_flight.studies[number] = StudyInFlight(ClaimedStudy(number, f"2.25.9{number}", 1, 1, False, (film,)))
-        in_flight._reading[number] = (number, PendingFilm(partial(cast, Future, future)))
+        pending = PendingFilm(partial(scheduled, future), second_tries=SecondTries())
+        in_flight._reading[number] = (number, pending)
         if delay is not None:
             threading.Timer(delay, future.set_result, [SQUARE]).start()
     return in_flight
@@ -51,3 +56,13 @@ def test_a_straggler_holds_up_nobody_longer_than_the_patience() -> None:
 
 def test_a_worker_that_must_stop_waits_for_no_film() -> None:
     assert in_flight_with_films_that_come_after([None], stop=True).next_batch() == []
+
+
+def test_films_at_their_second_try_keep_no_others_from_being_claimed() -> None:
+    in_flight = in_flight_with_films_that_come_after([None, None, None])
+    cast(Any, in_flight.scorer).films_ahead = 3
+    assert in_flight._room() == 0
+    for _, pending in in_flight._reading.values():
+        pending.future.set_exception(TimeoutError())
+    in_flight._collect()
+    assert in_flight._room() == 3

@@ -283,7 +283,7 @@ def test_the_doctor_finds_an_embedded_site_in_order():
     result = nightread("doctor", "--json")
     assert result.exit_code == 0, result.output
     assert {finding["name"] for finding in json.loads(result.stdout)} == {
-        "settings", "database", "clock", "checkpoint", "skipped", "device", "broker", "disk",
+        "settings", "database", "clock", "checkpoint", "skipped", "device", "decoders", "broker", "disk",
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Decoder children: what a film does to its decoder, and what the context does about it."""
 
 import multiprocessing
+import re
 import resource
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,7 +20,8 @@ from tests.support.dicom_files import make_film, texture
 from tests.support.hostile import decode_hostile_film
 from training.imaging.dicom import PixelLimits
 from training.imaging.preprocessing import Preprocessing
-from worker.scoring.decoder_pool import DecoderPool, DecodersGone, PendingFilm
+from worker.scoring.decoder_pool import DecoderPool, DecodersGone, PendingFilm, SecondTries
+from worker.scoring.decoder_proof import TooLittleMemory
 from worker.scoring.decoding import DecodeOptions, Failure, NetworkInput, decode_film, prepare_child
 
 RULES = DecodeOptions(Preprocessing(size=64), PixelLimits(), timeout_seconds=30, memory_mb=4096)
@@ -37,7 +39,7 @@ def ended(outcome: object) -> Future:
 def reading(*outcomes: object) -> PendingFilm:
     """A reading whose tries end like this, one after the other."""
     rest = iter(outcomes)
-    return PendingFilm(lambda: ended(next(rest)))
+    return PendingFilm(lambda *, again: ended(next(rest)), second_tries=SecondTries())  # noqa: ARG005
 
 
 def test_a_film_becomes_a_square_of_the_checkpoints_size(tmp_path):
@@ -91,6 +93,52 @@ def test_a_bystander_of_a_crash_is_read_at_the_second_try():
     once = reading(ProcessExpired("died"), network_input)
     assert once.result() is None
     assert once.result() is network_input
+
+
+def test_second_tries_run_one_at_a_time():
+    second_tries = SecondTries()
+    begun: list[tuple[int, Future]] = []
+
+    def film(number: int) -> PendingFilm:
+        def schedule(*, again: bool) -> Future:
+            if not again:
+                return ended(TimeoutError())
+            begun.append((number, Future()))
+            return begun[-1][1]
+
+        return PendingFilm(schedule, second_tries=second_tries)
+
+    films = [film(number) for number in range(3)]
+    for _ in range(2):
+        assert [each.result() for each in films] == [None, None, None]
+    assert [number for number, _ in begun] == [0]
+    assert all(each.second for each in films)
+    for number in range(3):
+        begun[number][1].set_result("read")
+        assert films[number].result() == "read"
+        assert [each.result() for each in films[number + 1 :]] == [None] * (2 - number)
+    assert [number for number, _ in begun] == [0, 1, 2]
+
+
+def test_a_pool_that_broke_once_begins_all_its_films_anew_at_once():
+    second_tries = SecondTries()
+    tries = [iter((BrokenProcessPool(), "read")) for _ in range(3)]
+    films = [
+        PendingFilm(lambda rest=rest, *, again: ended(next(rest)), second_tries=second_tries)  # noqa: ARG005
+        for rest in tries
+    ]
+    assert [film.result() for film in films] == [None, None, None]
+    assert [film.result() for film in films] == ["read", "read", "read"]
+
+
+def test_a_limit_in_which_no_film_can_be_decoded_is_refused_with_the_least_that_works():
+    with DecoderPool(replace(RULES, memory_mb=128), decoders=1) as pool:
+        require_working = pool.begin_proof()
+        with pytest.raises(TooLittleMemory, match=r"NIGHTREAD_DECODE_MEMORY_MB is 128.* set \d+ or more") as refused:
+            require_working()
+    (least,) = map(int, re.findall(r"set (\d+)", str(refused.value)))
+    with DecoderPool(replace(RULES, memory_mb=least), decoders=1) as pool:
+        pool.begin_proof()()
 
 
 def test_a_decoder_that_raises_what_nobody_foresaw_costs_only_its_film():

@@ -136,6 +136,7 @@ def _reading(context: Context, *, size: int) -> ReadFilms:
 
     def read(rows: Mapping[str, int]) -> Iterator[Decoded]:
         with DecoderPool(rules, decoders=decoders) as reader:
+            reader.begin_proof()()
             for film, outcome in reader.inputs(_files(context, rows), ahead=4 * decoders):
                 row = rows[_image(film.instance_id)]
                 if isinstance(outcome, NetworkInput):

@@ -18,10 +18,12 @@ from pebble import ProcessExpired, ProcessPool
 from training.imaging.look_ahead import look_ahead
 from worker.errors import Unavailable
 from worker.reasons import sentence
+from worker.scoring.decoder_proof import begin_proof
 from worker.scoring.decoding import DecodeOptions, Failure, NetworkInput, decode_film, prepare_child
 
 log = structlog.get_logger()
 
+FIRST_TRY_SECONDS = 10.0  # of a film's first try, if its time limit is longer: an ordinary film takes one or two
 FILMS_PER_PROCESS = 2000  # then a decoder process is replaced: what a C library leaks stays small
 
 
@@ -49,6 +51,7 @@ class DecoderPool:
     def __init__(self, rules: DecodeOptions, *, decoders: int) -> None:
         self._rules, self._decoders = rules, decoders
         self._pool = self._new_pool()
+        self._second_tries = SecondTries()
 
     def _new_pool(self) -> ProcessPool:
         # Never fork: a child forked from a process in which torch has run threads can hang for ever.
@@ -74,7 +77,17 @@ class DecoderPool:
 
     def submit(self, path: str, sop_instance_uid: str, pixel_digest: str | None = None) -> "PendingFilm":
         """Begin to read one film."""
-        return PendingFilm(lambda: self._schedule(path, sop_instance_uid, pixel_digest))
+
+        def schedule(*, again: bool) -> "Future[Any]":
+            args, longest = (path, sop_instance_uid, self._rules, pixel_digest), self._rules.timeout_seconds
+            return self._schedule(decode_film, args=args, timeout=longest if again else min(FIRST_TRY_SECONDS, longest))
+
+        return PendingFilm(schedule, second_tries=self._second_tries)
+
+    def begin_proof(self) -> Callable[[], None]:
+        """Begin to prove that a film can be decoded within the limits; returns what waits for the end of that, and
+        raises TooLittleMemory."""
+        return begin_proof(self._schedule, self._rules)
 
     def inputs(self, films: Iterable[AnyFilm], *, ahead: int) -> Iterator[tuple[AnyFilm, NetworkInput | Failure]]:
         """Read films that were scored, up to `ahead` of them side by side, and give them back in their order.
@@ -88,30 +101,55 @@ class DecoderPool:
         for film, pending in look_ahead(begin, films, depth=ahead - 1):
             yield film, pending.awaited()
 
-    def _schedule(self, path: str, sop_instance_uid: str, pixel_digest: str | None) -> "Future[Any]":
-        args, seconds = (path, sop_instance_uid, self._rules, pixel_digest), self._rules.timeout_seconds
+    def _schedule(self, function: Callable[..., Any], *, args: tuple[Any, ...], timeout: float) -> "Future[Any]":
         try:
-            future: Future[Any] = self._pool.schedule(decode_film, args=args, timeout=seconds)
+            future: Future[Any] = self._pool.schedule(function, args=args, timeout=timeout)
         except RuntimeError:  # pebble gives a pool up for good when a child ends while none has a film
             log.warning("decoders_replaced")
             self._end_pool()
             self._pool = self._new_pool()
-            future = self._pool.schedule(decode_film, args=args, timeout=seconds)
+            future = self._pool.schedule(function, args=args, timeout=timeout)
         return future
 
 
-class PendingFilm:
-    """A film being read. When its child ends or takes too long it is given one more try: it may be a bystander."""
+class Schedule(Protocol):
+    """Begins a try of one film, behind what was begun before."""
 
-    def __init__(self, schedule: "Callable[[], Future[Any]]", *, tries: int = 2) -> None:
-        self._schedule, self._tries_left = schedule, tries - 1
-        self.future = schedule()
+    def __call__(self, *, again: bool) -> "Future[Any]": ...
+
+
+class SecondTries:
+    """Second tries of a pool's films, one at a time: films that hang hold one decoder for long, and never all."""
+
+    def __init__(self) -> None:
+        self._running: Future[Any] | None = None
+
+    def begin(self, schedule: Schedule) -> "Future[Any] | None":
+        """The second try of a film; None while another film's is not over."""
+        if self._running is not None and not self._running.done():
+            return None
+        self._running = schedule(again=True)
+        return self._running
+
+
+class PendingFilm:
+    """A film being read. When its child ends or takes too long it is given one more try: it may be a bystander.
+
+    second: its first try failed.
+    """
+
+    def __init__(self, schedule: Schedule, *, second_tries: SecondTries) -> None:
+        self._schedule, self._second_tries = schedule, second_tries
+        self._waits, self.second = False, False
+        self.future = schedule(again=False)
 
     def result(self) -> NetworkInput | Failure | None:
-        """The outcome, or None when it is not known yet (also when a second try has just begun).
+        """The outcome, or None when it is not known yet (also when a second try waits, or has just begun).
 
         Raises DecodersGone when it is the pool that failed, twice, and no film.
         """
+        if self._waits:
+            self._begin_second()
         if not self.future.done():
             return None
         failure: Failure | None = None
@@ -123,19 +161,26 @@ class PendingFilm:
         except ProcessExpired:
             failure = Failure("decoder_crashed", sentence("decoder_crashed"))
         except BrokenProcessPool as error:
-            if not self._tries_left:
+            if self.second:
                 raise DecodersGone("no decoder process can be kept alive on this machine: see the log") from error
         except Exception as error:  # noqa: BLE001 - whatever a film makes its decoder raise, only that film pays
             log.error("decoder_raised", error=type(error).__name__)
             return Failure("decoder_raised", f"decoding it raised {type(error).__name__}")
-        if failure is not None and not self._tries_left:
+        if failure is not None and self.second:
             return failure
-        self._tries_left -= 1
-        self.future = self._schedule()
+        self.second = True
+        if failure is None:  # the pool's fault, and every film's
+            self.future = self._schedule(again=True)
+        else:
+            self._begin_second()
         return None
+
+    def _begin_second(self) -> None:
+        begun = self._second_tries.begin(self._schedule)
+        self._waits, self.future = begun is None, begun or Future()
 
     def awaited(self) -> NetworkInput | Failure:
         """The outcome, however long it takes. Raises DecodersGone."""
         while (outcome := self.result()) is None:
-            wait([self.future])
+            wait([self.future], timeout=1)  # a second try that waits has no future of its own
         return outcome

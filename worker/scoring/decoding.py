@@ -95,13 +95,14 @@ def _other_digest(dataset: Dataset, film: Film, rules: DecodeOptions) -> str:
     return read_film(dataset, limits=rules.limits, half_for=other).pixel_digest
 
 
-def prepare_child(memory_mb: int) -> None:
+def prepare_child(memory_mb: int | None) -> None:
     """In a new child: end with the parent, and leave no core file, for it would hold names.
 
-    The address space is bounded, so that a bomb ends in MemoryError and not in swap.
+    The address space is bounded, so that a bomb ends in MemoryError and not in swap; None: it is not.
     """
     exit_with_parent()
     quieten_pydicom()
     keep_freed_memory()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, memory_mb * 2**20))
+    if memory_mb is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 2**20, memory_mb * 2**20))

@@ -142,13 +142,18 @@ def open_scorer(
 
 @contextmanager
 def open_network(context: Context, live: Live) -> Iterator[tuple[Classifier, DecoderPool]]:
-    """A checkpoint's network on the device, and decoders that make the inputs it reads."""
-    settings = context.settings
-    checkpoint, device = load_checkpoint(live.path, expected_digest=live.digest), choose_device(settings.device)
-    if device.type == "cpu":
-        share_processor()
-    classifier = Classifier(checkpoint, device=device, batch_size=settings.batch_size)
-    with DecoderPool(DecodeOptions.of(context, checkpoint.preprocessing), decoders=settings.decoders) as reader:
+    """A checkpoint's network on the device, and decoders that make the inputs it reads.
+
+    Raises TooLittleMemory where these could decode no film.
+    """
+    settings, options = context.settings, DecodeOptions.of(context, live.header.preprocessing)
+    with DecoderPool(options, decoders=settings.decoders) as reader:
+        require_working = reader.begin_proof()  # while the network is loaded
+        checkpoint, device = load_checkpoint(live.path, expected_digest=live.digest), choose_device(settings.device)
+        if device.type == "cpu":
+            share_processor()
+        classifier = Classifier(checkpoint, device=device, batch_size=settings.batch_size)
+        require_working()
         yield classifier, reader
 
 
@@ -242,7 +247,7 @@ class InFlight:
 
     def claim(self, first: int | None) -> None:
         """Claim studies until enough films are on their way, and begin to read them."""
-        missing = self.scorer.films_ahead - len(self._reading) - len(self._ready)
+        missing = self._room()
         if missing <= 0 or any(study.claimed.suspect for study in self.studies.values()):
             return
         claimed = self._claimed(missing, first)
@@ -252,6 +257,11 @@ class InFlight:
             for film in study.films:
                 reading = self.scorer.reader.submit(film.path, film.sop_instance_uid)
                 self._reading[film.instance_id] = (study.study_id, reading)
+
+    def _room(self) -> int:
+        """How many more films to claim. Those at their second try do not count: they may take long."""
+        reading = sum(not pending.second for _, pending in self._reading.values())
+        return self.scorer.films_ahead - reading - len(self._ready)
 
     @patiently
     def _claimed(self, studies: int, first: int | None) -> list[ClaimedStudy]:

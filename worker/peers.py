@@ -3,6 +3,7 @@
 Errors name a peer by its name in the settings and never by what it was asked for.
 """
 
+import logging
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 60.0  # until the next bytes come: an archive may fetch a film from tape first
+
+
+PDU_BYTES: Final = 256 * 1024  # pynetdicom's own 16 KiB make a transfer several times as dear
 
 
 class PeerAway(Unavailable):
@@ -55,9 +59,11 @@ def associated(
     """An association with a peer that has an AE title, ended with the block. Raises PeerAway and WrongSettings."""
     from pynetdicom import AE
 
+    quieten_pynetdicom()
     if peer.ae_title is None or peer.host is None:
         raise WrongSettings(f"peer {peer.name} has no ae_title and host in NIGHTREAD_PEERS")
     entity = AE(ae_title=calling)
+    entity.maximum_pdu_size = PDU_BYTES
     entity.connection_timeout = entity.acse_timeout = CONNECT_SECONDS
     entity.dimse_timeout = entity.network_timeout = ANSWER_SECONDS
     association = entity.associate(
@@ -76,6 +82,16 @@ def associated(
     finally:
         with suppress(RuntimeError):  # it ended meanwhile
             association.release()
+
+
+def quieten_pynetdicom() -> None:
+    """Let pynetdicom log nothing that a peer sends or is sent: identifiers and data sets name patients."""
+    from pynetdicom import _config
+
+    _config.LOG_HANDLER_LEVEL = "none"
+    _config.LOG_REQUEST_IDENTIFIERS = False
+    _config.LOG_RESPONSE_IDENTIFIERS = False
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 
 
 def _why_not(peer: Peer, *, rejected: bool) -> str:

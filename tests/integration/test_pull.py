@@ -7,17 +7,20 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
+from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 from sqlalchemy import delete, select
 
 from db.models import Instance, Study
 from db.session import read_scope, session_scope
 from tests.support.crew import environment_of, wait_until
 from tests.support.dicom_files import data_set_digest, make_film
-from tests.support.orthanc import PASSWORD, USER, Orthanc
+from tests.support.orthanc import AE_TITLE, DICOM_PORT, PASSWORD, USER, Orthanc
 from worker.context import Context
 from worker.dicom_network.pull import DAY, Pace, Pulled, Wish, planned, pull_each
 from worker.dicom_network.pull_archive import FilmFailed, Offer
 from worker.dicom_network.pull_web import WebArchive
+from worker.dicom_network.storage_scp import Receiver, listening
+from worker.monitoring.prometheus import ReceiveMetrics
 from worker.peers import PeerAway
 from worker.setting_peers import Peer
 from worker.settings import WrongSettings
@@ -52,6 +55,12 @@ def password_file(tmp_path: Path) -> Path:
 def web(archive: Orthanc, password_file: Path) -> Peer:
     """The archive by DICOMweb."""
     return Peer(name="pacs", dicomweb=archive.dicomweb, user=USER, password_file=password_file)
+
+
+@pytest.fixture
+def dimse(archive: Orthanc) -> Peer:
+    """The archive by C-FIND and C-GET."""
+    return Peer(name="pacs", ae_title=AE_TITLE, host="127.0.0.1", port=DICOM_PORT)
 
 
 def pulled(context: Context, archive: Orthanc, peer: Peer, wish: Wish = ONE_NIGHT) -> Pulled:
@@ -176,3 +185,34 @@ def test_an_archive_that_goes_away_in_the_middle_costs_nothing_that_was_fetched(
     assert run.fetched == len(kept(embedded)) == 1
     archive.start()
     assert pulled(embedded, archive, web).fetched == 2
+
+
+def test_frontal_films_are_pulled_once_by_c_get_as_they_are_stored_and_no_lateral(
+    embedded: Context, archive: Orthanc, dimse: Peer, tmp_path: Path
+) -> None:
+    paths = films(tmp_path, 50)
+    for path, syntax in zip(paths, (JPEG2000Lossless, JPEGLosslessSV1), strict=False):
+        make_film(path, transfer_syntax=syntax, view_position="PA", StudyInstanceUID="1.2.3")
+    archive.upload(paths)
+    first = pulled(embedded, archive, dimse)
+    assert (first.error, dict(first.left_out), dict(first.failed)) == (None, {"lateral_view": 49}, {})
+    assert first.fetched == 51
+    frontal = [path for path in paths if "PA" in path.name or path == paths[1]]
+    assert sorted(map(data_set_digest, kept(embedded))) == sorted(map(data_set_digest, frontal))
+    second = pulled(embedded, archive, dimse)
+    assert (second.fetched, second.known) == (0, 51)
+
+
+def test_films_are_pulled_by_c_move_to_the_receiver(
+    embedded: Context, archive: Orthanc, dimse: Peer, tmp_path: Path
+) -> None:
+    archive.upload(films(tmp_path, 2))
+    peer = dimse.model_copy(update={"retrieve": "move"})
+    assert pulled(embedded, archive, peer).failed.total() == 2, "no receiver runs"
+    context = Context(embedded.settings.changed(receive={"port": 11112, "free_mb": 1}))
+    with archive.namespace.entered(), listening(Receiver.of(context, metrics=ReceiveMetrics())):
+        run = pulled(context, archive, peer)
+    assert (run.error, run.fetched, dict(run.failed), len(kept(context))) == (None, 2, {}, 2)
+    stranger = Context(context.settings.changed(receive={"ae_title": "STRANGER"}))
+    archive.upload(films(tmp_path, 3))
+    assert "does it know STRANGER as a destination?" in str(pulled(stranger, archive, peer).error)

@@ -41,7 +41,8 @@ from tests.support.contexts import seeded_context
 from tests.support.dicom_files import data_set_digest, make_film, save, texture
 from training.imaging.decoders import DECODERS
 from worker.context import Context
-from worker.dicom_network.storage_scp import TRANSFER_SYNTAXES, Receiver, listening
+from worker.dicom_network.storage_classes import TRANSFER_SYNTAXES
+from worker.dicom_network.storage_scp import Receiver, listening
 from worker.intake.receive import Received, receive
 from worker.monitoring.prometheus import ReceiveMetrics
 from worker.setting_peers import Peer

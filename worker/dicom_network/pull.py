@@ -23,6 +23,7 @@ from worker.context import Context
 from worker.dicom_network.inbox import PULLING
 from worker.dicom_network.keeper import Keeper
 from worker.dicom_network.pull_archive import Archive, FilmFailed, Offer
+from worker.dicom_network.pull_dimse import DimseArchive
 from worker.dicom_network.pull_web import WebArchive
 from worker.errors import Unavailable
 from worker.intake.header import is_uid
@@ -112,6 +113,10 @@ class Pace:
 @contextmanager
 def archive_of(context: Context, peer: Peer) -> Iterator[Archive]:
     """The peer as an archive, by DICOMweb where it has it."""
+    if peer.dicomweb is None:
+        with DimseArchive(peer, context.settings) as archive:
+            yield archive
+        return
     most_bytes = context.settings.max_file_mb * 2**20
     with web_client(peer) as client:
         yield WebArchive(peer, client, most_bytes=most_bytes)
@@ -242,9 +247,15 @@ class _Puller:
                 )
                 if outcome.rejected:
                     raise FilmFailed("rejected_at_intake")
+            elif not self._is_known(offer):
+                raise FilmFailed("not_at_our_receiver")
             self._pulled.fetched += 1
         except FilmFailed as error:
             self._pulled.failed[error.reason] += 1
             log.warning("film_not_pulled", peer=self._pulled.peer.name, reason=error.reason)
         finally:
             arrived.unlink(missing_ok=True)
+
+    def _is_known(self, offer: Offer) -> bool:
+        with read_scope(self._context.engine) as session:
+            return bool(lookup.known_uids(session, [offer.sop_instance_uid]))

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from pydicom.dataset import Dataset
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from worker.intake.view_evidence import text_of
 from worker.intake.view_rules import ViewRules
 from worker.intake.views import HEADER_TAGS, Skipped, frontal
+from worker.peers import PeerAway
 
 OFFER_KEYWORDS: Final = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", *HEADER_TAGS)
 """Attributes that are asked for before a film is fetched: where it is, and what decides its view."""
@@ -53,6 +55,14 @@ class Offer:
 
 def _is_told(header: Dataset, keyword: str) -> bool:
     return bool(header[keyword].value) if keyword.endswith("Sequence") else bool(text_of(header, keyword))
+
+
+patiently = retry(
+    retry=retry_if_exception_type(PeerAway),
+    wait=wait_exponential(multiplier=0.5, max=5),
+    stop=stop_after_attempt(3),
+    reraise=True,
+)
 
 
 class FilmFailed(Exception):

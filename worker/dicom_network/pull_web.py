@@ -13,9 +13,8 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential
 
-from worker.dicom_network.pull_archive import OFFER_KEYWORDS, FilmFailed, Offer
+from worker.dicom_network.pull_archive import OFFER_KEYWORDS, FilmFailed, Offer, patiently
 from worker.intake.header import is_uid
 from worker.peers import PeerAway
 from worker.setting_peers import Peer
@@ -24,7 +23,6 @@ from worker.settings import WrongSettings
 PAGE_STUDIES: Final = 200
 MOST_JSON_BYTES: Final = 64 * 2**20
 FILM_SECONDS: Final = 600.0
-TRIES: Final = 3
 JSON: Final = {"Accept": "application/dicom+json"}
 # As it is stored, in whatever transfer syntax; an archive that does not know the asterisk answers 406.
 FILMS: Final = (
@@ -34,20 +32,12 @@ FILMS: Final = (
 BUSY: Final = frozenset({429, 500, 502, 503, 504})
 
 
-class _Again(PeerAway):
-    """A failure that may pass: no connection, or a busy server. `status` is HTTP's, where there was an answer."""
+class _Busy(PeerAway):
+    """A server that answers that it cannot serve now, with this HTTP status."""
 
-    def __init__(self, sentence: str, status: int | None = None) -> None:
+    def __init__(self, sentence: str, status: int) -> None:
         super().__init__(sentence)
         self.status = status
-
-
-_patiently = retry(
-    retry=retry_if_exception_type(_Again),
-    wait=wait_exponential(multiplier=0.5, max=5),
-    stop=stop_after_attempt(TRIES),
-    reraise=True,
-)
 
 
 class WebArchive:
@@ -96,7 +86,7 @@ class WebArchive:
         for item in headers:
             yield Offer(study, series, _value(item, "SOPInstanceUID"), _header(item), whole)
 
-    @_patiently
+    @patiently
     def _json(self, path: str, query: dict[str, Any]) -> list[dict[str, Any]] | None:
         """The list that the server answers; None where it has no such thing."""
         with self._asked(path, JSON, query) as response:
@@ -124,13 +114,11 @@ class WebArchive:
         try:
             if not any(self._fetched(place, accept, into) for accept in FILMS):
                 raise FilmFailed("http_406")
-        except _Again as error:
-            if error.status is None:
-                raise
+        except _Busy as error:
             raise FilmFailed(f"http_{error.status}") from None
         return True
 
-    @_patiently
+    @patiently
     def _fetched(self, place: str, accept: str, into: Path) -> bool:
         """False where the server has the film in no such form."""
         with self._asked(place, {"Accept": accept}) as response:
@@ -167,7 +155,7 @@ class WebArchive:
             with self._client.stream("GET", path, headers=headers, params=query) as response:
                 yield response
         except (httpx.TransportError, httpx.DecodingError):  # its text holds the URL, and so UIDs
-            raise _Again(f"peer {self._peer.name} does not answer, or breaks off: look at its dicomweb URL, its "
+            raise PeerAway(f"peer {self._peer.name} does not answer, or breaks off: look at its dicomweb URL, its "
                          "certificate, and the network between") from None  # fmt: skip
 
     def _check(self, response: httpx.Response) -> None:
@@ -177,7 +165,7 @@ class WebArchive:
                 f"peer {name} refuses our credentials (HTTP {status}): look at its user, password or token"
             )
         if status in BUSY:
-            raise _Again(f"peer {name} answers that it cannot serve now (HTTP {status})", status)
+            raise _Busy(f"peer {name} answers that it cannot serve now (HTTP {status})", status)
         if not 200 <= status < 300:
             raise WrongSettings(f"peer {name} answers HTTP {status}: look at its dicomweb URL")
 

@@ -5,7 +5,6 @@ sender get 0000. Whatever fails before that is answered with a failure: the send
 again. Nothing that names a patient is logged or measured, and neither is a UID.
 """
 
-import logging
 import socketserver
 import ssl
 import threading
@@ -17,35 +16,15 @@ from ipaddress import ip_address, ip_network
 from typing import Final
 
 import structlog
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    ComputedRadiographyImageStorage,
-    DeflatedExplicitVRLittleEndian,
-    DigitalXRayImageStorageForPresentation,
-    DigitalXRayImageStorageForProcessing,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
-)
-from pynetdicom import AE, _config, evt
+from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.context import Context
 from worker.dicom_network.commitment import Committer
 from worker.dicom_network.keeper import Keeper
-from worker.dicom_network.transport import BoundedServer, Bounds
+from worker.dicom_network.storage_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
+from worker.dicom_network.transport import BoundedServer, Bounds, receive_to_files
 from worker.errors import Unavailable
 from worker.intake.header import is_uid
 from worker.monitoring.prometheus import ReceiveMetrics
@@ -59,33 +38,6 @@ OUT_OF_RESOURCES: Final = 0xA700
 CANNOT_UNDERSTAND: Final = 0xC000
 PROCESSING_FAILURE: Final = 0x0110
 
-STORAGE_CLASSES: Final = (
-    ComputedRadiographyImageStorage,
-    DigitalXRayImageStorageForPresentation,
-    DigitalXRayImageStorageForProcessing,  # taken, and skipped by the view filter: a refusal would stop its sender
-)
-# Every one that the decoders read, the sender's to choose. Left to itself, pynetdicom negotiates uncompressed ones
-# alone, and compressed films are refused without a word.
-TRANSFER_SYNTAXES: Final = (
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    JPEGLosslessSV1,
-    JPEGLossless,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    JPEG2000Lossless,
-    JPEG2000,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    HTJ2K,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    "1.2.840.10008.1.2.4.53",  # retired: Spectral Selection, Non-Hierarchical
-    "1.2.840.10008.1.2.4.55",  # retired: Full Progression, Non-Hierarchical
-    RLELossless,
-)
 REJECTED_TEMPORARILY: Final = (0x02, 0x03, 0x02)  # transient, service provider (presentation), local limit exceeded
 CLEANING_SECONDS: Final = 60.0
 PATIENCE_SECONDS: Final = 2.0  # for a database that is away; then the sender hears of it and sends again
@@ -166,15 +118,6 @@ class Receiver:
         return SUCCESS, None
 
 
-def configure_pynetdicom() -> None:
-    """Receive to a file, and log nothing that a peer sent: neither identifiers nor data sets."""
-    _config.STORE_RECV_CHUNKED_DATASET = True
-    _config.LOG_HANDLER_LEVEL = "none"
-    _config.LOG_REQUEST_IDENTIFIERS = False
-    _config.LOG_RESPONSE_IDENTIFIERS = False
-    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
-
-
 def application_entity(settings: ReceiveSettings) -> AE:
     """The receiver's negotiation: titles, contexts, lengths and times."""
     entity = AE(ae_title=settings.ae_title)
@@ -217,7 +160,7 @@ def listening(receiver: Receiver) -> Iterator[BoundedServer]:
     Films that a killed receiver kept and did not register are registered first.
     """
     settings = receiver.settings
-    configure_pynetdicom()
+    receive_to_files()
     entity = application_entity(settings)
     networks = [ip_network(each) for each in settings.networks]
 

@@ -14,13 +14,22 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+from pynetdicom import _config
 from pynetdicom.association import Association
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
+
+from worker.peers import quieten_pynetdicom
 
 READ_BYTES = 256 * 1024  # pynetdicom's own 4 KiB a call cost most of the processor time of a transfer
 FIRST_PDU_BYTES = 128 * 1024  # an A-ASSOCIATE-RQ with 128 presentation contexts of 30 transfer syntaxes takes 110 KB
 PDU_SECONDS = 60.0  # the rest of a PDU whose first bytes have come
 PDU_SLACK_BYTES = 1024  # headers beside the maximum length that we announce (PS3.8 D.1)
+
+
+def receive_to_files() -> None:
+    """Let pynetdicom write each film to a file while it comes, in `tempfile`'s folder, and log nothing of it."""
+    _config.STORE_RECV_CHUNKED_DATASET = True
+    quieten_pynetdicom()
 
 
 class OutOfBounds(OSError):

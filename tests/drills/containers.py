@@ -381,8 +381,12 @@ def check_restart(site: Site, record: Record) -> None:
 
 def bring_up(site: Site) -> None:
     names = [name for name in site.described() if name not in LEFT_OUT]
-    site.compose("up", "--detach", "--no-build", *names)
-    wait_until_up(site)
+    try:
+        site.compose("up", "--detach", "--no-build", *names)
+        wait_until_up(site)
+    except Failed as error:
+        unwell = [name for name, container in site.containers().items() if not is_up(container)]
+        raise Failed(f"{error}\n{site.compose('logs', '--tail', '20', *unwell)}") from error
 
 
 def check_nothing_left(site: Site, record: Record) -> None:

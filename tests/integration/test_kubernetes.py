@@ -72,13 +72,13 @@ def test_a_wrong_field_would_be_refused(manifests: list[Manifest]) -> None:
 def is_valid_for_keda(manifest: Manifest) -> bool:
     """Whether KEDA's schema takes the manifest, asked of the models that npm has of it."""
     program = """
-        const manifest = JSON.parse(require("fs").readFileSync(0));
-        const {[manifest.kind]: Model} = require("@kubernetes-models/keda/keda.sh/v1alpha1/" + manifest.kind);
-        new Model(manifest).validate();
+        import {readFileSync} from "node:fs";
+        import * as models from "@kubernetes-models/keda/keda.sh/v1alpha1";
+        const manifest = JSON.parse(readFileSync(0));
+        new models[manifest.kind](manifest).validate();
     """
-    ended = subprocess.run(
-        ["node", "-e", program], input=json.dumps(manifest), cwd=node_modules(KEDA), capture_output=True, text=True
-    )
+    command = ["node", "--input-type=module", "--eval", program]
+    ended = subprocess.run(command, input=json.dumps(manifest), cwd=node_modules(KEDA), capture_output=True, text=True)
     assert ended.returncode == 0 or "ValidationError" in ended.stderr, ended.stderr
     return ended.returncode == 0
 

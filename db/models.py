@@ -22,6 +22,8 @@ Verdict = Literal["present", "absent", "not_assessed"]
 TrainingState = Literal["running", "passed", "undecided", "refused", "ended", "failed"]
 GateResult = Literal["passed", "undecided", "failed"]
 DriftLevel = Literal["quiet", "warn", "act"]
+DeliveryKind = Literal["sr", "sc", "oru", "fhir"]
+DeliveryState = Literal["waiting", "sending", "sent", "confirmed", "superseded", "skipped", "failed"]
 
 SETTLED: tuple[SettledState, ...] = get_args(SettledState)
 CATEGORIES: tuple[Category, ...] = get_args(Category)
@@ -50,12 +52,14 @@ def _one_of(column: str, values: Any) -> CheckConstraint:
 
 
 class Site(Base):
-    """One row: the secret that makes this site's patient keys, drawn when the database is made."""
+    """One row: the secret that makes this site's patient keys, drawn when the database is made, and the stop switch of
+    all deliveries."""
 
     __tablename__ = "site"
     id: Mapped[int] = mapped_column(primary_key=True)
     patient_key_secret: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime]
+    deliveries_paused: Mapped[bool] = mapped_column(server_default=text("false"))
 
 
 class Study(Base):
@@ -505,6 +509,42 @@ class PullWatermark(Base):
     updated_at: Mapped[datetime]
 
 
+class Delivery(Base):
+    """One result of one study for one destination: the outbox.
+
+    States: waiting (until `not_before`), sending (by `held_by`, until its lease ends), sent, confirmed (the archive
+    promised to keep it), superseded (what it says is out of date: not sent), skipped (must not be sent, `reason` says
+    why), failed (given up). `object_uid` names the object or message, which is the same however often it is made.
+    """
+
+    __tablename__ = "delivery"
+    __table_args__ = (
+        _one_of("kind", DeliveryKind),
+        _one_of("state", DeliveryState),
+        UniqueConstraint("study_id", "checkpoint_id", "policy_id", "revision", "destination", "kind",
+                         name="uq_delivery_once"),
+        Index("ix_delivery_state", "state", "kind"),
+        Index("ix_delivery_object_uid", "object_uid"),
+    )  # fmt: skip
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    study_id: Mapped[int] = mapped_column(BigKey, ForeignKey("study.id", ondelete="CASCADE"))
+    checkpoint_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"))
+    policy_id: Mapped[int] = mapped_column(ForeignKey("policy.id"))
+    revision: Mapped[int]
+    destination: Mapped[str] = mapped_column(String(32))
+    kind: Mapped[DeliveryKind] = mapped_column(String(4))
+    state: Mapped[DeliveryState] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(String(64))
+    object_uid: Mapped[str] = mapped_column(String(64))
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    not_before: Mapped[datetime | None]
+    held_by: Mapped[str | None] = mapped_column(String(64))
+    lease_expires_at: Mapped[datetime | None]
+    published_at: Mapped[datetime]
+    queued_at: Mapped[datetime]  # when it was published, or last asked for again
+    sent_at: Mapped[datetime | None]
+
+
 class Audit(Base):
     """Changes with person and time: policies, checkpoints, requeues. Append only."""
 
@@ -524,6 +564,10 @@ def _partial_index(name: str, *columns: Any, where: str) -> Index:
 _partial_index("ix_study_waiting", Study.stat.desc(), Study.received_at, Study.id, where="state = 'waiting'")
 # Films that nobody has decoded yet: among settled studies there must be none.
 _partial_index("ix_instance_waiting", Instance.study_id, where="state = 'waiting' AND view IS NOT NULL")
+# Publishing: what was scored lately.
+_partial_index("ix_study_scored", Study.settled_at, where="state = 'scored'")
+# Sending: what is due, the oldest first.
+_partial_index("ix_delivery_waiting", Delivery.published_at, Delivery.id, where="state = 'waiting'")
 # The sweep: leases that ran out.
 _partial_index("ix_study_claimed", Study.lease_expires_at, where="state = 'claimed'")
 # The reading order has two ends that move: the most urgent, and the longest waiting. `read_at` is NULL in all of both;

@@ -162,6 +162,14 @@ def views(dialect: str) -> dict[str, str]:
             FROM run_rank r
             JOIN study s ON s.id = r.study_id
             LEFT JOIN study_priority p ON p.study_id = r.study_id""",
+        "delivery_log": """
+            SELECT d.id AS delivery_id, d.study_id, s.study_instance_uid, s.accession_number, d.kind, d.destination,
+                   d.state, d.reason, d.revision, d.attempts, d.not_before, d.published_at, d.sent_at, d.object_uid,
+                   c.digest AS checkpoint_digest, y.version AS policy_version
+            FROM delivery d
+            JOIN study s ON s.id = d.study_id
+            JOIN checkpoint c ON c.id = d.checkpoint_id
+            JOIN policy y ON y.id = d.policy_id""",
         **_retraining_views(dialect),
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from sqlalchemy import URL, Engine, make_url
 from sqlalchemy.exc import DBAPIError
 
-from db import schema, training_runs
+from db import deliveries, schema, training_runs
 from db.base import database_now
 from db.health import head_of_queue, seconds_since_settled
 from db.session import make_engine, read_scope
@@ -218,9 +218,25 @@ def _receiver_answers(context: Context) -> str:
     return f"answers a C-ECHO on {host}:{receive.port}"
 
 
+def _delivery_answers(context: Context) -> str:
+    """Whether each destination answers, and whether anything was given up."""
+    from worker.delivery.probe import silent_destinations
+
+    if not context.settings.deliver.is_on:
+        return "no result is sent to anybody"
+    with read_scope(context.engine) as session:
+        paused, count = deliveries.is_paused(session), deliveries.counts(session)
+    if silent := silent_destinations(context):
+        raise CheckFailed(f"no answer from {', '.join(silent)}: see their addresses in NIGHTREAD_PEERS")
+    if failed := sum(number for (_, state), number in count.items() if state == "failed"):
+        raise CheckFailed(f"{failed} results were given up: `nightread deliver --list` says why, --retry sends them")
+    return "every destination answers" + ("; all deliveries are stopped" if paused else "")
+
+
 ROLES = {
     "worker": _worker_progress,
     "beat": _beat_progress,
     "training": _training_progress,
     "receiver": _receiver_answers,
+    "delivery": _delivery_answers,
 }

@@ -8,6 +8,8 @@ import structlog
 
 from training.imaging.quiet import quieten_pydicom
 
+QUOTING = ("highdicom", "dicomweb_client")  # libraries that complain in the words of what they were given
+
 
 def configure(*, level: str, style: Literal["console", "json"]) -> None:
     """Send structlog's events and the libraries' warnings through one formatter."""
@@ -36,5 +38,7 @@ def configure(*, level: str, style: Literal["console", "json"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)  # libraries speak up when something is wrong
+    for library in QUOTING:
+        logging.getLogger(library).setLevel(logging.CRITICAL + 1)
     logging.getLogger("worker").setLevel(level.upper())
     quieten_pydicom()

@@ -102,19 +102,24 @@ def _why_not(peer: Peer, *, rejected: bool) -> str:
 
 
 def web_client(peer: Peer) -> "httpx.Client":
-    """HTTP for a peer's DICOMweb services; paths are relative to their base URL. Raises WrongSettings.
+    """HTTP for a peer's DICOMweb services; paths are relative to their base URL. Raises WrongSettings."""
+    if peer.dicomweb is None:
+        raise WrongSettings(f"peer {peer.name} has no dicomweb in NIGHTREAD_PEERS")
+    return http_client(peer, peer.dicomweb)
+
+
+def http_client(peer: Peer, base_url: str) -> "httpx.Client":
+    """HTTP for one of a peer's services, with its credentials. Raises WrongSettings.
 
     No redirect is followed, so that the credentials go nowhere else.
     """
     import httpx
 
-    if peer.dicomweb is None:
-        raise WrongSettings(f"peer {peer.name} has no dicomweb in NIGHTREAD_PEERS")
     headers = {"Accept-Encoding": "identity"}  # films are compressed already, or not worth the time
     if peer.token_file is not None:
         headers["Authorization"] = f"Bearer {_secret(peer, peer.token_file)}"
     return httpx.Client(
-        base_url=peer.dicomweb,
+        base_url=base_url,
         auth=None if peer.user is None else httpx.BasicAuth(peer.user, _secret(peer, peer.password_file)),
         headers=headers,
         verify=tls_of(peer),

@@ -60,6 +60,16 @@ WORK_SENTENCES: Final = {
 }
 """Reasons given while a study is worked on."""
 
+DELIVERY_SENTENCES: Final = {
+    "commitment_failed": "The archive reports that it has not kept the object; it is sent again.",
+    "delivery_raised": "Making or sending the result failed with an unexpected error; see the log.",
+    "destination_away": "The destination does not answer, or it rejects our association.",
+    "destination_unknown": "The settings do not name this peer any more, or not its address.",
+    "object_refused": "The archive refused the object.",
+    "sop_class_refused": "The archive does not take objects of this kind.",
+}
+"""Why a result is not (yet) where it should be; others are those of files and the flags blind and two_patients."""
+
 FLAG_SENTENCES: Final = {
     "blind": "It belongs to the blind share: the model has scored it, and it is listed as if it had not.",
     "not_scored": "No film of it was scored: it stands as if its heaviest finding of category B were certain.",
@@ -75,7 +85,7 @@ def sentences() -> dict[str, str]:
     from training.imaging.dicom import UnusablePixels  # pydicom, which most commands do without
 
     pixels = {kind.reason: (kind.__doc__ or "").partition("\n")[0] for kind in UnusablePixels.__subclasses__()}
-    return {**VIEW_SENTENCES, **FILE_SENTENCES, **pixels, **WORK_SENTENCES, **FLAG_SENTENCES}
+    return {**VIEW_SENTENCES, **FILE_SENTENCES, **pixels, **WORK_SENTENCES, **DELIVERY_SENTENCES, **FLAG_SENTENCES}
 
 
 def sentence(reason: str | None) -> str:

@@ -25,6 +25,7 @@ from worker.setting_types import (
 )
 
 T = TypeVar("T")
+PeerNames = Annotated[tuple[str, ...], NoDecode, Commas]
 
 
 class Group(BaseModel):
@@ -222,6 +223,34 @@ class PullSettings(Group):
     """Pull only at these hours of the day, e.g. 22:00-06:00, in the schedules' time zone; empty: at any."""
     rate: RateText = ""
     """Maximum rate of films that are fetched, e.g. 120/min; empty: no limit."""
+
+
+class DeliverSettings(Group):
+    """Results that are sent: to which peers of NIGHTREAD_PEERS, and when."""
+
+    sr: PeerNames = ()
+    """Peers that get DICOM structured reports (C-STORE, or STOW-RS where one has no AE title), comma-separated."""
+    sc: PeerNames = ()
+    """Peers that get pictures with a heat map (DICOM Secondary Capture), in the same way."""
+    oru: PeerNames = ()
+    """Peers that get HL7 v2 messages (ORU^R01) at their mllp address."""
+    fhir: PeerNames = ()
+    """Peers that get FHIR R4 bundles at their fhir address."""
+    quiet_seconds: float = Field(30.0, ge=0, le=3600)
+    """A study's result is sent when nothing of the study came for this long."""
+    longest_minutes: float = Field(15.0, gt=0, le=1440)
+    """It is sent this long after the study's first film at the latest, once it is scored."""
+    max_age_hours: float = Field(24.0, gt=0, le=87600)
+    """Only studies scored within this time are sent, so that turning it on sends no history."""
+    give_up_hours: float = Field(168.0, gt=0, le=87600)
+    """A result that could not be sent for this long is given up."""
+    max_refusals: int = Field(8, ge=1)
+    """A result that was refused this often is given up."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is sent to anybody."""
+        return any((self.sr, self.sc, self.oru, self.fhir))
 
 
 class LogSettings(Group):

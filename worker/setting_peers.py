@@ -17,17 +17,24 @@ def _name(value: str) -> str:
     return value
 
 
+def _mllp(value: str) -> str:
+    url = urlsplit(value)
+    if url.scheme not in {"mllp", "mllps"} or not url.hostname or url.port is None or url.query or url.username:
+        raise ValueError("write it as mllp://ris.example:2575/APPLICATION/FACILITY, or mllps:// for TLS")
+    return value.rstrip("/")
+
+
 def _url(value: str) -> str:
     url = urlsplit(value)
     if url.scheme not in {"http", "https"} or not url.hostname or url.query or url.fragment:
-        raise ValueError("write it as https://pacs.example/dicom-web")
+        raise ValueError("write it as https://pacs.example/path")
     if url.username or url.password:
         raise ValueError("a URL holds no password: name user and password_file")
     return value.rstrip("/")
 
 
 class Peer(Group):
-    """One node that is called: by DICOM (ae_title, host and port), by DICOMweb, or by both."""
+    """One node that is called: by DICOM (ae_title, host and port), DICOMweb, HL7 over MLLP, FHIR, or several."""
 
     name: Annotated[str, AfterValidator(_name)]
     ae_title: Title | None = None
@@ -45,6 +52,10 @@ class Peer(Group):
     """How films are pulled by DICOM: C-GET, or C-MOVE to our receiver, which must run."""
     dicomweb: Annotated[str, AfterValidator(_url)] | None = None
     """Base URL of its DICOMweb services: /studies follows it."""
+    mllp: Annotated[str, AfterValidator(_mllp)] | None = None
+    """Where it takes HL7 v2 messages: mllp://host:port/APPLICATION/FACILITY, or mllps:// for TLS."""
+    fhir: Annotated[str, AfterValidator(_url)] | None = None
+    """Base URL of its FHIR R4 server."""
     user: str | None = None
     """For HTTP's Basic authentication, with password_file."""
     password_file: Path | None = None
@@ -55,8 +66,8 @@ class Peer(Group):
     def _can_be_called(self) -> Self:
         if (self.ae_title is None) != (self.host is None):
             raise ValueError("ae_title and host belong together")
-        if self.ae_title is None and self.dicomweb is None:
-            raise ValueError("name ae_title and host, or dicomweb")
+        if not any((self.ae_title, self.dicomweb, self.mllp, self.fhir)):
+            raise ValueError("name ae_title and host, dicomweb, mllp or fhir")
         if (self.user is None) != (self.password_file is None):
             raise ValueError("user and password_file belong together")
         if self.user is not None and self.token_file is not None:

@@ -102,6 +102,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("patient_key_secret", sa.String(length=64), nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
+        sa.Column("deliveries_paused", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_site")),
     )
     op.create_table(
@@ -461,6 +462,54 @@ def upgrade() -> None:
         sa.Column("day", sa.String(length=10), nullable=False),
         sa.Column("updated_at", MOMENT, nullable=False),
         sa.PrimaryKeyConstraint("peer", name=op.f("pk_pull_watermark")),
+    )
+    op.create_table(
+        "delivery",
+        sa.Column("id", BIG_KEY, nullable=False),
+        sa.Column("study_id", BIG_KEY, nullable=False),
+        sa.Column("checkpoint_id", sa.Integer(), nullable=False),
+        sa.Column("policy_id", sa.Integer(), nullable=False),
+        sa.Column("revision", sa.Integer(), nullable=False),
+        sa.Column("destination", sa.String(length=32), nullable=False),
+        sa.Column("kind", sa.String(length=4), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("reason", sa.String(length=64), nullable=True),
+        sa.Column("object_uid", sa.String(length=64), nullable=False),
+        sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("not_before", MOMENT, nullable=True),
+        sa.Column("held_by", sa.String(length=64), nullable=True),
+        sa.Column("lease_expires_at", MOMENT, nullable=True),
+        sa.Column("published_at", MOMENT, nullable=False),
+        sa.Column("queued_at", MOMENT, nullable=False),
+        sa.Column("sent_at", MOMENT, nullable=True),
+        sa.CheckConstraint("kind IN ('sr', 'sc', 'oru', 'fhir')", name=op.f("ck_delivery_kind")),
+        sa.CheckConstraint(
+            "state IN ('waiting', 'sending', 'sent', 'confirmed', 'superseded', 'skipped', 'failed')",
+            name=op.f("ck_delivery_state"),
+        ),
+        sa.ForeignKeyConstraint(["checkpoint_id"], ["checkpoint.id"], name=op.f("fk_delivery_checkpoint_id")),
+        sa.ForeignKeyConstraint(["policy_id"], ["policy.id"], name=op.f("fk_delivery_policy_id")),
+        sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_delivery_study_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_delivery")),
+        sa.UniqueConstraint(
+            "study_id", "checkpoint_id", "policy_id", "revision", "destination", "kind", name="uq_delivery_once"
+        ),
+    )
+    op.create_index("ix_delivery_state", "delivery", ["state", "kind"])
+    op.create_index("ix_delivery_object_uid", "delivery", ["object_uid"])
+    op.create_index(
+        "ix_delivery_waiting",
+        "delivery",
+        ["published_at", "id"],
+        postgresql_where=sa.text("state = 'waiting'"),
+        sqlite_where=sa.text("state = 'waiting'"),
+    )
+    op.create_index(
+        "ix_study_scored",
+        "study",
+        ["settled_at"],
+        postgresql_where=sa.text("state = 'scored'"),
+        sqlite_where=sa.text("state = 'scored'"),
     )
     op.create_index(
         "ix_study_waiting",

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from db.models import (
     FINDING_COLUMNS,
     Checkpoint,
+    Delivery,
     Drift,
     FilmScore,
     Instance,
@@ -138,6 +139,18 @@ def add_policy_and_checkpoint(session: Session) -> None:
         session.add(PolicyFindingRow(policy_id=1, **values))
 
 
+def add_deliveries(session: Session, study_id: int) -> None:
+    """A report that an archive keeps, and a message that waits for its RIS."""
+    result: dict[str, Any] = {"study_id": study_id, "checkpoint_id": 1, "policy_id": 1, "revision": 1}
+    result |= {"published_at": EVENING, "queued_at": EVENING}
+    for kind, destination, state, reason in (
+        ("sr", "pacs", "confirmed", None),
+        ("oru", "ris", "waiting", "destination_away"),
+    ):
+        row = {"kind": kind, "destination": destination, "state": state, "reason": reason}
+        session.add(Delivery(**result, **row, object_uid=f"2.25.{kind}", attempts=1))
+
+
 def fill(session: Session) -> None:
     """A night of four scored studies that were read, one skipped, one quarantined; and three studies of this moment."""
     add_policy_and_checkpoint(session)
@@ -157,7 +170,7 @@ def fill(session: Session) -> None:
     now = datetime.now(UTC)
     n1, n2 = {"Pneumothorax": 0.8, "Edema": 0.1}, {"Effusion": 0.7, "Mass": 0.5}
     add_study(session, "N1", received_at=now, probabilities=n1)
-    add_study(session, "N2", received_at=now, probabilities=n2)
+    add_deliveries(session, add_study(session, "N2", received_at=now, probabilities=n2))
     add_study(session, "N3", received_at=now, state="waiting", stat=True)
 
     for day, measure, subject, value, level in (
@@ -351,6 +364,16 @@ def rules_in_force(rows: Rows) -> None:
     assert effusion["usual_probability"] == pytest.approx(0.5)
 
 
+def sent_of_a_study(rows: Rows) -> None:
+    assert [(row["kind"], row["destination"], row["state"]) for row in rows] == [
+        ("oru", "ris", "waiting"), ("sr", "pacs", "confirmed")]  # fmt: skip
+
+
+def stuck_results(rows: Rows) -> None:
+    (row,) = rows
+    assert (row["destination"], row["kind"], row["reason"], row["results"]) == ("ris", "oru", "destination_away", 1)
+
+
 ANSWERS = {
     1: next_ten,
     2: place_of_one,
@@ -375,6 +398,8 @@ ANSWERS = {
     21: blind_beside_ranked,
     22: days_that_drifted,
     23: rules_in_force,
+    24: sent_of_a_study,
+    25: stuck_results,
 }
 
 

@@ -60,11 +60,14 @@ def test_no_file_is_no_peer(monkeypatch):
     ("content", "sentence"),
     [
         ('[pacs]\nae_title = "PACS"', "pacs: ae_title and host belong together"),
-        ("[pacs]\ntls = true", "pacs: name ae_title and host, or dicomweb"),
+        ("[pacs]\ntls = true", "pacs: name ae_title and host, dicomweb, mllp or fhir"),
         ('[pacs]\nae_title = "PACS"\nhost = "h"\nport = 0', "pacs.port: "),
         ('[pacs]\ndicomweb = "pacs.example"', "pacs.dicomweb: write it as https://"),
         ('[pacs]\ndicomweb = "https://u:p@h/"', "pacs.dicomweb: a URL holds no password"),
         ('[pacs]\ndicomweb = "https://h"\nuser = "u"', "pacs: user and password_file belong together"),
+        ('[ris]\nmllp = "ris:2575"', "ris.mllp: write it as mllp://"),
+        ('[ris]\nmllp = "mllp://ris"', "ris.mllp: write it as mllp://"),
+        ('[ehr]\nfhir = "ehr"', "ehr.fhir: write it as https://"),
         ('[pacs]\nurl = "https://h"', "pacs.url: "),
         ('[PACS]\ndicomweb = "https://h"', "PACS.name: a peer's name has 1 to 32 small letters"),
         ("pacs = 104", "pacs: "),
@@ -108,3 +111,19 @@ def test_a_peer_that_is_not_there_is_away():
         pass
     with pytest.raises(WrongSettings, match="peer vna has no ae_title"):
         associated(Peer(name="vna", dicomweb="https://h"), calling="US", contexts=echo).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("deliver", "sentence"),
+    [
+        ({"sr": "other"}, "NIGHTREAD_DELIVER: SR: no peer has the name other"),
+        ({"oru": "pacs"}, "NIGHTREAD_DELIVER: ORU: peer pacs has no mllp"),
+        ({"sc": "ris"}, "NIGHTREAD_DELIVER: SC: peer ris has no ae_title or dicomweb"),
+    ],
+)
+def test_a_destination_is_a_peer_with_an_address_for_what_it_gets(deliver, sentence, peers_file, monkeypatch):
+    peers_file('[pacs]\nae_title = "PACS"\nhost = "h"\n[ris]\nmllp = "mllp://ris:2575"')
+    for kind, names in deliver.items():
+        monkeypatch.setenv(f"NIGHTREAD_DELIVER_{kind.upper()}", names)
+    with pytest.raises(WrongSettings, match=re.escape(sentence)):
+        read_settings()

@@ -8,6 +8,7 @@ import typer
 from training.cli import app as train
 from worker.cli import (
     database,
+    deliver,
     demo,
     doctor,
     drift,
@@ -37,6 +38,7 @@ for commands in (
     night,
     receive,
     pull,
+    deliver,
     morning,
     ledger,
     redecide,

@@ -12,7 +12,8 @@ app = typer.Typer()
 @app.command()
 def doctor(
     role: Annotated[
-        str | None, typer.Option(help="worker, beat, training or receiver: check only that its work makes progress.")
+        str | None,
+        typer.Option(help="worker, beat, training, receiver or delivery: check only that its work makes progress."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -43,6 +43,7 @@ def score(paths: Paths) -> None:
     say(f"{counted(received.files, 'file')}: {counted(received.new_instances, 'new instance')}, "
               f"{received.known} known, {received.rejected} rejected.{_changed(received)}{_copies(tally)}")  # fmt: skip
     print_totals(context.engine, context.settings, as_json=False)
+    _deliver(context)
     _refuse_if_nothing_was_dicom(received)
     raise typer.Exit(SOME_LEFT_OUT if tally.quarantined or tally.put_off else DONE)
 
@@ -59,6 +60,16 @@ def _scored(context: "Context", *, on_settled: "Callable[[int], None]") -> "Tall
                 return score_until_done(scorer, on_settled=on_settled)
         except UnsoundCheckpoint as unsound:
             take_back(context, unsound)
+
+
+def _deliver(context: "Context") -> None:
+    """Send the results of what was just scored, where the settings say to whom."""
+    if not context.settings.deliver.is_on:
+        return
+    from worker.delivery.outbox import finish
+
+    sent = finish(context)
+    say(f"{counted(sent, 'result')} sent; `nightread deliver --list` shows what waits.")
 
 
 @app.command()
@@ -99,7 +110,9 @@ def enqueue(
 
 @app.command()
 def worker(
-    queue: Annotated[str, typer.Option(help="scoring, or training for the worker that runs retrainings.")] = "scoring",
+    queue: Annotated[
+        str, typer.Option(help="scoring; training, which runs retrainings; or delivery, which sends results.")
+    ] = "scoring",
 ) -> None:
     """Take messages and score until stopped.
 
@@ -109,12 +122,16 @@ def worker(
         from worker.queue.trainer import run_training_worker
 
         run_training_worker(open_context())
+    elif queue == "delivery":
+        from worker.queue.deliverer import run_delivery_worker
+
+        run_delivery_worker(open_context())
     elif queue == "scoring":
         from worker.queue.service import run_worker
 
         run_worker(open_context())
     else:
-        raise typer.BadParameter("the queue is scoring or training")
+        raise typer.BadParameter("the queue is scoring, training or delivery")
 
 
 @app.command()

@@ -1,7 +1,10 @@
-"""Storage commitment: a sender asks which of its films it may delete (PS3.4 annex J, push model).
+"""Storage commitment (PS3.4 annex J, push model), in both directions.
 
-The answer goes to the sender on an association of its own, since the one that asked may be long closed. It is not kept
-over a restart: a sender that hears nothing keeps its films and asks again.
+A sender asks which of its films it may delete. The answer goes to the sender on an association of its own, since the
+one that asked may be long closed. It is not kept over a restart: a sender that hears nothing keeps its films and asks
+again.
+
+An archive is asked to keep what was delivered to it. It reports in the same way, and the delivery is confirmed.
 """
 
 import queue
@@ -15,13 +18,13 @@ from typing import Final
 
 import structlog
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
+from pydicom.uid import UID, generate_uid
 from pynetdicom import build_context, build_role
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 from sqlalchemy.exc import SQLAlchemyError
 
-from db import lookup
-from db.session import read_scope
+from db import deliveries, lookup
+from db.session import read_scope, session_scope
 from worker.context import Context
 from worker.errors import Unavailable
 from worker.peers import associated, peer_titled
@@ -136,3 +139,42 @@ class Committer:
         with read_scope(self.context.engine) as session:
             path = lookup.path_of(session, uid)
         return path is not None and Path(path).is_relative_to(self.context.receive_folder) and Path(path).exists()
+
+
+# ------------------------------------------------------------------------------------------------------- as an SCU
+
+
+def commitment_request(sop_class_uid: str, sop_instance_uid: str, *, peer: str) -> Dataset:
+    """The data set of the N-ACTION that asks a peer, by its name, to keep one object (PS3.4 table J.3-1)."""
+    request, item = Dataset(), Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = UID(sop_class_uid), UID(sop_instance_uid)
+    request.TransactionUID, request.ReferencedSOPSequence = _transaction_uid(sop_instance_uid, peer), [item]
+    return request
+
+
+def _transaction_uid(sop_instance_uid: str, peer: str) -> UID:
+    """Derived, so that a report is matched with what was asked for, whichever process asked."""
+    return generate_uid(entropy_srcs=["nightread commitment", sop_instance_uid, peer])
+
+
+def note_report(context: Context, report: Dataset) -> None:
+    """Note what an archive reports of the objects that it was asked to keep; one that it does not have is sent again.
+
+    A report that nobody asked for changes nothing.
+    """
+    transaction = str(report.get("TransactionUID", ""))
+    kept, missing = _referenced(report, "ReferencedSOPSequence"), _referenced(report, "FailedSOPSequence")
+    with session_scope(context.engine) as session:
+        for delivery in deliveries.sent_objects(session, [*kept, *missing]):
+            if transaction != _transaction_uid(delivery.object_uid, delivery.destination):
+                continue
+            if delivery.object_uid in kept:
+                deliveries.confirm(session, delivery)
+            else:
+                deliveries.send_again(delivery, reason="commitment_failed")
+            log.info("commitment_reported", delivery_id=delivery.id, state=delivery.state)
+
+
+def _referenced(report: Dataset, keyword: str) -> list[str]:
+    items = list(report.get(keyword) or [])[:MOST_REFERENCES]
+    return [str(item.get("ReferencedSOPInstanceUID", "")) for item in items]

@@ -21,7 +21,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.context import Context
-from worker.dicom_network.commitment import Committer
+from worker.dicom_network.commitment import Committer, note_report
 from worker.dicom_network.keeper import Keeper
 from worker.dicom_network.storage_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
 from worker.dicom_network.transport import BoundedServer, Bounds, receive_to_files
@@ -109,6 +109,15 @@ class Receiver:
             self.arrived.set()
         return SUCCESS, ""
 
+    def commitment_reported(self, event: evt.Event) -> tuple[int, None]:
+        """N-EVENT-REPORT of an archive that was asked to keep a result of ours (PS3.4 J.3.3)."""
+        try:
+            note_report(self.context, event.event_information)
+        except SQLAlchemyError:
+            log.warning("commitment_report_not_kept", reason="database_away")
+            return PROCESSING_FAILURE, None  # the archive reports again
+        return SUCCESS, None
+
     def commitment_requested(self, event: evt.Event) -> tuple[int, None]:
         """N-ACTION of a storage commitment request; the report follows on an association of its own (PS3.4 J.3.2)."""
         title = event.assoc.requestor.ae_title
@@ -130,7 +139,7 @@ def application_entity(settings: ReceiveSettings) -> AE:
     for storage_class in dict.fromkeys((*STORAGE_CLASSES, *settings.sop_classes)):
         entity.add_supported_context(storage_class, list(TRANSFER_SYNTAXES))
     entity.add_supported_context(Verification)
-    entity.add_supported_context(StorageCommitmentPushModel)
+    entity.add_supported_context(StorageCommitmentPushModel, scu_role=True, scp_role=True)  # asked, and reported to
     return entity
 
 
@@ -178,6 +187,7 @@ def listening(receiver: Receiver) -> Iterator[BoundedServer]:
         (evt.EVT_C_ECHO, lambda _: SUCCESS),
         (evt.EVT_C_STORE, receiver.stored),
         (evt.EVT_N_ACTION, receiver.commitment_requested),
+        (evt.EVT_N_EVENT_REPORT, receiver.commitment_reported),
         (evt.EVT_REJECTED, lambda _: receiver.metrics.refused("association_rejected")),
         (evt.EVT_ESTABLISHED, lambda _: receiver.metrics.associated()),
     ]

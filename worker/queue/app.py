@@ -13,8 +13,10 @@ from kombu.entity import Queue
 from worker.errors import Unavailable
 from worker.settings import Settings
 
-SCORING, TRAINING = "scoring", "training"
+SCORING, TRAINING, DELIVERY = "scoring", "training", "delivery"
 SCORE, SWEEP, DRIFT, RETRAIN = "nightread.score", "nightread.sweep", "nightread.drift", "nightread.retrain"
+DELIVER = "nightread.deliver"
+DELIVER_SECONDS = 5.0  # results are looked for so often: a look costs two queries by their indexes
 DROPPED_AFTER_SECONDS = 12 * 3600  # a scheduled job that nobody took by then: the next one does the same
 
 
@@ -30,7 +32,7 @@ def make_app(settings: Settings) -> Celery:
         accept_content=["json"],
         result_backend=None,
         task_ignore_result=True,
-        task_queues=[Queue(SCORING), Queue(TRAINING)],  # type: ignore[no-untyped-call]
+        task_queues=[Queue(SCORING), Queue(TRAINING), Queue(DELIVERY)],  # type: ignore[no-untyped-call]
         task_default_queue=SCORING,
         task_create_missing_queues=False,
         # The ledger, not the broker, knows what is done. A message is acknowledged when it is taken: redelivery after
@@ -64,6 +66,9 @@ def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
             "options": {"expires": settings.sweep_seconds},
         }
     }
+    if settings.deliver.is_on:
+        options = {"queue": DELIVERY, "expires": DELIVER_SECONDS}
+        entries["deliver"] = {"task": DELIVER, "schedule": DELIVER_SECONDS, "options": options}
     for name, task, times, queue in (
         ("drift", DRIFT, settings.drift.schedule, SCORING),
         ("retrain", RETRAIN, settings.retrain.schedule, TRAINING),

@@ -105,6 +105,26 @@ def set_aside_table(state: str, rows: Sequence[Mapping[str, Any]]) -> Listing:
     return listing
 
 
+def deliveries_table(rows: Sequence[Mapping[str, Any]], *, paused: bool) -> Listing:
+    """Results on their way: what goes where, and how far it is."""
+    columns = _columns("id", "kind", "destination", "state", "reason", "attempts", "study", "Study Instance UID",
+                       right=("id", "attempts"), wide=("Study Instance UID",))  # fmt: skip
+    remarks = ["All deliveries are stopped; `nightread deliver --resume` lets them go on."] if paused else []
+    listing = Listing("Deliveries", columns, empty="Nothing waits to be sent.", remarks=remarks)
+    for row in rows:
+        listing.add(
+            str(row["id"]),
+            row["kind"],
+            row["destination"],
+            row["state"],
+            row["reason"] or "-",
+            str(row["attempts"]),
+            row["accession_number"] or row["study_instance_uid"],
+            row["study_instance_uid"],
+        )
+    return listing
+
+
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> Listing:
     """Nights and single `score` runs, newest first."""
     counts = ("scored", "skipped", "quarantined", "films")

@@ -1,0 +1,423 @@
+"""The outbox: what is sent of a study, to whom, and how far it is.
+
+A row is made when a study is published and is the only record of the sending: a worker takes one row at a time, with a
+lease, and writes what became of it. A killed worker or a lost message delays a delivery and loses none.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, RowMapping, and_, func, or_, select, update
+from sqlalchemy.orm import Session, aliased
+
+from db.base import database_now
+from db.models import (
+    FINDING_COLUMNS,
+    Audit,
+    Checkpoint,
+    Delivery,
+    DeliveryKind,
+    DeliveryState,
+    FilmScore,
+    Instance,
+    PolicyRow,
+    Run,
+    Site,
+    Study,
+    StudyPriority,
+)
+from db.upsert import insert
+
+LONGEST_PAUSE_SECONDS = 3600.0
+AWAY = "destination_away"  # the reason of what waits for a destination that does not answer
+NOT_SENT: tuple[DeliveryState, ...] = ("waiting", "sending", "failed")
+
+
+# ------------------------------------------------------------------------------------------------------ publishing
+
+
+@dataclass(frozen=True)
+class Publishable:
+    """A study that is complete as far as anybody can know, and what would be said of it."""
+
+    study_id: int
+    study_instance_uid: str
+    revision: int
+    checkpoint_id: int
+    checkpoint_digest: str
+    policy_id: int
+    policy_version: int
+    flag: str | None
+
+
+@dataclass(frozen=True)
+class NewDelivery:
+    """One row to be made; `reason` says why it must not be sent, None: it is to be sent."""
+
+    kind: DeliveryKind
+    destination: str
+    object_uid: str
+    reason: str | None = None
+
+
+def publishable(
+    session: Session, *, quiet_seconds: float, longest_minutes: float, max_age_hours: float, limit: int
+) -> list[Publishable]:
+    """Studies that were scored lately, of which this result has no row yet and nothing came for `quiet_seconds`, or
+    whose first film since the last publishing came `longest_minutes` ago; the oldest first, locked until commit."""
+    now = database_now(session)
+    newest = _received(func.max(Instance.received_at)).scalar_subquery()
+    published = select(func.max(Delivery.published_at)).where(Delivery.study_id == Study.id).scalar_subquery()
+    since_then = or_(published.is_(None), Instance.received_at > published)
+    first = _received(func.min(Instance.received_at)).where(since_then).scalar_subquery()
+    quiet = or_(
+        newest <= now - timedelta(seconds=quiet_seconds),
+        newest > now,  # the clock has stepped back since
+        first <= now - timedelta(minutes=longest_minutes),
+    )
+    fresh = Study.settled_at > now - timedelta(hours=max_age_hours)
+    rows = session.execute(
+        _results().where(Study.state == "scored", fresh, quiet).order_by(Study.settled_at).limit(limit)
+        .with_for_update(of=Study, skip_locked=True)
+    )  # fmt: skip
+    return [Publishable(*row) for row in rows]
+
+
+def still_unquiet(session: Session, *, max_age_hours: float) -> bool:
+    """Whether something that was scored lately waits to be published."""
+    fresh = Study.settled_at > database_now(session) - timedelta(hours=max_age_hours)
+    return session.execute(_results().where(Study.state == "scored", fresh).limit(1)).first() is not None
+
+
+def _received(moment: Any) -> Any:
+    return select(moment).where(Instance.study_id == Study.id)
+
+
+def _results() -> Any:
+    """Results that no row stands for, as the columns of Publishable.
+
+    A blind study's place names no checkpoint; the run that scored it does.
+    """
+    checkpoint_id = func.coalesce(StudyPriority.checkpoint_id, Run.checkpoint_id)
+    same = (Delivery.study_id == Study.id, Delivery.revision == Study.revision)
+    known = select(Delivery.id).where(
+        *same, Delivery.checkpoint_id == Checkpoint.id, Delivery.policy_id == PolicyRow.id
+    )
+    return (
+        select(
+            Study.id,
+            Study.study_instance_uid,
+            Study.revision,
+            Checkpoint.id,
+            Checkpoint.digest,
+            PolicyRow.id,
+            PolicyRow.version,
+            StudyPriority.flag,
+        )
+        .join(StudyPriority, StudyPriority.study_id == Study.id)
+        .outerjoin(Run, Run.id == Study.run_id)
+        .join(Checkpoint, Checkpoint.id == checkpoint_id)
+        .join(PolicyRow, PolicyRow.id == StudyPriority.policy_id)
+        .where(~known.exists())
+    )
+
+
+def publish(session: Session, study: Publishable, deliveries: Sequence[NewDelivery]) -> None:
+    """Make the rows of one result. What of the study still waits to be sent is out of date from now on."""
+    now = database_now(session)
+    outdated = update(Delivery).where(Delivery.study_id == study.study_id, Delivery.state == "waiting")
+    session.execute(outdated.values(state="superseded"))
+    result = {
+        "study_id": study.study_id,
+        "checkpoint_id": study.checkpoint_id,
+        "policy_id": study.policy_id,
+        "revision": study.revision,
+        "published_at": now,
+        "queued_at": now,
+    }
+    rows = [
+        {
+            **result,
+            "kind": new.kind,
+            "destination": new.destination,
+            "object_uid": new.object_uid,
+            "state": "waiting" if new.reason is None else "skipped",
+            "reason": new.reason,
+        }
+        for new in deliveries
+    ]
+    session.execute(insert(session, Delivery).values(rows).on_conflict_do_nothing())
+
+
+# --------------------------------------------------------------------------------------------------------- sending
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A delivery that one worker holds until its lease ends."""
+
+    id: int
+    study_id: int
+    kind: DeliveryKind
+    destination: str
+    object_uid: str
+    attempts: int
+    waits_hours: float  # since it was published, or asked for again
+
+
+def is_paused(session: Session) -> bool:
+    """Whether the stop switch of all deliveries is set."""
+    return bool(session.scalar(select(Site.deliveries_paused)))
+
+
+def set_paused(session: Session, paused: bool, *, by: str) -> None:
+    """Set or release the stop switch, and write to the audit who did."""
+    session.execute(update(Site).values(deliveries_paused=paused))
+    action = "pause_deliveries" if paused else "resume_deliveries"
+    session.add(Audit(at=database_now(session), actor=by, action=action, detail={}))
+
+
+def _due(now: datetime) -> ColumnElement[bool]:
+    """A pause longer than any can be is none: the clock has stepped back since."""
+    beyond = now + timedelta(seconds=2 * LONGEST_PAUSE_SECONDS)
+    return or_(Delivery.not_before.is_(None), Delivery.not_before <= now, Delivery.not_before > beyond)
+
+
+def claim(session: Session, *, worker: str, lease_minutes: float, apart_from: Collection[str] = ()) -> Claimed | None:
+    """Take the oldest delivery that is due, to none of the destinations `apart_from`; None while all are stopped."""
+    if is_paused(session):
+        return None
+    now = database_now(session)
+    due = select(Delivery).where(Delivery.state == "waiting", _due(now), Delivery.destination.not_in(apart_from))
+    ordered = due.order_by(Delivery.published_at, Delivery.id).limit(1)
+    row = session.scalars(ordered.with_for_update(skip_locked=True)).first()
+    if row is None:
+        return None
+    row.state, row.held_by, row.attempts = "sending", worker, row.attempts + 1
+    row.lease_expires_at = now + timedelta(minutes=lease_minutes)
+    hours = (now - row.queued_at).total_seconds() / 3600
+    return Claimed(row.id, row.study_id, row.kind, row.destination, row.object_uid, row.attempts, hours)
+
+
+def release_expired(session: Session, *, lease_minutes: float) -> int:
+    """End leases that ran out, or end later than any can; what was sent may be sent again, which adds nothing."""
+    now = database_now(session)
+    lost = or_(Delivery.lease_expires_at < now, Delivery.lease_expires_at > now + timedelta(minutes=2 * lease_minutes))
+    rows = session.scalars(select(Delivery).where(Delivery.state == "sending", lost).with_for_update(skip_locked=True))
+    released = rows.all()
+    for row in released:
+        row.state, row.held_by, row.lease_expires_at = "waiting", None, None
+    return len(released)
+
+
+def _held(session: Session, claimed: Claimed, worker: str) -> Delivery | None:
+    held = select(Delivery).where(Delivery.id == claimed.id, Delivery.state == "sending", Delivery.held_by == worker)
+    return session.scalars(held.with_for_update()).one_or_none()
+
+
+def settle(session: Session, claimed: Claimed, state: DeliveryState, *, worker: str, reason: str | None = None) -> None:
+    """Write how a delivery ended. One that went out shows that its destination answers: what waited for it is due."""
+    row = _held(session, claimed, worker)
+    if row is None:
+        return
+    row.state, row.reason, row.held_by, row.lease_expires_at, row.not_before = state, reason, None, None, None
+    if state == "sent":
+        row.sent_at = database_now(session)
+        others = update(Delivery).where(Delivery.state == "waiting", Delivery.destination == claimed.destination)
+        freed = others.where(Delivery.reason == AWAY).values(not_before=None, reason=None)
+        session.execute(freed.execution_options(synchronize_session=False))
+
+
+def put_off(session: Session, claimed: Claimed, *, worker: str, reason: str, seconds: float) -> None:
+    """Let a delivery wait after a failure. Where its destination is away, what else is due for it waits too."""
+    row = _held(session, claimed, worker)
+    if row is None:
+        return
+    now = database_now(session)
+    later = now + timedelta(seconds=seconds)
+    row.state, row.reason, row.held_by, row.lease_expires_at, row.not_before = "waiting", reason, None, None, later
+    if reason == AWAY:
+        rest = update(Delivery).where(Delivery.state == "waiting", Delivery.destination == claimed.destination)
+        due = rest.where(Delivery.id != claimed.id, _due(now))
+        session.execute(due.values(not_before=later, reason=reason).execution_options(synchronize_session=False))
+
+
+def any_due(session: Session) -> bool:
+    """Whether something could be sent now."""
+    due = select(Delivery.id).where(Delivery.state == "waiting", _due(database_now(session)))
+    return not is_paused(session) and session.scalar(due.limit(1)) is not None
+
+
+# ------------------------------------------------------------------------------------------------ what there is to say
+
+
+@dataclass(frozen=True)
+class FilmOfStudy:
+    """A scored film, with its probabilities in vocabulary order."""
+
+    instance_id: int
+    path: str
+    sop_class_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    pixel_digest: str | None
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Predecessor:
+    """What was sent to the same destination before, and by which checkpoint."""
+
+    object_uid: str
+    checkpoint_digest: str
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a delivery says: the rows behind it."""
+
+    delivery: Delivery
+    study: Study
+    place: StudyPriority
+    checkpoint: Checkpoint
+    policy: PolicyRow
+    films: tuple[FilmOfStudy, ...]
+    predecessor: Predecessor | None
+
+
+def content_of(session: Session, claimed: Claimed) -> Content | None:
+    """What there is to say in a delivery; None where it is not what the database says of the study any more."""
+    delivery = session.get_one(Delivery, claimed.id)
+    study, place = session.get_one(Study, delivery.study_id), session.get(StudyPriority, delivery.study_id)
+    now = (study.state, study.revision, place and place.checkpoint_id, place and place.policy_id)
+    if place is None or now != ("scored", delivery.revision, delivery.checkpoint_id, delivery.policy_id):
+        return None
+    checkpoint = session.get_one(Checkpoint, delivery.checkpoint_id)
+    policy = session.get_one(PolicyRow, delivery.policy_id)
+    films = _films(session, study, checkpoint)
+    return Content(delivery, study, place, checkpoint, policy, films, _predecessor(session, delivery))
+
+
+def _films(session: Session, study: Study, checkpoint: Checkpoint) -> tuple[FilmOfStudy, ...]:
+    file = (
+        Instance.id,
+        Instance.path,
+        Instance.sop_class_uid,
+        Instance.series_instance_uid,
+        Instance.sop_instance_uid,
+        Instance.pixel_digest,
+    )
+    scores = [getattr(FilmScore, name) for name in FINDING_COLUMNS]
+    scored = (
+        select(*file, *scores)
+        .join(FilmScore, and_(FilmScore.instance_id == Instance.id, FilmScore.checkpoint_id == checkpoint.id))
+        .where(Instance.study_id == study.id, Instance.state == "scored")
+        .order_by(Instance.id)
+    )
+    return tuple(
+        FilmOfStudy(instance_id, path, sop_class or "", series or "", uid, digest, tuple(probabilities))
+        for instance_id, path, sop_class, series, uid, digest, *probabilities in session.execute(scored)
+    )
+
+
+def _predecessor(session: Session, delivery: Delivery) -> Predecessor | None:
+    before = (
+        select(Delivery.object_uid, Checkpoint.digest)
+        .join(Checkpoint, Checkpoint.id == Delivery.checkpoint_id)
+        .where(
+            Delivery.study_id == delivery.study_id,
+            Delivery.destination == delivery.destination,
+            Delivery.kind == delivery.kind,
+            Delivery.id < delivery.id,
+            Delivery.state.in_(("sent", "confirmed")),
+        )
+        .order_by(Delivery.id.desc())
+    )
+    row = session.execute(before.limit(1)).one_or_none()
+    return None if row is None else Predecessor(*row)
+
+
+# ---------------------------------------------------------------------------------------------------- confirmation
+
+
+def sent_objects(session: Session, object_uids: Sequence[str]) -> list[Delivery]:
+    """The deliveries of these objects that were sent; an archive may report before its sender has written that."""
+    states = Delivery.state.in_(("sending", "sent", "confirmed"))
+    sent = select(Delivery).where(Delivery.object_uid.in_(object_uids), states)
+    return list(session.scalars(sent.order_by(Delivery.id).with_for_update()))
+
+
+def confirm(session: Session, delivery: Delivery) -> None:
+    """Note that the peer keeps the object."""
+    now = database_now(session)
+    delivery.state, delivery.reason, delivery.held_by, delivery.lease_expires_at = "confirmed", None, None, None
+    delivery.sent_at = delivery.sent_at or now
+
+
+def send_again(delivery: Delivery, *, reason: str) -> None:
+    """Let an object be sent again that the peer has not kept."""
+    delivery.state, delivery.reason, delivery.held_by, delivery.lease_expires_at = "waiting", reason, None, None
+
+
+# ------------------------------------------------------------------------------------------------------ for people
+
+
+def of_study(session: Session, study_id: int) -> Sequence[RowMapping]:
+    """What was sent of a study, where, and how far each of them is; the newest first."""
+    return session.execute(_listed().where(Delivery.study_id == study_id)).mappings().all()
+
+
+def listed(session: Session, *, everything: bool = False, limit: int) -> Sequence[RowMapping]:
+    """The deliveries that are not done, or all of them; the newest first, at most `limit`."""
+    chosen = _listed() if everything else _listed().where(Delivery.state.in_(NOT_SENT))
+    return session.execute(chosen.limit(limit)).mappings().all()
+
+
+def _listed() -> Any:
+    columns = (
+        Delivery.id,
+        Delivery.kind,
+        Delivery.destination,
+        Delivery.state,
+        Delivery.reason,
+        Delivery.attempts,
+        Delivery.not_before,
+        Delivery.published_at,
+        Delivery.sent_at,
+        Delivery.revision,
+        Study.study_instance_uid,
+        Study.accession_number,
+    )
+    return select(*columns).join(Study, Study.id == Delivery.study_id).order_by(Delivery.id.desc())
+
+
+def retry(session: Session, ids: Sequence[int] | None, *, by: str) -> int:
+    """Let deliveries that were given up, or wait after a failure, be due at once; None: all of them. Returns how
+    many. One that a newer result has taken the place of stays as it is."""
+    newer = aliased(Delivery)
+    same = (newer.study_id == Delivery.study_id, newer.destination == Delivery.destination)
+    outdated = select(newer.id).where(*same, newer.kind == Delivery.kind, newer.id > Delivery.id).exists()
+    chosen = select(Delivery).where(Delivery.state.in_(("failed", "waiting")), ~outdated)
+    if ids is not None:
+        chosen = chosen.where(Delivery.id.in_(ids))
+    rows, now = session.scalars(chosen.with_for_update(skip_locked=True)).all(), database_now(session)
+    for row in rows:
+        row.state, row.attempts, row.not_before, row.queued_at = "waiting", 0, None, now
+    if rows:
+        detail = {"deliveries": len(rows)}
+        session.add(Audit(at=now, actor=by, action="retry_deliveries", detail=detail))
+    return len(rows)
+
+
+def counts(session: Session) -> Mapping[tuple[str, str], int]:
+    """Deliveries by kind and state."""
+    grouped = select(Delivery.kind, Delivery.state, func.count()).group_by(Delivery.kind, Delivery.state)
+    return {(kind, state): count for kind, state, count in session.execute(grouped)}
+
+
+def oldest_waiting_seconds(session: Session) -> float:
+    """How long the oldest delivery that is not out yet has waited; 0 where none does."""
+    oldest = session.scalar(select(func.min(Delivery.published_at)).where(Delivery.state.in_(("waiting", "sending"))))
+    return (database_now(session) - oldest).total_seconds() if oldest else 0.0

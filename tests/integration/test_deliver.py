@@ -1,0 +1,487 @@
+"""Results on their way: publishing, the outbox, and archives that come and go."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from io import BytesIO
+from typing import Any
+
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import Comprehensive3DSRStorage, generate_uid
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
+from sqlalchemy import select, text, update
+
+from db import deliveries
+from db.base import database_now
+from db.models import Audit, Delivery, Instance, Study
+from db.session import read_scope, session_scope
+from tests.support.dicom_files import make_film
+from tests.support.orthanc import AE_TITLE, DICOM_PORT, Orthanc
+from tests.support.scored import score_at_once
+from worker.context import Context
+from worker.delivery import outbox
+from worker.delivery.errors import DestinationAway, Refused
+from worker.dicom_network.storage_scp import Receiver, listening
+from worker.doctor import examine_role
+from worker.intake.receive import receive
+from worker.monitoring.prometheus import ReceiveMetrics
+from worker.setting_peers import Peer
+
+ARCHIVE = Peer(name="archive", ae_title=AE_TITLE, host="127.0.0.1", port=DICOM_PORT)
+
+
+def delivering(context: Context, *peers: Peer, **deliver: Any) -> Context:
+    """The context with these peers, to which reports go at once, unless `deliver` says otherwise."""
+    wanted = {"sr": tuple(peer.name for peer in peers), "quiet_seconds": 0} | deliver
+    return Context(context.settings.changed(peers=peers, deliver=wanted))
+
+
+def film(context: Context, study: str | None = None, **attributes: Any) -> Dataset:
+    """A new film, registered; of its own study unless `study` names one."""
+    path = context.state_folder / f"{generate_uid()}.dcm"
+    made = make_film(path, StudyInstanceUID=study or generate_uid(), **attributes)
+    receive(context, [path])
+    return made
+
+
+def scored_film(context: Context, study: str | None = None, **attributes: Any) -> Dataset:
+    made = film(context, study, **attributes)
+    score_at_once(context)
+    return made
+
+
+def rows(context: Context) -> list[Delivery]:
+    """The outbox, the oldest first."""
+    with read_scope(context.engine) as session:
+        return list(session.scalars(select(Delivery).order_by(Delivery.id)))
+
+
+def states(context: Context) -> list[str]:
+    return [row.state for row in rows(context)]
+
+
+def earlier(context: Context, **times: timedelta) -> None:
+    """Move moments of every row back: received, published, queued or settled."""
+    columns = {
+        "received": (Instance, "received_at"),
+        "settled": (Study, "settled_at"),
+        "published": (Delivery, "published_at"),
+        "queued": (Delivery, "queued_at"),
+    }
+    with session_scope(context.engine) as session:
+        for name, span in times.items():
+            table, column = columns[name]
+            for row in session.scalars(select(table)):
+                setattr(row, column, getattr(row, column) - span)
+
+
+def due_now(context: Context) -> None:
+    """End every pause."""
+    with session_scope(context.engine) as session:
+        session.execute(update(Delivery).values(not_before=None))
+
+
+@dataclass
+class Sent:
+    """What was sent, in place of sending it; `fails` raises for a destination."""
+
+    kinds: list[str] = field(default_factory=list)
+    fails: dict[str, Exception] = field(default_factory=dict)
+    before: Callable[[], None] = lambda: None
+
+    def __call__(self, _context: Context, claimed: deliveries.Claimed) -> None:
+        self.before()
+        if error := self.fails.get(claimed.destination):
+            raise error
+        self.kinds.append(f"{claimed.kind} {claimed.destination}")
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
+    found = Sent()
+    monkeypatch.setattr(outbox, "send", found)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ publishing
+
+
+def test_a_study_is_published_when_it_was_scored_and_has_been_quiet(context: Context) -> None:
+    context = delivering(context, ARCHIVE, quiet_seconds=30)
+    film(context)
+    assert outbox.publish(context) == 0, "not scored yet"
+    score_at_once(context)
+    assert outbox.publish(context) == 0, "not quiet yet"
+    earlier(context, received=timedelta(seconds=31))
+    assert outbox.publish(context) == 1
+    assert outbox.publish(context) == 0, "once"
+    (row,) = rows(context)
+    assert (row.kind, row.destination, row.state, row.revision) == ("sr", "archive", "waiting", 1)
+
+
+def test_a_study_that_is_never_quiet_is_published_after_the_longest_time(embedded: Context) -> None:
+    context = delivering(embedded, ARCHIVE, quiet_seconds=30, longest_minutes=15)
+    first = scored_film(context)
+    earlier(context, received=timedelta(minutes=14))
+    scored_film(context, first.StudyInstanceUID)
+    assert outbox.publish(context) == 0
+    earlier(context, received=timedelta(minutes=1, seconds=1))
+    scored_film(context, first.StudyInstanceUID)
+    assert outbox.publish(context) == 1
+    scored_film(context, first.StudyInstanceUID)
+    assert outbox.publish(context) == 0, "the time begins anew with the first film after it"
+
+
+def test_two_films_ten_seconds_apart_make_one_report_and_a_late_one_a_successor(embedded: Context, sent: Sent) -> None:
+    context = delivering(embedded, ARCHIVE, quiet_seconds=30)
+    first = scored_film(context)
+    earlier(context, received=timedelta(seconds=10))
+    assert outbox.publish(context) == 0
+    scored_film(context, first.StudyInstanceUID)
+    earlier(context, received=timedelta(seconds=31))
+    assert outbox.publish(context) == 1
+    assert outbox.deliver_due(context) == 1
+    earlier(context, received=timedelta(seconds=29), published=timedelta(seconds=29))
+    film(context, first.StudyInstanceUID)
+    assert outbox.publish(context) == 0, "it waits to be scored"
+    score_at_once(context)
+    earlier(context, received=timedelta(seconds=31), published=timedelta(seconds=31))
+    assert outbox.publish(context) == 1
+    assert outbox.deliver_due(context) == 1
+    assert [(row.revision, row.state) for row in rows(context)] == [(2, "sent"), (3, "sent")]
+    assert len({row.object_uid for row in rows(context)}) == 2
+
+
+def test_what_is_out_of_date_before_it_was_sent_is_not_sent(embedded: Context, sent: Sent) -> None:
+    context = delivering(embedded, ARCHIVE)
+    first = scored_film(context)
+    outbox.publish(context)
+    scored_film(context, first.StudyInstanceUID)
+    outbox.publish(context)
+    assert states(context) == ["superseded", "waiting"]
+    assert outbox.deliver_due(context) == 1
+
+
+def test_turning_it_on_sends_no_history(embedded: Context) -> None:
+    context = delivering(embedded, ARCHIVE, max_age_hours=24)
+    scored_film(context)
+    earlier(context, settled=timedelta(hours=25))
+    scored_film(context)
+    assert outbox.publish(context) == 1
+
+
+def test_a_blind_study_sends_nothing_that_tells_its_score(context: Context, sent: Sent) -> None:
+    context = Context(delivering(context, ARCHIVE).settings.changed(blind_share=0.999999))
+    scored_film(context)
+    assert outbox.publish(context) == 1
+    assert outbox.publish(context) == 0
+    assert outbox.deliver_due(context) == 0
+    assert [(row.state, row.reason) for row in rows(context)] == [("skipped", "blind")]
+
+
+def test_a_study_of_two_patients_sends_nothing(embedded: Context, sent: Sent) -> None:
+    context = delivering(embedded, ARCHIVE)
+    first = film(context, PatientID="PHANTOM-1")
+    film(context, first.StudyInstanceUID, PatientID="PHANTOM-2")
+    score_at_once(context)
+    assert outbox.publish(context) == 1
+    assert outbox.deliver_due(context) == 0
+    assert [(row.state, row.reason) for row in rows(context)] == [("skipped", "two_patients")]
+
+
+# --------------------------------------------------------------------------------------------------------- sending
+
+
+def test_every_kind_and_destination_has_its_row_and_is_sent_once(context: Context, sent: Sent) -> None:
+    other = ARCHIVE.model_copy(update={"name": "other"})
+    context = delivering(context, ARCHIVE, other, sc=("archive",))
+    scored_film(context)
+    outbox.publish(context)
+    assert outbox.deliver_due(context) == 3
+    assert outbox.deliver_due(context) == 0
+    assert sorted(sent.kinds) == ["sc archive", "sr archive", "sr other"]
+
+
+def test_a_destination_that_is_away_holds_up_no_other_and_is_tried_once_a_pass(context: Context, sent: Sent) -> None:
+    other = ARCHIVE.model_copy(update={"name": "other"})
+    context = delivering(context, ARCHIVE, other)
+    for _ in range(3):
+        film(context)
+    score_at_once(context)
+    outbox.publish(context)
+    sent.fails["archive"] = DestinationAway()
+    assert outbox.deliver_due(context) == 3
+    waiting = [row for row in rows(context) if row.destination == "archive"]
+    assert sorted(row.attempts for row in waiting) == [0, 0, 1]
+    assert {row.reason for row in waiting} == {"destination_away"}
+    assert outbox.deliver_due(context) == 0, "all of them pause"
+    sent.fails.clear()
+    due_now(context)
+    assert outbox.deliver_due(context) == 3
+    assert states(context) == ["sent"] * 6
+
+
+def test_one_that_goes_out_frees_what_waited_for_its_destination(embedded: Context, sent: Sent) -> None:
+    context = delivering(embedded, ARCHIVE)
+    for _ in range(3):
+        film(context)
+    score_at_once(context)
+    outbox.publish(context)
+    sent.fails["archive"] = DestinationAway()
+    outbox.deliver_due(context)
+    sent.fails.clear()
+    with session_scope(context.engine) as session:
+        session.scalars(select(Delivery).order_by(Delivery.id)).first().not_before = None
+    assert outbox.deliver_due(context) == 3
+
+
+def test_a_result_that_is_refused_too_often_is_given_up_and_can_be_asked_for_again(
+    context: Context, sent: Sent
+) -> None:
+    context = delivering(context, ARCHIVE, max_refusals=3)
+    scored_film(context)
+    outbox.publish(context)
+    sent.fails["archive"] = Refused("object_refused")
+    for _ in range(3):
+        assert states(context) == ["waiting"]
+        outbox.deliver_due(context)
+        due_now(context)
+    assert [(row.state, row.reason, row.attempts) for row in rows(context)] == [("failed", "object_refused", 3)]
+    sent.fails.clear()
+    with session_scope(context.engine) as session:
+        assert deliveries.retry(session, None, by="test") == 1
+    assert outbox.deliver_due(context) == 1
+
+
+def test_a_result_is_given_up_after_days_and_not_before(embedded: Context, sent: Sent) -> None:
+    context = delivering(embedded, ARCHIVE, max_refusals=1, give_up_hours=24)
+    scored_film(context)
+    outbox.publish(context)
+    sent.fails["archive"] = DestinationAway()
+    outbox.deliver_due(context)
+    due_now(context)
+    outbox.deliver_due(context)
+    assert states(context) == ["waiting"]
+    earlier(context, queued=timedelta(hours=25))
+    due_now(context)
+    outbox.deliver_due(context)
+    assert states(context) == ["failed"]
+
+
+def test_an_unexpected_error_costs_one_result_and_its_words_stay_out_of_the_log(
+    embedded: Context, sent: Sent, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = ARCHIVE.model_copy(update={"name": "other"})
+    context = delivering(embedded, ARCHIVE, other)
+    scored_film(context)
+    outbox.publish(context)
+    sent.fails["archive"] = ValueError("Kanarienvogel^Hansi")
+    assert outbox.deliver_due(context) == 1
+    assert {row.destination: row.reason for row in rows(context)} == {"archive": "delivery_raised", "other": None}
+    assert "Kanarienvogel" not in "".join(capfd.readouterr())
+
+
+def test_pauses_grow_to_an_hour_and_no_further() -> None:
+    assert 8 <= outbox.pause_seconds(1) <= 10
+    longest = [max(outbox.pause_seconds(attempts) for _ in range(50)) for attempts in (1, 4, 8, 100)]
+    assert longest == sorted(longest)
+    assert longest[-1] <= 3600
+
+
+def test_the_stop_switch_acts_between_two_sends(context: Context, sent: Sent) -> None:
+    context = delivering(context, ARCHIVE)
+    for _ in range(3):
+        film(context)
+    score_at_once(context)
+    outbox.publish(context)
+
+    def pause() -> None:
+        with session_scope(context.engine) as session:
+            deliveries.set_paused(session, True, by="test")
+
+    sent.before = pause
+    assert outbox.deliver_due(context) == 1
+    assert outbox.deliver_due(context) == 0
+    with session_scope(context.engine) as session:
+        session.execute(text("UPDATE site SET deliveries_paused = false"))  # as docs/reference/sql.md says it
+    sent.before = lambda: None
+    assert outbox.deliver_due(context) == 2
+    with read_scope(context.engine) as session:
+        assert session.scalars(select(Audit.action).where(Audit.action == "pause_deliveries")).all()
+
+
+def test_a_worker_that_died_while_it_sent_delays_a_delivery_and_loses_none(context: Context, sent: Sent) -> None:
+    context = delivering(context, ARCHIVE)
+    scored_film(context)
+    outbox.publish(context)
+    with session_scope(context.engine) as session:
+        assert deliveries.claim(session, worker="dead", lease_minutes=10) is not None
+    assert outbox.deliver_due(context) == 0
+    with session_scope(context.engine) as session:
+        session.execute(update(Delivery).values(lease_expires_at=database_now(session) - timedelta(seconds=1)))
+    assert outbox.deliver_due(context) == 1
+    assert states(context) == ["sent"]
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing(embedded: Context) -> None:
+    context = delivering(embedded, ARCHIVE)
+    scored_film(context)
+    outbox.publish(context)
+    with session_scope(context.engine) as session:
+        first = deliveries.claim(session, worker="slow", lease_minutes=10)
+        session.execute(update(Delivery).values(held_by="quick"))
+    with session_scope(context.engine) as session:
+        deliveries.settle(session, first, "failed", worker="slow")
+    assert states(context) == ["sending"]
+
+
+# -------------------------------------------------------------------------------------------------------- archives
+
+
+@dataclass
+class Node:
+    """A storage node in this process, which promises to keep what it got."""
+
+    status: int = 0x0000
+    got: list[Dataset] = field(default_factory=list)
+    asked: list[Dataset] = field(default_factory=list)
+
+    @contextmanager
+    def listening(self) -> Iterator[Peer]:
+        entity = AE(ae_title="NODE")
+        entity.add_supported_context(Verification)
+        entity.add_supported_context(Comprehensive3DSRStorage)
+        entity.add_supported_context(StorageCommitmentPushModel)
+        handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_N_ACTION, self._asked)]
+        server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        try:
+            yield Peer(name="node", ae_title="NODE", host="127.0.0.1", port=server.server_address[1])
+        finally:
+            server.shutdown()
+
+    def _store(self, event: evt.Event) -> int:
+        self.got.append(event.dataset)
+        return self.status
+
+    def _asked(self, event: evt.Event) -> tuple[int, None]:
+        self.asked.append(event.action_information)
+        return 0x0000, None
+
+
+def test_a_report_is_stored_in_the_films_study_and_sending_it_again_changes_nothing(embedded: Context) -> None:
+    node = Node()
+    with node.listening() as peer:
+        context = delivering(embedded, peer)
+        made = scored_film(context, PatientName="Müller^Jürgen", SpecificCharacterSet="ISO_IR 100")
+        outbox.publish(context)
+        assert outbox.deliver_due(context) == 1
+        with session_scope(context.engine) as session:
+            session.execute(update(Delivery).values(state="waiting"))
+        assert outbox.deliver_due(context) == 1
+    first, second = node.got
+    assert first.to_json_dict() == second.to_json_dict()
+    assert (first.StudyInstanceUID, first.PatientID) == (made.StudyInstanceUID, made.PatientID)
+    assert str(first.PatientName) == "Müller^Jürgen"
+
+
+@pytest.mark.parametrize(("status", "state", "reason"), [
+    (0xB000, "sent", None), (0xA700, "waiting", "destination_away"), (0xC001, "waiting", "object_refused"),
+])  # fmt: skip
+def test_an_archives_status_decides_what_follows(embedded: Context, status: int, state: str, reason: str) -> None:
+    node = Node(status=status)
+    with node.listening() as peer:
+        context = delivering(embedded, peer)
+        scored_film(context)
+        outbox.publish(context)
+        outbox.deliver_due(context)
+    assert [(row.state, row.reason) for row in rows(context)] == [(state, reason)]
+
+
+def test_doctor_says_which_destination_does_not_answer_and_what_was_given_up(embedded: Context) -> None:
+    node = Node()
+    with node.listening() as peer:
+        context = delivering(embedded, peer)
+        (result,) = examine_role(context, "delivery")
+        assert (result.ok, result.text) == (True, "every destination answers")
+        scored_film(context)
+        outbox.publish(context)
+        with session_scope(context.engine) as session:
+            session.execute(update(Delivery).values(state="failed"))
+        (result,) = examine_role(context, "delivery")
+        assert result.text.startswith("1 results were given up")
+    (result,) = examine_role(context, "delivery")
+    assert (result.ok, result.text.startswith("no answer from node")) == (False, True)
+
+
+def test_a_film_that_is_gone_keeps_its_result_back(embedded: Context) -> None:
+    with Node().listening() as peer:
+        context = delivering(embedded, peer)
+        scored_film(context)
+        outbox.publish(context)
+        for path in context.state_folder.glob("*.dcm"):
+            path.unlink()
+        outbox.deliver_due(context)
+    assert [(row.state, row.reason) for row in rows(context)] == [("waiting", "file_unavailable")]
+
+
+@contextmanager
+def receiving(context: Context) -> Iterator[None]:
+    """Our receiver at the port that the archive knows."""
+    context = Context(context.settings.changed(receive={"port": 11112, "free_mb": 1}))
+    with listening(Receiver.of(context, metrics=ReceiveMetrics())):
+        yield
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.05)
+
+
+def test_an_orthanc_that_is_away_and_back_holds_each_report_once_and_confirms_it(
+    embedded: Context, archive: Orthanc
+) -> None:
+    context = delivering(embedded, ARCHIVE)
+    for _ in range(3):
+        film(context)
+    score_at_once(context)
+    outbox.publish(context)
+    archive.stop(at_once=True)
+    with archive.namespace.entered(), receiving(context):
+        assert outbox.deliver_due(context) == 0
+        assert {row.reason for row in rows(context)} == {"destination_away"}
+        archive.start()
+        due_now(context)
+        assert outbox.deliver_due(context) == 3
+        wait_until(lambda: states(context) == ["confirmed"] * 3)
+        with session_scope(context.engine) as session:
+            session.execute(update(Delivery).values(state="waiting"))
+        assert outbox.deliver_due(context) == 3, "sent again"
+    reports = archive.instances(SOPClassUID=Comprehensive3DSRStorage)
+    assert sorted(each["MainDicomTags"]["SOPInstanceUID"] for each in reports) == sorted(
+        row.object_uid for row in rows(context)
+    )
+
+
+def test_an_orthanc_gets_a_successor_that_names_its_predecessor(embedded: Context, archive: Orthanc) -> None:
+    context = delivering(embedded, ARCHIVE)
+    first = scored_film(context)
+    with archive.namespace.entered():
+        outbox.publish(context)
+        outbox.deliver_due(context)
+        scored_film(context, first.StudyInstanceUID)
+        outbox.publish(context)
+        outbox.deliver_due(context)
+    before, after = rows(context)
+    assert (before.state, after.state) == ("sent", "sent")
+    (found,) = archive.instances(SOPInstanceUID=after.object_uid)
+    report = pydicom.dcmread(BytesIO(archive.file(found["ID"])))
+    (study,) = report.PredecessorDocumentsSequence
+    assert study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == before.object_uid
+    assert len(archive.instances(SOPClassUID=Comprehensive3DSRStorage)) == 2

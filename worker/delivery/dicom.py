@@ -1,0 +1,62 @@
+"""DICOM objects to an archive: C-STORE to a node, or STOW-RS to a DICOMweb service."""
+
+from typing import Final
+
+from pydicom import Dataset
+from pynetdicom import build_context
+from pynetdicom.association import Association
+from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+
+from worker.context import Context
+from worker.delivery.errors import DestinationAway, Refused
+from worker.dicom_network.commitment import commitment_request
+from worker.peers import PeerAway, associated
+from worker.setting_peers import Peer
+
+SUCCESS: Final = 0x0000
+WARNINGS: Final = range(0xB000, 0xC000)  # PS3.4 B.2.3: stored, with attributes coerced or dropped
+OUT_OF_RESOURCES: Final = range(0xA700, 0xA800)
+
+
+def store(context: Context, dataset: Dataset, peer: Peer) -> None:
+    """C-STORE and, where the archive offers storage commitment, the request to keep the object.
+
+    It reports to our own AE title on an association of its own, which `nightread receive` answers.
+    """
+    contexts = [
+        build_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID),
+        build_context(StorageCommitmentPushModel),
+    ]
+    try:
+        with associated(peer, calling=context.settings.receive.ae_title, contexts=contexts) as association:
+            if not _accepts(association, dataset.SOPClassUID):
+                raise Refused("sop_class_refused")
+            _store(association, dataset)
+            if _accepts(association, StorageCommitmentPushModel):
+                _ask_to_commit(association, dataset, peer)
+    except PeerAway:
+        raise DestinationAway from None
+
+
+def _accepts(association: Association, sop_class: str) -> bool:
+    return any(each.abstract_syntax == sop_class for each in association.accepted_contexts)
+
+
+def _store(association: Association, dataset: Dataset) -> None:
+    try:
+        status = getattr(association.send_c_store(dataset), "Status", None)
+    except RuntimeError:  # the archive ended the association
+        status = None
+    if status is None or status in OUT_OF_RESOURCES:
+        raise DestinationAway
+    if status != SUCCESS and status not in WARNINGS:
+        raise Refused("object_refused")
+
+
+def _ask_to_commit(association: Association, dataset: Dataset, peer: Peer) -> None:
+    """Storage commitment (PS3.4 annex J); whatever the archive says to it, the object is stored."""
+    request = commitment_request(dataset.SOPClassUID, dataset.SOPInstanceUID, peer=peer.name)
+    try:
+        association.send_n_action(request, 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance)
+    except (RuntimeError, ValueError):  # the archive ended the association
+        return

@@ -1,0 +1,24 @@
+"""The ways in which a delivery can fail. Codes, never a destination's own words: those may quote a patient."""
+
+
+class DeliveryError(Exception):
+    """A delivery failed; `reason` is its code in the outbox (worker/reasons.py)."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class DestinationAway(DeliveryError):
+    """The destination does not answer: whatever waits for it waits on."""
+
+    def __init__(self) -> None:
+        super().__init__("destination_away")
+
+
+class Refused(DeliveryError):
+    """The destination answered and did not take this result, or the result could not be made."""
+
+
+class OutOfDate(Exception):
+    """What the delivery would say is not what the database says of the study any more."""

@@ -1,0 +1,188 @@
+"""The outbox: results of studies that have been quiet for a while, sent until their destinations have them.
+
+    publish -> rows in the table `delivery`, one per kind and destination -> deliver_due -> sent, confirmed
+
+A study may be published again when what is said of it changes (another film, checkpoint or policy): the rows of a later
+revision take the place of those that wait, and what was sent is named as its predecessor.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, get_args
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from db import deliveries
+from db.arrivals import TWO_PATIENTS
+from db.deliveries import AWAY, LONGEST_PAUSE_SECONDS, Claimed, NewDelivery, Publishable
+from db.models import DeliveryKind, DeliveryState
+from db.session import is_away, read_scope, session_scope
+from worker.context import Context, process_name
+from worker.delivery.errors import DeliveryError, DestinationAway, OutOfDate, Refused
+from worker.delivery.identifiers import object_uid
+from worker.delivery.send import send
+from worker.ranking.priority import BLIND
+from worker.settings import Settings
+
+log = structlog.get_logger()
+
+STUDIES_PER_TRANSACTION: Final = 100
+LEASE_MINUTES: Final = 10.0  # longer than any send takes: every time-out along its way together
+FIRST_PAUSE_SECONDS: Final = 10.0
+GROWTH: Final = 1.5  # so that a destination that comes back waits for a third of the time that it was away
+POLL_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Destination:
+    """One kind of result for one peer, by its name."""
+
+    kind: DeliveryKind
+    peer: str
+
+
+def destinations(settings: Settings) -> list[Destination]:
+    """Everything that the settings send, to whom."""
+    kinds: tuple[DeliveryKind, ...] = get_args(DeliveryKind)
+    return [Destination(kind, peer) for kind in kinds for peer in dict.fromkeys(getattr(settings.deliver, kind))]
+
+
+# ------------------------------------------------------------------------------------------------------ publishing
+
+
+def publish(context: Context) -> int:
+    """Make the rows of every study that is due to be published; returns how many studies there were."""
+    wanted, published = destinations(context.settings), 0
+    while wanted and (portion := _publish_some(context, wanted)):
+        published += portion
+    return published
+
+
+def _publish_some(context: Context, wanted: list[Destination]) -> int:
+    settings = context.settings.deliver
+    with session_scope(context.engine) as session:
+        studies = deliveries.publishable(
+            session,
+            quiet_seconds=settings.quiet_seconds,
+            longest_minutes=settings.longest_minutes,
+            max_age_hours=settings.max_age_hours,
+            limit=STUDIES_PER_TRANSACTION,
+        )
+        for study in studies:
+            deliveries.publish(session, study, [_delivery(study, destination) for destination in wanted])
+            log.info("study_published", study_id=study.study_id, revision=study.revision, reason=_not_sent(study))
+    return len(studies)
+
+
+def _delivery(study: Publishable, destination: Destination) -> NewDelivery:
+    uid = object_uid(
+        destination.kind,
+        study.study_instance_uid,
+        checkpoint_digest=study.checkpoint_digest,
+        policy_version=study.policy_version,
+        revision=study.revision,
+    )
+    return NewDelivery(destination.kind, destination.peer, uid, _not_sent(study))
+
+
+def _not_sent(study: Publishable) -> str | None:
+    """Why nothing is said of a study: its score is kept from its readers, or it may be another patient's."""
+    return study.flag if study.flag in (BLIND, TWO_PATIENTS) else None
+
+
+# --------------------------------------------------------------------------------------------------------- sending
+
+
+def deliver_due(context: Context, *, should_stop: Callable[[], bool] = lambda: False) -> int:
+    """Send everything that is due, one by one; returns how many went out.
+
+    A destination that is away is left alone for the rest of the pass. The stop switch is read before every one.
+    """
+    worker, away, sent = process_name(), set[str](), 0
+    with session_scope(context.engine) as session:
+        deliveries.release_expired(session, lease_minutes=LEASE_MINUTES)
+    while not should_stop() and (claimed := _claimed(context, worker, away)) is not None:
+        try:
+            send(context, claimed)
+        except OutOfDate:
+            _settle(context, claimed, "superseded", worker=worker)
+        except DeliveryError as error:
+            if isinstance(error, DestinationAway):
+                away.add(claimed.destination)
+            _failed(context, claimed, error, worker=worker)
+        except SQLAlchemyError:
+            raise  # the lease runs out, and whoever has the database again goes on
+        except Exception as error:  # noqa: BLE001 - whatever one result raises, the others go out
+            log.error("delivery_raised", delivery_id=claimed.id, kind=claimed.kind, error=type(error).__name__)
+            _failed(context, claimed, Refused("delivery_raised"), worker=worker)
+        else:
+            _settle(context, claimed, "sent", worker=worker)
+            sent += 1
+    return sent
+
+
+def _claimed(context: Context, worker: str, away: set[str]) -> Claimed | None:
+    with session_scope(context.engine) as session:
+        return deliveries.claim(session, worker=worker, lease_minutes=LEASE_MINUTES, apart_from=away)
+
+
+def _settle(
+    context: Context, claimed: Claimed, state: DeliveryState, *, worker: str, reason: str | None = None
+) -> None:
+    with session_scope(context.engine) as session:
+        deliveries.settle(session, claimed, state, worker=worker, reason=reason)
+    log.info(f"delivery_{state}", delivery_id=claimed.id, kind=claimed.kind, attempts=claimed.attempts, reason=reason)
+
+
+def _failed(context: Context, claimed: Claimed, error: DeliveryError, *, worker: str) -> None:
+    """Try again later, or give up: a destination that is away is waited for by time, refusals are counted."""
+    settings = context.settings.deliver
+    refused_enough = error.reason != AWAY and claimed.attempts >= settings.max_refusals
+    if refused_enough or claimed.waits_hours >= settings.give_up_hours:
+        _settle(context, claimed, "failed", worker=worker, reason=error.reason)
+        return
+    seconds = pause_seconds(claimed.attempts)
+    with session_scope(context.engine) as session:
+        deliveries.put_off(session, claimed, worker=worker, reason=error.reason, seconds=seconds)
+    log.warning("delivery_put_off", delivery_id=claimed.id, kind=claimed.kind, reason=error.reason,
+                attempts=claimed.attempts, seconds=round(seconds))  # fmt: skip
+
+
+def pause_seconds(attempts: int) -> float:
+    """How long to wait after the nth failure: half as long again each time, an hour at most, with some jitter."""
+    longest = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * GROWTH ** min(attempts - 1, 50))
+    return longest * random.uniform(0.8, 1.0)
+
+
+# --------------------------------------------------------------------------------------------------------- running
+
+
+def run(context: Context, *, should_stop: Callable[[], bool]) -> None:
+    """Publish and send until `should_stop`, without a broker; a database that is away is waited for."""
+    while not should_stop():
+        try:
+            publish(context)
+            deliver_due(context, should_stop=should_stop)
+        except SQLAlchemyError as error:
+            if not is_away(error):
+                raise
+            log.warning("delivery_waits", reason="database_away")
+        time.sleep(POLL_SECONDS)
+
+
+def finish(context: Context) -> int:
+    """Publish what was just scored, as soon as it is quiet, and send it; returns how many results went out.
+
+    What a destination does not take now waits in the outbox.
+    """
+    sent = 0
+    while True:
+        publish(context)
+        sent += deliver_due(context)
+        with read_scope(context.engine) as session:
+            if not deliveries.still_unquiet(session, max_age_hours=context.settings.deliver.max_age_hours):
+                return sent
+        time.sleep(POLL_SECONDS)

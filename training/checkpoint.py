@@ -56,6 +56,10 @@ class UnknownArchitecture(CheckpointError):
     """The checkpoint names a network that this version cannot build, or its weights do not fit that network."""
 
 
+class WrongPurpose(CheckpointError):
+    """The checkpoint is made for something else than ranking real films, such as the demo."""
+
+
 class VocabularyMismatch(CheckpointError):
     """The checkpoint speaks of other findings, or orders them differently."""
 
@@ -101,7 +105,8 @@ class Header:
     network: a name that ``networks.make_network`` knows. findings: the order of its outputs.
     thresholds: finding -> {"sensitivity_90": probability, "flag_10": probability}, flagged where >=.
     reference: {"films": n, "levels": [0 .. 1], "probabilities": {finding: [a quantile per level]}} on validation
-    films, against which drift is judged. training: a summary of settings, data and figures.
+    films, against which drift is judged. training: a summary of settings, data and figures. purpose: the only use of a
+    checkpoint that must not rank real films, such as "demo, learned from drawings"; empty for all others.
     """
 
     network: str
@@ -112,6 +117,7 @@ class Header:
     reference: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     code_commit: str = ""
+    purpose: str = ""
 
     def cuts(self, name: str) -> dict[str, float]:
         """Finding -> its threshold of this name ("flag_10"). A table may be partial, or missing: `fit` without

@@ -371,7 +371,13 @@ def _header(prepared: Prepared, learner: Learner, *, code_commit: str, split: st
         preprocessing=learner.preprocessing,
         training=training,
         code_commit=code_commit,
+        purpose=learner.settings.purpose or _purpose_of(learner.settings.start),
     )
+
+
+def _purpose_of(start: str) -> str:
+    """A checkpoint's purpose goes on in what starts from it."""
+    return read_header(Path(start)).purpose if start.endswith(".safetensors") else ""
 
 
 def figures_on_validation(

@@ -51,6 +51,10 @@ class Settings:
     batch_size: int = field(default=64, metadata=_help("Films per step and device"))
     augment: bool = field(default=True, metadata=_help("Turn, move, scale and relight the films a little (never flip)"))
     seed: int = field(default=2026, metadata=_help("Of everything that is drawn"))
+    purpose: str = field(
+        default="",
+        metadata=_help("Only use of a checkpoint that must never rank real films, e.g. of one learned from drawings"),
+    )
     half_checkpoint: bool = field(
         default=True, metadata=_help("Store the checkpoint's matrices and kernels in float16")
     )

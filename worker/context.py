@@ -21,7 +21,7 @@ from db import arrivals, lookup, registry
 from db.base import DocumentedError, short
 from db.models import Checkpoint as CheckpointRow
 from db.session import read_scope, session_scope
-from training.checkpoint import SHIPPED, Header, MissingCheckpoint, cuts_of, read_header
+from training.checkpoint import SHIPPED, Header, MissingCheckpoint, WrongPurpose, cuts_of, read_header
 from training.imaging.dicom import PixelLimits
 from training.imaging.whole_file import remove_abandoned_parts, whole_file
 from worker.database import open_database
@@ -69,9 +69,13 @@ class Live:
 
 @dataclass(frozen=True)
 class Context:
-    """Settings and what follows from them. Nothing is connected before it is used."""
+    """Settings and what follows from them. Nothing is connected before it is used.
+
+    purpose: of the checkpoint that the settings name; empty where real films are ranked. Only the demo has another.
+    """
 
     settings: Settings
+    purpose: str = ""
 
     @cached_property
     def engine(self) -> Engine:
@@ -86,15 +90,24 @@ class Context:
         return Live(row.id, row.digest, path, read_header(path), active.policy, active.policy_id)
 
     def _checkpoint(self, session: Session) -> CheckpointRow:
-        named = self.settings.checkpoint
+        named = self._named_checkpoint
         if named is None:
             return champion_of(session)
-        read_header(named)  # what cannot serve is refused by its own name, not as one that nobody registered
         try:
             return registry.by_digest(session, file_digest(named))
         except registry.UnknownCheckpoint as error:
             raise NothingSeeded("the checkpoint that NIGHTREAD_CHECKPOINT names is not registered in this database: "
                                 "run `nightread db upgrade`, or start a worker") from error  # fmt: skip
+
+    @property
+    def _named_checkpoint(self) -> Path | None:
+        """The checkpoint that the settings name; what cannot serve is refused by its own name, not as one that nobody
+        registered. Raises CheckpointError."""
+        named = self.settings.checkpoint
+        if named is not None and (purpose := read_header(named).purpose) != self.purpose:
+            raise WrongPurpose(f"{named.name} must not rank these films; its only purpose: {purpose or 'real films'}. "
+                               "Name another, or unset NIGHTREAD_CHECKPOINT")  # fmt: skip
+        return named
 
     def seed(self) -> None:
         """Register what a new database needs to rank: the first checkpoint and the default policy.
@@ -103,7 +116,7 @@ class Context:
         What killed processes left unfinished in the state folder is removed.
         """
         self._remove_abandoned()
-        named = self.settings.checkpoint
+        named = self._named_checkpoint
         with session_scope(self.engine) as session:
             registry.lock_promotions(session)
             champion = registry.champion(session)
@@ -223,6 +236,7 @@ def _summary(header: Header) -> dict[str, Any]:
         "thresholds": {finding: dict(cuts) for finding, cuts in header.thresholds.items()},
         "training": dict(header.training),
         "code_commit": header.code_commit,
+        "purpose": header.purpose,
     }
 
 

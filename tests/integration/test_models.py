@@ -1,16 +1,18 @@
 """Promotion and the way back, on both databases."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+from structlog.testing import capture_logs
 
 from db import registry
 from db.models import PolicyFindingRow, StudyPriority
 from db.policies import active
 from db.session import read_scope, session_scope
 from tests.support.dicom_files import make_film
-from training.checkpoint import CheckpointError, Header, build, load_checkpoint, save_checkpoint
+from training.checkpoint import SHIPPED, CheckpointError, Header, WrongPurpose, build, load_checkpoint, save_checkpoint
 from training.findings import FINDINGS
 from worker.checkpoints import promotion
 from worker.context import Context
@@ -53,6 +55,47 @@ def test_a_promoted_checkpoint_ranks_with_its_own_threshold_for_category_a(conte
             PolicyFindingRow.policy_id == active(session).id, PolicyFindingRow.finding == "Pneumothorax"
         )
         assert session.scalar(row) == pytest.approx(0.7)
+
+
+@pytest.fixture
+def for_a_demo(challenger: Path) -> Path:
+    """The challenger, made for drawings only."""
+    old = load_checkpoint(challenger)
+    header = replace(old.header, purpose="demo, learned from drawings")
+    save_checkpoint(challenger, header, state=build(old).state_dict())
+    return challenger
+
+
+def test_a_checkpoint_for_a_demo_is_not_promoted_without_an_override(context, for_a_demo):
+    old, digest = context.live().digest, register(context, for_a_demo)
+    refused = pytest.raises(promotion.NotPromoted, match="only purpose: demo, learned from drawings")
+    with refused, session_scope(context.engine) as session:
+        promotion.promote(context, session, registry.by_digest(session, digest), reason="a test")
+    assert context.live().digest == old
+
+
+def test_a_checkpoint_for_a_demo_that_ranks_by_an_override_is_warned_of_at_each_start(context, for_a_demo):
+    promote(context, register(context, for_a_demo))
+    with capture_logs() as logged, open_scorer(context):
+        pass
+    (warning,) = [each for each in logged if each["event"] == "checkpoint_not_for_real_films"]
+    assert (warning["log_level"], warning["purpose"]) == ("warning", "demo, learned from drawings")
+
+
+@pytest.mark.parametrize("seeded", [False, True], ids=["a new database", "one with a champion"])
+def test_a_checkpoint_for_a_demo_that_the_settings_name_ranks_nothing(make_context, for_a_demo, seeded):
+    context = make_context(checkpoint=None)
+    if seeded:
+        context.seed()
+    naming = Context(context.settings.changed(checkpoint=for_a_demo))
+    for refused in (naming.seed, naming.live):
+        with pytest.raises(WrongPurpose, match="must not rank these films"):
+            refused()
+    demo = Context(naming.settings, purpose="demo, learned from drawings")
+    demo.seed()
+    assert demo.live().header.purpose == "demo, learned from drawings"
+    with pytest.raises(WrongPurpose, match="only purpose: real films"):
+        Context(context.settings.changed(checkpoint=SHIPPED), purpose="demo, learned from drawings").live()
 
 
 def test_rollback_brings_the_old_champion_back(context, challenger):

@@ -311,6 +311,14 @@ def test_a_checkpoint_says_what_its_start_learned_from(tmp_path: Path) -> None:
     assert third["start"]["start"] == second["start"]
 
 
+def test_a_purpose_is_in_the_header_and_goes_on_in_what_starts_from_it(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, epochs=1)
+    made = fit(films_of(), replace(settings, purpose="demo, learned from drawings"), tmp_path / "0", progress=False)
+    then = fit(films_of(), replace(settings, start=str(made)), tmp_path / "1", progress=False)
+    assert [read_header(path).purpose for path in (made, then)] == ["demo, learned from drawings"] * 2
+    assert read_header(fit(films_of(), settings, tmp_path / "2", progress=False)).purpose == ""
+
+
 def with_unknown(prepared: Prepared) -> Prepared:
     """Mass unknown on every third film, Edema on all of training's first batch."""
     edema = prepared.manifest["Edema"].mask(prepared.manifest.index < 6, UNKNOWN)

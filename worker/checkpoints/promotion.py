@@ -40,11 +40,11 @@ def promote(
 ) -> None:
     """Make a registered checkpoint the champion. Workers take it up between two batches, without a restart.
 
-    It must have passed the gate beside the champion of today, or have been champion before and not have failed beside
-    it. What the gate left undecided goes live by a person's word, `accept_undecided`; anything else only against the
-    gate, by an `override`. Both say why, and are kept. Its file is loaded and tried first, so that a damaged one
-    changes nothing. Category A is a capacity, so the policy goes live in a new version with the threshold at which the
-    new champion flags that share. Raises NotPromoted.
+    It must be made for real films, and have passed the gate beside the champion of today, or have been champion before
+    and not have failed beside it. What the gate left undecided goes live by a person's word, `accept_undecided`;
+    anything else only against these rules, by an `override`. Both say why, and are kept. Its file is loaded and tried
+    first, so that a damaged one changes nothing. Category A is a capacity, so the policy goes live in a new version
+    with the threshold at which the new champion flags that share. Raises NotPromoted.
     """
     registry.lock_promotions(session)  # else another champion could come between the look at the verdict and the change
     session.refresh(row)
@@ -65,10 +65,11 @@ def promote(
 
 def _objection(session: Session, row: Checkpoint, verdict: GateVerdict | None) -> NotPromoted | None:
     """Why the gate does not let this checkpoint through, or None. `verdict`: the last one on it."""
-    champion = registry.champion(session)
+    champion, short = registry.champion(session), row.short
+    if purpose := row.header.get("purpose"):
+        return NotPromoted(f"checkpoint {short} must not rank real films; its only purpose: {purpose}")
     if champion is None or row.id == champion.id:
         return None
-    short = row.short
     if row.state == "retired" and (verdict is None or verdict.champion_id != champion.id):
         return None
     if verdict is None:

@@ -42,7 +42,10 @@ def list_(wide: Wide = False, as_json: AsJson = False) -> None:
 
     names = ("digest", "network", "state", "state_changed_at", "state_changed_by", "state_reason", "registered_at")
     with read_scope(open_engine()) as session:
-        rows = [{name: getattr(row, name) for name in names} for row in registry.everything(session)]
+        rows = [
+            {name: getattr(row, name) for name in names} | {"purpose": row.header.get("purpose") or "real films"}
+            for row in registry.everything(session)
+        ]
     if as_json:
         print_json(rows)
     else:

@@ -134,6 +134,8 @@ def open_scorer(
 ) -> Iterator[Scorer]:
     """Load the live checkpoint and the shadow onto the device and start the decoders; all end with the block."""
     live, metrics = context.live(), metrics or WorkMetrics()
+    if live.header.purpose != context.purpose:
+        log.warning("checkpoint_not_for_real_films", digest=live.short, purpose=live.header.purpose)
     worker = process_name()
     with open_network(context, live) as (classifier, reader):
         shadow = open_shadow(context, live, classifier, metrics=metrics)

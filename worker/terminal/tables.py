@@ -143,11 +143,11 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> Listing:
 
 def checkpoints_table(rows: Sequence[Mapping[str, Any]]) -> Listing:
     """Registered checkpoints; a digest's first characters are what the other commands take."""
-    columns = _columns("digest", "network", "state", "since", "by", "reason")
+    columns = _columns("digest", "network", "for", "state", "since", "by", "reason")
     listing = Listing("Checkpoints", columns, empty="No checkpoint is registered yet: `nightread score` registers one.")
     for row in rows:
         since = f"{row['state_changed_at']:%Y-%m-%d %H:%M}"
-        names = row["digest"][:12], row["network"], row["state"]
+        names = row["digest"][:12], row["network"], row["purpose"], row["state"]
         listing.add(*names, since, row["state_changed_by"], row["state_reason"] or "")
     return listing
 

@@ -1,6 +1,6 @@
 """Queries of the morning page: one run, the reading order as it stood at its end, and the scores to compare it with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from db import runs
 from db.base import DocumentedError
-from db.bulk import in_parts
+from db.bulk import AT_ONCE, in_parts
 from db.models import FINDING_COLUMNS, FilmScore, Instance, Run, RunCategory, RunRank, Study, StudyPriority
 
 _PLACE = ("study_id", "priority_rank", "category", "urgency", "overdue")
@@ -172,12 +172,12 @@ def quarantined(session: Session, *, limit: int) -> Sequence[RowMapping]:
     )
 
 
-def scores_in(session: Session, run: Run) -> list[tuple[float, ...]]:
+def scores_in(session: Session, run: Run) -> Iterator[tuple[float, ...]]:
     """Probabilities of the run's films by its own checkpoint, each (11,) in vocabulary order."""
     return _tuples(session, _film_scores(run).where(Study.run_id == run.id))
 
 
-def scores_before(session: Session, run: Run, *, days: int) -> list[tuple[float, ...]]:
+def scores_before(session: Session, run: Run, *, days: int) -> Iterator[tuple[float, ...]]:
     """The same checkpoint's probabilities of the films received in the `days` before this run, scored by other runs."""
     earlier = (
         Study.received_at >= run.started_at - timedelta(days=days),
@@ -196,5 +196,5 @@ def _film_scores(run: Run) -> Select[Any]:
     )
 
 
-def _tuples(session: Session, statement: Select[Any]) -> list[tuple[float, ...]]:
-    return [tuple(row) for row in session.execute(statement)]
+def _tuples(session: Session, statement: Select[Any]) -> Iterator[tuple[float, ...]]:
+    return map(tuple, session.execute(statement, execution_options={"yield_per": AT_ONCE}))

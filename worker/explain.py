@@ -247,22 +247,29 @@ def write_heatmaps(context: Context, what: str, folder: Path, *, layers: bool) -
 
     live = context.live()
     checkpoint = load_checkpoint(live.path, expected_digest=live.digest)
-    path, sop_instance_uid, pixel_digest = _film_named(context, what)
-    with DecoderPool(DecodeOptions.of(context, checkpoint.preprocessing), decoders=1) as decoders:
-        decoded = decoders.submit(path, sop_instance_uid, pixel_digest).awaited()
+    options = DecodeOptions.of(context, checkpoint.preprocessing)
+    if os.path.isfile(what):  # noqa: PTH113 - Path.is_file raises where a folder above is closed
+        film, options = _film_in(context, Path(what)), replace(options, roots=())  # whoever names it may read it
+    else:
+        film = _film_named(context, what)
+    with DecoderPool(options, decoders=1) as decoders:
+        decoded = decoders.submit(*film).awaited()
     if isinstance(decoded, Failure):
         raise NoFilm(f"no picture can be drawn: {decoded.sentence}")
     return write_pictures(checkpoint, decoded.image, folder, layers=None if layers else ())
 
 
+def _film_in(context: Context, file: Path) -> tuple[str, str, str | None]:
+    """Where a film lies, its SOP Instance UID, and no pixels that it must have."""
+    try:
+        header = read_header(file, limits=context.pixel_limits, specific_tags=["SOPInstanceUID"])
+    except UnusablePixels as error:
+        raise NoFilm(f"no picture can be drawn: {error}") from error
+    return os.path.realpath(file), str(element_value(header, "SOPInstanceUID") or ""), None
+
+
 def _film_named(context: Context, what: str) -> tuple[str, str, str | None]:
-    """Where a film lies, and the SOP Instance UID and the pixels (None: any) that must still lie there."""
-    if os.path.isfile(what):  # noqa: PTH113 - Path.is_file raises where a folder above is closed
-        try:
-            header = read_header(Path(what), limits=context.pixel_limits, specific_tags=["SOPInstanceUID"])
-        except UnusablePixels as error:
-            raise NoFilm(f"no picture can be drawn: {error}") from error
-        return os.path.realpath(what), str(element_value(header, "SOPInstanceUID") or ""), None
+    """Where a registered film lies, and the SOP Instance UID and the pixels (None: any) that must still lie there."""
     with read_scope(context.engine) as session:
         study = lookup.study_named(session, what)
         films = [] if study is None else [i for i in lookup.instances_of(session, study) if i.view is not None]

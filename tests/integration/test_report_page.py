@@ -115,8 +115,8 @@ def test_both_databases_answer_alike(engine: Engine) -> None:
         assert films[60][0].probabilities is not None
         assert films[60][0].probabilities[FINDINGS.index("Pneumothorax")] == pytest.approx(0.9)
         assert films[70][0].probabilities is None
-        assert len(morning.scores_in(session, run)) == 2
-        assert len(morning.scores_before(session, run, days=7)) == 2
+        assert len(list(morning.scores_in(session, run))) == 2
+        assert len(list(morning.scores_before(session, run, days=7))) == 2
         assert [row["reason"] for row in morning.quarantined(session, limit=5)] == ["truncated"]
         assert morning.previous_end(session, run) is not None
 

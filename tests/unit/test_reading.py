@@ -13,6 +13,8 @@ import numpy as np
 import psutil
 import pytest
 from pebble import ProcessExpired
+from pebble.pool.channel import WorkerChannel
+from pebble.pool.process import WORKERS_NAME
 from pydicom.uid import JPEG2000Lossless
 
 import worker.scoring.decoder_pool
@@ -173,6 +175,21 @@ def test_a_decoder_that_is_killed_between_two_films_is_replaced(tmp_path):
         time.sleep(1)  # the pool notices
         assert isinstance(read(), NetworkInput)
         assert isinstance(read(), NetworkInput)
+
+
+def test_no_decoder_lives_when_the_semaphores_it_may_still_look_for_are_unlinked(tmp_path, monkeypatch):
+    film = make_film(tmp_path / "a.dcm")
+    alive: list[int | None] = []
+    close = WorkerChannel.close
+
+    def closed(channel: WorkerChannel) -> None:
+        alive.extend(process.pid for process in multiprocessing.active_children() if process.name == WORKERS_NAME)
+        close(channel)
+
+    monkeypatch.setattr(WorkerChannel, "close", closed)
+    with DecoderPool(RULES, decoders=2) as pool:  # the second has just been started when the first has read its film
+        assert isinstance(pool.submit(str(tmp_path / "a.dcm"), film.SOPInstanceUID).awaited(), NetworkInput)
+    assert alive == []
 
 
 def test_the_children_read_what_the_parent_asks_for(tmp_path):

@@ -1,7 +1,8 @@
 """How the scores of one run lie beside earlier ones: one small histogram per finding, as paths for inline SVG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ LOG_ODDS = np.arange(-7.0, 4.75, 0.5)  # (B + 1,) edges of B bins
 WIDTH, HEIGHT = 10.0 * (len(LOG_ODDS) - 1), 56.0
 TICKS = (0.001, 0.01, 0.1, 0.5, 0.9)
 
-Table = NDArray[np.float64]  # (N, findings) probabilities
+Table = NDArray[np.floating[Any]]  # (N, findings) probabilities
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Chart:
     flagged_before: float | None
 
 
-def table_of(scores: Sequence[tuple[float, ...]]) -> Table:
-    """Rows of probabilities as (N, findings), N may be 0."""
-    return np.asarray(scores, dtype=np.float64).reshape(-1, len(FINDINGS))
+def table_of(scores: Iterable[tuple[float, ...]]) -> Table:
+    """Rows of probabilities as (N, findings), N may be 0. Of a million films no row is held as Python's numbers."""
+    return np.fromiter(scores, dtype=np.dtype((np.float32, len(FINDINGS))))
 
 
 def charts_of(scores: Table, compared: Compared | None, thresholds: Mapping[str, float]) -> list[Chart]:
@@ -73,8 +74,8 @@ def _chart(
 
 def shares_of(scores: Table) -> Table:
     """(N, findings) -> the share of films in each bin, (findings, B); what lies beyond the axis is in the end bins."""
-    places = np.clip(_log_odds(scores), LOG_ODDS[0], LOG_ODDS[-1])
-    return np.stack([np.histogram(places[:, i], LOG_ODDS)[0] for i in range(scores.shape[1])]) / len(scores)
+    places = (np.clip(_log_odds(column), LOG_ODDS[0], LOG_ODDS[-1]) for column in scores.T)
+    return np.stack([np.histogram(place, LOG_ODDS)[0] for place in places]) / len(scores)
 
 
 def flagged_of(scores: Table, thresholds: Mapping[str, float]) -> dict[str, float]:

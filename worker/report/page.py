@@ -36,6 +36,7 @@ from worker.report.charts import (
     TICKS,
     WIDTH,
     Compared,
+    Table,
     charts_of,
     flagged_of,
     reference_of,
@@ -129,8 +130,8 @@ class Facts:
     night: Totals
     totals: Totals
     quarantined: Sequence[RowMapping]
-    scores: list[tuple[float, ...]]
-    earlier: list[tuple[float, ...]]
+    scores: Table
+    earlier: Table
     drift: Sequence[Drift]
 
 
@@ -193,8 +194,8 @@ def _ask(context: Context, name: str, top: int) -> Facts:
             night=read_totals(session, since=since, until=as_of),
             totals=kept_totals(session),
             quarantined=morning.quarantined(session, limit=QUARANTINED_SHOWN),
-            scores=morning.scores_in(session, run),
-            earlier=morning.scores_before(session, run, days=COMPARED_DAYS),
+            scores=table_of(morning.scores_in(session, run)),
+            earlier=table_of(morning.scores_before(session, run, days=COMPARED_DAYS)),
             drift=_drift(session, run, as_of),
         )
 
@@ -252,7 +253,7 @@ def _page(
     entries = _entries(facts, pictures, viewer=settings.viewer_url)
     ranked, unread = _scored(entries), [entry for entry in entries if entry.unread_by_model]
     compared = _compared(facts, checkpoint)
-    charts = charts_of(table_of(facts.scores), compared, facts.thresholds) if facts.scores else []
+    charts = charts_of(facts.scores, compared, facts.thresholds) if len(facts.scores) else []
     weights = {rule.finding: rule.weight for rule in facts.rules.findings}
     by_weight = sorted(weights, key=lambda finding: -weights[finding])
     total = sum(count.studies for count in facts.counts)
@@ -365,8 +366,7 @@ def _compared(facts: Facts, checkpoint: LoadedCheckpoint | None) -> Compared | N
     """Last week's scores; where there are too few, the checkpoint's reference."""
     if len(facts.earlier) < COMPARED_FILMS:
         return None if checkpoint is None else reference_of(checkpoint, facts.thresholds)
-    earlier = table_of(facts.earlier)
-    name = f"the {COMPARED_DAYS} days before"
+    earlier, name = facts.earlier, f"the {COMPARED_DAYS} days before"
     return Compared(name, "before", len(earlier), shares_of(earlier), flagged_of(earlier, facts.thresholds))
 
 

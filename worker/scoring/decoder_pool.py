@@ -45,6 +45,19 @@ class ScoredFilm(Protocol):
 AnyFilm = TypeVar("AnyFilm", bound=ScoredFilm)
 
 
+class _Pool(ProcessPool):
+    """pebble's pool, whose processes end before the semaphores that they share are unlinked.
+
+    pebble unlinks them first: a process that is just starting then looks for them in vain, and prints a traceback.
+    """
+
+    def _stop_pool(self) -> None:
+        if self._pool_manager_loop is not None:
+            self._pool_manager_loop.join()  # it starts processes
+        self._pool_manager.worker_manager.force_stop_workers()  # type: ignore[no-untyped-call]
+        super()._stop_pool()  # type: ignore[no-untyped-call]
+
+
 class DecoderPool:
     """Decoder processes; they start with the first film and end with the block."""
 
@@ -55,7 +68,7 @@ class DecoderPool:
 
     def _new_pool(self) -> ProcessPool:
         # Never fork: a child forked from a process in which torch has run threads can hang for ever.
-        return ProcessPool(
+        return _Pool(
             max_workers=self._decoders,
             max_tasks=FILMS_PER_PROCESS,
             initializer=prepare_child,

@@ -1,6 +1,7 @@
 """One film from disk to network input, in a decoder process: what it imports, every decoder of the pool imports."""
 
 import hashlib
+import os
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +42,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """Settings of every decoder process."""
+    """Settings of every decoder process. `roots`: real paths, below which registered films lie; none: anywhere."""
 
     preprocessing: Preprocessing
     limits: PixelLimits
     timeout_seconds: float
     memory_mb: int
     halve_jpeg2000: bool = True
+    roots: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, context: "Context", preprocessing: Preprocessing) -> Self:
@@ -59,6 +61,7 @@ class DecodeOptions:
             settings.decode.timeout_seconds,
             settings.decode.memory_mb,
             settings.halve_jpeg2000,
+            tuple(map(os.path.realpath, settings.roots)),
         )
 
 
@@ -67,9 +70,12 @@ def decode_film(
 ) -> NetworkInput | Failure:
     """Read one file, check that it still holds this instance, decode it and make the network's input.
 
+    The one door to a film that was registered: for scoring, heat maps, the morning page, rescoring and retraining.
     pixel_digest: that of a film that was scored; it must still show these pixels.
     """
-    try:  # intake registered where the file really lay, within the roots: no link is followed from there
+    if not _is_within(path, rules.roots):
+        return Failure("outside_roots", "the file lies outside the folders that this site receives from")
+    try:  # intake registered where the file really lay: no link is followed from there
         content = read_content(Path(path), limits=rules.limits, follow_links=False)
         dataset = dataset_in(content, limits=rules.limits)
         if str(dataset.get("SOPInstanceUID", "")) != sop_instance_uid:
@@ -86,6 +92,11 @@ def decode_film(
         return Failure("too_large", f"decoding it needs more than {rules.memory_mb} MB of memory")
     except OSError as error:
         return Failure("file_unavailable", f"the file cannot be read: {error.strerror}", transient=True)
+
+
+def _is_within(path: str, roots: tuple[str, ...]) -> bool:
+    real = Path(os.path.normpath(path))  # exact, since a path through a link is not opened
+    return not roots or any(real.is_relative_to(root) for root in roots)
 
 
 def _other_digest(dataset: Dataset, film: Film, rules: DecodeOptions) -> str:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import URL, Engine, make_url
@@ -19,7 +20,8 @@ from worker.context import Context, NothingSeeded, file_digest
 from worker.database import reason_of, require_database
 from worker.errors import Unavailable
 from worker.intake.view_rules import outdated, outdated_hint
-from worker.settings import Settings
+from worker.setting_peers import Peer
+from worker.settings import Settings, WrongSettings
 
 LEAST_FREE_MB = 500
 MOST_SKEW_SECONDS = 5.0
@@ -36,7 +38,7 @@ class CheckResult:
 
 
 def examine(context: Context) -> Iterator[CheckResult]:
-    """Settings, database, schema, checkpoint, device, decoders, broker, clock and disk, less what needs a broken
+    """Settings, database, schema, checkpoint, device, decoders, broker, clock, disk and peers, less what needs a broken
     one."""
     yield CheckResult("settings", True, f"{len(context.settings.model_fields_set)} set, the others at their defaults")
     database = _checked("database", lambda: _database(context.settings))
@@ -49,6 +51,8 @@ def examine(context: Context) -> Iterator[CheckResult]:
     yield _checked("decoders", lambda: _decoders(context))
     yield _checked("broker", lambda: _broker(context))
     yield _checked("disk", lambda: _disk(make_url(context.settings.database_url)))
+    for peer in (each for each in context.settings.peers if each.ae_title or each.dicomweb):
+        yield _checked(f"peer {peer.name}", partial(_peer_answers, context, peer))
 
 
 def examine_role(context: Context, role: str) -> Iterator[CheckResult]:
@@ -63,7 +67,7 @@ class CheckFailed(Exception):
 def _checked(name: str, check: Callable[[], str]) -> CheckResult:
     try:
         return CheckResult(name, True, check())
-    except (CheckFailed, Unavailable, CheckpointError) as error:
+    except (CheckFailed, Unavailable, WrongSettings, CheckpointError) as error:
         return CheckResult(name, False, str(error))
     except OSError as error:
         return CheckResult(name, False, f"{error.strerror}: check the folders that the settings name")
@@ -231,6 +235,23 @@ def _delivery_answers(context: Context) -> str:
     if failed := sum(number for (_, state), number in count.items() if state == "failed"):
         raise CheckFailed(f"{failed} results were given up: `nightread deliver --list` says why, --retry sends them")
     return "every destination answers" + ("; all deliveries are stopped" if paused else "")
+
+
+def _peer_answers(context: Context, peer: Peer) -> str:
+    """A C-ECHO and, by DICOMweb, a search for today's studies."""
+    from worker.dicom_network.echo import answers
+    from worker.dicom_network.pull import web_archive
+
+    heard = []
+    if peer.ae_title is not None:
+        if not answers(peer, calling=context.settings.receive.ae_title):
+            raise CheckFailed(f"peer {peer.name} takes our association and answers no C-ECHO")
+        heard.append("a C-ECHO")
+    if peer.dicomweb is not None:
+        with web_archive(context, peer) as archive:
+            archive.studies(datetime.now(UTC).date(), context.settings.pull.modalities[0])
+        heard.append("a search by DICOMweb")
+    return f"answers {' and '.join(heard)}"
 
 
 ROLES = {

@@ -1,5 +1,6 @@
 """Canaries: a patient planted in headers and paths shows up in no log, message, metric or error of the service."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from pydicom.uid import JPEGLosslessSV1
 from sqlalchemy import create_engine, inspect, text
 
 from tests.support.contexts import seeded_context
-from tests.support.crew import messages, wait_until
+from tests.support.crew import environment_of, messages, wait_until
 from tests.support.dicom_files import make_film, texture
+from tests.support.orthanc import AE_TITLE, DICOM_PORT, PASSWORD, USER, Orthanc
 from tests.support.servers import free_port
 from worker.queue.app import SCORE
 from worker.settings import Settings
@@ -107,6 +109,58 @@ def test_a_patient_shows_up_nowhere_and_nothing_but_the_metrics_pages_listens(
     assert 'nightread_studies_settled_total{outcome="scored"' in seen["worker's metrics"]
     assert 'nightread_skipped_instances{reason="lateral_view"} 1.0' in seen["beat's metrics"]
     assert [word for word in NEVER_STORED if word in everything_stored(environment["NIGHTREAD_DATABASE_URL"])] == []
+    leaks = {
+        place: [word for word in (*WORDS, *uids) if word in what.lower().replace(str(tmp_path).lower(), "")]
+        for place, what in seen.items()
+    }
+    assert {place: words for place, words in leaks.items() if words} == {}
+
+
+def test_a_patient_in_an_archive_shows_up_in_no_word_of_a_pull_or_of_the_receiver(
+    settings: Settings, archive: Orthanc, tmp_path: Path
+) -> None:
+    """Queries, answers and films name the patient: by DICOMweb, by C-FIND and C-GET, and by C-MOVE to the receiver."""
+    folder = tmp_path / "films"
+    uids = films(folder)
+    archive.upload(folder / name for name in ("good.dcm", "lateral.dcm", "nonsense.dcm"))
+    (tmp_path / "password").write_text(PASSWORD)
+    by_dicom = f'ae_title = "{AE_TITLE}"\nhost = "127.0.0.1"\nport = {DICOM_PORT}\n'
+    by_web = f'dicomweb = "{archive.dicomweb}"\nuser = "{USER}"\npassword_file = "{tmp_path / "password"}"\n'
+    (tmp_path / "peers.toml").write_text(
+        f'[web]\n{by_web}[get]\n{by_dicom}[move]\n{by_dicom}retrieve = "move"\n'
+        f'[lost]\ndicomweb = "{archive.dicomweb}/studies"\n[locked]\ndicomweb = "{archive.dicomweb}"\n'
+    )
+    seen = {}
+    with ExitStack() as stack:
+        for name in ("web", "get", "move"):
+            home = tmp_path / name
+            own = settings.changed(state_folder=home, database_url=f"sqlite:///{home / 'nightread.db'}")
+            environment = os.environ | environment_of(own) | {
+                "NIGHTREAD_PEERS": str(tmp_path / "peers.toml"),
+                "NIGHTREAD_RECEIVE_FREE_MB": "1",
+                "NIGHTREAD_LOG_FORMAT": "json",
+                "NIGHTREAD_LOG_LEVEL": "debug",
+            }  # fmt: skip
+            command = [*archive.namespace.words, sys.executable, "-m", "worker.cli"]
+            seeded_context(own, champion=settings.checkpoint)
+            if name == "move":
+                log = stack.enter_context((tmp_path / "receiver.log").open("wb"))
+                receiver = subprocess.Popen([*command, "receive"], env=environment, stdout=log, stderr=log)
+                stack.callback(receiver.wait, timeout=60)
+                stack.callback(receiver.terminate)
+                wait_until(lambda: b"receiver_listening" in (tmp_path / "receiver.log").read_bytes())
+            words = [name, "lost", "locked", "--from", "2026-01-01", "--to", "2026-01-01", "--json"]
+            ran = subprocess.run(
+                [*command, "pull", *words], env=environment, capture_output=True, text=True, check=False
+            )
+            assert ran.returncode == 2, ran.stderr
+            pulled = json.loads(ran.stdout)
+            assert [run["fetched"] for run in pulled] == [2, 0, 0], (
+                "a good film, and one of which the view is not known"
+            )
+            seen[name] = ran.stdout + ran.stderr
+    seen["receiver"] = (tmp_path / "receiver.log").read_text()
+    assert '"event": "files_received"' in seen["receiver"]
     leaks = {
         place: [word for word in (*WORDS, *uids) if word in what.lower().replace(str(tmp_path).lower(), "")]
         for place, what in seen.items()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
+from threading import Event
 
 import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
@@ -20,8 +21,10 @@ from worker.dicom_network.pull import DAY, Pace, Pulled, Wish, planned, pull_eac
 from worker.dicom_network.pull_archive import FilmFailed, Offer
 from worker.dicom_network.pull_web import WebArchive
 from worker.dicom_network.storage_scp import Receiver, listening
+from worker.doctor import examine
 from worker.monitoring.prometheus import ReceiveMetrics
 from worker.peers import PeerAway
+from worker.queue.puller import pull_by_settings
 from worker.setting_peers import Peer
 from worker.settings import WrongSettings
 
@@ -216,3 +219,25 @@ def test_films_are_pulled_by_c_move_to_the_receiver(
     stranger = Context(context.settings.changed(receive={"ae_title": "STRANGER"}))
     archive.upload(films(tmp_path, 3))
     assert "does it know STRANGER as a destination?" in str(pulled(stranger, archive, peer).error)
+
+
+def test_the_doctor_says_of_each_peer_whether_it_answers(
+    embedded: Context, archive: Orthanc, web: Peer, dimse: Peer
+) -> None:
+    away = dimse.model_copy(update={"name": "away", "port": 9})
+    both = Peer(**(dict(web) | {"ae_title": AE_TITLE, "host": "127.0.0.1", "port": DICOM_PORT}))
+    context = Context(embedded.settings.changed(peers=(both, away)))
+    with archive.namespace.entered():
+        checks = {check.name: check for check in examine(context)}
+    assert checks["peer pacs"].text == "answers a C-ECHO and a search by DICOMweb"
+    assert not checks["peer away"].ok
+
+
+def test_the_pulling_worker_s_task_pulls_from_the_peers_of_the_settings(
+    embedded: Context, archive: Orthanc, web: Peer, tmp_path: Path
+) -> None:
+    archive.upload(films(tmp_path, 2, day=datetime.now(UTC).date()))
+    context = Context(embedded.settings.changed(peers=(web,), pull={"peers": ("pacs",), "rate": "100/s"}))
+    with archive.namespace.entered():
+        pull_by_settings(context, stopping=Event())
+        assert len(kept(context)) == 2

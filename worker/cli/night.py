@@ -111,7 +111,8 @@ def enqueue(
 @app.command()
 def worker(
     queue: Annotated[
-        str, typer.Option(help="scoring; training, which runs retrainings; or delivery, which sends results.")
+        str,
+        typer.Option(help="scoring; training, which runs retrainings; delivery, which sends results; or pulling."),
     ] = "scoring",
 ) -> None:
     """Take messages and score until stopped.
@@ -126,12 +127,16 @@ def worker(
         from worker.queue.deliverer import run_delivery_worker
 
         run_delivery_worker(open_context())
+    elif queue == "pulling":
+        from worker.queue.puller import run_pulling_worker
+
+        run_pulling_worker(open_context())
     elif queue == "scoring":
         from worker.queue.service import run_worker
 
         run_worker(open_context())
     else:
-        raise typer.BadParameter("the queue is scoring, training or delivery")
+        raise typer.BadParameter("the queue is scoring, training, delivery or pulling")
 
 
 @app.command()

@@ -2,10 +2,20 @@
 
 import ssl
 
-from pynetdicom import AE
+from pynetdicom import AE, build_context
+from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification
 
+from worker.peers import associated
+from worker.setting_peers import Peer
+
 ECHO_SECONDS = 5.0
+
+
+def answers(peer: Peer, *, calling: str) -> bool:
+    """Whether a peer answers a C-ECHO. Raises PeerAway, and WrongSettings, where there is no association with it."""
+    with associated(peer, calling=calling, contexts=[build_context(Verification)]) as association:
+        return _is_answered(association)
 
 
 def echo(host: str, port: int, *, called: str, calling: str, tls: bool = False) -> bool:
@@ -24,6 +34,10 @@ def echo(host: str, port: int, *, called: str, calling: str, tls: bool = False) 
     if not association.is_established:
         return False
     try:
-        return getattr(association.send_c_echo(), "Status", None) == 0x0000
+        return _is_answered(association)
     finally:
         association.release()
+
+
+def _is_answered(association: Association) -> bool:
+    return getattr(association.send_c_echo(), "Status", None) == 0x0000

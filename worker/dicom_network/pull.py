@@ -117,9 +117,15 @@ def archive_of(context: Context, peer: Peer) -> Iterator[Archive]:
         with DimseArchive(peer, context.settings) as archive:
             yield archive
         return
-    most_bytes = context.settings.max_file_mb * 2**20
+    with web_archive(context, peer) as web:
+        yield web
+
+
+@contextmanager
+def web_archive(context: Context, peer: Peer) -> Iterator[WebArchive]:
+    """The peer as an archive by DICOMweb."""
     with web_client(peer) as client:
-        yield WebArchive(peer, client, most_bytes=most_bytes)
+        yield WebArchive(peer, client, most_bytes=context.settings.max_file_mb * 2**20)
 
 
 def planned(context: Context, peer: Peer, wish: Wish) -> Pulled:

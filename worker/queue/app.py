@@ -13,9 +13,9 @@ from kombu.entity import Queue
 from worker.errors import Unavailable
 from worker.settings import Settings
 
-SCORING, TRAINING, DELIVERY = "scoring", "training", "delivery"
+SCORING, TRAINING, DELIVERY, PULLING = "scoring", "training", "delivery", "pulling"
 SCORE, SWEEP, DRIFT, RETRAIN = "nightread.score", "nightread.sweep", "nightread.drift", "nightread.retrain"
-DELIVER = "nightread.deliver"
+DELIVER, PULL = "nightread.deliver", "nightread.pull"
 DELIVER_SECONDS = 5.0  # results are looked for so often: a look costs two queries by their indexes
 DROPPED_AFTER_SECONDS = 12 * 3600  # a scheduled job that nobody took by then: the next one does the same
 
@@ -32,7 +32,7 @@ def make_app(settings: Settings) -> Celery:
         accept_content=["json"],
         result_backend=None,
         task_ignore_result=True,
-        task_queues=[Queue(SCORING), Queue(TRAINING), Queue(DELIVERY)],  # type: ignore[no-untyped-call]
+        task_queues=[Queue(name) for name in (SCORING, TRAINING, DELIVERY, PULLING)],  # type: ignore[no-untyped-call]
         task_default_queue=SCORING,
         task_create_missing_queues=False,
         # The ledger, not the broker, knows what is done. A message is acknowledged when it is taken: redelivery after
@@ -56,8 +56,8 @@ def make_app(settings: Settings) -> Celery:
 
 
 def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
-    """The schedule that beat sends. Two beats send everything twice, which the ledger, the day's drift and the lock of
-    retraining make harmless."""
+    """The schedule that beat sends. Two beats send everything twice, which the ledger, the day's drift, the lock of
+    retraining and what is known of each film make harmless."""
     entries = {
         # A sweep that nobody takes in time is dropped: the next one does the same.
         "sweep": {
@@ -72,6 +72,7 @@ def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
     for name, task, times, queue in (
         ("drift", DRIFT, settings.drift.schedule, SCORING),
         ("retrain", RETRAIN, settings.retrain.schedule, TRAINING),
+        ("pull", PULL, settings.pull.schedule, PULLING),
     ):
         if times:
             options = {"queue": queue, "expires": DROPPED_AFTER_SECONDS}

@@ -285,7 +285,8 @@ class Nightread:
 
 def _score_in_process(settings: Settings, connection: Connection) -> None:
     """In a process of its own: what `nightread score` does after intake, from "go" to "stop"."""
-    from worker.scoring.pipeline import open_scorer, score_waiting
+    from worker.scoring.pipeline import score_waiting
+    from worker.scoring.scorer import open_scorer
 
     logs.configure(level="warning", style="console")
     with open_scorer(Context(settings), should_stop=connection.poll) as scorer:
@@ -295,7 +296,7 @@ def _score_in_process(settings: Settings, connection: Connection) -> None:
                 score_waiting(scorer, kind="night")
             connection.recv()
             # What was given back is still on its way through the decoders, and would slow whoever is measured next.
-            wait([scorer.reader.submit("/nowhere", "").future for _ in range(CORES)])
+            wait([scorer.decoders.submit("/nowhere", "").future for _ in range(CORES)])
             connection.send("stopped")
 
 

@@ -24,12 +24,14 @@ from worker.intake.receive import receive
 from worker.monitoring.prometheus import WorkMetrics
 from worker.scoring.decoder_pool import DecoderPool
 from worker.scoring.decoding import DecodeOptions, Failure, NetworkInput, decode_film
-from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import open_scorer
 from worker.settings import Settings
 
 SPANS_FILE = "spans.txt"
-COLOURS = {"decode": "#4c78a8", "predict": "#e45756", "record": "#54a24b", "claim": "#b279a2", "read": "#d8d8d8"}
-LABELS = {"read": "wait for films"}
+COLOURS = {"decode": "#4c78a8", "predict": "#e45756", "record": "#54a24b", "claim": "#b279a2", "wait": "#d8d8d8"}
+LABELS = {"wait": "wait for films"}
+STAGES = {"decode": "wait"}  # the main process waits while its decoders decode
 
 
 @dataclass
@@ -45,13 +47,13 @@ class Trace(WorkMetrics):
     def stage(self, name: str) -> Iterator[None]:
         begun = time.monotonic()
         yield
-        self.spans.append((name, begun, time.monotonic()))
+        self.spans.append((STAGES.get(name, name), begun, time.monotonic()))
 
 
-def traced_read(
+def traced_decode(
     path: str, sop_instance_uid: str, rules: DecodeOptions, pixel_digest: str | None, spans: str
 ) -> NetworkInput | Failure:
-    """In a decoder process: read a film, and append when to a file, one short line at a time."""
+    """In a decoder process: decode a film, and append when to a file, one short line at a time."""
     begun = time.monotonic()
     outcome = decode_film(path, sop_instance_uid, rules, pixel_digest)
     with Path(spans).open("a") as file:
@@ -59,16 +61,16 @@ def traced_read(
     return outcome
 
 
-class TracedReader(DecoderPool):
-    """A reader whose decoders say when they are at work."""
+class TracedPool(DecoderPool):
+    """Decoders that say when they are at work."""
 
-    def __init__(self, rules: DecodeOptions, *, decoders: int, spans: Path) -> None:
-        super().__init__(rules, decoders=decoders)
+    def __init__(self, options: DecodeOptions, *, decoders: int, spans: Path) -> None:
+        super().__init__(options, decoders=decoders)
         self._spans = str(spans)
 
     def _schedule(self, function: Callable[..., Any], *, args: tuple[Any, ...], timeout: float) -> "Future[Any]":
         if function is decode_film:
-            function, args = traced_read, (*args, self._spans)
+            function, args = traced_decode, (*args, self._spans)
         return super()._schedule(function, args=args, timeout=timeout)
 
 
@@ -82,8 +84,8 @@ def traced_night(folder: Path) -> dict[str, list[tuple[str, float, float]]]:
     receive(context, [films.of("mix")])
     spans = folder / SPANS_FILE
     with open_scorer(context, metrics=trace) as scorer:
-        rules, decoders = scorer.reader._rules, context.settings.decoders
-        with TracedReader(rules, decoders=decoders, spans=spans) as scorer.reader:
+        options, decoders = scorer.decoders.options, context.settings.decoders
+        with TracedPool(options, decoders=decoders, spans=spans) as scorer.decoders:
             score_waiting(scorer, kind="score")
     rows = defaultdict(list)
     for line in spans.read_text().splitlines():

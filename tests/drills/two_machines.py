@@ -33,7 +33,8 @@ from tests.support.namespaces import Namespace, namespace
 from tests.support.servers import PostgresServer, RedisServer
 from worker.context import Context
 from worker.intake.receive import receive
-from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import open_scorer
 from worker.settings import Settings
 
 NETWORK = "10.213.0"  # exists inside the namespaces alone

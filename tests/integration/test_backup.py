@@ -14,7 +14,8 @@ from tests.support.dicom_files import make_film, texture
 from tests.support.servers import PostgresServer
 from worker.context import Context
 from worker.intake.receive import receive
-from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import open_scorer
 
 
 def score(context: Context, folder: Path) -> None:

@@ -18,7 +18,8 @@ from worker.intake.receive import receive
 from worker.ranking import activation, policy
 from worker.ranking.policy import Changes
 from worker.reasons import sentence
-from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import open_scorer
 from worker.scoring.shadow import enter
 from worker.wording import notes
 

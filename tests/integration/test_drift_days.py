@@ -32,7 +32,8 @@ from worker.intake.receive import receive
 from worker.monitoring.drift import daily
 from worker.monitoring.prometheus import LedgerCollector
 from worker.report import page
-from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import open_scorer
 
 DAY = date(2026, 11, 25)
 MORNING = datetime(2026, 11, 25, tzinfo=UTC)

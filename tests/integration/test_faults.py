@@ -24,7 +24,6 @@ import redis
 import torch
 from sqlalchemy import event, func, select, text, update
 from sqlalchemy.exc import OperationalError
-from tenacity import stop_after_delay
 
 import db
 from db import registry, schema
@@ -42,8 +41,9 @@ from worker.monitoring.prometheus import WorkMetrics
 from worker.queue.app import make_app
 from worker.queue.maintenance import sweep
 from worker.queue.tasks import Service
-from worker.scoring import pipeline
-from worker.scoring.pipeline import InFlight, open_scorer, score_waiting
+from worker.scoring.in_flight import InFlight
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import open_scorer
 from worker.settings import Settings
 from worker.terminal.console import UNAVAILABLE, WRONG_USAGE
 
@@ -443,7 +443,7 @@ def test_a_study_that_kills_every_worker_is_found_and_its_neighbours_are_scored(
     with open_scorer(context) as scorer, read_scope(context.engine) as session:
         films = select(Instance.path, Instance.sop_instance_uid).join(Study)
         path, uid = session.execute(films.where(Study.study_instance_uid == killer[0])).one()
-        network_input = scorer.reader.submit(path, uid)
+        network_input = scorer.decoders.submit(path, uid)
         wait_until(network_input.future.done)
         digest = network_input.result().pixel_digest
     forks = multiprocessing.get_context("forkserver")  # torch is imported once, and no thread of it has run there
@@ -471,14 +471,12 @@ def test_a_device_out_of_memory_halves_the_batch_and_goes_on(embedded: Context, 
             if len(inputs[0]) > 2:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-        scorer.classifier._network.register_forward_pre_hook(little_memory)
+        scorer.classifier.network.register_forward_pre_hook(little_memory)
         assert score_waiting(scorer, kind="score").scored == 6
         assert scorer.classifier.batch_size == 2
 
 
-def test_a_full_disk_ends_the_pass_and_the_next_one_goes_on(embedded: Context, tmp_path: Path, monkeypatch):
-    for patient in (pipeline.record, InFlight._claimed, InFlight._keep_leases):
-        monkeypatch.setattr(patient.retry, "stop", stop_after_delay(0.5))
+def test_a_full_disk_ends_the_pass_and_the_next_one_goes_on(embedded: Context, tmp_path: Path):
     films_in(tmp_path, 80)
     receive(embedded, [tmp_path])
     with sqlite3.connect(embedded.settings.database_url.removeprefix("sqlite:///")) as database:

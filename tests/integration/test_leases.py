@@ -14,7 +14,8 @@ from tests.support.dicom_files import make_film, texture
 from worker.context import Context
 from worker.intake.receive import receive
 from worker.scoring.leases import end_leases
-from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import open_scorer
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from worker.context import Context
 from worker.intake.receive import receive
 from worker.monitoring.prometheus import WorkMetrics
 from worker.queue.tasks import Service
-from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import open_scorer
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from worker.context import Context
 from worker.intake.receive import receive
 from worker.queue.app import make_app
 from worker.queue.maintenance import sweep
-from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import open_scorer
 
 pytestmark = pytest.mark.xdist_group("servers")
 

@@ -17,7 +17,8 @@ from training.findings import FINDINGS
 from worker.context import Context
 from worker.intake.receive import receive
 from worker.report.page import write_report
-from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import open_scorer
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = (

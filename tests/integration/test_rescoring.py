@@ -20,7 +20,8 @@ from worker.intake.receive import receive
 from worker.ranking import activation, policy
 from worker.ranking.policy import Changes
 from worker.scoring.decoder_pool import DecoderPool
-from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import open_scorer
 from worker.scoring.shadow import enter
 
 

@@ -21,7 +21,8 @@ from worker.explain import explain_file
 from worker.intake.receive import Received, receive
 from worker.intake.redecide import redecide
 from worker.intake.view_rules import outdated
-from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import open_scorer
 from worker.setting_groups import ViewWords
 
 

@@ -16,7 +16,8 @@ from tests.support.dicom_files import make_film, texture
 from worker.context import Context
 from worker.intake.receive import receive
 from worker.retention import Pruning, prunable, prune
-from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import open_scorer
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 SINCE = datetime(2025, 1, 1, tzinfo=UTC)

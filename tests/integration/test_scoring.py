@@ -22,7 +22,8 @@ from worker.context import Context
 from worker.intake.receive import receive
 from worker.scoring.decoder_pool import DecodersGone
 from worker.scoring.inference import DeviceGone
-from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import open_scorer
 
 
 def score(context: Context, folder: Path, *, should_stop: Callable[[], bool] = lambda: False, **kwargs):
@@ -256,7 +257,7 @@ def test_studies_are_given_back_when_the_decoders_are_gone(context, tmp_path, mo
         def submit(*_):
             raise DecodersGone("none is left")
 
-        monkeypatch.setattr(scorer.reader, "submit", submit)
+        monkeypatch.setattr(scorer.decoders, "submit", submit)
         with pytest.raises(DecodersGone):
             score_waiting(scorer, kind="score")
     with read_scope(context.engine) as session:

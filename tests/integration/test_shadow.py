@@ -26,7 +26,8 @@ from worker.monitoring.prometheus import WorkMetrics
 from worker.queue import tasks
 from worker.queue.tasks import Service
 from worker.scoring.inference import Classifier
-from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import open_scorer
 from worker.scoring.shadow import NoShadow, Seen, Shadow, enter, has_changed, leave, open_shadow
 
 
@@ -242,7 +243,7 @@ def test_a_shadow_that_could_not_be_loaded_is_tried_again_after_a_minute(embedde
 def test_a_worker_takes_up_a_new_shadow_and_lets_go_of_an_ended_one_without_reopening(context, other, tmp_path):
     service = Service(context, metrics=WorkMetrics())
     studies: list[int] = []
-    reader = service.scorer().reader
+    decoders = service.scorer().decoders
     try:
         for i, change in enumerate(
             (lambda: None, lambda: put_into_shadow(context, other), lambda: end_shadow(context))
@@ -253,7 +254,7 @@ def test_a_worker_takes_up_a_new_shadow_and_lets_go_of_an_ended_one_without_reop
             make_film(folder / "a.dcm", pixels=texture(seed=i), bits=12)
             studies += receive(context, [folder]).studies
             service.score(studies[-1])
-        assert service.scorer().reader is reader
+        assert service.scorer().decoders is decoders
     finally:
         service.close()
     assert list(shadow_places(context)) == [studies[1]]

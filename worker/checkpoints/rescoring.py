@@ -20,7 +20,7 @@ from worker.checkpoints.comparison import Comparison, compare, pairs_of_list, pl
 from worker.context import Context, Live, actor
 from worker.scoring.decoding import NetworkInput
 from worker.scoring.inference import Classifier
-from worker.scoring.pipeline import open_network
+from worker.scoring.scorer import open_network
 
 FILMS_AT_ONCE = 64  # recorded together: what Ctrl-C costs
 STUDIES_AT_ONCE = 5_000
@@ -53,9 +53,9 @@ def look(context: Context, live: Live, *, read: bool, on_films: Callable[[int], 
     What is recorded is not looked at again, so whoever is interrupted starts it again. A film that cannot be read, or
     has other pixels now, is passed over.
     """
-    with open_network(context, live) as (classifier, reader):
+    with open_network(context, live) as (classifier, decoders):
         ahead = 2 * classifier.batch_size + context.settings.decoders
-        films = reader.inputs(_films(context, live, read=read), ahead=ahead)
+        films = decoders.inputs(_films(context, live, read=read), ahead=ahead)
         while batch := list(islice(films, FILMS_AT_ONCE)):
             good = [(film, network_input) for film, network_input in batch if isinstance(network_input, NetworkInput)]
             scores = _scores(classifier, good)

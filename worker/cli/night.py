@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from worker.context import Context
     from worker.intake.receive import Received
-    from worker.scoring.pipeline import Tally
+    from worker.scoring.recording import Tally
 
 app = typer.Typer()
 
@@ -52,7 +52,8 @@ def _scored(context: "Context", *, on_settled: "Callable[[int], None]") -> "Tall
     """Score until nothing waits; by the checkpoint before, where the one that ranks gives no probabilities."""
     from training.checkpoint import UnsoundCheckpoint
     from worker.checkpoints.promotion import take_back
-    from worker.scoring.pipeline import open_scorer, score_until_done
+    from worker.scoring.pipeline import score_until_done
+    from worker.scoring.scorer import open_scorer
 
     while True:
         try:

@@ -25,7 +25,9 @@ from worker.demo.contact_sheet import CARD_WIDTH, SCALE, Card, save_contact_shee
 from worker.demo.film import Outcome
 from worker.demo.night import Written, generate, plan
 from worker.intake.receive import find_files, receive
-from worker.scoring.pipeline import Tally, open_scorer, score_waiting
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.recording import Tally
+from worker.scoring.scorer import open_scorer
 from worker.settings import Settings
 from worker.terminal.console import progress
 from worker.terminal.tables import category_cell, totals_table

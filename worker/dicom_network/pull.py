@@ -27,9 +27,9 @@ from worker.dicom_network.pull_dimse import DimseArchive
 from worker.dicom_network.pull_web import WebArchive
 from worker.errors import Unavailable
 from worker.intake.header import is_uid
-from worker.intake.receive import PATIENCE_SECONDS
 from worker.intake.view_rules import ViewRules
 from worker.pacing import Window, per_minute_of, window_of
+from worker.patience import PATIENCE_SECONDS
 from worker.peers import PeerAway, web_client
 from worker.setting_peers import Peer
 from worker.settings import WrongSettings

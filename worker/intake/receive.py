@@ -4,7 +4,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from io import BufferedReader
 from itertools import islice
@@ -13,32 +12,21 @@ from pathlib import Path
 import structlog
 from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
-from tenacity import retry, retry_if_exception, stop_after_delay, wait_exponential
 
 from db import arrivals, lookup
 from db.arrivals import Arrival, Placement, Registered
-from db.session import is_away, read_scope, session_scope
+from db.session import read_scope, session_scope
 from training.imaging.dicom import UnusablePixels, open_regular, read_header
 from worker.context import Context
 from worker.errors import UnusableStudy
 from worker.intake.header import INTAKE_TAGS, arrival_of
 from worker.intake.view_rules import ViewRules
+from worker.patience import PATIENCE_SECONDS, patience, patiently
 
 log = structlog.get_logger()
 
 FILES_PER_TRANSACTION = 64
 SETTLED_AFTER_SECONDS = 2.0  # the coarsest clock of a file system (FAT's, some shares') ticks so
-
-# A database that restarts must not end a backfill of a year. No lease runs out meanwhile, as a worker's would.
-PATIENCE_SECONDS = 120.0
-_patience_seconds = ContextVar("patience_seconds", default=PATIENCE_SECONDS)
-
-patiently = retry(
-    retry=retry_if_exception(is_away),
-    wait=wait_exponential(multiplier=0.5, max=5),
-    stop=lambda call: stop_after_delay(_patience_seconds.get())(call),
-    reraise=True,
-)
 
 
 @dataclass
@@ -113,11 +101,8 @@ def receive(
     caller that registers one file after the other. A database that is away is waited for up to `patience_seconds`,
     then its error is raised. `sop_instance_uid`: a file with another one is rejected.
     """
-    waited = _patience_seconds.set(patience_seconds)
-    try:
+    with patience(seconds=patience_seconds):
         return _receive(context, paths, on_file, footing or footing_of(context), sop_instance_uid)
-    finally:
-        _patience_seconds.reset(waited)
 
 
 def _receive(

@@ -54,7 +54,7 @@ class WorkMetrics:
         )
         self._stages = Histogram(
             "nightread_stage_seconds",
-            "Seconds per stage of a batch: claim, read, predict, shadow, record.",
+            "Seconds per stage of a batch: claim, decode, predict, shadow, record.",
             ["stage"],
             buckets=STAGE_BUCKETS_SECONDS,
             registry=self.registry,

@@ -25,7 +25,8 @@ from worker.queue.maintenance import sweep
 from worker.scoring import shadow
 from worker.scoring.decoder_pool import DecodersGone
 from worker.scoring.inference import DeviceGone
-from worker.scoring.pipeline import Scorer, open_scorer, score_waiting, with_shadow
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import Scorer, open_scorer, with_shadow
 
 log = structlog.get_logger()
 

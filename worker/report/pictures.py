@@ -53,8 +53,8 @@ def _squares(context: Context, films: Sequence[Film], preprocessing: Preprocessi
     They are read as the scorer reads them: in child processes, within limits of time and memory.
     """
     decoders = min(context.settings.decoders, max(1, len(films)))
-    with DecoderPool(DecodeOptions.of(context, preprocessing), decoders=decoders) as reader:
-        found = reader.inputs(films, ahead=2 * decoders)
+    with DecoderPool(DecodeOptions.of(context, preprocessing), decoders=decoders) as pool:
+        found = pool.inputs(films, ahead=2 * decoders)
         return {
             film.instance_id: network_input.image
             for film, network_input in found

@@ -135,9 +135,9 @@ def _reading(context: Context, *, size: int) -> ReadFilms:
     decoders, rules = context.settings.retrain.threads, DecodeOptions.of(context, Preprocessing(size=size))
 
     def read(rows: Mapping[str, int]) -> Iterator[Decoded]:
-        with DecoderPool(rules, decoders=decoders) as reader:
-            reader.begin_proof()()
-            for film, outcome in reader.inputs(_files(context, rows), ahead=4 * decoders):
+        with DecoderPool(rules, decoders=decoders) as pool:
+            pool.begin_proof()()
+            for film, outcome in pool.inputs(_files(context, rows), ahead=4 * decoders):
                 row = rows[_image(film.instance_id)]
                 if isinstance(outcome, NetworkInput):
                     yield Decoded(row, READY, (outcome.image,))

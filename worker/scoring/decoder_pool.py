@@ -61,8 +61,8 @@ class _Pool(ProcessPool):
 class DecoderPool:
     """Decoder processes; they start with the first film and end with the block."""
 
-    def __init__(self, rules: DecodeOptions, *, decoders: int) -> None:
-        self._rules, self._decoders = rules, decoders
+    def __init__(self, options: DecodeOptions, *, decoders: int) -> None:
+        self.options, self._decoders = options, decoders
         self._pool = self._new_pool()
         self._second_tries = SecondTries()
 
@@ -72,7 +72,7 @@ class DecoderPool:
             max_workers=self._decoders,
             max_tasks=FILMS_PER_PROCESS,
             initializer=prepare_child,
-            initargs=(self._rules.memory_mb,),
+            initargs=(self.options.memory_mb,),
             context=multiprocessing.get_context("spawn"),
         )
 
@@ -92,7 +92,7 @@ class DecoderPool:
         """Begin to read one film."""
 
         def schedule(*, again: bool) -> "Future[Any]":
-            args, longest = (path, sop_instance_uid, self._rules, pixel_digest), self._rules.timeout_seconds
+            args, longest = (path, sop_instance_uid, self.options, pixel_digest), self.options.timeout_seconds
             return self._schedule(decode_film, args=args, timeout=longest if again else min(FIRST_TRY_SECONDS, longest))
 
         return PendingFilm(schedule, second_tries=self._second_tries)
@@ -100,7 +100,7 @@ class DecoderPool:
     def begin_proof(self) -> Callable[[], None]:
         """Begin to prove that a film can be decoded within the limits; returns what waits for the end of that, and
         raises TooLittleMemory."""
-        return begin_proof(self._schedule, self._rules)
+        return begin_proof(self._schedule, self.options)
 
     def inputs(self, films: Iterable[AnyFilm], *, ahead: int) -> Iterator[tuple[AnyFilm, NetworkInput | Failure]]:
         """Read films that were scored, up to `ahead` of them side by side, and give them back in their order.

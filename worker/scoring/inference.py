@@ -69,7 +69,7 @@ class Classifier:
         self.device = device
         self._digest, self._calibration = checkpoint.digest, checkpoint.calibration
         # Batch norms become part of the convolutions before them: the same sums, in two thirds of the time.
-        self._network = fuse(build(checkpoint)).to(device).to(memory_format=torch.channels_last)
+        self.network = fuse(build(checkpoint)).to(device).to(memory_format=torch.channels_last)
 
     def predict(self, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (N, size, size) -> float32 probabilities (N, findings), rounded to DECIMALS.
@@ -105,7 +105,7 @@ class Classifier:
         images = torch.from_numpy(full).to(self.device, non_blocking=True)  # (B, size, size)
         network_input = self.preprocessing.tensor(images).contiguous(memory_format=torch.channels_last)  # (B, C, s, s)
         with self._autocast():
-            logits = self._network(network_input)  # (B, findings)
+            logits = self.network(network_input)  # (B, findings)
         probabilities = self._calibration.probabilities(logits.float().cpu().numpy()[: len(inputs)])
         if not ((probabilities >= 0) & (probabilities <= 1)).all():  # NaN compares false
             raise UnsoundCheckpoint("its network gives values that are no probabilities", digest=self._digest)

@@ -1,5 +1,7 @@
 """The two ways in which a study can fail, and what follows from each."""
 
+from worker.reasons import ReasonCode
+
 
 class UnusableStudy(Exception):
     """This cannot work, however often it is tried: recorded with its reason, never retried.
@@ -8,7 +10,7 @@ class UnusableStudy(Exception):
     a name or a path.
     """
 
-    def __init__(self, reason: str, sentence: str) -> None:
+    def __init__(self, reason: ReasonCode, sentence: str) -> None:
         super().__init__(sentence)
         self.reason = reason
 

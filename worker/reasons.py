@@ -1,15 +1,42 @@
 """Every reason that the database can hold, once, with its sentence for people.
 
-SQL groups by these codes: they are a contract (docs/reference/reasons.md). What is wrong with a file's pixels stands
-with its exceptions in training.imaging.dicom, which serves the training too.
+SQL groups by these codes: they are a contract (docs/reference/reasons.md). The sentences of what is wrong with a file's
+pixels stand with the exceptions in training.imaging.dicom, which serves the training too.
 """
 
+from collections.abc import Mapping
 from functools import cache
-from typing import Final
+from typing import Any, Final, Literal, TypeAlias
 
+from training.imaging.pixel_reasons import PixelReason
 from worker.wording import in_words
 
-VIEW_SENTENCES: Final = {
+ViewReason = Literal[
+    "modality_not_accepted", "sop_class_not_accepted", "modality_unknown", "not_human", "body_part_not_chest",
+    "body_part_mixed", "body_part_contradictory", "body_part_unknown", "lateral_view", "oblique_view", "special_view",
+    "view_contradictory", "view_unknown", "for_processing", "processed_image", "secondary_capture",
+]  # fmt: skip
+"""Why the view filter skips an object."""
+FileReason = Literal[
+    "duplicate_pixels", "file_name_unusable", "file_replaced", "file_unavailable", "folder_closed", "folder_link",
+    "header_not_storable", "header_raised", "other_patient", "outside_roots", "sop_uid_differs", "sop_uid_illegal",
+    "sop_uid_missing", "study_uid_illegal", "study_uid_missing", "uid_taken",
+]  # fmt: skip
+"""Why a file is rejected, skipped or waited for; what is wrong with its pixels is a PixelReason."""
+WorkReason = Literal[
+    "decoder_crashed", "decoder_raised", "decoder_timeout", "films_quarantined", "no_film", "prediction_failed",
+    "worker_lost",
+]  # fmt: skip
+"""Given while a study is worked on."""
+DeliveryReason = Literal[
+    "commitment_failed", "delivery_raised", "destination_away", "destination_unknown", "object_refused", "sop_class_refused",
+]  # fmt: skip
+"""Why a result is not (yet) where it should be; others are those of files and the flags blind and two_patients."""
+Flag = Literal["blind", "not_scored", "two_patients", "partly_scored"]
+"""Why a study stands higher than what was seen in it: every flag of the worklist."""
+ReasonCode: TypeAlias = ViewReason | FileReason | PixelReason | WorkReason | DeliveryReason
+
+VIEW_SENTENCES: Final[Mapping[ViewReason, str]] = {
     "modality_not_accepted": "The modality is not one that this site reads as a chest film.",
     "sop_class_not_accepted": "The object is not a radiograph, whatever its modality says.",
     "modality_unknown": "Neither modality nor SOP class says what kind of object this is.",
@@ -27,9 +54,8 @@ VIEW_SENTENCES: Final = {
     "processed_image": "The image was computed from a film (bone suppression, subtraction) or is a localizer.",
     "secondary_capture": "The object is a secondary capture; a setting would allow those.",
 }
-"""Why the view filter skips an object: every `Skipped.reason`."""
 
-FILE_SENTENCES: Final = {
+FILE_SENTENCES: Final[Mapping[FileReason, str]] = {
     "duplicate_pixels": "Another film of the study has the same pixels; it counts once.",
     "file_name_unusable": "The name of the file, or of a folder above it, is not UTF-8.",
     "file_replaced": "The file now holds another film than the one that was registered.",
@@ -47,9 +73,8 @@ FILE_SENTENCES: Final = {
     "study_uid_missing": "The file has no Study Instance UID.",
     "uid_taken": "Another file with different content has the same SOP Instance UID; the first was kept.",
 }
-"""Why a file is rejected, skipped or waited for."""
 
-WORK_SENTENCES: Final = {
+WORK_SENTENCES: Final[Mapping[WorkReason, str]] = {
     "decoder_crashed": "Decoding the film ended the decoder’s process, twice.",
     "decoder_raised": "Decoding the film failed with an unexpected error.",
     "decoder_timeout": "Decoding the film took longer than its time limits, at two tries.",
@@ -58,9 +83,8 @@ WORK_SENTENCES: Final = {
     "prediction_failed": "The network failed on the film.",
     "worker_lost": "The worker died while it held the study, as often as it may.",
 }
-"""Reasons given while a study is worked on."""
 
-DELIVERY_SENTENCES: Final = {
+DELIVERY_SENTENCES: Final[Mapping[DeliveryReason, str]] = {
     "commitment_failed": "The archive reports that it has not kept the object; it is sent again.",
     "delivery_raised": "Making or sending the result failed with an unexpected error; see the log.",
     "destination_away": "The destination does not answer, or it rejects our association.",
@@ -68,15 +92,13 @@ DELIVERY_SENTENCES: Final = {
     "object_refused": "The archive refused the object.",
     "sop_class_refused": "The archive does not take objects of this kind.",
 }
-"""Why a result is not (yet) where it should be; others are those of files and the flags blind and two_patients."""
 
-FLAG_SENTENCES: Final = {
+FLAG_SENTENCES: Final[Mapping[Flag, str]] = {
     "blind": "It belongs to the blind share: the model has scored it, and it is listed as if it had not.",
     "not_scored": "No film of it was scored: it stands as if its heaviest finding of category B were certain.",
     "two_patients": "Films of another patient came under its Study Instance UID; they are not scored: look at both.",
     "partly_scored": "Some film of it could not be read: it stands at least where an unscored study does.",
 }
-"""Why a study stands higher than what was seen in it: every flag of the worklist."""
 
 
 @cache
@@ -85,7 +107,10 @@ def sentences() -> dict[str, str]:
     from training.imaging.dicom import UnusablePixels  # pydicom, which most commands do without
 
     pixels = {kind.reason: (kind.__doc__ or "").partition("\n")[0] for kind in UnusablePixels.__subclasses__()}
-    return {**VIEW_SENTENCES, **FILE_SENTENCES, **pixels, **WORK_SENTENCES, **DELIVERY_SENTENCES, **FLAG_SENTENCES}
+    tables: list[Mapping[Any, str]] = [
+        VIEW_SENTENCES, FILE_SENTENCES, pixels, WORK_SENTENCES, DELIVERY_SENTENCES, FLAG_SENTENCES
+    ]  # fmt: skip
+    return {code: text for table in tables for code, text in table.items()}
 
 
 def sentence(reason: str | None) -> str:

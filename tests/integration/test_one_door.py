@@ -17,7 +17,8 @@ from worker.explain import NoFilm, write_heatmaps
 from worker.intake.receive import receive
 from worker.report.pictures import pictures_of
 from worker.retraining import labels
-from worker.scoring.pipeline import open_scorer, score_waiting
+from worker.scoring.pipeline import score_waiting
+from worker.scoring.scorer import open_scorer
 
 KEPT, LINK, FOLDER_LINK, PIXELS, INSTANCE, OUTSIDE = range(6)
 REASONS = {LINK: "file_replaced", FOLDER_LINK: "file_replaced", PIXELS: "file_replaced", INSTANCE: "file_replaced",

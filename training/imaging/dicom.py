@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.errors import BytesLengthException
@@ -28,6 +28,8 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     MediaStorageDirectoryStorage,
 )
+
+from training.imaging.pixel_reasons import PixelReason
 
 PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 HEADER_BYTES = (2**17, 2**23)  # what most headers need; the most that one may need
@@ -55,11 +57,11 @@ DAMAGE = (
 
 
 class UnusablePixels(ValueError):
-    """The film cannot be used."""
+    """The film cannot be used; every kind has its reason."""
 
     # A stable code that SQL groups by. str(error) is a sentence for people, by default the first line of the
     # docstring; neither holds a UID, a name or a path.
-    reason = "unusable_pixels"
+    reason: ClassVar[PixelReason]
 
     def __init__(self, sentence: str = "") -> None:
         super().__init__(sentence or (self.__doc__ or "").partition("\n")[0])
@@ -68,91 +70,91 @@ class UnusablePixels(ValueError):
 class FileReplaced(UnusablePixels):
     """A link has taken the place of the file, or of a folder above it."""
 
-    reason = "file_replaced"
+    reason: ClassVar[PixelReason] = "file_replaced"
 
 
 class EmptyFile(UnusablePixels):
     """The file has no content."""
 
-    reason = "empty_file"
+    reason: ClassVar[PixelReason] = "empty_file"
 
 
 class NotDicom(UnusablePixels):
     """The file is not DICOM."""
 
-    reason = "not_dicom"
+    reason: ClassVar[PixelReason] = "not_dicom"
 
 
 class DirectoryFile(UnusablePixels):
     """The file is a DICOMDIR, the table of contents of a medium, and holds no image."""
 
-    reason = "dicomdir"
+    reason: ClassVar[PixelReason] = "dicomdir"
 
 
 class UnreadableDicom(UnusablePixels):
     """The file is damaged: its data elements cannot be read."""
 
-    reason = "unreadable_dicom"
+    reason: ClassVar[PixelReason] = "unreadable_dicom"
 
 
 class Truncated(UnusablePixels):
     """The file ends before its pixels do."""
 
-    reason = "truncated"
+    reason: ClassVar[PixelReason] = "truncated"
 
 
 class TooLarge(UnusablePixels):
     """The file or its image is larger than the limits allow."""
 
-    reason = "too_large"
+    reason: ClassVar[PixelReason] = "too_large"
 
 
 class NoPixelData(UnusablePixels):
     """The object has no pixel data."""
 
-    reason = "no_pixel_data"
+    reason: ClassVar[PixelReason] = "no_pixel_data"
 
 
 class MultiFrame(UnusablePixels):
     """The object has more than one frame; a film has one."""
 
-    reason = "multi_frame"
+    reason: ClassVar[PixelReason] = "multi_frame"
 
 
 class BadPixelHeader(UnusablePixels):
     """The header's description of the pixels is missing or contradicts itself."""
 
-    reason = "bad_pixel_header"
+    reason: ClassVar[PixelReason] = "bad_pixel_header"
 
 
 class UnsupportedPixels(UnusablePixels):
     """The pixels are of a kind that no film has: only whole numbers of 8 to 16 bits are read."""
 
-    reason = "unsupported_pixels"
+    reason: ClassVar[PixelReason] = "unsupported_pixels"
 
 
 class UnsupportedTransferSyntax(UnusablePixels):
     """No decoder is known for the transfer syntax."""
 
-    reason = "unsupported_transfer_syntax"
+    reason: ClassVar[PixelReason] = "unsupported_transfer_syntax"
 
 
 class Undecodable(UnusablePixels):
     """The compressed pixel data cannot be decoded: it is damaged, or not what the header says it is."""
 
-    reason = "undecodable"
+    reason: ClassVar[PixelReason] = "undecodable"
 
 
 class BadModalityLut(UnusablePixels):
     """The modality LUT or the rescale slope and intercept make no sense."""
 
-    reason = "bad_modality_lut"
+    reason: ClassVar[PixelReason] = "bad_modality_lut"
 
 
 class ConstantImage(UnusablePixels):
     """All pixels have the same value: the image shows nothing."""
 
-    reason = "constant_image"
+    reason: ClassVar[PixelReason] = "constant_image"
 
 
 @dataclass(frozen=True)

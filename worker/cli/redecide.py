@@ -23,8 +23,8 @@ def redecide(
     from worker.intake.redecide import redecide as decide
     from worker.reasons import VIEW_SENTENCES
 
-    code = reason.replace(" ", "_") if reason else None
-    if code is not None and code not in VIEW_SENTENCES:
+    code = next((each for each in VIEW_SENTENCES if reason and each == reason.replace(" ", "_")), None)
+    if reason and code is None:
         refuse(f"{reason!r} is not a reason of the view filter; one of them is {', '.join(VIEW_SENTENCES)}")
     done = decide(open_context(log_level="warning"), reason=code)
     if as_json:

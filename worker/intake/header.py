@@ -3,8 +3,10 @@
 import hashlib
 import hmac
 import re
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, tzinfo
 from pathlib import Path
+from typing import Any, Final
 
 from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
@@ -14,6 +16,7 @@ from worker.errors import UnusableStudy
 from worker.intake.view_evidence import text_of
 from worker.intake.view_rules import ViewRules
 from worker.intake.views import HEADER_TAGS, Skipped, frontal
+from worker.reasons import ReasonCode
 
 # PS3.3 C.4.11: Requested Procedure Priority; C.7.2.1 (retired): Study Priority ID, whose highest value is HIGH.
 STAT_ATTRIBUTES = ("RequestedProcedurePriority", "StudyPriorityID")
@@ -49,7 +52,12 @@ INTAKE_TAGS = (
 )
 
 
+UID_LENGTH: Final = 64
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_UIDS: Final[Mapping[str, tuple[str, ReasonCode, ReasonCode]]] = {
+    "StudyInstanceUID": ("Study Instance UID", "study_uid_missing", "study_uid_illegal"),
+    "SOPInstanceUID": ("SOP Instance UID", "sop_uid_missing", "sop_uid_illegal"),
+}
 
 
 def arrival_of(
@@ -84,6 +92,7 @@ def arrival_of(
         "manufacturer": _text(header, "Manufacturer", 64),
         "evidence": view.evidence,
     }
+    decision: dict[str, Any]
     if isinstance(view, Skipped):
         decision = {"state": "skipped", "reason": view.reason, "in_scope": view.in_scope}
     else:
@@ -98,22 +107,21 @@ def _text(header: Dataset, keyword: str, longest: int) -> str | None:
 
 def is_uid(text: str) -> bool:
     """Whether this is a UID (PS3.5 section 9: digits and dots, at most 64 characters)."""
-    return len(text) <= 64 and _UID.fullmatch(text) is not None
+    return len(text) <= UID_LENGTH and _UID.fullmatch(text) is not None
 
 
 def _uid(header: Dataset, keyword: str) -> str:
-    """A UID (PS3.5 section 9: digits and dots, at most 64 characters). Raises UnusableStudy for anything else."""
-    name = {"StudyInstanceUID": "Study Instance UID", "SOPInstanceUID": "SOP Instance UID"}[keyword]
-    code = {"StudyInstanceUID": "study_uid", "SOPInstanceUID": "sop_uid"}[keyword]
+    """An attribute that is a UID. Raises UnusableStudy for anything else."""
+    name, missing, illegal = _UIDS[keyword]
     text = _text(header, keyword, 1024)
     if text is None and max(header.keys(), default=0) < (tag_for_keyword(keyword) or 0):
         raise UnusableStudy("truncated", f"the file ends before its {name}; send it again")
     if text is None:
-        raise UnusableStudy(f"{code}_missing", f"the header has no {name}; the sender must add one")
-    if len(text) > 64:
-        raise UnusableStudy(f"{code}_illegal", f"its {name} has {len(text)} characters; 64 are allowed")
-    if not _UID.fullmatch(text):
-        raise UnusableStudy(f"{code}_illegal", f"its {name} holds other characters than digits and dots")
+        raise UnusableStudy(missing, f"the header has no {name}; the sender must add one")
+    if not is_uid(text):
+        long = f"has {len(text)} characters; {UID_LENGTH} are allowed"
+        problem = long if len(text) > UID_LENGTH else "holds other characters than digits and dots"
+        raise UnusableStudy(illegal, f"its {name} {problem}")
     return text
 
 

@@ -5,7 +5,7 @@ outweighs text about the series, which outweighs text about the whole study. Wha
 is flagged, and where nothing speaks the answer is a reason, never a guess. No pixel is looked at here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,7 +28,7 @@ from worker.intake.view_evidence import (
 )
 from worker.intake.view_rules import CR_IMAGE, DEFAULT_RULES, ViewRules
 from worker.intake.view_words import is_animal
-from worker.reasons import VIEW_SENTENCES
+from worker.reasons import VIEW_SENTENCES, ViewReason
 
 DX_FOR_PROCESSING: Final = "1.2.840.10008.5.1.4.1.1.1.1.1"
 SECONDARY_CAPTURE: Final = "1.2.840.10008.5.1.4.1.1.7"  # and .7.1 to .7.4, its multi-frame siblings
@@ -65,6 +65,11 @@ HEADER_TAGS: Final = (
 """Keywords of every attribute that `frontal` consults, as `pydicom.dcmread(specific_tags=...)` takes them."""
 
 _PARTLY_CHEST: Final = frozenset({"chest", "mixed"})
+_NOT_FRONTAL: Final[Mapping[str, ViewReason]] = {
+    "lateral": "lateral_view",
+    "oblique": "oblique_view",
+    "special": "special_view",
+}
 
 
 @dataclass(frozen=True)
@@ -78,12 +83,12 @@ class View:
 
 @dataclass(frozen=True)
 class Skipped:
-    """An object not to score; `reason` is a key of reasons.VIEW_SENTENCES.
+    """An object not to score.
 
     `in_scope`: it is, or may be, a chest film, so that its study enters the worklist unscored, with a flag.
     """
 
-    reason: str
+    reason: ViewReason
     evidence: str
     in_scope: bool = True
 
@@ -207,7 +212,7 @@ def _refused_body_part(body: _Verdict) -> Skipped | None:
 def _refused_view(view: _Verdict) -> Skipped | None:
     if view.says is None or view.says in FRONTAL or view.split:
         return None
-    return Skipped(f"{view.says}_view", view.evidence)
+    return Skipped(_NOT_FRONTAL[view.says], view.evidence)
 
 
 def _refused_image(header: Dataset, *, rules: ViewRules) -> Skipped | None:

@@ -16,6 +16,7 @@ from training.imaging.dicom import PixelLimits, UnusablePixels, dataset_in, read
 from training.imaging.pixels import LEAST_SIDE, Film, read_film
 from training.imaging.preprocessing import Preprocessing
 from training.imaging.quiet import quieten_pydicom
+from worker.reasons import ReasonCode
 from worker.scoring.allocator import keep_freed_memory
 
 if TYPE_CHECKING:  # a decoder needs no database
@@ -35,7 +36,7 @@ class NetworkInput:
 class Failure:
     """Why a film could not be read. `transient`: its file cannot be reached now; try again later."""
 
-    reason: str
+    reason: ReasonCode
     sentence: str
     transient: bool = False
 

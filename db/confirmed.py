@@ -47,11 +47,12 @@ def confirmed_films(session: Session, *, until: datetime, unconfirmed_is_absent:
     is unknown.
     """
     words = _words(session, until=until, unconfirmed_is_absent=unconfirmed_is_absent)
+    confirmed = _confirmations(until, unconfirmed_is_absent)
     films = (
         select(Instance.id, Instance.path, Instance.view, Study.id, Study.patient_key, Study.patient_sex,
                Study.patient_age_years)
         .join(Study, Study.id == Instance.study_id)
-        .where(Instance.state == "scored", Instance.view.in_(FILM_VIEWS), or_(*_said(until, unconfirmed_is_absent)))
+        .where(Instance.state == "scored", Instance.view.in_(FILM_VIEWS), or_(*confirmed))
         .order_by(Instance.id)
     )  # fmt: skip
     return [
@@ -63,7 +64,7 @@ def confirmed_films(session: Session, *, until: datetime, unconfirmed_is_absent:
     ]
 
 
-def _said(until: datetime, unconfirmed_is_absent: bool) -> list[ColumnElement[bool]]:
+def _confirmations(until: datetime, unconfirmed_is_absent: bool) -> list[ColumnElement[bool]]:
     reviewed = select(Review.id).where(Review.study_id == Study.id, Review.reviewed_at <= until).exists()
     read = select(StudyPriority.study_id).where(StudyPriority.study_id == Study.id, StudyPriority.read_at <= until)
     return [reviewed, read.exists()] if unconfirmed_is_absent else [reviewed]
@@ -71,8 +72,8 @@ def _said(until: datetime, unconfirmed_is_absent: bool) -> list[ColumnElement[bo
 
 def _words(session: Session, *, until: datetime, unconfirmed_is_absent: bool) -> dict[int, _Word]:
     opinions: dict[int, list[Review]] = defaultdict(list)
-    said = select(Review).where(Review.reviewed_at <= until).order_by(Review.reviewed_at, Review.id)
-    for opinion in session.scalars(said):
+    reviews = select(Review).where(Review.reviewed_at <= until).order_by(Review.reviewed_at, Review.id)
+    for opinion in session.scalars(reviews):
         opinions[opinion.study_id].append(opinion)
     read: dict[int, datetime] = {}
     if unconfirmed_is_absent:

@@ -33,7 +33,7 @@ from db.models import SETTLED, Instance, RejectedFile, Site, Study, StudyState, 
 
 KIND = ("counted", "state", "reason", "decided_under")  # columns of total_change
 _KIND = [getattr(TotalChange, name) for name in KIND]
-MOST_CHANGES = 1000  # that are left apart: to add up so many takes a millisecond
+MOST_CHANGES = 1000  # that are left apart: to add up 1000 takes a millisecond
 
 # As whom a reason is told: (name, what is counted, state).
 _REASONS = (

@@ -37,7 +37,7 @@ class MissingCheckpoint(CheckpointError):
 
 
 class DamagedCheckpoint(CheckpointError):
-    """Not a safetensors file of ours, cut short, or with a header that contradicts itself."""
+    """Not a checkpoint's safetensors file, cut short, or with a header that contradicts itself."""
 
 
 class UnsoundCheckpoint(DamagedCheckpoint):

@@ -328,7 +328,7 @@ def test_a_study_sent_ten_times_by_two_senders_at_once_is_there_once(context: Co
     assert totals(context).waiting == 0
 
 
-def test_two_sweeps_at_once_ring_once(context: Context, redis_url: str, tmp_path: Path):
+def test_two_sweeps_at_once_notify_once(context: Context, redis_url: str, tmp_path: Path):
     context = with_settings(context, broker_url=redis_url)
     films_in(tmp_path, 8)
     receive(context, [tmp_path])
@@ -526,9 +526,9 @@ def test_a_worker_without_a_sound_checkpoint_says_so_and_ends(content, tmp_path,
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == WRONG_USAGE
-    said = capsys.readouterr().err
-    assert "checkpoint" in said
-    assert "Traceback" not in said
+    output = capsys.readouterr().err
+    assert "checkpoint" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("content", [None, b"\x08\0\0\0\0\0\0\0{}{}{}{}"], ids=["missing", "damaged"])

@@ -309,7 +309,7 @@ def test_requeue_sends_the_quarantined_back_with_their_films(engine):
     assert [len(study.films) for study in claim(engine)] == [1]
 
 
-def test_the_books_balance_whatever_happened(engine):
+def test_the_totals_balance_whatever_happened(engine):
     receive(engine, *(arrival(i) for i in range(1, 6)), arrival(6, view=None, reason="lateral_view"))
     held = claim(engine, studies=4)
     settle(engine, Outcome(held[0], "scored"), Outcome(held[1], "quarantined", "truncated"))

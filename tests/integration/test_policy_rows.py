@@ -253,8 +253,8 @@ def invoke(command: typer.Typer, *words: str, code: int = 0) -> Result:
 
 def test_an_administrator_edits_looks_and_activates(command: typer.Typer, filled: Engine):
     words = ("--weight", "Edema=2", "--category", "Edema=a", "--threshold", "Edema=.2", "--max-wait-minutes", "600")
-    said = invoke(command, "edit", *words, "--note", "edema is what we miss").output
-    assert "policy activate 2" in said
+    output = invoke(command, "edit", *words, "--note", "edema is what we miss").output
+    assert "policy activate 2" in output
     assert '"weight": 2.0' in invoke(command, "show", "--version", "2", "--json").output
     assert "edema is what we miss" in invoke(command, "show", "--all", "--json").output
     assert "4 unread and 1 read" in " ".join(invoke(command, "activate", "2").output.split())
@@ -277,8 +277,8 @@ def test_an_administrator_edits_looks_and_activates(command: typer.Typer, filled
 def test_an_edit_that_makes_no_sense_is_refused_with_its_reason(
     command: typer.Typer, filled: Engine, words: tuple[str, ...], complaint: str
 ):
-    said = invoke(command, "edit", *words, "--note", "why", code=2)
-    assert complaint in " ".join(said.stderr.split())
+    output = invoke(command, "edit", *words, "--note", "why", code=2)
+    assert complaint in " ".join(output.stderr.split())
     with read_scope(filled) as session:
         assert [row.version for row in policies.versions(session)] == [1]
 

@@ -111,15 +111,15 @@ def opinions(engine: Engine) -> dict[tuple[int, str, str], str]:
         return {(row.study_id, row.finding, row.reader): row.verdict for row in session.scalars(select(Review))}
 
 
-def say(engine: Engine, *said: Opinion) -> list[Answer]:
+def say(engine: Engine, *opinions: Opinion) -> list[Answer]:
     with session_scope(engine) as session:
-        return reading.record_opinions(session, said)
+        return reading.record_opinions(session, opinions)
 
 
 def test_opinions_are_kept_once_per_study_finding_and_reader(filled: Engine):
-    said = [Opinion("A-1", "Mass", "present", "kim", EVENING), Opinion("A-1", "Mass", "absent", "lee", EVENING)]
-    assert say(filled, *said) == [Answer(1), Answer(1)]
-    assert say(filled, *said) == [Answer(0), Answer(0)]
+    opinions = [Opinion("A-1", "Mass", "present", "kim", EVENING), Opinion("A-1", "Mass", "absent", "lee", EVENING)]
+    assert say(filled, *opinions) == [Answer(1), Answer(1)]
+    assert say(filled, *opinions) == [Answer(0), Answer(0)]
     assert opinions(filled) == {(1, "Mass", "kim"): "present", (1, "Mass", "lee"): "absent"}
 
 
@@ -167,9 +167,9 @@ def test_a_ris_file_marks_what_it_can_and_reports_each_line_that_it_cannot(
         encoding="utf-8-sig",
     )
     words = ("--csv", str(table), "--time-zone", "Europe/Berlin", "--reader", "RIS")
-    said = invoke(command, "read", *words, code=1)
-    assert (said["changed"], said["unchanged"]) == (2, 0)
-    assert [(problem["line"], problem["reason"].split(":")[0]) for problem in said["left_out"]] == [
+    answer = invoke(command, "read", *words, code=1)
+    assert (answer["changed"], answer["unchanged"]) == (2, 0)
+    assert [(problem["line"], problem["reason"].split(":")[0]) for problem in answer["left_out"]] == [
         (5, reading.UNKNOWN),
         (6, "no study"),
         (7, "the time is not ISO 8601, as 2026-11-20T23"),
@@ -191,8 +191,8 @@ def test_reviews_come_as_one_finding_per_line_or_as_a_column_per_finding(
         "2.25.1,Cough,present,kim,2026-11-20T22:30:00Z\n"
         "2.25.2,Mass,perhaps,kim,2026-11-20T22:30:00Z\n"
     )
-    said = invoke(command, "review", "--csv", str(long), code=1)
-    assert [problem["line"] for problem in said["left_out"]] == [3, 4]
+    answer = invoke(command, "review", "--csv", str(long), code=1)
+    assert [problem["line"] for problem in answer["left_out"]] == [3, 4]
     wide.write_text("study_instance_uid,Pleural_Thickening,effusion,hernia\n2.25.2,1,0,\n2.25.3,not assessed,,\n")
     assert invoke(command, "review", "--csv", str(wide), "--reader", "lee", code=0)["changed"] == 3
     assert invoke(command, "review", "--csv", str(wide), "--reader", "lee", code=0)["left_out"] == []
@@ -214,9 +214,9 @@ def test_a_cell_that_no_csv_may_hold_costs_its_own_line(command: typer.Typer, fi
         "A-2,2026-11-20T23:30:00Z,k\0m\n"
         f"A-2,2026-11-20T23:30:00Z,{'k' * 65}\n"
     )
-    said = invoke(command, "read", "--csv", str(table), code=1)
-    assert said["changed"] == 2
-    assert [problem["line"] for problem in said["left_out"]] == [3, 4, 5]
+    answer = invoke(command, "read", "--csv", str(table), code=1)
+    assert answer["changed"] == 2
+    assert [problem["line"] for problem in answer["left_out"]] == [3, 4, 5]
     assert invoke(command, "read", "2.25.5", "--reader", "k" * 65, code=0)["changed"] == 1
 
 
@@ -248,7 +248,7 @@ def test_one_study_is_read_brought_back_and_reviewed_by_hand(command: typer.Type
         (("read", "A-1", "--time-zone", "Mars/Olympus"), "no time zone is called"),
         (("review", "A-1", "--reader", "kim"), "at least one of --present"),
         (("review", "A-1", "--reader", "kim", "--present", "Cough"), "no finding is called 'Cough'"),
-        (("review", "A-1", "--reader", "kim", "--present", "Mass", "--absent", "mass"), "Mass is said twice"),
+        (("review", "A-1", "--reader", "kim", "--present", "Mass", "--absent", "mass"), "Mass is named twice"),
     ],
 )
 def test_a_command_that_makes_no_sense_is_refused(command: typer.Typer, words: tuple[str, ...], complaint: str):

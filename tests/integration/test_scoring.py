@@ -354,7 +354,7 @@ def test_stat_that_comes_when_the_same_film_is_sent_again_counts(context, tmp_pa
     assert one(context, select(Study.stat))[0] is True
 
 
-def test_a_study_that_says_scored_without_a_scored_film_upsets_the_books(context, tmp_path):
+def test_a_study_that_says_scored_without_a_scored_film_upsets_the_totals(context, tmp_path):
     make_film(tmp_path / "a.dcm")
     score(context, tmp_path)
     with session_scope(context.engine) as session:

@@ -263,7 +263,7 @@ def not_vouched_for(rows: Rows) -> None:
     assert {row["flag"] for row in rows} == {NOT_SCORED}
 
 
-def the_books(rows: Rows) -> None:
+def the_totals(rows: Rows) -> None:
     night = only(rows, night="2026-11-20")
     assert (night["received"], night["scored"], night["skipped"], night["quarantined"]) == (6, 4, 1, 1)
     for row in rows:
@@ -382,7 +382,7 @@ ANSWERS = {
     5: unread_by_category,
     6: waited_too_long,
     7: not_vouched_for,
-    8: the_books,
+    8: the_totals,
     9: skips_by_reason,
     10: quarantine,
     11: median_waits,

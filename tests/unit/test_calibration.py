@@ -92,11 +92,11 @@ def test_a_finding_without_positives_has_no_sensitivity_to_reach() -> None:
 
 
 def test_the_reference_holds_rising_quantiles_per_finding() -> None:
-    said = reference(RNG.random((500, 2)), findings=["Mass", "Edema"])
-    assert said["films"] == 500
-    assert len(said["levels"]) == 101
-    assert said["levels"][10] == 0.1
-    assert (np.diff(said["probabilities"]["Edema"]) >= 0).all()
+    quantiles = reference(RNG.random((500, 2)), findings=["Mass", "Edema"])
+    assert quantiles["films"] == 500
+    assert len(quantiles["levels"]) == 101
+    assert quantiles["levels"][10] == 0.1
+    assert (np.diff(quantiles["probabilities"]["Edema"]) >= 0).all()
 
 
 def test_a_checkpoint_at_a_site_with_more_of_a_finding_says_more_and_flags_the_same_films():

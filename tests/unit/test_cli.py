@@ -69,7 +69,7 @@ def test_every_command_of_the_contract_is_there():
     assert set(typer.main.get_group(cli.app).commands) >= COMMANDS
 
 
-def test_score_ends_with_the_books_and_says_by_its_exit_code_that_a_study_was_quarantined(folder):
+def test_score_ends_with_the_totals_and_says_by_its_exit_code_that_a_study_was_quarantined(folder):
     result = nightread("score", folder)
     assert result.exit_code == 1, result.output
     assert "3 files: 3 new instances, 0 known, 0 rejected." in result.output
@@ -193,9 +193,9 @@ def test_a_department_that_cannot_be_is_refused(tmp_path, monkeypatch, capsys, t
     cases.write_text('{"Pneumothorax": {"prevalence": 0.1, "auc": 0.9}}')
     ask = ("simulate", "--department", str(department), "--cases", str(cases), "--days", "1")
     assert main(monkeypatch, *ask) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    assert any(field in said for field in ("reading", "readers", "stat_share"))
+    output = capsys.readouterr().err
+    assert "Traceback" not in output
+    assert any(field in output for field in ("reading", "readers", "stat_share"))
 
 
 @pytest.mark.usefixtures("seeded")

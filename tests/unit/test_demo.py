@@ -58,7 +58,7 @@ def ranks(morning: Morning) -> list[tuple[int, str, str]]:
 
 @pytest.mark.slow
 def test_a_morning_from_nothing_to_a_worklist_and_again(short_night: None, settings: Settings, tmp_path: Path) -> None:
-    morning, said = run(tmp_path / "morning", settings)
+    morning, output = run(tmp_path / "morning", settings)
 
     assert morning.surprises == ()
     assert (morning.tally.scored, morning.tally.quarantined) == (4, 1)
@@ -67,8 +67,8 @@ def test_a_morning_from_nothing_to_a_worklist_and_again(short_night: None, setti
     assert {accession for _, accession, _ in listed} == {f"DEMO-{n:02d}" for n in SHOWN if n != 22}, "all but the hand"
     assert Image.open(morning.sheet).size[0] > 1000
     for words in ("phantoms", "mean little", "DEMO-13", "STAT", "balance", "SELECT", str(morning.database)):
-        assert words in said
-    assert "[/" not in said, "markup that nobody reads"
+        assert words in output
+    assert "[/" not in output, "markup that nobody reads"
 
     with sqlite3.connect(morning.database) as connection:
         assert all(connection.execute(query).fetchall() for query in SQL_TO_ASK)

@@ -367,8 +367,8 @@ def champion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for _ in range(8):
             network(torch.randn(16, 3, 32, 32))
-    said = Calibration(shift=(2.0, -0.5), slope=(0.7, 1.3), intercept=(-3.0, 0.4))
-    header = Header(network="mobilenet", findings=("Mass", "Edema"), calibration=said)
+    calibration = Calibration(shift=(2.0, -0.5), slope=(0.7, 1.3), intercept=(-3.0, 0.4))
+    header = Header(network="mobilenet", findings=("Mass", "Edema"), calibration=calibration)
     path = tmp_path_factory.mktemp("champion") / "champion.safetensors"
     save_checkpoint(path, header, state=network.state_dict(), half=True)
     return path
@@ -423,16 +423,16 @@ def test_a_run_from_a_checkpoint_is_the_same_when_it_was_killed(champion: Path, 
 
 
 @pytest.mark.parametrize(
-    ("settings", "findings", "said"),
+    ("settings", "findings", "message"),
     [
         ({"network": "shufflenet_v2_x0_5"}, ["Mass", "Edema"], "is a mobilenet and cannot be the start"),
         ({}, ["Mass", "Hernia"], "scores Mass, Edema; the films say Mass, Hernia"),
     ],
 )
 def test_a_checkpoint_of_something_else_is_no_start(
-    champion: Path, tmp_path: Path, settings: dict[str, str], findings: list[str], said: str
+    champion: Path, tmp_path: Path, settings: dict[str, str], findings: list[str], message: str
 ) -> None:
     prepared = films_of()
     renamed = prepared.manifest.rename(columns=dict(zip(["Mass", "Edema"], findings, strict=True)))
-    with pytest.raises(WrongWeights, match=said):
+    with pytest.raises(WrongWeights, match=message):
         learner_of(replace(SETTINGS, start=str(champion), **settings), tmp_path, replace(prepared, manifest=renamed))

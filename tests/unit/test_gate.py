@@ -95,8 +95,8 @@ def test_a_better_challenger_passes_every_check() -> None:
 
 def test_an_identical_challenger_passes_every_comparison() -> None:
     films, noise = drawn()
-    said = seen(films, noise, auroc=0.8)
-    for check in judged(films, said, said).values():
+    probabilities = seen(films, noise, auroc=0.8)
+    for check in judged(films, probabilities, probabilities).values():
         assert check.result == "passed"
         if check.name not in BESIDE:
             assert (check.difference, check.low, check.high) == (0, 0, 0)
@@ -111,8 +111,8 @@ def test_a_worse_challenger_is_stopped_and_the_figures_are_the_metrics() -> None
     common = [k for k in range(len(FINDINGS)) if k != RARE]
     truth = films[[FINDINGS[k] for k in common]].to_numpy()
     before, after = (
-        metrics.evaluate(truth, said[:, common], findings=[FINDINGS[k] for k in common])
-        for said in (champion, challenger)
+        metrics.evaluate(truth, probabilities[:, common], findings=[FINDINGS[k] for k in common])
+        for probabilities in (champion, challenger)
     )
     macro, effusion, ece = checks["macro_auroc", ""], checks["auroc", "Effusion"], checks["ece", ""]
     assert (macro.champion, macro.challenger) == pytest.approx((before.macro()["auroc"], after.macro()["auroc"]))
@@ -142,8 +142,8 @@ def test_beside_a_champion_that_knows_nothing_of_a_finding_a_challenger_still_ha
     films, noise = drawn()
     champion, challenger = seen(films, noise, auroc=0.75), seen(films, noise, auroc=0.87, seed=2)
     k = FINDINGS.index("Effusion")
-    for said, seed in ((champion, 5), (challenger, 6)):
-        said[:, k] = np.random.default_rng(seed).permutation(said[:, k])
+    for probabilities, seed in ((champion, 5), (challenger, 6)):
+        probabilities[:, k] = np.random.default_rng(seed).permutation(probabilities[:, k])
     checks = judged(films, champion, challenger)
     assert ("skill", "Effusion") in failed(checks)
     assert ("skill", "Pneumothorax") not in failed(checks)
@@ -151,11 +151,11 @@ def test_beside_a_champion_that_knows_nothing_of_a_finding_a_challenger_still_ha
 
 def test_two_findings_whose_columns_were_swapped_fail_by_their_aurocs() -> None:
     films, noise = drawn()
-    said = seen(films, noise, auroc=0.85)
-    swapped = said.copy()
+    probabilities = seen(films, noise, auroc=0.85)
+    swapped = probabilities.copy()
     columns = [FINDINGS.index("Effusion"), FINDINGS.index("Consolidation")]
-    swapped[:, columns] = said[:, columns[::-1]]
-    checks = judged(films, said, swapped)
+    swapped[:, columns] = probabilities[:, columns[::-1]]
+    checks = judged(films, probabilities, swapped)
     assert {("auroc", "Effusion"), ("auroc", "Consolidation"), ("macro_auroc", "")} <= failed(checks)
     assert ("auroc", "Pneumothorax") not in failed(checks)
 
@@ -172,11 +172,11 @@ def test_a_challenger_that_does_not_see_one_view_fails_by_the_gap_between_views(
     assert checks["gap", "view"].challenger == pytest.approx(rate["PA"] - rate["AP"], abs=1e-6)
 
 
-def _missed(group: pd.DataFrame, films: pd.DataFrame, said: Array) -> float:
+def _missed(group: pd.DataFrame, films: pd.DataFrame, probabilities: Array) -> float:
     """A group's false-negative rate within the group, averaged over cuts and findings, by scikit-learn."""
     positives = group[list(FINDINGS)].sum().to_numpy()
     known = [k for k in range(len(FINDINGS)) if positives[k]]
-    of_group = said[films.index.get_indexer(group.index)]
+    of_group = probabilities[films.index.get_indexer(group.index)]
     missed = [1 - roc_auc_score(group[FINDINGS[k]], of_group[:, k]) for k in known]
     return float(np.average(missed, weights=positives[known]))
 
@@ -196,9 +196,9 @@ def test_a_gap_that_may_be_chance_passes_with_a_remark() -> None:
 
 def test_a_challenger_that_is_too_sure_of_itself_fails_by_its_calibration() -> None:
     films, noise = drawn()
-    said = seen(films, noise, auroc=0.85)
-    sure = 1 / (1 + np.exp(-2.5 * np.log(said / (1 - said)) - 1.5))
-    checks = judged(films, said, sure)
+    probabilities = seen(films, noise, auroc=0.85)
+    sure = 1 / (1 + np.exp(-2.5 * np.log(probabilities / (1 - probabilities)) - 1.5))
+    checks = judged(films, probabilities, sure)
     assert ("ece", "") in failed(checks)
     assert failed(checks) <= {("ece", ""), ("baseline", "all_zero"), ("baseline", "prevalence")}
 
@@ -208,8 +208,8 @@ def test_a_sensitivity_is_that_of_the_tenth_of_the_films_with_the_highest_probab
     champion, challenger = seen(films, noise, auroc=0.85), seen(films, noise, auroc=0.7, seed=2)
     check = judged(films, champion, challenger)["sensitivity", "Pneumothorax"]
     has = films["Pneumothorax"].to_numpy() == 1
-    for said, figure in ((champion, check.champion), (challenger, check.challenger)):
-        flagged = np.argsort(-said[:, FINDINGS.index("Pneumothorax")])[:60]
+    for probabilities, figure in ((champion, check.champion), (challenger, check.challenger)):
+        flagged = np.argsort(-probabilities[:, FINDINGS.index("Pneumothorax")])[:60]
         assert figure == pytest.approx(has[flagged].sum() / has.sum())
 
 
@@ -228,9 +228,9 @@ def test_a_baseline_that_knows_more_than_the_challenger_stops_it() -> None:
     train, _ = drawn(films=800, seed=99)
     films[list(FINDINGS)] = (films[["age_years"]].to_numpy() > 60).astype(np.uint8) | films[list(FINDINGS)]
     train[list(FINDINGS)] = (train[["age_years"]].to_numpy() > 60).astype(np.uint8) | train[list(FINDINGS)]
-    said = seen(films, noise, auroc=0.6)
+    probabilities = seen(films, noise, auroc=0.6)
     checks = judge(
-        films, said, said, train=train, rules=RULES, films_from="gold", categories=CATEGORIES,
+        films, probabilities, probabilities, train=train, rules=RULES, films_from="gold", categories=CATEGORIES,
         rng=np.random.default_rng(5),
     )  # fmt: skip
     assert next(check for check in checks if check.subject == "view_age_sex").result == "failed"
@@ -366,34 +366,34 @@ def test_films_that_were_not_measured_have_no_part_in_a_mean() -> None:
 def test_what_too_few_films_have_is_undecided_and_does_not_pass() -> None:
     films, noise = drawn()
     few = with_edemas(films, 9)
-    said = seen(films, noise, auroc=0.8)
-    checks = judged(few, said, said)
+    probabilities = seen(films, noise, auroc=0.8)
+    checks = judged(few, probabilities, probabilities)
     assert failed(checks) == set()
     assert undecided(checks) == {("auroc", "Edema"), ("skill", "Edema")}
     assert checks["auroc", "Edema"].note == "undecided: fewer than 10 films that have it, or that have not"
     assert checks["auroc", "Edema"].positives_needed == 10
     assert checks["auroc", "Edema"].difference == 0
     assert overall(check.result for check in checks.values()) == "undecided"
-    enough = judged(few, said, said, rules=replace(RULES, min_positives=9))
+    enough = judged(few, probabilities, probabilities, rules=replace(RULES, min_positives=9))
     assert enough["auroc", "Edema"].result == "passed"
 
 
 def test_what_too_few_films_have_fails_all_the_same_where_the_challenger_is_worse() -> None:
     films, noise = drawn()
     few = with_edemas(films, 9)
-    said, truth = seen(films, noise, auroc=0.8), few["Edema"].to_numpy(dtype=float)
-    champion = with_column(said, "Edema", ranked(truth, auroc=0.8))
-    slightly = judged(few, champion, with_column(said, "Edema", ranked(truth, auroc=0.79)))
+    probabilities, truth = seen(films, noise, auroc=0.8), few["Edema"].to_numpy(dtype=float)
+    champion = with_column(probabilities, "Edema", ranked(truth, auroc=0.8))
+    slightly = judged(few, champion, with_column(probabilities, "Edema", ranked(truth, auroc=0.79)))
     assert slightly["auroc", "Edema"].result == "undecided"
-    clearly = judged(few, champion, with_column(said, "Edema", ranked(truth, auroc=0.7)))["auroc", "Edema"]
+    clearly = judged(few, champion, with_column(probabilities, "Edema", ranked(truth, auroc=0.7)))["auroc", "Edema"]
     assert (clearly.result, clearly.positives_needed) == ("failed", None)
     assert clearly.note == "fewer than 10 films that have it, or that have not, and worse beyond the bound"
 
 
 def test_a_finding_that_no_film_has_is_undecided_without_figures() -> None:
     films, noise = drawn()
-    said = seen(films, noise, auroc=0.8)
-    check = judged(with_edemas(films, 0), said, said)["auroc", "Edema"]
+    probabilities = seen(films, noise, auroc=0.8)
+    check = judged(with_edemas(films, 0), probabilities, probabilities)["auroc", "Edema"]
     assert (check.result, check.difference, check.positives_needed) == ("undecided", None, 10)
 
 
@@ -401,11 +401,11 @@ def skill_of_edema(*, positives: int, champion: float, challenger: float) -> Che
     """The check on a challenger of this AUROC for Edema beside a champion of that one."""
     films, noise = drawn()
     few = with_edemas(films, positives)
-    said, truth = seen(films, noise, auroc=0.8), few["Edema"].to_numpy(dtype=float)
+    probabilities, truth = seen(films, noise, auroc=0.8), few["Edema"].to_numpy(dtype=float)
     rng = np.random.default_rng(8)
     spread = rng.normal(scale=0.25, size=len(truth))  # ties would make the intervals too narrow
     columns = [np.clip(ranked(truth, auroc=auroc) + spread * (truth == 1), 0, 1) for auroc in (champion, challenger)]
-    return judged(few, *(with_column(said, "Edema", column) for column in columns))["skill", "Edema"]
+    return judged(few, *(with_column(probabilities, "Edema", column) for column in columns))["skill", "Edema"]
 
 
 def test_skill_that_neither_has_shown_is_undecided_with_the_number_of_films_that_would_decide() -> None:
@@ -452,25 +452,27 @@ def test_the_database_knows_the_same_results() -> None:
 
 def test_films_of_one_view_alone_have_no_gap_between_views() -> None:
     films, noise = drawn()
-    said = seen(films, noise, auroc=0.8)
-    assert judged(films.assign(view_position="AP"), said, said)["gap", "view"].result == "passed"
+    probabilities = seen(films, noise, auroc=0.8)
+    assert judged(films.assign(view_position="AP"), probabilities, probabilities)["gap", "view"].result == "passed"
     one_of_another = films["view_position"].where(films.index == 0, "AP")
-    checks = judged(films.assign(view_position=one_of_another.mask(films.index == 0, "PA")), said, said)
+    checks = judged(
+        films.assign(view_position=one_of_another.mask(films.index == 0, "PA")), probabilities, probabilities
+    )
     none = "undecided: no two groups with 10 findings each that others of the group have not"
     assert checks["gap", "view"].note == none
     assert checks["gap", "view"].result == "undecided"
-    assert judged(films.assign(sex=""), said, said)["gap", "sex"].result == "undecided"
+    assert judged(films.assign(sex=""), probabilities, probabilities)["gap", "sex"].result == "undecided"
 
 
 def test_a_group_of_whom_only_what_is_present_was_confirmed_cannot_be_compared() -> None:
     """Her false-negative rate has no value, and the gap to the other group is not 0."""
     films, noise = drawn()
-    said = seen(films, noise, auroc=0.8)
+    probabilities = seen(films, noise, auroc=0.8)
     women = (films["sex"] == "F").to_numpy()
     labels = films[list(FINDINGS)]
     silent = films.assign(**labels.mask(women[:, None] & (labels == 0), UNKNOWN).astype("uint8"))
-    worse = np.where(women[:, None], np.random.default_rng(3).random(said.shape) / 100, said)
-    gap = judged(silent, said, worse)["gap", "sex"]
+    worse = np.where(women[:, None], np.random.default_rng(3).random(probabilities.shape) / 100, probabilities)
+    gap = judged(silent, probabilities, worse)["gap", "sex"]
     assert gap.result == "undecided"
     assert gap.difference is None
     assert (gap.note or "").startswith("undecided: no two groups")
@@ -491,5 +493,5 @@ def test_patients_are_drawn_and_not_films() -> None:
 
 def test_the_same_generator_gives_the_same_verdict() -> None:
     films, noise = drawn(films=200)
-    said = seen(films, noise, auroc=0.75), seen(films, noise, auroc=0.8, seed=2)
-    assert judged(films, *said) == judged(films, *said)
+    probabilities = seen(films, noise, auroc=0.75), seen(films, noise, auroc=0.8, seed=2)
+    assert judged(films, *probabilities) == judged(films, *probabilities)

@@ -43,9 +43,9 @@ def test_recent_films_too_few_to_say_anything_pass_and_say_that_they_were() -> N
     films = pd.DataFrame({finding: np.zeros(4, dtype=np.uint8) for finding in FINDINGS}).assign(
         patient_id=list("abcd"), age_years=50.0, sex="F", view_position="PA", image=list("abcd"), split="test"
     )
-    said = np.full((4, len(FINDINGS)), 0.1, dtype=np.float32)
+    probabilities = np.full((4, len(FINDINGS)), 0.1, dtype=np.float32)
     compare = Comparison(films, Rules(replicates=100), DEFAULT_POLICY)
-    (check,) = compare.recent(films, said, said)
+    (check,) = compare.recent(films, probabilities, probabilities)
     assert check.result == "passed"
     assert check.note == "undecided: no finding that 10 films have, which passes on recent films"
 

@@ -51,10 +51,10 @@ def broken_contracts(tree: Path) -> tuple[set[str], str]:
     ended = subprocess.run(
         [program, "--no-cache", "--no-logo"], cwd=tree, env=environment, capture_output=True, text=True
     )
-    said = ended.stdout + ended.stderr
-    broken = {line.split(" BROKEN")[0] for line in said.splitlines() if " BROKEN" in line}
-    assert (ended.returncode == 0) == (not broken), said
-    return broken, said
+    output = ended.stdout + ended.stderr
+    broken = {line.split(" BROKEN")[0] for line in output.splitlines() if " BROKEN" in line}
+    assert (ended.returncode == 0) == (not broken), output
+    return broken, output
 
 
 def add_import(file: Path, module: str) -> None:
@@ -67,19 +67,19 @@ def test_an_import_upwards_and_one_of_what_learns_break_their_contracts(tree: Pa
     assert broken_contracts(tree)[0] == set()
     add_import(tree / "worker/ranking/priority.py", "worker.queue.app")
     add_import(tree / "training/networks.py", "training.losses")
-    broken, said = broken_contracts(tree)
+    broken, output = broken_contracts(tree)
     assert broken == {LAYERS, SERVING}
-    assert "worker.ranking is not allowed to import worker.queue" in said
-    assert "worker is not allowed to import training.losses" in said, "nor by way of what it may import"
+    assert "worker.ranking is not allowed to import worker.queue" in output
+    assert "worker is not allowed to import training.losses" in output, "nor by way of what it may import"
 
 
 @pytest.mark.slow
 def test_a_package_without_a_layer_breaks_the_contract(tree: Path) -> None:
     (tree / "worker" / "elsewhere").mkdir()
     (tree / "worker" / "elsewhere" / "__init__.py").touch()
-    broken, said = broken_contracts(tree)
+    broken, output = broken_contracts(tree)
     assert broken == {LAYERS}
-    assert "- worker.elsewhere" in said
+    assert "- worker.elsewhere" in output
 
 
 def test_every_package_of_worker_has_a_layer() -> None:

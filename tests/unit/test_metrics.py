@@ -52,11 +52,11 @@ def scores(labels: NDArray[np.uint8]) -> Array:
 def test_each_figure_is_the_librarys(labels: NDArray[np.uint8], scores: Array) -> None:
     table = metrics.evaluate(labels, scores).per_finding
     for k, finding in enumerate(("Mass", "Consolidation", "Atelectasis", "Pneumothorax")):
-        truth, said, row = labels[:, k], scores[:, k], table.loc[finding]
-        tn, fp, fn, tp = confusion_matrix(truth, said >= 0.5).ravel()
-        assert row["auroc"] == pytest.approx(roc_auc_score(truth, said))
-        assert row["auprc"] == pytest.approx(average_precision_score(truth, said))
-        assert row["brier"] == pytest.approx(brier_score_loss(truth, said))
+        truth, probabilities, row = labels[:, k], scores[:, k], table.loc[finding]
+        tn, fp, fn, tp = confusion_matrix(truth, probabilities >= 0.5).ravel()
+        assert row["auroc"] == pytest.approx(roc_auc_score(truth, probabilities))
+        assert row["auprc"] == pytest.approx(average_precision_score(truth, probabilities))
+        assert row["brier"] == pytest.approx(brier_score_loss(truth, probabilities))
         assert row["false_negatives"] == fn
         assert row["false_negative_rate"] == pytest.approx(fn / (fn + tp)) == pytest.approx(1 - row["sensitivity"])
         assert row["specificity"] == pytest.approx(tn / (tn + fp))
@@ -209,7 +209,8 @@ def test_an_unknown_labels_probability_changes_nothing(partly: NDArray[np.uint8]
     pd.testing.assert_frame_equal(metrics.evaluate(partly, scores).table(), metrics.evaluate(partly, other).table())
     patients = np.arange(len(partly)) % 150
     one, two = (
-        metrics.intervals(partly, said, patients=patients, rng=rng(), replicates=50) for said in (scores, other)
+        metrics.intervals(partly, probabilities, patients=patients, rng=rng(), replicates=50)
+        for probabilities in (scores, other)
     )
     pd.testing.assert_frame_equal(one, two)
     assert "Edema" not in set(one["finding"])
@@ -230,13 +231,13 @@ def test_weighted_figures_with_unknown_labels_are_those_of_the_films_repeated(
 
 def test_baselines_learn_from_the_known_labels(films: pd.DataFrame, partly: NDArray[np.uint8]) -> None:
     train = films.assign(**dict(zip(FINDINGS, partly.T, strict=True)))
-    said = metrics.baselines(train, films)
+    probabilities = metrics.baselines(train, films)
     mass, edema = FINDINGS.index("Mass"), FINDINGS.index("Edema")
     share = train.loc[train["Mass"] != UNKNOWN, "Mass"].mean()
-    assert said["prevalence"][0, mass] == pytest.approx(share)
-    assert said["view_age_sex"][:, mass].mean() == pytest.approx(share, abs=0.03)
-    assert not said["view_age_sex"][:, edema].any()
-    assert not said["prevalence"][:, edema].any()
+    assert probabilities["prevalence"][0, mass] == pytest.approx(share)
+    assert probabilities["view_age_sex"][:, mass].mean() == pytest.approx(share, abs=0.03)
+    assert not probabilities["view_age_sex"][:, edema].any()
+    assert not probabilities["prevalence"][:, edema].any()
 
 
 def test_a_prevalence_is_a_share_of_the_known_films() -> None:

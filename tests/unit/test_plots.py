@@ -72,17 +72,17 @@ def test_a_line_per_learning_rate_highest_first(epochs: pd.DataFrame, tmp_path: 
 
 
 def test_a_calibrated_network_lies_on_the_diagonal() -> None:
-    said = np.random.default_rng(0).random((20_000, 2))
-    seen = (np.random.default_rng(1).random((20_000, 2)) < said).astype(int)
-    figure = plots.reliability(seen, said, findings=("Mass", "Hernia"))
+    probabilities = np.random.default_rng(0).random((20_000, 2))
+    seen = (np.random.default_rng(1).random((20_000, 2)) < probabilities).astype(int)
+    figure = plots.reliability(seen, probabilities, findings=("Mass", "Hernia"))
     assert "ECE 0.0" in figure.axes[0].get_title()
     points = figure.axes[0].get_lines()[1]
     assert np.abs(points.get_xdata() - points.get_ydata()).max() < 0.05  # type: ignore[operator]
 
 
 def test_wilsons_interval_is_the_published_one() -> None:
-    said, seen = np.full((1000, 1), 0.1), np.tile([[1]] + [[0]] * 9, (100, 1))  # ten groups of a hundred
-    figure = plots.reliability(seen, said, findings=("Mass",))
+    probabilities, seen = np.full((1000, 1), 0.1), np.tile([[1]] + [[0]] * 9, (100, 1))  # ten groups of a hundred
+    figure = plots.reliability(seen, probabilities, findings=("Mass",))
     (bars,) = figure.axes[0].collections
     assert isinstance(bars, LineCollection)
     low, high = bars.get_segments()[0][:, 1]

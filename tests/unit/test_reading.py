@@ -200,14 +200,14 @@ def test_the_children_read_what_the_parent_asks_for(tmp_path):
     assert found.pixel_digest == decode_film(str(tmp_path / "a.dcm"), film.SOPInstanceUID, RULES).pixel_digest
 
 
-def _hang(path: str, uid: str, said: Connection) -> None:
+def _hang(path: str, uid: str, reports: Connection) -> None:
     """A process of its own, whose decoder hangs in this film."""
     worker.scoring.decoder_pool.decode_film = decode_hostile_film  # type: ignore[attr-defined]  # imported there
     with DecoderPool(RULES, decoders=1) as reader:
         reader.submit("/nowhere", "").future.exception(timeout=60)  # its process is up
         reader.submit(path, uid)
         time.sleep(1)  # and is at the film
-        said.send("it hangs")
+        reports.send("it hangs")
         time.sleep(3600)
 
 

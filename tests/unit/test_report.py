@@ -213,7 +213,7 @@ def test_a_run_with_nothing_to_read_still_makes_a_page(context: Context, tmp_pat
     assert page.references <= set(page.ids)
 
 
-def test_the_books_of_this_run_begin_where_the_run_before_ended(context: Context, tmp_path: Path) -> None:
+def test_the_totals_of_this_run_begin_where_the_run_before_ended(context: Context, tmp_path: Path) -> None:
     a_night(context, ordinary)
     with session_scope(context.engine) as session:
         run = open_run(session)
@@ -270,10 +270,10 @@ def test_a_reason_of_an_older_version_is_readable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "said"), [(0.0, "0 %"), (0.001, "< 1 %"), (0.374, "37 %"), (1.0, "100 %"), (None, "–")]
+    ("share", "text"), [(0.0, "0 %"), (0.001, "< 1 %"), (0.374, "37 %"), (1.0, "100 %"), (None, "–")]
 )
-def test_small_shares_are_not_rounded_to_nothing(share: float | None, said: str) -> None:
-    assert percent(share).replace("\xa0", " ") == said
+def test_small_shares_are_not_rounded_to_nothing(share: float | None, text: str) -> None:
+    assert percent(share).replace("\xa0", " ") == text
 
 
 def test_shares_count_every_film_once_even_beyond_the_axis() -> None:

@@ -38,13 +38,13 @@ def run(*arguments: object) -> str:
 
 
 def test_fit_leaves_a_checkpoint_that_evaluate_judges(folder: Path, tmp_path: Path) -> None:
-    said = run("fit", folder, tmp_path / "run", *QUICK)
+    output = run("fit", folder, tmp_path / "run", *QUICK)
     path = tmp_path / "run" / "checkpoint.safetensors"
-    assert load_checkpoint(path, findings=None).digest in said
+    assert load_checkpoint(path, findings=None).digest in output
     assert (tmp_path / "run" / "training_curves.png").exists()
 
-    said = run("evaluate", path, folder, tmp_path / "judged", "--lists", tmp_path / "run")
-    assert "view_age_sex" in said
+    output = run("evaluate", path, folder, tmp_path / "judged", "--lists", tmp_path / "run")
+    assert "view_age_sex" in output
     figures = pd.read_csv(tmp_path / "judged" / "evaluate.csv")
     assert set(figures["model"]) == {"network", "all_zero", "prevalence", "view_age_sex"}
     assert {"all", "view=AP", "view=PA"} <= set(figures["slice"])
@@ -55,16 +55,16 @@ def test_fit_leaves_a_checkpoint_that_evaluate_judges(folder: Path, tmp_path: Pa
 
 
 def test_a_sweep_compares_rates(folder: Path, tmp_path: Path) -> None:
-    said = run("sweep", folder, tmp_path, "--rate", "0.01", "--rate", "1e-30", *QUICK)
-    assert "macro_auroc" in said
+    output = run("sweep", folder, tmp_path, "--rate", "0.01", "--rate", "1e-30", *QUICK)
+    assert "macro_auroc" in output
     assert pd.read_csv(tmp_path / "sweep.csv")["learning_rate"].tolist() == [0.01, 1e-30]
     assert (tmp_path / "learning_rates.png").exists()
     assert (tmp_path / "rate-0.01" / "checkpoint.safetensors").exists()
 
 
 def test_a_crossfit_judges_the_recipe_beside_its_baselines(folder: Path, tmp_path: Path) -> None:
-    said = run("crossfit", folder, tmp_path, "--folds", "2", *QUICK)
-    assert "view_age_sex" in said
+    output = run("crossfit", folder, tmp_path, "--folds", "2", *QUICK)
+    assert "view_age_sex" in output
     assert {"evaluate.csv", "added.csv", "out_of_fold.csv", "checkpoint.safetensors"} <= {
         p.name for p in tmp_path.iterdir()
     }
@@ -89,6 +89,6 @@ def test_what_the_user_can_put_right_is_told_with_exit_code_two(folder: Path, tm
 
 
 def test_every_setting_is_an_option_with_its_default() -> None:
-    said = run("fit", "--help")
+    output = run("fit", "--help")
     for option in ("--learning-rate", "--loss", "--frozen-blocks", "--strategy", "--undersample", "--no-augment"):
-        assert option in said
+        assert option in output

@@ -19,7 +19,7 @@ Band = tuple[int, NDArray[np.float32]]  # where an output's weights begin, and t
 MARGIN = 6  # with half a film's sides at least this many times the network's, no probability moved by more than .01
 # Grey levels of 255: at most .0054 on 38 films that moved no probability by .01, .0186 and more on those that did.
 BEND = 0.01
-ROWS_LOOKED_AT = 8  # every so manieth
+ROW_STEP = 8  # look at every 8th row
 
 
 def network_input(
@@ -40,7 +40,7 @@ def is_straight(low: NDArray[np.integer[Any]], greys: NDArray[np.float32]) -> bo
     They may where the window is straight, and not where grain straddles its ends or a curve bends within it. What tells
     is the grey of the middle of two neighbouring samples beside the middle of their greys.
     """
-    few = low[::ROWS_LOOKED_AT].astype(np.uint32)
+    few = low[::ROW_STEP].astype(np.uint32)
     left, right = few[:, :-1], few[:, 1:]
     middle = np.take(greys, (left + right) // 2, mode="clip") + np.take(greys, (left + right + 1) // 2, mode="clip")
     bend = np.abs(middle - np.take(greys, left, mode="clip") - np.take(greys, right, mode="clip"))

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, the Y of DICOM's YBR_FULL (C.7.6.3.1.2)
-FEW, FEWEST = 61, 32  # every so manieth row and column, but at least so many of each
+SAMPLE_STEP, MIN_SAMPLES = 61, 32  # look at every 61st row and column, at least at 32 of each
 LEAST_CONTRAST = 2 / 255
 LEAST_SIDE = 32  # pixels: of the smallest network's input
 
@@ -81,7 +81,7 @@ class Film:
     @property
     def is_constant(self) -> bool:
         """Whether it shows nothing: all but a hundredth of its pixels, looked at here and there, are of one grey."""
-        step = max(1, min(FEW, *(side // FEWEST for side in self.pixels.shape)))
+        step = max(1, min(SAMPLE_STEP, *(side // MIN_SAMPLES for side in self.pixels.shape)))
         few = replace(self, pixels=self.pixels[::step, ::step]).image
         black, white = np.percentile(few, (1, 99))
         return bool(white - black < LEAST_CONTRAST)

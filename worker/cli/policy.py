@@ -189,7 +189,7 @@ def _check_thresholds(rules: "Policy", thresholds: dict[str, float]) -> None:
 
 
 def _pairs(given: Sequence[str] | None, option: str, convert: Callable[[str], T]) -> dict[str, T]:
-    """FINDING=VALUE words as a mapping; a word that is none, or is said twice, ends the command."""
+    """FINDING=VALUE words as a mapping; a word that is none, or is named twice, ends the command."""
     pairs: dict[str, T] = {}
     for word in given or ():
         name, equals, value = word.partition("=")

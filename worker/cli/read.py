@@ -114,11 +114,11 @@ def review(
     if table is not None:
         rows: Iterable[Any] = ris_csv.opinions(table, ris_csv.Defaults(reader, zone))
     else:
-        said = _said(present=present, absent=absent, not_assessed=not_assessed)
-        if not reader or not said:
+        verdicts = _verdicts_of(present=present, absent=absent, not_assessed=not_assessed)
+        if not reader or not verdicts:
             refuse("a review needs --reader and at least one of --present, --absent, --not-assessed")
         moment = _moment(at, zone)
-        rows = enumerate((Opinion(study or "", key, word, reader, moment) for key, word in said.items()), start=1)
+        rows = enumerate((Opinion(study or "", key, word, reader, moment) for key, word in verdicts.items()), start=1)
     report = _answered(rows, record_opinions)
     names = None if study is None else [study] * (report.rows + len(report.left_out))
     _finish(report, names=names, as_json=as_json)
@@ -144,20 +144,20 @@ def _moment(text: str | None, zone: tzinfo | None) -> datetime | None:
         return moment(text, zone)
 
 
-def _said(**findings: Sequence[str] | None) -> dict[str, str]:
-    """Finding -> verdict; a finding that is said twice, or that is none, ends the command."""
+def _verdicts_of(**findings: Sequence[str] | None) -> dict[str, str]:
+    """Finding -> verdict; a finding that is named twice, or that is none, ends the command."""
     from worker.cli.ris_csv import WrongValue, finding_key
     from worker.terminal.refusals import usage_errors
 
-    said: dict[str, str] = {}
+    verdicts: dict[str, str] = {}
     for word, names in findings.items():
         for name in names or ():
             with usage_errors(WrongValue):
                 key = finding_key(name)
-            if key in said:
-                refuse(f"{key} is said twice")
-            said[key] = word
-    return said
+            if key in verdicts:
+                refuse(f"{key} is named twice")
+            verdicts[key] = word
+    return verdicts
 
 
 def _answered(rows: Iterable[Any], write: "Callable[[Session, Any], list[Answer]]") -> Report:

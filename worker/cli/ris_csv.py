@@ -67,16 +67,16 @@ def opinions(path: Path, defaults: Defaults) -> Iterator[tuple[int, Opinion] | P
         reader = fields.get("reader") or defaults.reader
         if not reader:
             raise WrongValue("no reader: fill the column reader, or give --reader")
-        said = [(fields["finding"], fields.get("verdict", ""))] if "finding" in fields else _said(fields)
-        if not said:
+        verdicts = [(fields["finding"], fields.get("verdict", ""))] if "finding" in fields else _verdicts_of(fields)
+        if not verdicts:
             raise WrongValue("no finding has a verdict")
         study, at = _study(fields), moment(fields.get("reviewed_at"), defaults.zone)
-        return [Opinion(study, finding_key(name), verdict(word), reader, at) for name, word in said]
+        return [Opinion(study, finding_key(name), verdict(word), reader, at) for name, word in verdicts]
 
     return _parsed(path, parse, also=("finding", *KEYS))
 
 
-def _said(fields: Fields) -> list[tuple[str, str]]:
+def _verdicts_of(fields: Fields) -> list[tuple[str, str]]:
     return [(name, word) for name, word in fields.items() if name in KEYS and word]
 
 

@@ -58,15 +58,15 @@ class Statement(NamedTuple):
 def body_statements(header: Dataset, *, words: Words = BUILT_IN) -> list[Statement]:
     """Each attribute's evidence on the body part, the weightiest first."""
     part = text_of(header, "BodyPartExamined")
-    said = [("BodyPartExamined", part, words.body_part_in(part), STANDARD)]
+    stated = [("BodyPartExamined", part, words.body_part_in(part), STANDARD)]
     for code, meaning, _ in _codes(header, "AnatomicRegionSequence", words):
         says = "chest" if code in CHEST_CODES else words.body_part_in(meaning)
-        said.append(("AnatomicRegionSequence", f"{code} {meaning}", says, STANDARD))
+        stated.append(("AnatomicRegionSequence", f"{code} {meaning}", says, STANDARD))
     for keyword, weight, text in _texts(header):
         says = words.body_part_in(text)
         if says != "mixed" or weight != STUDY:  # an order for chest and hip tells nothing of one of its films
-            said.append((keyword, text, says, weight))
-    return _statements(said)
+            stated.append((keyword, text, says, weight))
+    return _statements(stated)
 
 
 def view_statements(header: Dataset, *, trust_orientation: bool = False, words: Words = BUILT_IN) -> list[Statement]:
@@ -75,26 +75,26 @@ def view_statements(header: Dataset, *, trust_orientation: bool = False, words: 
     `trust_orientation`: a coronal Patient Orientation alone makes a film frontal.
     """
     position, misused = text_of(header, "ViewPosition"), text_of(header, "PatientPosition")
-    said = [("ViewPosition", position, _view_of_film(position, words), STANDARD)]
+    stated = [("ViewPosition", position, _view_of_film(position, words), STANDARD)]
     for code, meaning, modified in _codes(header, "ViewCodeSequence", words):
         value = f"{code} {meaning} {modified}".strip()
-        said.append(("ViewCodeSequence", value, modified or _view_of_code(code, meaning, words), STANDARD))
+        stated.append(("ViewCodeSequence", value, modified or _view_of_code(code, meaning, words), STANDARD))
     # Some converters put PA/AP into (0018,5100); its own terms (HFS, FFP, ...) name no view.
-    said.append(("PatientPosition", misused, _view_of_film(misused, words), SERIES))
+    stated.append(("PatientPosition", misused, _view_of_film(misused, words), SERIES))
     texts = _texts(header)
     for keyword, weight, text in texts:
-        said.append(
+        stated.append(
             (keyword, text, _view_of_film(text, words) if weight == SERIES else _single(words.views_in(text)), weight)
         )
     orientation, plane = orientation_of(header)
     if plane == "coronal":
-        said.append(("PatientOrientation", orientation, "frontal" if trust_orientation else None, HINT))
+        stated.append(("PatientOrientation", orientation, "frontal" if trust_orientation else None, HINT))
     else:
-        said.append(("PatientOrientation", orientation, plane, SERIES))
+        stated.append(("PatientOrientation", orientation, plane, SERIES))
     if all(words.views_in(text) <= FRONTAL for _, _, text in texts):
         # A chest film taken in bed is AP: the tube stands before the patient, the plate lies behind.
-        said += [(keyword, text, "AP", HINT) for keyword, _, text in texts if words.is_bedside(text)]
-    return _statements(said)
+        stated += [(keyword, text, "AP", HINT) for keyword, _, text in texts if words.is_bedside(text)]
+    return _statements(stated)
 
 
 def orientation_of(header: Dataset) -> tuple[str, str | None]:
@@ -124,8 +124,8 @@ def shown(keyword: str, value: str) -> str:
     return f"{keyword}={value[:_SHOWN_LIMIT] or '(empty)'}"
 
 
-def _statements(said: list[tuple[str, str, str | None, int]]) -> list[Statement]:
-    spoken = [Statement(keyword, value, says, weight) for keyword, value, says, weight in said if says]
+def _statements(stated: list[tuple[str, str, str | None, int]]) -> list[Statement]:
+    spoken = [Statement(keyword, value, says, weight) for keyword, value, says, weight in stated if says]
     return sorted(spoken, key=lambda statement: -statement.weight)
 
 

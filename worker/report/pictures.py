@@ -40,14 +40,14 @@ def pictures_of(
     maps. Raises CheckpointError when its network cannot be built.
     """
     preprocessing = Preprocessing() if checkpoint is None else checkpoint.preprocessing
-    inputs = _squares(context, list(findings), preprocessing)
+    inputs = _inputs(context, list(findings), preprocessing)
     there = [film for film in findings if film.instance_id in inputs]
     explained = {film: finding for film in there if (finding := findings[film]) is not None}
     heat = {} if checkpoint is None else _heat(checkpoint, explained, inputs)
     return {film.instance_id: _picture(film, inputs[film.instance_id], heat.get(film.instance_id)) for film in there}
 
 
-def _squares(context: Context, films: Sequence[Film], preprocessing: Preprocessing) -> dict[int, NDArray[np.uint8]]:
+def _inputs(context: Context, films: Sequence[Film], preprocessing: Preprocessing) -> dict[int, NDArray[np.uint8]]:
     """Network inputs by instance id of the films whose pixels are still those that were scored, if they were.
 
     They are read as the scorer reads them: in child processes, within limits of time and memory.

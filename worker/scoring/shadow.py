@@ -89,10 +89,10 @@ def enter(context: Context, session: Session, row: CheckpointRow, *, champion: L
     if row.state != "challenger":
         raise NoShadow(f"checkpoint {row.short} is {row.state}; only a challenger goes into shadow")
     live = beside(context, row, champion)
-    if not same_squares(live.header.preprocessing, champion.header.preprocessing):
+    if not same_inputs(live.header.preprocessing, champion.header.preprocessing):
         raise NoShadow(
-            f"checkpoint {row.short} reads other inputs ({_squares(live)}) than the champion "
-            f"({_squares(champion)}): both must read the same"
+            f"checkpoint {row.short} reads other inputs ({_inputs(live)}) than the champion "
+            f"({_inputs(champion)}): both must read the same"
         )
     prove(live.path, digest=live.digest)
     registry.set_state(session, row, "shadow", by=actor(), reason=reason)
@@ -107,12 +107,12 @@ def leave(session: Session, *, reason: str) -> CheckpointRow:
     return row
 
 
-def same_squares(one: Preprocessing, other: Preprocessing) -> bool:
+def same_inputs(one: Preprocessing, other: Preprocessing) -> bool:
     """Whether two checkpoints read the same uint8 inputs; what follows them (channels, mean) is each one's own."""
     return (one.name, one.size) == (other.name, other.size)
 
 
-def _squares(live: Live) -> str:
+def _inputs(live: Live) -> str:
     return f"{live.header.preprocessing.name}, {live.header.preprocessing.size} pixels"
 
 
@@ -197,7 +197,7 @@ def open_shadow(context: Context, champion: Live, classifier: Classifier, *, met
     shadow.try_again_at = time.monotonic() + TRY_AGAIN_SECONDS
     with shadow.alone("shadow_not_loaded"):
         live = beside(context, row, champion)
-        if not same_squares(live.header.preprocessing, champion.header.preprocessing):
+        if not same_inputs(live.header.preprocessing, champion.header.preprocessing):
             raise NoShadow  # another champion than the one beside which it began
         checkpoint = load_checkpoint(live.path, expected_digest=live.digest)
         shadow.classifier = Classifier(checkpoint, device=classifier.device, batch_size=classifier.batch_size)

@@ -29,7 +29,8 @@ WorkReason = Literal[
 ]  # fmt: skip
 """Given while a study is worked on."""
 DeliveryReason = Literal[
-    "commitment_failed", "delivery_raised", "destination_away", "destination_unknown", "object_refused", "sop_class_refused",
+    "commitment_failed", "delivery_raised", "destination_away", "destination_unknown", "object_refused",
+    "sop_class_refused",
 ]  # fmt: skip
 """Why a result is not (yet) where it should be; others are those of files and the flags blind and two_patients."""
 Flag = Literal["blind", "not_scored", "two_patients", "partly_scored"]

@@ -311,10 +311,10 @@ def _tell(checkpoint: Path) -> None:
 
 
 def _tell_macro(table: Any) -> None:
-    """The macro AUROCs of the network and its baselines on all films, with their intervals."""
-    whole = table[(table["slice"] == "all") & (table["metric"] == "auroc")]
+    """The macro AUROCs of the network and its baselines, over all films and within sources, with their intervals."""
+    whole = table[(table["slice"] == "all") & table["metric"].str.startswith("auroc")]
     macro = whole[whole["finding"].str.startswith("macro")]
-    typer.echo(macro[["model", "finding", "films", "value", "low", "high"]].to_string(index=False))
+    typer.echo(macro[["model", "metric", "finding", "films", "value", "low", "high"]].to_string(index=False))
 
 
 @contextmanager

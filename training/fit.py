@@ -40,7 +40,7 @@ from training.imaging.preprocessing import Preprocessing
 from training.losses import make_loss, shift_of, targets
 from training.manifest import UNKNOWN, prevalence
 from training.metrics import evaluate
-from training.networks import WrongWeights, input_of, make_network
+from training.networks import WrongWeights, input_of, make_network, start_from
 from training.prepared import Prepared
 from training.sampling import SPLITS, STABLE, save_lists
 from training.settings import Settings, UnusableSettings
@@ -275,10 +275,15 @@ def from_checkpoint(path: Path, *, network: str, findings: Sequence[str], shift:
     Its last layer takes over what its calibration says, so that its logits are calibrated log odds plus the new shift:
     where this loss wants them. As stored they carry another loss's shift, up to 4 of log odds, which the first steps
     would have to unlearn; and the difference of the two shifts would not do, because a cross-fitted checkpoint's holds
-    its folds' centre too. Raises WrongWeights for a checkpoint of another network or other findings, and what
+    its folds' centre too. A mobilenet_grid may start from a mobilenet: it takes over the blocks, and a last layer that
+    says nothing yet. Raises WrongWeights for a checkpoint of another network or other findings, and what
     `load_checkpoint` and `build` raise.
     """
     start = load_checkpoint(path, findings=None)
+    if (start.network, network) == ("mobilenet", "mobilenet_grid"):
+        grid = make_network(network, findings=len(findings))
+        start_from(grid, start.state)
+        return grid
     if start.network != network:
         raise WrongWeights(f"{path.name} is a {start.network} and cannot be the start of a {network}")
     if start.findings != tuple(findings):

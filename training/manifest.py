@@ -1,4 +1,4 @@
-"""The manifest: one row per film, with its patient, its view and a column per finding: 0, 1 or UNKNOWN.
+"""The manifest: one row per film, with its patient, its view, its source and a column per finding: 0, 1 or UNKNOWN.
 
 Every data set becomes this table before anything else looks at it: `nih.read_nih` makes it of the NIH tables,
 `read_csv` of anybody else's.
@@ -14,7 +14,7 @@ import pandas as pd
 from training.errors import TrainingFailed
 from training.findings import FINDINGS, NIH_LABELS
 
-DESCRIPTION: Final = ("image", "patient_id", "age_years", "sex", "view_position", "split")
+DESCRIPTION: Final = ("image", "patient_id", "age_years", "sex", "view_position", "split", "source")
 UNKNOWN: Final = 255
 """The label of a film and a finding on which nobody spoke. Whatever counts films counts those with a label alone."""
 OLDEST_YEARS: Final = 120
@@ -27,6 +27,7 @@ _NAMES: Final = {
     "sex": ("sex", "gender", "patient sex", "patient gender"),
     "view_position": ("view_position", "view", "view position", "viewposition"),
     "split": ("split", "official_split"),
+    "source": ("source", "source_repo", "site", "hospital", "institution"),
 }
 _NEEDED: Final = ("image", "patient_id", "view_position")
 _YEARS: Final = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}

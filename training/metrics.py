@@ -24,6 +24,7 @@ ECE_BINS: Final = 15
 RAREST: Final = "Hernia"
 """227 films in NIH: its figures are mostly chance, so every macro mean is also given without it."""
 RATES: Final = ("false_negative_rate", "auroc", "auprc", "sensitivity", "specificity", "ppv", "npv", "brier", "ece")
+WITHIN_SOURCE: Final = "auroc_within_source"
 _OVERALL: Final = ("binary_accuracy", "exact_match")
 _REPLICATES_AT_ONCE: Final = 100
 
@@ -215,6 +216,43 @@ def weighted_ranking(truth: Array, scores: Array, weights: Array) -> tuple[Array
     return ratio(beaten, defined * negatives), ratio(precisions, defined)
 
 
+def weighted_ranking_within(truth: Array, scores: Array, weights: Array, groups: Array) -> Array:
+    """AUROC (R,) over the pairs of films that stand in one group, `groups` (N,): what knowing the group cannot win."""
+    won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    for group in np.unique(groups):
+        here = groups == group
+        drawn = weights[:, here]
+        auroc, _ = weighted_ranking(truth[here], scores[here], drawn)
+        beside = drawn @ (truth[here] == 1) * (drawn @ (truth[here] == 0)).astype(float)
+        won, pairs = won + np.nan_to_num(auroc) * beside, pairs + beside
+    return ratio(won, pairs)
+
+
+def within_source(
+    films: pd.DataFrame, scores: npt.ArrayLike, *, rng: np.random.Generator, replicates: int = 1000
+) -> pd.DataFrame:
+    """finding, metric, value, low, high: `auroc_within_source` of probabilities (N, F), per finding and macro.
+
+    Films of one source, such as a hospital, are compared with each other alone. Where sources hold different findings
+    an AUROC over all films rewards a network that tells the sources apart. Empty where all films have one source.
+    """
+    findings = list(findings_in(films))
+    if "source" not in films or films["source"].nunique() < 2:
+        return pd.DataFrame()
+    source = films["source"].to_numpy(dtype=str)
+    columns = list(zip(films[findings].to_numpy().T, np.asarray(scores, dtype=np.float64).T, strict=True))
+
+    def figures(weights: Array) -> Array:
+        aurocs = [weighted_ranking_within(truth, asked, weights, source) for truth, asked in columns]
+        each = np.stack(aurocs, axis=1)  # (R, F)
+        return np.concatenate([each, _mean(each)[:, None]], axis=1)
+
+    drawn = [figures(each) for each in patient_draws(films["patient_id"], rng=rng, replicates=replicates)]
+    table = pd.DataFrame(np.concatenate(drawn), columns=[*findings, "macro"]).quantile([0.025, 0.975]).T
+    table = table.set_axis(["low", "high"], axis=1).rename_axis("finding").reset_index()
+    return table.assign(metric=WITHIN_SOURCE, value=figures(np.ones((1, len(films)), dtype=np.float32))[0])
+
+
 def _running_sum(weights: Array, films: npt.NDArray[np.intp]) -> Array:
     """How many films came before each of these: (R, films + 1). float32 counts whole numbers exactly up to 2**24."""
     sums = np.zeros((len(weights), len(films) + 1), dtype=weights.dtype)
@@ -263,9 +301,10 @@ def _logistic(fitted: Array, labels: npt.NDArray[np.uint8], asked: Array) -> Arr
 
 
 def groups(films: pd.DataFrame) -> Iterator[tuple[str, str, npt.NDArray[np.bool_]]]:
-    """Attribute, value and films (N,) of every group with films in it: by view, by sex, by age band, by split."""
+    """Attribute, value and films (N,) of every group with films in it: by view, sex, age band, split and source."""
     bands = pd.cut(films["age_years"], [*AGE_BANDS.values(), np.inf], right=False, labels=list(AGE_BANDS))
-    attributes = {"view": films["view_position"], "sex": films["sex"], "age_years": bands, "split": films["split"]}
+    attributes = {"view": films["view_position"], "sex": films["sex"], "age_years": bands}
+    attributes |= {name: films[name] for name in ("split", "source") if name in films}
     for attribute, values in attributes.items():
         for value in sorted(value for value in values.dropna().unique() if value):
             yield attribute, value, (values == value).to_numpy(dtype=bool)
@@ -296,6 +335,8 @@ def report(
 ) -> pd.DataFrame:
     """slice, films, model, finding, metric, value, low, high: the network beside its baselines, whole and in slices.
 
+    Where the films have several sources, also `within_source`.
+
     `models` are probabilities (N, F) for `films`: "network" and, by name, whatever stands beside it (see `baselines`).
     `adjudicated` adds a slice of the films that radiologists read again, measured against their labels. The thresholds
     (one, or one per finding) are the network's; the baselines decide at .5.
@@ -307,12 +348,17 @@ def report(
         groups.append(("adjudicated", readjudicated(films, adjudicated)))
     half = pd.Series(0.5, index=findings)
     cuts = dict.fromkeys(scores_of, half) | {"network": half * 0 + np.asarray(thresholds)}
-    table = pd.concat([
+    tables = [
         _figures(group, scores, thresholds=cuts[model], rng=rng, replicates=replicates)
         .assign(slice=name, films=len(group), model=model)
         for name, group in groups if len(group) > 0
         for model, scores in scores_of.items()
-    ])  # fmt: skip
+    ]  # fmt: skip
+    tables += [
+        within_source(films, scores, rng=rng, replicates=replicates).assign(slice="all", films=len(films), model=model)
+        for model, scores in scores_of.items()
+    ]
+    table = pd.concat([each for each in tables if len(each)])
     return table[["slice", "films", "model", "finding", "metric", "value", "low", "high"]].reset_index(drop=True)
 
 

@@ -1,14 +1,17 @@
-"""The networks, whole: the paper's AlexNet, its MobileNet, and any torchvision classifier by its name.
+"""The networks, whole: the paper's AlexNet, its MobileNet, ours, and any torchvision classifier by its name.
 
 Every network takes (N, channels, size, size) as ``Preprocessing.tensor`` makes it and gives logits (N, findings).
 Source of the first two: Zhou, "Multi-Label Classification of X-Rays using Convolutional Neural Networks", 2020.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 from torchvision import models
 
 from training.imaging.preprocessing import Preprocessing
@@ -18,7 +21,7 @@ _TORCHVISION = tuple(
     for name in models.list_models(module=models)
     if name not in ("alexnet", "googlenet", "inception_v3")  # ours is the paper's; the others give several outputs
 )
-NETWORKS: tuple[str, ...] = ("alexnet", "mobilenet", "mobilenet_1000", *_TORCHVISION)
+NETWORKS: tuple[str, ...] = ("alexnet", "mobilenet", "mobilenet_1000", "mobilenet_grid", *_TORCHVISION)
 
 
 class UnknownNetwork(ValueError):
@@ -45,10 +48,12 @@ def make_network(name: str, *, findings: int = 11, pretrained: Path | bool = Fal
     if name == "mobilenet_1000":  # the paper keeps the 1,000-way ImageNet layer and adds one behind it
         imagenet = models.get_model(torchvision_name, weights=None)
         network: nn.Module = nn.Sequential(imagenet, nn.ReLU(), nn.Linear(1000, findings))
+    elif name == "mobilenet_grid":
+        imagenet = network = MobileNetGrid(findings=findings)
     else:
         imagenet = network = models.get_model(torchvision_name, weights=None, num_classes=findings)
     if pretrained:
-        _start_from(imagenet, _imagenet_weights(torchvision_name, pretrained))
+        start_from(imagenet, _imagenet_weights(torchvision_name, pretrained))
     return network
 
 
@@ -92,6 +97,40 @@ class AlexNet(nn.Module):
         return logits
 
 
+class MobileNetGrid(nn.Module):
+    """MobileNetV2 up to its last block at 1/32 of the size, read at four depths in a grid of 3 x 3 cells.
+
+    Early blocks see texture, late ones shapes; a cell knows where. What every channel of blocks 6, 10, 13 and 16 holds
+    in each cell goes, standardised, to one linear layer: the evidence for a finding is a sum over depths and cells.
+    """
+
+    READ: Final = {6: 32, 10: 64, 13: 96, 16: 160}  # a block of MobileNetV2's features: its channels
+    CELLS: Final = 3
+
+    def __init__(self, *, findings: int) -> None:
+        super().__init__()
+        values = sum(self.READ.values()) * self.CELLS**2
+        self.features = models.mobilenet_v2(weights=None).features[: max(self.READ) + 1]
+        self.norm = nn.BatchNorm1d(values, affine=False)
+        self.classifier = nn.Linear(values, findings)
+        nn.init.zeros_(self.classifier.weight)  # so many inputs, drawn at random, would say much at first
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, size, size) -> logits (N, findings)."""
+        logits: Tensor = self.classifier(self.norm(self.pooled(images)))
+        return logits
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """(N, 3, size, size) -> the means of every cell, (N, 3168)."""
+        cells = []
+        for number, block in enumerate(self.features):
+            images = block(images)
+            if number in self.READ:
+                cells.append(adaptive_avg_pool2d(images, self.CELLS).flatten(1))
+        return torch.cat(cells, dim=1)
+
+
 def _convolution(inputs: int, outputs: int, *, kernel: int, stride: int = 1, padding: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False),  # the norm brings the bias
@@ -111,10 +150,12 @@ def _imagenet_weights(torchvision_name: str, pretrained: Path | bool) -> dict[st
     return weights
 
 
-def _start_from(network: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy every tensor that fits; only the last layer, a weight and a bias, may differ."""
+def start_from(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy every tensor that fits. Only the last layer, a weight and a bias, may differ; of a grid all that follows its
+    feature blocks does. Raises WrongWeights."""
     own = network.state_dict()
     fitting = {key: value for key, value in weights.items() if key in own and value.shape == own[key].shape}
-    if len(own) - len(fitting) > 2:
+    of_its_own = sum(not key.startswith("features.") for key in own) if isinstance(network, MobileNetGrid) else 2
+    if len(own) - len(fitting) > of_its_own:
         raise WrongWeights(f"{len(own) - len(fitting)} of {len(own)} tensors do not fit this network")
     network.load_state_dict(fitting, strict=False)

@@ -61,7 +61,7 @@ def read_nih(table: Path, *, lists: Path | None = None) -> pd.DataFrame:
         table, header=0, names=_COLUMNS, usecols=range(7), index_col=False, dtype="string", keep_default_na=False
     )
     manifest = raw[["image", "patient_id"]].assign(
-        age_years=years(raw["age_years"]), sex=raw["sex"], view_position=raw["view_position"], split=""
+        age_years=years(raw["age_years"]), sex=raw["sex"], view_position=raw["view_position"], split="", source=""
     )
     if lists is not None:
         manifest["split"] = _official_split(manifest["image"], lists)

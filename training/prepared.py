@@ -1,6 +1,7 @@
 """A prepared data set: the manifest, and every film as a small 8-bit network input in one memory-mapped file per size.
 
-manifest.csv      row, image, patient_id, age_years, sex, view_position, split, a column per finding (255: unknown)
+manifest.csv      row, image, patient_id, age_years, sex, view_position, split, source, a column per finding
+                  (255: unknown)
 images-224.npy    uint8 (films, 224, 224); a film's place is its `row`
 bad_files.csv     image, reason, kept: what was left out, and what was kept with a remark
 progress.csv      row, outcome: the films done so far; a run that was killed goes on from there
@@ -103,10 +104,12 @@ def open_prepared(folder: Path, *, size: int | None = None) -> Prepared:
 
 def read_manifest(path: Path) -> pd.DataFrame:
     """A written manifest; its index is `row`, the film's place in the images. Patients are text, empty cells are ""."""
-    text = ("image", "patient_id", "sex", "view_position", "split")
+    text = ("image", "patient_id", "sex", "view_position", "split", "source")
     manifest = pd.read_csv(
         path, index_col="row", dtype=dict.fromkeys(text, "string"), keep_default_na=False, na_values={"age_years": [""]}
     )
+    if "source" not in manifest:  # prepared before there was one
+        manifest.insert(list(manifest).index("split") + 1, "source", pd.Series("", manifest.index, dtype="string"))
     return manifest.astype(dict.fromkeys(findings_in(manifest), "uint8"))
 
 

@@ -415,6 +415,14 @@ def test_a_start_is_where_the_new_loss_wants_it(champion: Path) -> None:
         assert network(images).std(dim=0).min() > 0.1
 
 
+def test_a_grid_starts_from_a_mobilenets_checkpoint_with_nothing_said_yet(champion: Path) -> None:
+    start = load_checkpoint(champion, findings=None)
+    network = from_checkpoint(champion, network="mobilenet_grid", findings=("Mass", "Edema"), shift=(1.0, 2.0)).eval()
+    blocks = {name: value for name, value in network.state_dict().items() if name.startswith("features.")}
+    assert all(torch.equal(value, start.state[name].to(value.dtype)) for name, value in blocks.items())
+    assert torch.equal(network(torch.randn(2, 3, 64, 64)), torch.zeros(2, 2))
+
+
 def test_a_run_from_a_checkpoint_is_the_same_when_it_was_killed(champion: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, start=str(champion), epochs=1)
     one, other = (fit(films_of(), settings, tmp_path / name, progress=False) for name in ("one", "other"))

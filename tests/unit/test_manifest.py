@@ -73,4 +73,7 @@ def test_the_real_films_become_a_manifest(shared: Path) -> None:
     assert films["patient_id"].nunique() == 1_656
     assert films["view_position"].value_counts().to_dict() == {"PA": 1_271, "AP": 591, "": 84}
     assert films["split"].value_counts().to_dict() == {"train_val": 1_724, "test": 222}
+    assert films["source"].value_counts().head(2).to_dict() == {
+        "muhammedtalo+COVID-19": 744, "austinauyeung+covid-classifier": 709,
+    }  # fmt: skip
     assert films[["Consolidation", "Pneumothorax", "Hernia"]].sum().tolist() == [602, 40, 26]

@@ -161,17 +161,45 @@ def test_slices_part_the_films_by_view_sex_age_and_split(films: pd.DataFrame) ->
     assert list(unknown) == ["view=AP", "view=PA", "split=test"]
 
 
+def test_within_sources_pairs_of_one_source_alone_count(films: pd.DataFrame, scores: Array) -> None:
+    source = np.where(np.arange(400) % 3 == 0, "one", "other")
+    table = metrics.within_source(films.assign(source=source), scores, rng=rng(), replicates=20).set_index("finding")
+    truth, said = films["Mass"].to_numpy(), scores[:, FINDINGS.index("Mass")]
+    won = pairs = 0.0
+    for name in ("one", "other"):
+        here = source == name
+        count = truth[here].sum() * (1 - truth[here]).sum()
+        won, pairs = won + roc_auc_score(truth[here], said[here]) * count, pairs + count
+    assert table.loc["Mass", "value"] == pytest.approx(won / pairs)
+    assert table["metric"].unique().tolist() == ["auroc_within_source"]
+    assert table.loc["macro", "value"] == pytest.approx(table.drop("macro")["value"].mean())
+    assert table.loc["macro", "low"] < table.loc["macro", "value"] < table.loc["macro", "high"]
+    assert np.isnan(table.loc["Fibrosis", "value"]), "no film has it"
+
+
+def test_who_only_tells_the_sources_apart_wins_nothing_within_them(films: pd.DataFrame) -> None:
+    ill = films["Mass"].to_numpy() == 1
+    source = np.where(ill ^ (rng().random(400) < 0.1), "clinic", "screening")
+    told = np.repeat(np.where(source == "clinic", 0.9, 0.1)[:, None], len(FINDINGS), axis=1)
+    assert metrics.evaluate(films[list(FINDINGS)], told).per_finding.loc["Mass", "auroc"] > 0.8
+    table = metrics.within_source(films.assign(source=source), told, rng=rng(), replicates=10).set_index("finding")
+    assert table.loc["Mass", ["value", "low", "high"]].tolist() == [0.5, 0.5, 0.5]
+    assert metrics.within_source(films.assign(source="one"), told, rng=rng()).empty
+
+
 def test_the_report_puts_baselines_and_intervals_beside_the_network(films: pd.DataFrame, scores: Array) -> None:
     again = pd.DataFrame({"image": ["3.png", "4.png", "7.png"], "Mass": [1, 0, 1], "Pneumothorax": [0, 1, 1]})
-    alike = films.assign(view_position="PA", sex="F", age_years=50.0)  # few slices
+    alike = films.assign(view_position="PA", sex="F", age_years=50.0, source=np.where(films.index % 2, "east", "west"))
     models = {"network": scores, **metrics.baselines(films, films)}
     table = metrics.report(alike, models, rng=rng(), adjudicated=again, replicates=20)
-    slices = ["all", "view=PA", "sex=F", "age_years=40-59", "split=test", "adjudicated"]
+    slices = ["all", "view=PA", "sex=F", "age_years=40-59", "split=test", "source=east", "source=west", "adjudicated"]
     assert table["slice"].unique().tolist() == slices
     macro = table[(table["slice"] == "all") & (table["finding"] == "macro") & (table["metric"] == "auroc")]
     assert macro["model"].tolist() == ["network", "all_zero", "prevalence", "view_age_sex"]
     assert macro.set_index("model")["value"]["all_zero"] == 0.5
     assert (macro["low"] <= macro["value"]).all()
+    within = table[(table["metric"] == "auroc_within_source") & (table["finding"] == "macro")]
+    assert (within["slice"].unique().tolist(), within["model"].tolist()) == (["all"], macro["model"].tolist())
     read_again = table[(table["slice"] == "adjudicated") & (table["model"] == "network")]
     assert set(read_again["finding"]) == {"all", "macro", "macro_without_hernia", "Mass", "Pneumothorax"}
     assert read_again["films"].unique().tolist() == [3]

@@ -3,6 +3,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from torch.fx.experimental.optimization import fuse
 
 from training.networks import NETWORKS, AlexNet, UnknownNetwork, WrongWeights, input_of, make_network
 
@@ -17,7 +18,10 @@ def test_alexnet_has_the_papers_layers() -> None:
     assert network.features[:-1](torch.zeros(1, 1, 256, 256)).shape == (1, 256, 7, 7)
 
 
-@pytest.mark.parametrize(("name", "size"), [("alexnet", 256), ("alexnet", 128), ("mobilenet", 96), ("resnet18", 64)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("alexnet", 256), ("alexnet", 128), ("mobilenet", 96), ("mobilenet_grid", 64), ("resnet18", 64)],
+)
 @torch.inference_mode()
 def test_every_network_gives_one_logit_per_finding(name: str, size: int) -> None:
     network = make_network(name, findings=3).eval()
@@ -33,6 +37,45 @@ def test_alexnet_sees_256_gray_pixels_and_mobilenet_224_in_three_channels() -> N
 def test_the_papers_thousand_way_layer_is_a_variant() -> None:
     network = make_network("mobilenet_1000")
     assert [layer.out_features for layer in network.modules() if isinstance(layer, torch.nn.Linear)] == [1000, 11]
+
+
+def test_the_grid_reads_four_depths_in_nine_cells_and_says_nothing_yet() -> None:
+    network = make_network("mobilenet_grid", findings=3).eval()
+    images = torch.randn(2, 3, 96, 96)
+    assert network.pooled(images).shape == (2, 9 * (32 + 64 + 96 + 160))
+    assert torch.equal(network(images), torch.zeros(2, 3))
+
+
+@torch.inference_mode()
+def test_a_cell_of_the_grid_tells_where_on_the_film_it_looks() -> None:
+    """A change in the film's upper left corner moves the first cell of the earliest block most."""
+    network = make_network("mobilenet_grid").eval()
+    film = torch.zeros(1, 3, 192, 192)
+    changed = film.clone()
+    changed[..., :32, :32] = 3
+    moved = (network.pooled(changed) - network.pooled(film))[0, : 32 * 9].view(32, 9).abs().sum(dim=0)
+    assert moved.argmax() == 0
+    assert moved[8] < moved[0] / 10
+
+
+def test_a_grid_keeps_its_probabilities_when_batch_norms_are_folded_for_serving() -> None:
+    network = make_network("mobilenet_grid").eval()
+    torch.nn.init.normal_(network.classifier.weight)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(fuse(network)(images), network(images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_grid_starts_from_a_whole_mobilenets_blocks(tmp_path: Path) -> None:
+    imagenet = make_network("mobilenet_v2", findings=1000)
+    torch.save(imagenet.state_dict(), tmp_path / "weights.pth")
+    network = make_network("mobilenet_grid", pretrained=tmp_path / "weights.pth")
+    blocks = network.features.state_dict()
+    assert len(network.features) == 17
+    assert all(torch.equal(blocks[name], imagenet.features.state_dict()[name]) for name in blocks)
+    del (weights := imagenet.state_dict())["features.9.conv.0.0.weight"]
+    torch.save(weights, tmp_path / "weights.pth")
+    with pytest.raises(WrongWeights, match="do not fit"):
+        make_network("mobilenet_grid", pretrained=tmp_path / "weights.pth")
 
 
 def test_a_name_that_nobody_knows_is_refused() -> None:

@@ -49,7 +49,7 @@ def manifest() -> pd.DataFrame:
     labels = pd.DataFrame(np.eye(FILMS, len(FINDINGS), dtype=np.uint8), columns=list(FINDINGS))
     described = {
         "image": names(), "patient_id": [str(k // 2) for k in range(FILMS)], "age_years": 50.0, "sex": "F",
-        "view_position": "PA", "split": "",
+        "view_position": "PA", "split": "", "source": "",
     }  # fmt: skip
     return labels.assign(**described)
 
@@ -67,6 +67,16 @@ def archive(tmp_path: Path) -> Path:
 
 def brightness(opened: prepared.Prepared) -> list[int]:
     return [int(opened.images[row][16, 28]) - 50 for row in opened.manifest.index]
+
+
+def test_a_set_that_was_prepared_before_there_were_sources_opens_without_any(
+    manifest: pd.DataFrame, archive: Path, tmp_path: Path
+) -> None:
+    prepared.prepare(manifest.assign(source="east"), [archive], tmp_path, sizes=(32,))
+    assert prepared.open_prepared(tmp_path).manifest["source"].unique().tolist() == ["east"]
+    written = pd.read_csv(tmp_path / "manifest.csv", dtype=str, keep_default_na=False)
+    written.drop(columns="source").to_csv(tmp_path / "manifest.csv", index=False)
+    assert prepared.open_prepared(tmp_path).manifest["source"].unique().tolist() == [""]
 
 
 def test_films_out_of_a_zip_lie_at_their_places_with_their_labels(

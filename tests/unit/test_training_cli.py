@@ -24,6 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = pd.DataFrame({"image": [f"{k}.png" for k in range(60)], "patient_id": [f"p{k // 2}" for k in range(60)]})
     manifest["age_years"] = rng.integers(1, 90, 60)
     manifest["sex"], manifest["view_position"], manifest["split"] = "M", rng.choice(["AP", "PA"], 60), ""
+    manifest["source"] = rng.choice(["east", "west"], 60)
     for finding in ("Mass", "Edema"):
         manifest[finding] = (rng.random(60) < 0.4).astype(int)
     manifest.to_csv(folder / "manifest.csv", index_label="row")
@@ -45,9 +46,10 @@ def test_fit_leaves_a_checkpoint_that_evaluate_judges(folder: Path, tmp_path: Pa
 
     output = run("evaluate", path, folder, tmp_path / "judged", "--lists", tmp_path / "run")
     assert "view_age_sex" in output
+    assert "auroc_within_source" in output
     figures = pd.read_csv(tmp_path / "judged" / "evaluate.csv")
     assert set(figures["model"]) == {"network", "all_zero", "prevalence", "view_age_sex"}
-    assert {"all", "view=AP", "view=PA"} <= set(figures["slice"])
+    assert {"all", "view=AP", "view=PA", "source=east"} <= set(figures["slice"])
     added = pd.read_csv(tmp_path / "judged" / "added.csv", index_col="finding")
     assert list(added.index) == ["Mass", "Edema", "macro"]
     assert (added["gain"] - (added["both"] - added["without"])).abs().max() < 1e-9

@@ -118,8 +118,24 @@ class MobileNetGrid(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, size, size) -> logits (N, findings)."""
-        logits: Tensor = self.classifier(self.norm(self.pooled(images)))
+        return self.last_layer(self.pooled(images))
+
+    def last_layer(self, pooled: Tensor) -> Tensor:
+        """(N, 3168) -> logits (N, findings)."""
+        logits: Tensor = self.classifier(self.norm(pooled))
         return logits
+
+    def inputs_alike(self) -> Tensor:
+        """(3168,): for each input of the last layer how many its block has, times the blocks. A penalty in proportion
+        lets the four blocks count alike, though the late ones have more channels."""
+        sizes = [channels * self.CELLS**2 for channels in self.READ.values()]
+        return torch.tensor([float(size * len(sizes)) for size in sizes for _ in range(size)])
+
+    def set_last_layer(self, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor) -> None:
+        """Standardise by mean and variance (3168,), then weigh (findings, 3168)."""
+        own = self.norm.running_mean, self.norm.running_var, self.classifier.weight, self.classifier.bias
+        for place, tensor in zip(own, (mean, variance, weight, bias), strict=True):
+            place.data.copy_(tensor)
 
     def pooled(self, images: Tensor) -> Tensor:
         """(N, 3, size, size) -> the means of every cell, (N, 3168)."""

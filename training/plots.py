@@ -14,6 +14,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from training.findings import FINDINGS
 from training.manifest import UNKNOWN, findings_in
@@ -26,6 +27,8 @@ GREEN: Final = "#009E73"
 RED: Final = "#D55E00"
 GRAY: Final = "#8A8F98"
 _FAINT: Final = "#D9DCE1"
+_STYLES: Final = tuple((line, marker) for line in ("-", "--", "-.") for marker in ("o", "s", "^", "D"))
+"""Two lines that run through the same points are told apart by these, as eleven colours are not."""
 _BINS: Final = 10
 _NONE: Final = "No_finding"
 
@@ -40,7 +43,7 @@ def save(figure: Figure, path: Path) -> Path:
 def label_distribution(
     before: pd.DataFrame, after: pd.DataFrame, *, names: tuple[str, str] = ("before", "after")
 ) -> Figure:
-    """Films per finding, and without any, in two manifests: before and after undersampling."""
+    """Films per finding, and without any, in two manifests of films to learn from: before and after sampling."""
     findings = list(findings_in(before))
     rarest_last = [*(before[findings] == 1).sum().sort_values(ascending=False).index, _NONE]
     counts = [_counts(films, findings)[rarest_last] for films in (before, after)]
@@ -55,7 +58,7 @@ def label_distribution(
     axes.set_xlabel("films")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.margins(x=0.1)
-    axes.set_title("Labels before and after sampling")
+    axes.set_title("Labels of the training films before and after sampling")
     axes.legend(loc="center right", frameon=False)
     return figure
 
@@ -69,7 +72,7 @@ def training_curves(epochs: pd.DataFrame) -> Figure:
     loss, accuracy, ranking = figure.subplots(1, 3)
     _lines(loss, epochs, {"train_loss": ("training", GRAY), "validation/loss": ("validation", BLUE)})
     loss.set(title="Loss", ylabel="loss", ylim=(0, None))
-    for name, colour in (("binary_accuracy", BLUE), ("exact_match", ORANGE)):
+    for name, colour in (("binary_accuracy", BLUE), ("exact_match", ORANGE)):  # silence's are dotted
         _lines(accuracy, epochs, {f"validation/{name}/all": (name.replace("_", " "), colour)})
         _level(accuracy, epochs, f"validation/all_zero_{name}/all", name="... of all zero", colour=colour)
     accuracy.set(title="Accuracies on validation", ylabel="share right", ylim=(0, 1))
@@ -88,8 +91,9 @@ def false_negatives(epochs: pd.DataFrame) -> Figure:
     together, each = figure.subplots(1, 2, width_ratios=(1, 1.4))
     _lines(together, epochs, {"validation/false_negatives/all": ("all findings", RED)})
     together.set(title="False negatives on validation", ylabel="film-finding pairs overlooked", ylim=(0, None))
-    for finding, colour in zip(FINDINGS, colormaps["tab20"](range(len(FINDINGS))), strict=True):
-        _lines(each, epochs, {f"validation/false_negative_rate/{finding}": (_words(finding), colour)})
+    named = {f"validation/false_negative_rate/{finding}": finding for finding in FINDINGS}
+    colours = colormaps["tab20"](range(len(FINDINGS)))
+    _lines(each, epochs, {column: (_words(f), c) for (column, f), c in zip(named.items(), colours, strict=True)})
     each.set(title="False-negative rate of each finding", ylabel="share overlooked", ylim=(-0.02, 1.02))
     each.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
     return figure
@@ -104,9 +108,9 @@ def learning_rates(runs: Mapping[float, pd.DataFrame]) -> Figure:
     """Training loss over the epochs, a line per learning rate. `runs`: rate -> rows of epoch, train_loss."""
     figure, axes = _figure(8, 4.8)
     shades = colormaps["viridis"](np.linspace(0, 0.85, len(runs)))
-    for shade, (rate, epochs) in zip(shades, sorted(runs.items(), reverse=True), strict=True):
+    for place, (shade, (rate, epochs)) in enumerate(zip(shades, sorted(runs.items(), reverse=True), strict=True)):
         name = f"{rate:.1e}".replace(".0e", "e").replace("e-0", "e-")
-        _lines(axes, epochs, {"train_loss": (name, shade)})
+        _lines(axes, epochs, {"train_loss": (name, shade)}, style=place)
     axes.set(title="Learning rate and loss", ylabel="training loss")
     losses = pd.concat([epochs["train_loss"] for epochs in runs.values()])
     if losses.max() > 20 * losses.min() > 0:  # a rate that is too high must not press the others flat
@@ -137,6 +141,34 @@ def reliability(labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, findings
         axes.set_axis_off()
     figure.supxlabel("probability said")
     figure.supylabel("share of films that had it")
+    return figure
+
+
+def rankings(labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, findings: Sequence[str] = FINDINGS) -> Figure:
+    """Receiver operating characteristic and precision against recall, a line per finding with films of both kinds.
+
+    Labels 0, 1 or UNKNOWN, which is passed over, and probabilities, both (N, F). The gray line is chance's.
+    """
+    truth, scores = np.asarray(labels), np.asarray(probabilities)
+    table = evaluate(truth, scores, findings=findings).per_finding
+    figure = Figure(figsize=(12, 6.2), layout="constrained")
+    roc, precision = figure.subplots(1, 2)
+    roc.plot([0, 1], [0, 1], color=_FAINT, linewidth=1)
+    for place, (finding, colour) in enumerate(zip(findings, colormaps["tab20"](range(len(findings))), strict=True)):
+        known = truth[:, place] != UNKNOWN
+        answers, said, row = truth[known, place], scores[known, place], table.loc[finding]
+        if len(np.unique(answers)) < 2:
+            continue
+        style: dict[str, Any] = {"color": colour, "linestyle": _STYLES[place % len(_STYLES)][0], "linewidth": 1.4}
+        false, true, _ = roc_curve(answers, said)
+        roc.plot(false, true, label=f"{_words(finding)}, AUROC {row['auroc']:.3f}", **style)
+        right, found, _ = precision_recall_curve(answers, said)
+        precision.step(found, right, where="post", label=f"{_words(finding)}, AUPRC {row['auprc']:.3f}", **style)
+    roc.set(title="ROC", xlabel="false positive rate", ylabel="sensitivity", box_aspect=1)
+    precision.set(title="Precision and recall", xlabel="recall (sensitivity)", ylabel="precision (PPV)", box_aspect=1)
+    for axes in (roc, precision):
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False, fontsize=8)
+        _plain(axes)
     return figure
 
 
@@ -177,14 +209,27 @@ def _counts(films: pd.DataFrame, findings: list[str]) -> pd.Series:
     return pd.concat([positive.sum().astype(int), pd.Series({_NONE: int(empty.sum())})])
 
 
-def _lines(axes: Axes, epochs: pd.DataFrame, columns: Mapping[str, tuple[str, Any]]) -> None:
-    """One line per column that is there, over the epochs; those without the figure are passed over."""
-    for column, (name, colour) in columns.items():
+def _lines(axes: Axes, epochs: pd.DataFrame, columns: Mapping[str, tuple[str, Any]], *, style: int = 0) -> None:
+    """One line per column that is there, over the epochs, in styles from this one on; those without the figure are
+    passed over."""
+    for place, (column, (name, colour)) in enumerate(columns.items(), start=style):
         if column in epochs:
             drawn = epochs[["epoch", column]].dropna()
-            axes.plot(drawn["epoch"], drawn[column], "o-", markersize=2.5, linewidth=1.5, color=colour, label=name)
+            line, marker = _STYLES[place % len(_STYLES)]
+            axes.plot(
+                drawn["epoch"],
+                drawn[column],
+                linestyle=line,
+                marker=marker,
+                markersize=3,
+                linewidth=1.5,
+                color=colour,
+                label=name,
+            )
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(epochs) == 1:  # else the axis shows twentieths of one epoch
+        axes.set_xlim(epochs["epoch"].iloc[0] - 1, epochs["epoch"].iloc[0] + 1)
     _plain(axes)
 
 

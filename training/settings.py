@@ -18,7 +18,7 @@ def _help(text: str) -> dict[str, str]:
 class Settings:
     """How to train; the defaults suit a fine-tune from ImageNet. Fabric reads ``accelerator`` and what follows it.
 
-    Raises UnusableSettings for a schedule that does not exist.
+    Raises UnusableSettings for a schedule or a way to a last layer that does not exist.
     """
 
     network: str = field(
@@ -34,6 +34,13 @@ class Settings:
     frozen_blocks: int = field(
         default=0, metadata=_help("How many of the network's first feature blocks stay as they started")
     )
+    last_layer: str = field(
+        default="gradient",
+        metadata=_help(
+            "gradient: learned with the rest; ridge: nothing else learns, it is solved (mobilenet_grid, one device)"
+        ),
+    )
+    ridge_penalty: float = field(default=10, metadata=_help("On the weights of a solved last layer"))
     loss: str = field(
         default="wbce_normalised", metadata=_help("bce, wbce (the paper's), wbce_normalised or asymmetric")
     )
@@ -67,6 +74,12 @@ class Settings:
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "constant"):
             raise UnusableSettings(f"schedule is cosine or constant, not {self.schedule!r}")
+        if self.last_layer not in ("gradient", "ridge"):
+            raise UnusableSettings(f"last-layer is gradient or ridge, not {self.last_layer!r}")
+        if self.last_layer == "ridge" and (self.network != "mobilenet_grid" or self.devices * self.nodes != 1):
+            raise UnusableSettings("a last layer is solved for the network mobilenet_grid alone, on one device")
+        if self.ridge_penalty <= 0:
+            raise UnusableSettings(f"ridge-penalty must be above 0, not {self.ridge_penalty}")
 
 
 @dataclass(frozen=True)

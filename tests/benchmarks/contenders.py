@@ -26,11 +26,11 @@ from sqlalchemy import Engine, select, text, update
 from db.models import Instance, Study
 from db.session import read_scope, session_scope
 from tests.benchmarks.machine import CORES, Tree, busy_cpu_seconds
+from training.imaging.allocator import keep_freed_memory
 from training.imaging.dicom import read_header
 from worker import logs
 from worker.context import Context
 from worker.queue.app import make_app, notify
-from worker.scoring.allocator import keep_freed_memory
 from worker.scoring.decoding import DecodeOptions, NetworkInput, decode_film, prepare_child
 from worker.settings import Settings
 

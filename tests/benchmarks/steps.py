@@ -17,11 +17,11 @@ from rich.console import Console
 from tests.benchmarks.films import SYNTAXES, textured
 from tests.support.dicom_files import make_film
 from training.checkpoint import SHIPPED, read_header
+from training.imaging.allocator import keep_freed_memory
 from training.imaging.decoders import decode, decode_half
 from training.imaging.dicom import DEFAULT_LIMITS, PixelHeader, open_dataset
 from training.imaging.pixels import _digest, read_film
 from training.imaging.preprocessing import Preprocessing
-from worker.scoring.allocator import keep_freed_memory
 
 TIMES = 9
 

@@ -9,7 +9,7 @@ import pytest
 FAULTS_OF_A_SECOND_FILM = """
 import resource
 import numpy as np
-from worker.scoring.allocator import keep_freed_memory
+from training.imaging.allocator import keep_freed_memory
 
 assert keep_freed_memory()
 np.ones(8_000_000)  # 64 MB: 15,625 pages
@@ -26,7 +26,7 @@ def test_the_second_film_reuses_the_pages_of_the_first():
 
 
 def test_a_c_library_without_the_setting_is_left_alone(monkeypatch):
-    from worker.scoring import allocator
+    from training.imaging import allocator
 
     monkeypatch.setattr("ctypes.CDLL", lambda _: object())
     assert allocator.keep_freed_memory() is False

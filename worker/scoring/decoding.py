@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from training.imaging.allocator import keep_freed_memory
 from training.imaging.child_process import exit_with_parent
 from training.imaging.dicom import PixelLimits, UnusablePixels, dataset_in, read_content
 from training.imaging.pixels import LEAST_SIDE, Film, read_film
 from training.imaging.preprocessing import Preprocessing
 from training.imaging.quiet import quieten_pydicom
 from worker.reasons import ReasonCode
-from worker.scoring.allocator import keep_freed_memory
 
 if TYPE_CHECKING:  # a decoder needs no database
     from worker.context import Context

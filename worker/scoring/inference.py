@@ -12,8 +12,8 @@ from torch.fx.experimental.optimization import fuse
 
 from db.base import DECIMALS
 from training.checkpoint import Checkpoint, UnsoundCheckpoint, build, load_checkpoint
+from training.imaging.allocator import keep_freed_memory
 from worker.errors import Unavailable
-from worker.scoring.allocator import keep_freed_memory
 
 
 class DeviceGone(Unavailable):

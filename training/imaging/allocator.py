@@ -7,7 +7,7 @@ NEVER_BYTES = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, for its next film; returns whether the allocator could be told.
+    """Let this process keep the memory that it frees, for its next film or batch; returns whether that could be told.
 
     glibc takes large blocks from the kernel and gives them back at once, so every film's arrays and every layer's
     output come as untouched pages that the kernel must clear one by one: 7,000 page faults for one film. Other C

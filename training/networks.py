@@ -133,9 +133,8 @@ class MobileNetGrid(nn.Module):
 
     def set_last_layer(self, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor) -> None:
         """Standardise by mean and variance (3168,), then weigh (findings, 3168)."""
-        own = self.norm.running_mean, self.norm.running_var, self.classifier.weight, self.classifier.bias
-        for place, tensor in zip(own, (mean, variance, weight, bias), strict=True):
-            place.data.copy_(tensor)
+        self.norm.load_state_dict({"running_mean": mean, "running_var": variance}, strict=False)
+        self.classifier.load_state_dict({"weight": weight, "bias": bias})
 
     def pooled(self, images: Tensor) -> Tensor:
         """(N, 3, size, size) -> the means of every cell, (N, 3168)."""

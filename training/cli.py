@@ -214,7 +214,7 @@ def evaluate(
     Intervals over patients, baselines, slices, reliability.
     """
     from training.checkpoint import read_header
-    from training.evaluation import judge_checkpoint
+    from training.evaluation import PREDICTIONS, judge_checkpoint
     from training.nih import read_adjudicated
 
     with usage_errors():
@@ -222,6 +222,7 @@ def evaluate(
         films = _select(folder, size, Selection(lists=lists), seed=0)
         second = None if adjudicated is None else read_adjudicated(adjudicated)
         _tell_macro(judge_checkpoint(checkpoint, films, out, split=split, adjudicated=second))
+    _tell_first(out / PREDICTIONS)
 
 
 @app.command()
@@ -234,7 +235,7 @@ def plot(
 ) -> None:
     """Draw the pictures of a run, over or still under way."""
     from training import plots
-    from training.sampling import split_by_lists
+    from training.sampling import SPLITS, split_by_lists
 
     drawn = _draw(run)
     if (run / "sweep.csv").is_file():
@@ -242,8 +243,9 @@ def plot(
     if films is not None:
         with usage_errors():
             manifest = _open(films, None).manifest
-        learned = split_by_lists(manifest, {"train": run / "train.txt"})
-        figure = plots.label_distribution(manifest, learned[learned["split"] == "train"], names=("all", "trained on"))
+        split = split_by_lists(manifest, {name: run / f"{name}.txt" for name in SPLITS})["split"]
+        free, learned = manifest[~split.isin(("validation", "test"))], manifest[split == "train"]
+        figure = plots.label_distribution(free, learned, names=("outside validation and test", "trained on"))
         drawn.append(plots.save(figure, run / "labels.png"))
     typer.echo("\n".join(map(str, drawn)) or f"nothing to draw in {run} yet")
 
@@ -263,6 +265,7 @@ def explain(
     """
     from training import explain
     from training.checkpoint import load_checkpoint
+    from training.evaluation import predictions
     from training.imaging.pixels import UnusablePixels
     from training.prepared import pixels_of
 
@@ -271,8 +274,10 @@ def explain(
         try:
             network_input = loaded.preprocessing.image(pixels_of(film.read_bytes()))
             written = explain.write_pictures(loaded, network_input, out, layers=layer or (None if filters else ()))
+            written.append(predictions(loaded, network_input[None], [film.name], out))
         except (UnusablePixels, explain.NoFeatureMaps, explain.UnknownLayer) as wrong:
             raise typer.BadParameter(str(wrong)) from wrong
+    _tell_first(written[-1])
     typer.echo("\n".join(map(str, written)))
 
 
@@ -315,6 +320,17 @@ def _tell_macro(table: Any) -> None:
     whole = table[(table["slice"] == "all") & table["metric"].str.startswith("auroc")]
     macro = whole[whole["finding"].str.startswith("macro")]
     typer.echo(macro[["model", "metric", "finding", "films", "value", "low", "high"]].to_string(index=False))
+
+
+def _tell_first(predictions: Path) -> None:
+    """What was said of the first film: the listing of the paper."""
+    import pandas as pd
+
+    film = pd.read_csv(predictions, nrows=1).iloc[0]
+    typer.echo(f"\n{film['image']}, probability of each finding")
+    for finding, probability in film.drop("image").items():
+        typer.echo(f"  {finding:20s} {probability:.3f}")
+    typer.echo(f"all films: {predictions}\n")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Final
 
 import numpy as np
 import pandas as pd
+import torch
 from lightning.fabric import Fabric
 from numpy.typing import NDArray
 
@@ -95,7 +96,7 @@ def predict_logits(
 ) -> NDArray[np.float32]:
     """Raw logits (N, F) of a checkpoint for one part of the split, or for all films."""
     fabric = Fabric(accelerator=accelerator, devices=1)
-    network = fabric.setup(build(checkpoint))
+    network = fabric.setup(build(checkpoint).to(memory_format=torch.channels_last))  # faster on a CPU too
     return predict(network, Films.of(prepared, split), checkpoint.preprocessing, batch_size=64, fabric=fabric)
 
 

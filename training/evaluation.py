@@ -2,6 +2,8 @@
 
 evaluate.csv      slice, films, model, finding, metric, value, low, high
 added.csv         per finding, what the network adds to view, age and sex
+predictions.csv   image, and per finding the calibrated probability (of a checkpoint; a crossfit has out_of_fold.csv)
+rankings.png      ROC, and precision against recall
 reliability.png   seen against said
 """
 
@@ -11,18 +13,21 @@ from typing import Final
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from training import metrics, plots
-from training.checkpoint import load_checkpoint
+from training.checkpoint import Checkpoint, build, load_checkpoint
 from training.crossfit import OUT_OF_FOLD, deal, predict_logits
 from training.manifest import UNKNOWN, findings_in, prevalence
 from training.prepared import Prepared
 
 Array = NDArray[np.floating]
 
+PREDICTIONS: Final = "predictions.csv"
+DECIMALS: Final = 4
 _FOLDS: Final = 5
 
 
@@ -39,7 +44,25 @@ def judge_checkpoint(
     probabilities = checkpoint.calibration.probabilities(predict_logits(checkpoint, prepared, split=split))
     cuts = [checkpoint.thresholds.get(finding, {}).get("sensitivity_90", 0.5) for finding in prepared.findings]
     models = {"network": probabilities, **metrics.baselines(train, films)}
+    _write_predictions(films["image"], probabilities, checkpoint.findings, folder)
     return judge(films, models, folder, thresholds=cuts, adjudicated=adjudicated)
+
+
+def predictions(checkpoint: Checkpoint, inputs: NDArray[np.uint8], names: Sequence[str], folder: Path) -> Path:
+    """Write predictions.csv for inputs (N, size, size) of these names; its path."""
+    with torch.inference_mode():
+        logits = build(checkpoint)(checkpoint.preprocessing.tensor(inputs)).numpy()
+    return _write_predictions(names, checkpoint.calibration.probabilities(logits), checkpoint.findings, folder)
+
+
+def _write_predictions(
+    names: Sequence[str] | pd.Series, probabilities: Array, findings: Sequence[str], folder: Path
+) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(probabilities, columns=list(findings)).round(DECIMALS)
+    table.insert(0, "image", list(names))
+    table.to_csv(folder / PREDICTIONS, index=False)
+    return folder / PREDICTIONS
 
 
 def judge_crossfit(prepared: Prepared, crossfit: Path, folder: Path) -> pd.DataFrame:
@@ -75,9 +98,8 @@ def judge(
     table = metrics.report(films, models, rng=rng, thresholds=thresholds, adjudicated=adjudicated)
     table.to_csv(folder / "evaluate.csv", index=False)
     added(films, models["network"], baseline=models["view_age_sex"], rng=rng).to_csv(folder / "added.csv", index=False)
-    plots.save(
-        plots.reliability(films[list(findings)], models["network"], findings=findings), folder / "reliability.png"
-    )
+    for draw in (plots.rankings, plots.reliability):
+        plots.save(draw(films[list(findings)], models["network"], findings=findings), folder / f"{draw.__name__}.png")
     return table
 
 

@@ -131,9 +131,18 @@ class MobileNetGrid(nn.Module):
         sizes = [channels * self.CELLS**2 for channels in self.READ.values()]
         return torch.tensor([float(size * len(sizes)) for size in sizes for _ in range(size)])
 
+    def train(self, mode: bool = True) -> "MobileNetGrid":
+        """As any module, but the norm learns its statistics in the first epoch alone: then, and where they come from a
+        checkpoint, they stand. A scale that moves under so many inputs is noise."""
+        super().train(mode)
+        if int(self.norm.num_batches_tracked or 0) > 0:
+            self.norm.eval()
+        return self
+
     def set_last_layer(self, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor) -> None:
         """Standardise by mean and variance (3168,), then weigh (findings, 3168)."""
-        self.norm.load_state_dict({"running_mean": mean, "running_var": variance}, strict=False)
+        one = torch.tensor(1)
+        self.norm.load_state_dict({"running_mean": mean, "running_var": variance, "num_batches_tracked": one})
         self.classifier.load_state_dict({"weight": weight, "bias": bias})
 
     def pooled(self, images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from matplotlib import pyplot
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from training import plots
 from training.findings import FINDINGS
@@ -60,6 +61,35 @@ def test_false_negatives_are_drawn_together_and_for_each_finding(epochs: pd.Data
     drawn = lines(plots.false_negatives(epochs))
     assert drawn["all findings"] == [99, 98, 97, 96, 95]
     assert drawn["Mass"] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4, 1 / 5])
+
+
+def test_lines_that_run_through_the_same_points_differ_in_more_than_colour(epochs: pd.DataFrame) -> None:
+    level = {f"validation/false_negative_rate/{finding}": 1.0 for finding in FINDINGS}
+    figure = plots.false_negatives(epochs.assign(**level))
+    styles = {(line.get_linestyle(), line.get_marker()) for line in figure.axes[1].get_lines()}
+    assert len(styles) == len(FINDINGS)
+
+
+def test_one_epoch_stands_in_the_middle_of_whole_epochs(epochs: pd.DataFrame) -> None:
+    figure = plots.training_curves(epochs.head(1))
+    assert [tuple(axes.get_xlim()) for axes in figure.axes] == [(0, 2)] * 3
+    figure.draw_without_rendering()
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["0", "1", "2"]
+
+
+def test_the_curves_name_their_areas_and_leave_out_what_nobody_has() -> None:
+    draw = np.random.default_rng(0)
+    labels = (draw.random((200, 3)) < 0.3).astype(int)
+    labels[:, 2] = 0
+    said = np.clip(0.4 * labels + draw.random((200, 3)) * 0.6, 0, 1)
+    roc, precision = plots.rankings(labels, said, findings=("Mass", "Edema", "Hernia")).axes
+    names = [text.get_text() for text in roc.get_legend().get_texts()]
+    assert names == [
+        f"{f}, AUROC {roc_auc_score(labels[:, k], said[:, k]):.3f}" for k, f in enumerate(("Mass", "Edema"))
+    ]
+    assert precision.get_legend().get_texts()[0].get_text().startswith("Mass, AUPRC ")
+    mass = roc.get_lines()[1]
+    assert np.trapezoid(mass.get_ydata(), mass.get_xdata()) == pytest.approx(roc_auc_score(labels[:, 0], said[:, 0]))
 
 
 def test_a_line_per_learning_rate_highest_first(epochs: pd.DataFrame, tmp_path: Path) -> None:

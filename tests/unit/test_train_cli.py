@@ -117,6 +117,8 @@ def test_plot_draws_a_run_under_way_and_its_labels(films: Path) -> None:
     figures |= {f"validation/{name}": [0.5, 0.6] for name in names}
     pd.DataFrame(figures).to_csv(here / "metrics.csv", index=False)
     (here / "train.txt").write_text("0.png\n1.png\n")
+    (here / "validation.txt").write_text("2.png\n")
+    (here / "test.txt").write_text("")
     code, told = run("plot", here, "--films", films / "out")
     assert code == 0
     drawn = ["false_negatives.png", "labels.png", "training_curves.png"]
@@ -131,5 +133,8 @@ def test_explain_writes_grad_cam_and_the_filters_of_a_layer(films: Path) -> None
     assert code == 0, told
     written = sorted(path.relative_to(films / "seen").as_posix() for path in (films / "seen").rglob("*.png"))
     assert written == ["grad_cam.png", "layers/features.0.png"]
+    (said,) = pd.read_csv(films / "seen" / "predictions.csv").to_dict("records")
+    assert said["image"] == "0.png"
+    assert f"Pneumothorax         {said['Pneumothorax']:.3f}" in told
     assert run("explain", films / "net.safetensors", films / "films.csv", films / "seen")[0] == 2
     assert run("explain", films / "films.csv", films / "0.png", films / "seen")[0] == 2

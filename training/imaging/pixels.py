@@ -97,7 +97,7 @@ def read_film(dataset: Dataset, *, limits: PixelLimits = DEFAULT_LIMITS, half_fo
     constant_image.
     """
     header = PixelHeader.of(dataset, limits=limits)
-    if half_for and min(header.rows, header.columns) >= 2 * half_resolution.MARGIN * half_for:
+    if half_for and half_resolution.is_enough(header.rows, header.columns, half_for):
         half = _half(dataset, header)
         if half is not None and not half.is_constant:
             return half

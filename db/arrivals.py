@@ -352,6 +352,16 @@ def reject(
     )
 
 
+def move_rejection(session: Session, path_digest: str, *, path: str, to_digest: str) -> None:
+    """Note that a rejected file lies elsewhere now; an entry that is there already is renewed."""
+    moved = session.scalars(select(RejectedFile).where(RejectedFile.path_digest == path_digest)).one_or_none()
+    if moved is not None:
+        session.delete(moved)
+        session.flush()
+        reason, detail, copy_of = moved.reason, moved.detail or "", moved.sop_instance_uid
+        reject(session, path=path, path_digest=to_digest, reason=reason, detail=detail, sop_instance_uid=copy_of)
+
+
 def forget_rejections(session: Session, path_digests: Sequence[str]) -> None:
     """Forget that files were rejected, because they are about to be tried again."""
     for part in in_parts(path_digests):

@@ -5,6 +5,7 @@ reviewed, stays unless it is asked for: the first is work still to be done, the 
 trusts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from db.base import database_now
 from db.bulk import in_parts
-from db.models import SETTLED, Audit, Instance, RejectedFile, Review, Study, StudyPriority
+from db.models import SETTLED, Audit, Instance, InstanceVersion, RejectedFile, Review, Study, StudyPriority
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,20 @@ def prunable(session: Session, *, before: datetime, reviewed: bool = False, unre
     )
 
 
+def prunable_paths(session: Session, *, before: datetime, reviewed: bool = False, unread: bool = False) -> set[str]:
+    """The files, earlier ones included, of the studies that `prune` with the same arguments takes away."""
+    studies = select(Study.id).where(*_old(before, reviewed=reviewed, unread=unread))
+    of_them = select(Instance.path).where(Instance.study_id.in_(studies))
+    versions = select(InstanceVersion.path).join(Instance, Instance.id == InstanceVersion.instance_id)
+    earlier = versions.where(Instance.study_id.in_(studies))
+    return set(session.scalars(of_them)) | set(session.scalars(earlier))
+
+
+def prunable_rejected_paths(session: Session, *, before: datetime) -> set[str]:
+    """The files that were refused before the date."""
+    return set(session.scalars(select(RejectedFile.path).where(RejectedFile.received_at < before)))
+
+
 def prune_studies(
     session: Session, *, before: datetime, limit: int, reviewed: bool = False, unread: bool = False
 ) -> int:
@@ -60,9 +75,9 @@ def prune_rejected_files(session: Session, *, before: datetime) -> int:
     return count
 
 
-def note_pruning(session: Session, pruned: Prunable, *, before: datetime, by: str) -> None:
-    """Write to the audit who pruned what."""
-    detail = {"before": before.isoformat(), **vars(pruned)}
+def note_pruning(session: Session, counts: Mapping[str, int], *, before: datetime, by: str) -> None:
+    """Write to the audit who pruned how much."""
+    detail = {"before": before.isoformat(), **counts}
     session.add(Audit(at=database_now(session), actor=by, action="prune", detail=detail))
 
 

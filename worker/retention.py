@@ -38,7 +38,7 @@ def prune(engine: Engine, pruning: Pruning, *, by: str) -> Prunable:
         pass
     with session_scope(engine) as session:
         retention.prune_rejected_files(session, before=pruning.before)
-        retention.note_pruning(session, found, before=pruning.before, by=by)
+        retention.note_pruning(session, vars(found), before=pruning.before, by=by)
     return found
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from threading import Event, Timer
@@ -34,21 +35,28 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
 from db.lookup import path_of
-from db.models import Instance, InstanceVersion, RejectedFile, Study
+from db.models import Instance, InstanceVersion, RejectedFile, Study, StudyPriority
 from db.session import read_scope, session_scope
 from db.totals import read_totals
+from tests.support.certificates import Authority
 from tests.support.contexts import seeded_context
+from tests.support.debian import need
 from tests.support.dicom_files import data_set_digest, make_film, save, texture
 from training.imaging.decoders import DECODERS
 from worker.context import Context
+from worker.dicom_network.echo import answers
+from worker.dicom_network.prune_films import prunable_films, prune_films
 from worker.dicom_network.storage_classes import TRANSFER_SYNTAXES
 from worker.dicom_network.storage_scp import Receiver, listening
 from worker.intake.receive import Received, receive
 from worker.monitoring.prometheus import ReceiveMetrics
+from worker.peers import PeerAway
+from worker.retention import Pruning, prune
 from worker.setting_peers import Peer
 
 pytestmark = pytest.mark.xdist_group("servers")
 
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 SMALL = {"free_mb": 1, "port": 0}
 
 
@@ -172,6 +180,70 @@ def test_other_pixels_under_a_uid_that_is_held_are_refused_and_both_files_are_ke
         assert site.is_tidy()
 
 
+def test_a_refused_film_that_is_sent_again_and_again_is_one_file_and_one_entry(embedded: Context) -> None:
+    film = make_film()
+    with receiving(embedded) as site:
+        assert sent(site.port, film) == 0x0000
+        film.PixelData = texture(seed=1).tobytes()
+        assert [sent(site.port, film) for _ in range(3)] == [0xC000] * 3
+        assert (len(site.files()), site.refused()) == (2, ["uid_taken"])
+        assert site.is_tidy()
+        film.PixelData = texture(seed=2).tobytes()
+        assert sent(site.port, film) == 0xC000
+        assert len(site.files()) == 3, "another film is another file"
+
+
+def settled(context: Context, *, read: bool) -> None:
+    """Every study is scored, and read or not; it was received and its film written long ago."""
+    with session_scope(context.engine) as session:
+        session.execute(update(Instance).values(state="scored"))
+        session.execute(update(Study).values(state="scored", received_at=LONG_AGO, settled_at=LONG_AGO))
+        session.execute(update(RejectedFile).values(received_at=LONG_AGO))
+        session.execute(update(StudyPriority).values(read_at=LONG_AGO if read else None))
+    for path in context.receive_folder.rglob("*"):
+        os.utime(path, (LONG_AGO.timestamp(), LONG_AGO.timestamp()))
+
+
+def test_films_of_read_studies_go_by_age_and_what_was_pointed_at_stays(context: Context, tmp_path: Path) -> None:
+    film, pruning = make_film(), Pruning(LONG_AGO + timedelta(days=1))
+    pointed_at = tmp_path / "mine.dcm"
+    make_film(pointed_at)
+    with receiving(context) as site:
+        assert sent(site.port, film) == 0x0000
+        film.PixelData = texture(seed=1).tobytes()
+        assert sent(site.port, film) == 0xC000
+        receive(context, [pointed_at])
+        of_the_user = context.receive_folder / "2020-01-01" / "notes.dcm"
+        of_the_user.parent.mkdir()
+        of_the_user.write_text("not ours")
+        assert prunable_films(context, pruning).paths == [], "nothing is old"
+        settled(context, read=False)
+        assert [path.parent.name for path in prunable_films(context, pruning).paths] == ["refused"], (
+            "nobody has read it"
+        )
+        settled(context, read=True)
+        assert len(prunable_films(context, pruning).paths) == 2
+        assert len(prunable_films(context, pruning, results_stay=True).paths) == 1
+        assert len(site.files()) == 3, "so far it was only counted"
+        prune(context.engine, pruning, by="test")
+        assert len(prune_films(context, pruning, by="test").paths) == 2
+        assert site.files() == [of_the_user]
+        assert pointed_at.exists()
+        assert site.received() == 0
+
+
+def test_films_go_and_their_results_stay_where_that_is_asked_for(embedded: Context) -> None:
+    film, pruning = make_film(), Pruning(LONG_AGO + timedelta(days=1))
+    with receiving(embedded) as site:
+        assert sent(site.port, film) == 0x0000
+        settled(embedded, read=True)
+        assert len(prune_films(embedded, pruning, by="test", results_stay=True).paths) == 1
+        assert (site.files(), site.received()) == ([], 1)
+        assert sent(site.port, film) == 0x0000, "it is taken again"
+        assert len(site.files()) == 1
+        assert site.is_tidy()
+
+
 def quarantined(site: Site) -> None:
     """Put every film into quarantine, as one that cannot be decoded."""
     with session_scope(site.context.engine) as session:
@@ -291,6 +363,49 @@ def test_another_called_title_calling_title_or_network_is_rejected(embedded: Con
         with associated(site.port) as association:
             assert not association.is_established
         assert site.refusals() == {"network_not_allowed": 1}
+
+
+def test_over_tls_only_senders_whose_certificate_the_authority_signed_get_in(embedded: Context, tmp_path: Path) -> None:
+    """With DCMTK's storescu, which is another's TLS."""
+    need("storescu", packages="dcmtk")
+    ours, others = Authority(tmp_path, "ours"), Authority(tmp_path, "others")
+    key, certificate = ours.certify("receiver")
+    make_film(tmp_path / "film.dcm")
+    files = {"tls_certificate_file": certificate, "tls_key_file": key, "tls_client_ca_file": ours.file}
+    with receiving(embedded, **files) as site:
+        command = [
+            "storescu",
+            "-v",
+            "-aet",
+            "MODALITY",
+            "-aec",
+            "NIGHTREAD",
+            "--timeout",
+            "5",
+            "--socket-timeout",
+            "10",
+        ]
+
+        def store(*options: str | Path) -> int:
+            words = [*command, *options, "localhost", str(site.port), tmp_path / "film.dcm"]
+            return subprocess.run(words, capture_output=True).returncode
+
+        assert store() != 0, "no TLS"
+        assert store("+tla", "+cf", ours.file) != 0, "no certificate"
+        assert store("+tls", *others.certify("stranger"), "+cf", ours.file) != 0, "another authority's"
+        assert (site.files(), site.received()) == ([], 0)
+        assert site.refusals()["tls_failed"] >= 2
+        assert store("+tls", *ours.certify("modality"), "+cf", ours.file) == 0
+        assert (len(site.files()), site.received()) == (1, 1)
+        key, certificate = ours.certify("peer")
+        peer = Peer(
+            name="receiver", ae_title="NIGHTREAD", host="localhost", port=site.port,
+            tls=True, ca_file=ours.file, certificate_file=certificate, key_file=key,
+        )  # fmt: skip
+        assert answers(peer, calling="MODALITY")
+        for wrong in ({"ca_file": others.file}, {"certificate_file": None, "key_file": None}, {"tls": False}):
+            with pytest.raises(PeerAway):
+                answers(peer.model_copy(update=wrong), calling="MODALITY")
 
 
 def test_a_uid_that_is_a_path_is_refused_and_nothing_is_written(embedded: Context) -> None:

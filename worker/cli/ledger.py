@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from worker.terminal.console import SOME_LEFT_OUT, AsJson, Wide, err, open_engine, out, print_json, refuse, say
+from worker.terminal.console import (
+    SOME_LEFT_OUT,
+    AsJson,
+    Wide,
+    err,
+    open_context,
+    open_engine,
+    out,
+    print_json,
+    refuse,
+    say,
+)
 from worker.wording import counted
 
 if TYPE_CHECKING:
@@ -15,6 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from db.retention import Prunable
+    from worker.dicom_network.prune_films import OldFilms
     from worker.settings import Settings
     from worker.terminal.listing import Listing
 
@@ -170,36 +182,47 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would go, and delete nothing.")] = False,
     reviewed: Annotated[bool, typer.Option("--reviewed", help="Also studies that a radiologist reviewed.")] = False,
     unread: Annotated[bool, typer.Option("--unread", help="Also studies that nobody has read yet.")] = False,
+    films_only: Annotated[
+        bool, typer.Option("--films-only", help="Only the received films of these studies; their results stay.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking, as a script needs it.")] = False,
 ) -> None:
     """Delete finished studies received before a date.
 
-    Their results go with them; the files are not touched. Unread and reviewed studies are kept unless --unread or
-    --reviewed is given. What still waits is always kept.
+    Their results go with them, and so do films in the receiver's folder; files elsewhere are not touched. Unread and
+    reviewed studies are kept unless --unread or --reviewed is given. What still waits is always kept.
     """
     from worker.context import actor
+    from worker.dicom_network.prune_films import prunable_films, prune_films
     from worker.retention import Pruning, prunable
     from worker.retention import prune as delete
 
-    engine, pruning = open_engine(), Pruning(before.astimezone(), reviewed=reviewed, unread=unread)
-    found = prunable(engine, pruning)
+    context, pruning = open_context(log_level="warning"), Pruning(before.astimezone(), reviewed=reviewed, unread=unread)
+    found = None if films_only else prunable(context.engine, pruning)
+    words = _prunable_words(found, prunable_films(context, pruning, results_stay=films_only))
     if dry_run:
-        say(f"would go: {_prunable_words(found)}")
+        say(f"would go: {words}")
         return
     if not yes:
-        _ask_to_delete(found)
-    say(f"gone: {_prunable_words(delete(engine, pruning, by=actor()))}")
+        _ask_to_delete(words)
+    if not films_only:
+        found = delete(context.engine, pruning, by=actor())
+    films = prune_films(context, pruning, by=actor(), results_stay=films_only)
+    say(f"gone: {_prunable_words(found, films)}")
 
 
-def _prunable_words(found: "Prunable") -> str:
+def _prunable_words(found: "Prunable | None", films: "OldFilms") -> str:
+    received = f"{counted(len(films.paths), 'received film')} ({films.size_bytes / 2**20:,.0f} MB)"
+    if found is None:
+        return received
     of_them = f" ({found.unread:,} of them unread)" if found.unread else ""
     kept = f"; {counted(found.unread_kept, 'unread study', 'unread studies')} kept" if found.unread_kept else ""
-    return (f"{counted(found.studies, 'study', 'studies')}{of_them} with {counted(found.instances, 'instance')}, and "
-            f"{counted(found.rejected_files, 'rejected file')}{kept}")  # fmt: skip
+    return (f"{counted(found.studies, 'study', 'studies')}{of_them} with {counted(found.instances, 'instance')}, "
+            f"{counted(found.rejected_files, 'rejected file')}, and {received}{kept}")  # fmt: skip
 
 
-def _ask_to_delete(found: "Prunable") -> None:
+def _ask_to_delete(words: str) -> None:
     if not sys.stdin.isatty():
         refuse("nobody can be asked: look with --dry-run, then delete with --yes")
-    if not typer.confirm(f"Delete {_prunable_words(found)}?", err=True):
+    if not typer.confirm(f"Delete {words}?", err=True):
         refuse("nothing was deleted")

@@ -3,22 +3,28 @@
     FOLDER/arriving/     one file per film on its way in; what a killed receiver left there is removed at its start
     FOLDER/pulling/      the same for `nightread pull`, of which several may run: half films go once nobody writes them
     FOLDER/2026-11-28/   the films of a day (UTC), each under a random name
+    FOLDER/refused/      films that could not be used, each once, under the SHA-256 of its bytes
 
 Names never come from a UID: a sender chooses those.
 """
 
+import hashlib
 import os
+import re
 import shutil
+import stat
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 ARRIVING, PULLING = "arriving", "pulling"
+REFUSED = "refused"
+OUR_NAMES = re.compile(r"\d{4}-\d\d-\d\d/[0-9a-f]{32}\.dcm|refused/[0-9a-f]{64}\.dcm")  # below the folder
 ABANDONED_SECONDS = 900.0  # nothing was written to an arriving file for this long: its association is gone
 
 
@@ -66,6 +72,25 @@ class Inbox:
             kept.unlink()
             raise
         return kept
+
+    def set_aside(self, refused: Path) -> Path:
+        """Give a film that was refused a second name, made from its bytes: what is sent again is there once."""
+        with refused.open("rb") as film:
+            digest = hashlib.file_digest(film, "sha256").hexdigest()
+        folder = self.folder / REFUSED
+        folder.mkdir(exist_ok=True, mode=0o700)
+        with suppress(FileExistsError):
+            os.link(refused, folder / f"{digest}.dcm")
+            _sync(folder)
+        return folder / f"{digest}.dcm"
+
+    def older(self, than: datetime) -> Iterator[Path]:
+        """Whole films that were written before a moment; nothing that has another name than ours gives."""
+        for path in sorted(self.folder.glob("*/*.dcm")):
+            found = path.lstat()
+            is_ours = OUR_NAMES.fullmatch(path.relative_to(self.folder).as_posix()) and stat.S_ISREG(found.st_mode)
+            if is_ours and found.st_mtime < than.timestamp():
+                yield path
 
     def recent(self, *, days: int = 2) -> list[Path]:
         """The films of the last days: among them may be one that was kept and, after a kill, not registered."""

@@ -8,11 +8,11 @@ from typing import Final
 
 import structlog
 
-from db import lookup
-from db.session import read_scope
+from db import arrivals, lookup
+from db.session import read_scope, session_scope
 from worker.context import Context
 from worker.dicom_network.inbox import ARRIVING, Inbox
-from worker.intake.receive import Footing, Received, footing_of, receive
+from worker.intake.receive import Footing, Received, footing_of, path_digest, receive
 
 log = structlog.get_logger()
 
@@ -46,11 +46,19 @@ class Keeper:
                 patience_seconds=patience_seconds,
                 sop_instance_uid=sop_instance_uid,
             )
+            if outcome.rejected:
+                self._set_aside(kept)
             self.remove_unrecorded([kept])  # a second copy of a film that is in the ledger with its own file
         except BaseException:
             self._unsettled.add(kept)  # it may be registered: a commit's answer can be lost
             raise
         return outcome
+
+    def _set_aside(self, refused: Path) -> None:
+        """Record a refused film under the name that its bytes make: each time it is sent, the same entry and file."""
+        aside = self.inbox.set_aside(refused)
+        with session_scope(self.context.engine) as session:
+            arrivals.move_rejection(session, path_digest(refused), path=str(aside), to_digest=path_digest(aside))
 
     def settle(self) -> None:
         """Remove the files of films whose registration failed, unless the ledger has them after all.

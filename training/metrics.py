@@ -86,7 +86,7 @@ def evaluate(
     decided = scores >= np.asarray(thresholds, dtype=float)
     once = np.ones((1, len(truth)))
     present, absent = truth == 1, truth == 0
-    rates = dict(zip(RATES, _weighted_rates(truth, scores, decided.astype(float), once)[0], strict=True))
+    rates = dict(zip(RATES, weighted_rates(truth, scores, decided.astype(float), once)[0], strict=True))
     counts = {
         "positives": present.sum(axis=0),
         "prevalence": prevalence(truth),
@@ -125,10 +125,10 @@ def intervals(
     decided = (scores >= np.asarray(thresholds, dtype=float)).astype(np.float32)
     drawn: list[Array] = []
     for weights in patient_draws(patients, rng=rng, replicates=replicates):
-        rates = _weighted_rates(truth, scores, decided, weights)  # (R, RATES, F)
+        rates = weighted_rates(truth, scores, decided, weights)  # (R, RATES, F)
         macros = _mean(rates), _mean(rates[:, :, [finding != RAREST for finding in findings]])
         rates = np.concatenate([rates, np.stack(macros, axis=2)], axis=2)
-        overall = _weighted_overall(truth, decided, weights)
+        overall = weighted_overall(truth, decided, weights)
         drawn.append(np.concatenate([rates.reshape(len(weights), -1), overall], axis=1))
     figures = [(metric, finding) for metric in RATES for finding in (*findings, "macro", "macro_without_hernia")]
     figures += [(metric, "all") for metric in _OVERALL]
@@ -150,7 +150,7 @@ def patient_draws(patients: npt.ArrayLike, *, rng: np.random.Generator, replicat
         yield times.astype(np.float32)[:, patient]
 
 
-def _weighted_overall(truth: Array, decided: Array, weights: Array) -> Array:
+def weighted_overall(truth: Array, decided: Array, weights: Array) -> Array:
     """Binary accuracy and exact match (R, 2) of N films that count `weights` (R, N) times each."""
     known = truth != UNKNOWN
     right = (decided == truth) & known
@@ -164,7 +164,7 @@ def _mean(rates: Array) -> Array:
     return ratio(np.nansum(rates, axis=-1), np.isfinite(rates).sum(axis=-1))
 
 
-def _weighted_rates(truth: Array, scores: Array, decided: Array, weights: Array) -> Array:
+def weighted_rates(truth: Array, scores: Array, decided: Array, weights: Array) -> Array:
     """RATES (R, RATES, F) of N films that count `weights` (R, N) times each, all draws at once."""
     present, known = (truth == 1).astype(weights.dtype), (truth != UNKNOWN).astype(weights.dtype)  # (N, F)
     films, positives = weights @ known, weights @ present  # (R, F)

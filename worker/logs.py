@@ -2,13 +2,25 @@
 
 import logging
 import sys
-from typing import Literal
+from typing import Literal, TextIO
 
 import structlog
 
 from training.imaging.quiet import quieten_pydicom
 
 QUOTING = ("highdicom", "dicomweb_client")  # libraries that complain in the words of what they were given
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Standard error as it is when a line is written: what replaces it, as a test does, may close it at its end."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _stream: TextIO) -> None:
+        """The base class sets it once."""
 
 
 def configure(*, level: str, style: Literal["console", "json"]) -> None:
@@ -28,7 +40,7 @@ def configure(*, level: str, style: Literal["console", "json"]) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     final: list[structlog.typing.Processor] = [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
         structlog.processors.format_exc_info,

@@ -20,7 +20,7 @@ from training.checkpoint import SHIPPED, read_header
 from training.imaging.allocator import keep_freed_memory
 from training.imaging.decoders import decode, decode_half
 from training.imaging.dicom import DEFAULT_LIMITS, PixelHeader, open_dataset
-from training.imaging.pixels import _digest, read_film
+from training.imaging.pixels import digest_of, read_film
 from training.imaging.preprocessing import Preprocessing
 
 TIMES = 9
@@ -50,7 +50,7 @@ def profile(path: Path, preprocessing: Preprocessing) -> dict[str, float]:
     return {
         "open the file": milliseconds(lambda: open_dataset(path)),
         "decode": milliseconds(pixels),
-        "SHA-256 of the pixels": milliseconds(lambda: _digest(stored, header.photometric)),
+        "SHA-256 of the pixels": milliseconds(lambda: digest_of(stored, header.photometric)),
         "window and squash": milliseconds(lambda: film.network_input(preprocessing)),
         "all": milliseconds(lambda: read_film(open_dataset(path), half_for=size).network_input(preprocessing)),
     }

@@ -147,7 +147,7 @@ def test_what_is_swapped_in_while_files_are_read_leads_out_of_no_root(swapped: s
     swapper = threading.Thread(target=swap)
     swapper.start()
     try:
-        arrivals = [intake._read(context, roots / "films" / "a.dcm", "00" * 32) for _ in range(2000)]
+        arrivals = [intake.read_arrival(context, roots / "films" / "a.dcm", "00" * 32) for _ in range(2000)]
     finally:
         stop.set()
         swapper.join()

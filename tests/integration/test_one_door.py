@@ -77,8 +77,8 @@ def test_the_morning_page_shows_no_film_but_the_one_that_was_scored(swapped: Con
 
 
 def test_a_retraining_learns_from_no_film_but_the_one_that_was_scored(swapped: Context):
-    rows = {labels._image(instance_id): number for number, instance_id in _ids(swapped).items()}
-    found = {decoded.row: decoded.outcome for decoded in labels._reading(swapped, size=64)(rows)}
+    rows = {labels.image_of(instance_id): number for number, instance_id in _ids(swapped).items()}
+    found = {decoded.row: decoded.outcome for decoded in labels.decoding(swapped, size=64)(rows)}
     assert found == {KEPT: READY, **REASONS}
 
 

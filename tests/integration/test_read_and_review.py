@@ -117,9 +117,9 @@ def say(engine: Engine, *opinions: Opinion) -> list[Answer]:
 
 
 def test_opinions_are_kept_once_per_study_finding_and_reader(filled: Engine):
-    opinions = [Opinion("A-1", "Mass", "present", "kim", EVENING), Opinion("A-1", "Mass", "absent", "lee", EVENING)]
-    assert say(filled, *opinions) == [Answer(1), Answer(1)]
-    assert say(filled, *opinions) == [Answer(0), Answer(0)]
+    given = [Opinion("A-1", "Mass", "present", "kim", EVENING), Opinion("A-1", "Mass", "absent", "lee", EVENING)]
+    assert say(filled, *given) == [Answer(1), Answer(1)]
+    assert say(filled, *given) == [Answer(0), Answer(0)]
     assert opinions(filled) == {(1, "Mass", "kim"): "present", (1, "Mass", "lee"): "absent"}
 
 

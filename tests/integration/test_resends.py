@@ -129,7 +129,7 @@ def test_a_file_whose_times_stand_still_is_not_read_again(context, tmp_path, mon
     monkeypatch.setattr("worker.intake.receive.SETTLED_AFTER_SECONDS", 0)
     make_film(tmp_path / "a.dcm")
     score(context, tmp_path)
-    monkeypatch.setattr("worker.intake.receive._digest_at", lambda _: pytest.fail("the file was read"))
+    monkeypatch.setattr("worker.intake.receive.digest_at", lambda _: pytest.fail("the file was read"))
     assert receive(context, [tmp_path]).known == 1
 
 

@@ -109,7 +109,7 @@ def test_thresholds_may_differ_by_finding(labels: NDArray[np.uint8], scores: Arr
 def test_weighted_figures_are_those_of_the_films_repeated(labels: NDArray[np.uint8], scores: Array) -> None:
     weights = rng(3).integers(0, 4, size=(3, len(labels))).astype(np.float32)
     decided = (scores >= 0.5).astype(np.float32)
-    drawn = metrics._weighted_rates(labels.astype(np.float32), scores, decided, weights)
+    drawn = metrics.weighted_rates(labels.astype(np.float32), scores, decided, weights)
     for row, times in zip(drawn, weights.astype(int), strict=True):
         again = metrics.evaluate(labels.repeat(times, axis=0), scores.repeat(times, axis=0))
         expected = again.per_finding[list(metrics.RATES)].to_numpy(dtype=float).T
@@ -249,8 +249,8 @@ def test_weighted_figures_with_unknown_labels_are_those_of_the_films_repeated(
 ) -> None:
     weights = rng(3).integers(0, 4, size=(3, len(partly))).astype(np.float32)
     decided, truth = (scores >= 0.5).astype(np.float32), partly.astype(np.float32)
-    drawn = metrics._weighted_rates(truth, scores, decided, weights)
-    overall = metrics._weighted_overall(truth, decided, weights)
+    drawn = metrics.weighted_rates(truth, scores, decided, weights)
+    overall = metrics.weighted_overall(truth, decided, weights)
     for row, whole, times in zip(drawn, overall, weights.astype(int), strict=True):
         again = metrics.evaluate(partly.repeat(times, axis=0), scores.repeat(times, axis=0))
         np.testing.assert_allclose(row, again.per_finding[list(metrics.RATES)].to_numpy(dtype=float).T, atol=2e-6)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.imaging.preprocessing import Preprocessing, _fewer_rows, _ramp
+from training.imaging.preprocessing import Preprocessing, fewer_rows, ramp_of
 
 
 def test_a_wide_film_is_squashed_to_a_square_without_keeping_its_aspect() -> None:
@@ -59,10 +59,10 @@ RAMPS = {  # table -> whether pixels may be added before they are looked up
 def test_a_film_whose_table_is_a_ramp_averages_to_what_its_greys_do(name: str) -> None:
     table, is_ramp = RAMPS[name]
     greys = table.astype(np.float32)
-    assert (_ramp(greys) is not None) is is_ramp
+    assert (ramp_of(greys) is not None) is is_ramp
     film = np.random.default_rng(0).integers(0, 4096, (2501, 90)).astype(np.uint16)
     for factor in (1, 8, 16, 17):  # 2501 rows are no multiple of the last three; 17 x 4095 needs more than 16 bits
-        assert np.abs(_fewer_rows(film, greys, factor) - _fewer_rows(greys[film], None, factor)).max() < 1e-6
+        assert np.abs(fewer_rows(film, greys, factor) - fewer_rows(greys[film], None, factor)).max() < 1e-6
 
 
 def test_eight_bits_and_sixteen_are_added_without_wrapping_around() -> None:

@@ -102,7 +102,7 @@ def read_film(dataset: Dataset, *, limits: PixelLimits = DEFAULT_LIMITS, half_fo
         if half is not None and not half.is_constant:
             return half
     stored, photometric = decode(dataset, header)
-    digest = _digest(stored, photometric)
+    digest = digest_of(stored, photometric)
     if header.photometric == "PALETTE COLOR":
         stored = _palette_to_rgb(stored, dataset)
     if stored.ndim == 3:
@@ -128,7 +128,7 @@ def _half(dataset: Dataset, header: PixelHeader) -> Film | None:
     greys = grey_table(dataset, header, low)
     if not half_resolution.is_straight(low, greys):
         return None
-    return Film(low, greys, _digest(low, header.photometric), whole=(header.rows, header.columns))
+    return Film(low, greys, digest_of(low, header.photometric), whole=(header.rows, header.columns))
 
 
 def read_picture(source: Path | BinaryIO, *, limits: PixelLimits = DEFAULT_LIMITS) -> NDArray[np.float32]:
@@ -160,7 +160,7 @@ def _palette_to_rgb(indices: Pixels, dataset: Dataset) -> Pixels:
         raise BadPixelHeader("The colour palette is missing or damaged.") from error
 
 
-def _digest(stored: Pixels, photometric: str) -> str:
+def digest_of(stored: Pixels, photometric: str) -> str:
     digest = hashlib.sha256(f"{stored.shape} {stored.dtype.str} {photometric}".encode())
     digest.update(np.ascontiguousarray(stored).data)
     return digest.hexdigest()

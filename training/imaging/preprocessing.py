@@ -56,7 +56,7 @@ class Preprocessing:
         255 on NIH originals), so it is part of what "squash" means and must not be dropped for a checkpoint's films.
         """
         factor = int(len(film) / self.size / GAP) or 1
-        fewer = Image.fromarray(_fewer_rows(film, greys, factor))  # mode "F", nothing rounded yet
+        fewer = Image.fromarray(fewer_rows(film, greys, factor))  # mode "F", nothing rounded yet
         box = (0, 0, fewer.width, len(film) / factor)  # Pillow's own boxes do the columns
         network_input = fewer.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box, reducing_gap=GAP)
         rounded: NDArray[np.uint8] = np.rint(np.clip(np.asarray(network_input), 0, 1) * 255).astype(np.uint8)
@@ -83,7 +83,7 @@ class Preprocessing:
             raise ValueError(f"not a preprocessing header: {error}") from error
 
 
-def _fewer_rows(film: NDArray[Any], greys: NDArray[np.float32] | None, factor: int) -> NDArray[np.float32]:
+def fewer_rows(film: NDArray[Any], greys: NDArray[np.float32] | None, factor: int) -> NDArray[np.float32]:
     """The greys of a film, each `factor` rows averaged, the last ones from what is left: float32 (ceil(H / factor), W).
 
     A table that is a ramp needs no look-up: pixels are clipped to its ends and added as the whole numbers that they
@@ -91,7 +91,7 @@ def _fewer_rows(film: NDArray[Any], greys: NDArray[np.float32] | None, factor: i
     """
     if greys is None:
         return _averaged(film, lambda block: block, factor, sums=np.float32)
-    ramp = _ramp(greys)
+    ramp = ramp_of(greys)
     if ramp is None:
         return _averaged(film, lambda block: np.take(greys, block, mode="clip"), factor, sums=np.float32)
     low, high = sorted(ramp)
@@ -119,7 +119,7 @@ def _averaged(
     return averaged
 
 
-def _ramp(greys: NDArray[np.float32]) -> tuple[int, int] | None:
+def ramp_of(greys: NDArray[np.float32]) -> tuple[int, int] | None:
     """The last black value and the first white one of a table that is straight between them and flat outside, as most
     windows are, MONOCHROME1's from white to black; None for any other table."""
     black, white = np.flatnonzero(greys <= 0), np.flatnonzero(greys >= 1)

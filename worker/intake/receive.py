@@ -111,7 +111,7 @@ def _receive(
     received, unscored, secret = Received(), footing.unscored, footing.secret
     found = find_files(paths)
     while files := list(islice(found, FILES_PER_TRANSACTION)):
-        read = [(file, _read(context, file, secret, uid)) for file in files]
+        read = [(file, read_arrival(context, file, secret, uid)) for file in files]
         taken = _register_all(context, read, unscored, received)
         for file, arrival, known in taken:
             _resolve_taken(context, file, arrival, known, unscored, received)
@@ -129,7 +129,7 @@ def footing_of(context: Context) -> Footing:
         return Footing(unscored, lookup.patient_key_secret(session))
 
 
-def _read(context: Context, file: Path, secret: str, uid: str | None = None) -> Arrival | UnusableStudy:
+def read_arrival(context: Context, file: Path, secret: str, uid: str | None = None) -> Arrival | UnusableStudy:
     """One file's arrival, or why it cannot be used. Never raises: a file costs its own rejection and nothing else."""
     try:
         path = confined(file, context.settings.roots)
@@ -254,7 +254,7 @@ def _resolve_taken(
     path, held = Path(arrival.instance["path"]), Path(known.path or "")
     moved = known.same_study and held != path and not os.path.lexists(held)
     if moved or held == path:
-        same = known.file_digest in (None, _digest_at(path))
+        same = known.file_digest in (None, digest_at(path))
         cause = "header_changed" if known.says_otherwise else None if same else "file_changed"
         _settle_resend(context, arrival, received, unscored, cause=cause, moved=moved)
     elif known.same_study and _is_copy(held, path, roots=context.settings.roots):
@@ -309,7 +309,7 @@ def _reject_taken(context: Context, file: Path, arrival: Arrival, *, of_study: b
     _in_transaction(context, write)
 
 
-def _digest_at(path: Path) -> str | None:
+def digest_at(path: Path) -> str | None:
     """SHA-256 of a file; None where it can no longer be read, which is no digest of anything."""
     try:
         with _opened(path) as file:

@@ -88,7 +88,7 @@ def _query_confirmed(context: Context, folder: Path) -> None:
     if not films:
         raise NothingConfirmed
     manifest_of(films).to_csv(folder / TABLE, index_label="row")
-    moments = {_image(film.instance_id): film.confirmed_at.isoformat() for film in films}
+    moments = {image_of(film.instance_id): film.confirmed_at.isoformat() for film in films}
     # Last: where it lies, the table is whole.
     write_whole(folder / MOMENTS, json.dumps({"until": until.isoformat(), "confirmed_at": moments}))
 
@@ -101,7 +101,7 @@ def manifest_of(films: list[ConfirmedFilm]) -> pd.DataFrame:
     return split_stable(
         pd.DataFrame(
             {
-                "image": [_image(film.instance_id) for film in films],
+                "image": [image_of(film.instance_id) for film in films],
                 "patient_id": [film.patient for film in films],
                 "age_years": [film.patient_age_years for film in films],
                 "sex": [film.patient_sex or "" for film in films],
@@ -120,7 +120,7 @@ def inputs(context: Context, manifest: pd.DataFrame, folder: Path, *, size: int)
     Raises Unread where more of them cannot be read than the settings allow, and reading.DecodersGone.
     """
     if not (folder / "manifest.csv").exists():
-        prepare(manifest, _reading(context, size=size), folder, sizes=(size,))
+        prepare(manifest, decoding(context, size=size), folder, sizes=(size,))
     unread = left_out(folder)
     if unread.total() > context.settings.retrain.max_unread * len(manifest):
         why = ", ".join(f"{reason} {films}" for reason, films in unread.most_common())
@@ -130,7 +130,7 @@ def inputs(context: Context, manifest: pd.DataFrame, folder: Path, *, size: int)
     return open_prepared(folder, size=size)
 
 
-def _reading(context: Context, *, size: int) -> ReadFilms:
+def decoding(context: Context, *, size: int) -> ReadFilms:
     """How films are read: as the worker reads them, in child processes, within limits of time and memory."""
     decoders, rules = context.settings.retrain.threads, DecodeOptions.of(context, Preprocessing(size=size))
 
@@ -138,7 +138,7 @@ def _reading(context: Context, *, size: int) -> ReadFilms:
         with DecoderPool(rules, decoders=decoders) as pool:
             pool.begin_proof()()
             for film, outcome in pool.inputs(_files(context, rows), ahead=4 * decoders):
-                row = rows[_image(film.instance_id)]
+                row = rows[image_of(film.instance_id)]
                 if isinstance(outcome, NetworkInput):
                     yield Decoded(row, READY, (outcome.image,))
                 else:
@@ -147,7 +147,7 @@ def _reading(context: Context, *, size: int) -> ReadFilms:
     return read
 
 
-def _image(instance_id: int) -> str:
+def image_of(instance_id: int) -> str:
     return f"{NAME}{instance_id}"
 
 

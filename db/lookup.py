@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import RowMapping, Select, func, select
 from sqlalchemy.orm import Session
 
 from db.bulk import in_parts
@@ -75,6 +75,28 @@ def decided_otherwise(session: Session, reasons: Sequence[str], *, rules: str) -
     kept = TotalChange.counted == "instance", TotalChange.state == "skipped", TotalChange.reason.in_(reasons)
     other = select(func.sum(TotalChange.change)).where(*kept, TotalChange.decided_under.is_distinct_from(rules))
     return int(session.scalar(other) or 0)
+
+
+def study_of(session: Session, study_id: int) -> Study | None:
+    """The study with this row id."""
+    return session.get(Study, study_id)
+
+
+def earlier_studies(session: Session, study: Study, *, limit: int) -> Sequence[RowMapping]:
+    """The other studies of the same patient that came before, the newest first, each with its place when it has one."""
+    place = (StudyPriority.category, StudyPriority.top_finding, StudyPriority.flag, StudyPriority.read_at)
+    chosen = select(Study.id, Study.accession_number, Study.acquired_at, Study.received_at, Study.state, *place)
+    same = (Study.patient_key == study.patient_key, Study.id != study.id, Study.received_at <= study.received_at)
+    found = chosen.outerjoin(StudyPriority, StudyPriority.study_id == Study.id).where(*same)
+    return session.execute(found.order_by(Study.received_at.desc(), Study.id.desc()).limit(limit)).mappings().all()
+
+
+def first_films(session: Session, study_ids: Sequence[int]) -> dict[int, int]:
+    """Study id -> its first scored film's instance id, of those that have one."""
+    films = select(Instance.study_id, func.min(Instance.id)).where(
+        Instance.study_id.in_(study_ids), Instance.state == "scored", Instance.pixel_digest.is_not(None)
+    )
+    return {study_id: instance_id for study_id, instance_id in session.execute(films.group_by(Instance.study_id))}
 
 
 def instances_of(session: Session, study: Study) -> Sequence[Instance]:

@@ -24,11 +24,13 @@ GateResult = Literal["passed", "undecided", "failed"]
 DriftLevel = Literal["quiet", "warn", "act"]
 DeliveryKind = Literal["sr", "sc", "oru", "fhir"]
 DeliveryState = Literal["waiting", "sending", "sent", "confirmed", "superseded", "skipped", "failed"]
+Role = Literal["viewer", "reader", "administrator"]
 
 SETTLED: tuple[SettledState, ...] = get_args(SettledState)
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 DRIFT_LEVELS: tuple[str, ...] = get_args(DriftLevel)
+ROLES: tuple[Role, ...] = get_args(Role)  # each may what those before it may
 
 # The columns of film_score, in the order of the vocabulary (training.findings.FINDINGS, lower case).
 FINDING_COLUMNS = (
@@ -546,7 +548,7 @@ class Delivery(Base):
 
 
 class Audit(Base):
-    """Changes with person and time: policies, checkpoints, requeues. Append only."""
+    """Changes and views of studies, with person and time. Append only."""
 
     __tablename__ = "audit"
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
@@ -554,6 +556,72 @@ class Audit(Base):
     actor: Mapped[str] = mapped_column(String(64))
     action: Mapped[str] = mapped_column(String(64))
     detail: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+# ------------------------------------------------------------------------------------------------------ the web page
+
+
+class WebUser(Base):
+    """A person who may sign in: with a password of this site (argon2id), or by an OpenID provider."""
+
+    __tablename__ = "web_user"
+    __table_args__ = (_one_of("role", Role), UniqueConstraint("name"), UniqueConstraint("oidc_subject"))
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))
+    role: Mapped[Role] = mapped_column(String(16))
+    password_hash: Mapped[str | None] = mapped_column(Text)
+    oidc_subject: Mapped[str | None] = mapped_column(String(512))  # issuer and subject
+    created_at: Mapped[datetime]
+    created_by: Mapped[str] = mapped_column(String(64))
+    disabled_at: Mapped[datetime | None]
+
+
+class WebSession(Base):
+    """A browser that is signed in, by the SHA-256 of its cookie; the cookie itself is kept nowhere."""
+
+    __tablename__ = "web_session"
+    __table_args__ = (Index("ix_web_session_user_id", "user_id"),)
+    token_digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("web_user.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+
+
+class ApiToken(Base):
+    """A token for a program that reads the list, by its SHA-256; it may what its user may."""
+
+    __tablename__ = "api_token"
+    __table_args__ = (UniqueConstraint("token_digest"), UniqueConstraint("user_id", "name"))
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("web_user.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(64))
+    token_digest: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+    created_by: Mapped[str] = mapped_column(String(64))
+    expires_at: Mapped[datetime | None]
+
+
+class LoginFailure(Base):
+    """A sign-in that failed, for a while: name and address as SHA-256, for a name may be a password typed amiss."""
+
+    __tablename__ = "login_failure"
+    __table_args__ = (Index("ix_login_failure_at", "at"),)
+    id: Mapped[int] = mapped_column(BigKey, primary_key=True)
+    name_digest: Mapped[str] = mapped_column(String(64))
+    address_digest: Mapped[str] = mapped_column(String(64))
+    at: Mapped[datetime]
+
+
+class ReadingClaim(Base):
+    """Who is reading a study now, until the lease ends; one claim per study."""
+
+    __tablename__ = "reading_claim"
+    study_id: Mapped[int] = mapped_column(BigKey, ForeignKey("study.id", ondelete="CASCADE"), primary_key=True)
+    reader: Mapped[str] = mapped_column(String(64))
+    claimed_at: Mapped[datetime]
+    lease_expires_at: Mapped[datetime]
+    taken_from: Mapped[str | None] = mapped_column(String(64))
+    taken_because: Mapped[str | None] = mapped_column(Text)
 
 
 def _partial_index(name: str, *columns: Any, where: str) -> Index:

@@ -119,6 +119,18 @@ def record_opinions(session: Session, opinions: Sequence[Opinion]) -> list[Answe
     return answers
 
 
+def reviews_of(session: Session, study_id: int) -> Sequence[Review]:
+    """What readers confirmed of a study, by reader."""
+    rows = select(Review).where(Review.study_id == study_id).order_by(Review.reader, Review.id)
+    return session.scalars(rows).all()
+
+
+def reviewed_by(session: Session, reader: str, study_ids: Sequence[int]) -> set[int]:
+    """Those of the studies of which this reader has confirmed something."""
+    found = select(Review.study_id).where(Review.reader == reader, Review.study_id.in_(study_ids)).distinct()
+    return set(session.scalars(found))
+
+
 def _find(session: Session, names: Iterable[str]) -> dict[str, list[int]]:
     """The ids of the studies of each name; a UID comes before an accession number that happens to read like it."""
     wanted = sorted(set(names))

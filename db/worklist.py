@@ -1,6 +1,7 @@
 """The reading order, read only. Ranks are computed by the views when they are asked for, so they are never stale."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Boolean, Connection, RowMapping, text
@@ -21,6 +22,7 @@ _TYPES: dict[str, TypeEngine[Any]] = {
     "stat": Boolean(),
     "overdue": Boolean(),
 }
+_UNREAD = "SELECT count(*) FROM study_priority WHERE read_at IS NULL"
 
 
 def worklist(session: "Session", *, limit: int | None = None) -> Sequence[RowMapping]:
@@ -35,6 +37,60 @@ def stream(source: "Session | Connection", *, limit: int | None = None) -> Itera
     statement = text(f"SELECT * FROM {view} ORDER BY priority_rank{bound}").columns(**_TYPES)  # noqa: S608 - two names
     rows = source.execute(statement, {"limit": limit} if bound else {}, execution_options={"yield_per": ROWS_AT_ONCE})
     yield from rows.mappings()
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Part of the worklist; each condition that is given must hold. `accession_number`: how it begins."""
+
+    category: str | None = None
+    finding: str | None = None
+    flag: str | None = None
+    stat: bool = False
+    overdue: bool = False
+    accession_number: str | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some consecutive rows of the (filtered) worklist, and how many there are in all."""
+
+    rows: Sequence[RowMapping]
+    total: int
+
+
+def part(session: "Session", wanted: Filter, *, offset: int, limit: int) -> Part:
+    """The rows from `offset` on in reading order, each with its rank in the whole list."""
+    if wanted == Filter() and offset + limit <= HEAD:
+        return Part(worklist(session, limit=offset + limit)[offset:], unread(session))
+    where, values = _conditions(wanted)
+    statement = f"SELECT *, count(*) OVER () AS total FROM worklist{where} ORDER BY priority_rank LIMIT :n OFFSET :at"  # noqa: S608
+    found = session.execute(text(statement).columns(**_TYPES), {**values, "n": limit, "at": offset}).mappings().all()
+    return Part(found, found[0]["total"] if found else 0)
+
+
+def _conditions(wanted: Filter) -> tuple[str, dict[str, Any]]:
+    """A WHERE clause for the columns of the view, and its values."""
+    conditions = ["stat"] if wanted.stat else []
+    conditions += ["overdue"] if wanted.overdue else []
+    names = {"category": wanted.category, "top_finding": wanted.finding, "flag": wanted.flag}
+    values: dict[str, Any] = {name: value for name, value in names.items() if value is not None}
+    conditions += [f"{name} = :{name}" for name in values]
+    if wanted.accession_number is not None:
+        conditions.append("substr(accession_number, 1, length(:begins)) = :begins")
+        values["begins"] = wanted.accession_number
+    return (f" WHERE {' AND '.join(conditions)}" if conditions else ""), values
+
+
+def unread(session: "Session") -> int:
+    """How many studies wait to be read."""
+    return session.scalar(text(_UNREAD)) or 0
+
+
+def contributions(session: "Session", study_id: int) -> Sequence[RowMapping]:
+    """The study's rows of the view study_contribution, what adds most first; none where no scores rank it."""
+    statement = text("SELECT * FROM study_contribution WHERE study_id = :study_id ORDER BY contribution DESC, finding")
+    return session.execute(statement.columns(counts=Boolean()), {"study_id": study_id}).mappings().all()
 
 
 def columns(source: "Session | Connection") -> list[str]:

@@ -511,6 +511,7 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'scored'"),
         sqlite_where=sa.text("state = 'scored'"),
     )
+    _create_web_tables()
     op.create_index(
         "ix_study_waiting",
         "study",
@@ -569,6 +570,72 @@ def upgrade() -> None:
     op.execute(site.insert().values(row))
     for name, body in views(op.get_bind().dialect.name).items():
         op.execute(f"CREATE VIEW {name} AS {body}")
+
+
+def _create_web_tables() -> None:
+    op.create_table(
+        "web_user",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("role", sa.String(length=16), nullable=False),
+        sa.Column("password_hash", sa.Text(), nullable=True),
+        sa.Column("oidc_subject", sa.String(length=512), nullable=True),
+        sa.Column("created_at", MOMENT, nullable=False),
+        sa.Column("created_by", sa.String(length=64), nullable=False),
+        sa.Column("disabled_at", MOMENT, nullable=True),
+        sa.CheckConstraint("role IN ('viewer', 'reader', 'administrator')", name=op.f("ck_web_user_role")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_web_user")),
+        sa.UniqueConstraint("name", name=op.f("uq_web_user_name")),
+        sa.UniqueConstraint("oidc_subject", name=op.f("uq_web_user_oidc_subject")),
+    )
+    op.create_table(
+        "web_session",
+        sa.Column("token_digest", sa.String(length=64), nullable=False),
+        sa.Column("user_id", sa.Integer(), nullable=False),
+        sa.Column("created_at", MOMENT, nullable=False),
+        sa.Column("expires_at", MOMENT, nullable=False),
+        sa.ForeignKeyConstraint(
+            ["user_id"], ["web_user.id"], name=op.f("fk_web_session_user_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("token_digest", name=op.f("pk_web_session")),
+    )
+    op.create_index("ix_web_session_user_id", "web_session", ["user_id"])
+    op.create_table(
+        "api_token",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("user_id", sa.Integer(), nullable=False),
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("token_digest", sa.String(length=64), nullable=False),
+        sa.Column("created_at", MOMENT, nullable=False),
+        sa.Column("created_by", sa.String(length=64), nullable=False),
+        sa.Column("expires_at", MOMENT, nullable=True),
+        sa.ForeignKeyConstraint(["user_id"], ["web_user.id"], name=op.f("fk_api_token_user_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_api_token")),
+        sa.UniqueConstraint("token_digest", name=op.f("uq_api_token_token_digest")),
+        sa.UniqueConstraint("user_id", "name", name=op.f("uq_api_token_user_id_name")),
+    )
+    op.create_table(
+        "login_failure",
+        sa.Column("id", BIG_KEY, nullable=False),
+        sa.Column("name_digest", sa.String(length=64), nullable=False),
+        sa.Column("address_digest", sa.String(length=64), nullable=False),
+        sa.Column("at", MOMENT, nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_login_failure")),
+    )
+    op.create_index("ix_login_failure_at", "login_failure", ["at"])
+    op.create_table(
+        "reading_claim",
+        sa.Column("study_id", BIG_KEY, nullable=False),
+        sa.Column("reader", sa.String(length=64), nullable=False),
+        sa.Column("claimed_at", MOMENT, nullable=False),
+        sa.Column("lease_expires_at", MOMENT, nullable=False),
+        sa.Column("taken_from", sa.String(length=64), nullable=True),
+        sa.Column("taken_because", sa.Text(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["study_id"], ["study.id"], name=op.f("fk_reading_claim_study_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("study_id", name=op.f("pk_reading_claim")),
+    )
 
 
 def _at_most_one(name: str, table: str, column: str, *, where: str) -> None:

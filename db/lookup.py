@@ -82,6 +82,16 @@ def study_of(session: Session, study_id: int) -> Study | None:
     return session.get(Study, study_id)
 
 
+def study_with_uid(session: Session, study_instance_uid: str) -> Study | None:
+    """The study with this Study Instance UID."""
+    return session.scalars(select(Study).where(Study.study_instance_uid == study_instance_uid)).one_or_none()
+
+
+def instance_of(session: Session, instance_id: int) -> Instance | None:
+    """The instance with this row id."""
+    return session.get(Instance, instance_id)
+
+
 def earlier_studies(session: Session, study: Study, *, limit: int) -> Sequence[RowMapping]:
     """The other studies of the same patient that came before, the newest first, each with its place when it has one."""
     place = (StudyPriority.category, StudyPriority.top_finding, StudyPriority.flag, StudyPriority.read_at)
@@ -96,7 +106,7 @@ def first_films(session: Session, study_ids: Sequence[int]) -> dict[int, int]:
     films = select(Instance.study_id, func.min(Instance.id)).where(
         Instance.study_id.in_(study_ids), Instance.state == "scored", Instance.pixel_digest.is_not(None)
     )
-    return {study_id: instance_id for study_id, instance_id in session.execute(films.group_by(Instance.study_id))}
+    return dict(session.execute(films.group_by(Instance.study_id)).all())
 
 
 def instances_of(session: Session, study: Study) -> Sequence[Instance]:

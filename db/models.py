@@ -73,6 +73,7 @@ class Study(Base):
         Index("ix_study_accession_number", "accession_number"),
         Index("ix_study_run_id", "run_id"),
         Index("ix_study_received_at", "received_at"),
+        Index("ix_study_patient_key", "patient_key"),
     )  # fmt: skip
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     study_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)

@@ -8,18 +8,37 @@ from sqlalchemy.orm import Session
 from db import audit
 from db.base import DocumentedError, database_now
 from db.models import ApiToken, Role, WebSession, WebUser
+from db.reading import LONGEST_NAME
 
 
 class NameTaken(DocumentedError, ValueError):
-    """Somebody else has this name already; choose another."""
+    """There is a user of this name already; choose another."""
+
+
+class WrongName(ValueError):
+    """A name that no user can have; the text says why."""
 
 
 class UnknownUser(DocumentedError, LookupError):
     """No user has this name; `nightread users list` shows those there are."""
 
 
+def proper_name(name: str) -> str:
+    """The name as it is kept. Raises WrongName."""
+    name = " ".join(name.split())
+    if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+        raise WrongName(f"a name has 1 to {LONGEST_NAME} letters, which can be seen")
+    return name
+
+
 def add(
-    session: Session, *, name: str, role: Role, by: str, password_hash: str | None = None, oidc_subject: str | None = None
+    session: Session,
+    *,
+    name: str,
+    role: Role,
+    by: str,
+    password_hash: str | None = None,
+    oidc_subject: str | None = None,
 ) -> WebUser:
     """A new user. Raises NameTaken; names differ in more than the case of their letters."""
     if session.scalar(select(WebUser.id).where(func.lower(WebUser.name) == name.lower())) is not None:
@@ -44,6 +63,12 @@ def by_name(session: Session, name: str) -> WebUser:
     if user is None:
         raise UnknownUser
     return user
+
+
+def with_password(session: Session, name: str) -> WebUser | None:
+    """The user of this name, in any case of its letters, who may sign in with a password."""
+    named = (func.lower(WebUser.name) == name.lower(), WebUser.disabled_at.is_(None))
+    return session.scalars(select(WebUser).where(*named, WebUser.password_hash.is_not(None))).one_or_none()
 
 
 def everyone(session: Session) -> Sequence[WebUser]:
@@ -72,7 +97,7 @@ def disable(session: Session, user: WebUser, *, by: str) -> None:
 
 
 def of_provider(session: Session, *, subject: str, name: str, role: Role) -> WebUser:
-    """The user that an OpenID provider vouches for, made at the first sign-in; the role is the provider's word of today.
+    """The user that an OpenID provider vouches for, made at the first sign-in; the role is today's.
 
     Raises NameTaken where another user has the name.
     """

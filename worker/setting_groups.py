@@ -14,11 +14,14 @@ from worker.setting_types import (
     Address,
     Commas,
     Empty,
+    Host,
+    Issuer,
     Modality,
     Network,
     RateText,
     Schedule,
     Title,
+    ViewerUrl,
     WindowText,
     Word,
     sentence,
@@ -251,6 +254,37 @@ class DeliverSettings(Group):
     def is_on(self) -> bool:
         """Whether anything is sent to anybody."""
         return any((self.sr, self.sc, self.oru, self.fhir))
+
+
+class WebSettings(Group):
+    """The web page: how it is reached, who signs in, what a reader sees first."""
+
+    hosts: Annotated[tuple[Host, ...], NoDecode, Commas] = ()
+    """Host names by which browsers reach the web page, besides localhost, comma-separated; they need TLS."""
+    proxies: Annotated[tuple[Network, ...], NoDecode, Commas] = ()
+    """Addresses or networks of TLS proxies whose X-Forwarded headers are believed, comma-separated; empty: none."""
+    tls_certificate_file: Annotated[FilePath | None, Empty] = None
+    """The web page's certificate (PEM), where no proxy brings TLS; unset: no TLS."""
+    tls_key_file: Annotated[FilePath | None, Empty] = None
+    """The key of that certificate; unset: it is in the certificate's file."""
+    session_hours: float = Field(12.0, gt=0, le=168)
+    """A browser is signed out this long after it signed in."""
+    refresh_seconds: float = Field(10.0, ge=2, le=3600)
+    """How often an open worklist asks for what is new."""
+    review_first: bool = False
+    """A reader sees no score of a study before their own review of it is saved."""
+    viewer_url: Annotated[ViewerUrl | None, Empty] = None
+    """The viewer's address for a study, with {study_instance_uid} or {accession_number} in it; unset: no link."""
+    pictures_mb: int = Field(2048, ge=16)
+    """Disk space for pictures of films in the state folder; the oldest go first."""
+    oidc_issuer: Annotated[Issuer | None, Empty] = None
+    """The OpenID provider's issuer; unset: users of this site alone."""
+    oidc_client_id: Annotated[str | None, Empty] = None
+    """This site's client at the provider."""
+    oidc_client_secret: Annotated[str | None, Empty] = Field(default=None, repr=False)
+    """That client's secret."""
+    oidc_role_claim: str = "roles"
+    """The claim that holds viewer, reader or administrator; dots lead into it, as realm_access.roles."""
 
 
 class LogSettings(Group):

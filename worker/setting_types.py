@@ -103,6 +103,18 @@ def _title(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", value.lower()):
+        raise ValueError("a host is named without scheme and port, as nightread.hospital.example")
+    return value.lower()
+
+
+def _issuer(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s?#]+", value):
+        raise ValueError("an issuer is an address such as https://login.hospital.example/realms/staff")
+    return value
+
+
 def _viewer(value: str) -> str:
     places = re.findall(r"\{(.*?)\}", value)
     if not re.match(r"https?://[^/{}\s]+", value) or not places or not set(places) <= set(PLACEHOLDERS):
@@ -115,7 +127,6 @@ Schedule = Annotated[str, AfterValidator(_crontab)]
 WindowText = Annotated[str, AfterValidator(_window)]
 RateText = Annotated[str, AfterValidator(_rate)]
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
-ViewerUrl = Annotated[str, AfterValidator(_viewer)]
 Empty = BeforeValidator(_unset)  # an empty variable is an unset one
 Commas = BeforeValidator(_parts)
 Modality = Annotated[str, AfterValidator(_modality)]
@@ -123,6 +134,9 @@ Device = Annotated[str, AfterValidator(_device)]
 Address = Annotated[str, AfterValidator(_address)]
 Network = Annotated[str, AfterValidator(_network)]
 Title = Annotated[str, AfterValidator(_title)]
+Host = Annotated[str, AfterValidator(_host)]
+Issuer = Annotated[str, AfterValidator(_issuer)]
+ViewerUrl = Annotated[str, AfterValidator(_viewer)]
 Word = Annotated[str, AfterValidator(_word)]
 Folder = Annotated[str, AfterValidator(_absolute)]
 

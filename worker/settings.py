@@ -37,6 +37,7 @@ from worker.setting_groups import (
     ReceiveSettings,
     RetrainSettings,
     ViewWords,
+    WebSettings,
     words_in,
 )
 from worker.setting_peers import Peer, peers_in
@@ -45,7 +46,9 @@ from worker.setting_types import PREFIX, Commas, Device, Empty, Folder, Modality
 SECRETS = Path("/run/secrets")  # where containers mount secrets: a file nightread_database_url sets database_url
 
 # Named like settings, but none: docker/make-secrets' folder, and the files of `db roles` in the secrets' folder.
-NOT_SETTINGS = {"NIGHTREAD_SECRETS", "NIGHTREAD_MIGRATE", "NIGHTREAD_WORKER", "NIGHTREAD_READER"}
+NOT_SETTINGS = {
+    "NIGHTREAD_SECRETS", "NIGHTREAD_MIGRATE", "NIGHTREAD_WORKER", "NIGHTREAD_READER", "NIGHTREAD_WEB",
+}  # fmt: skip
 # Kubernetes sets these in every container beside a service that is called nightread, or nightread-something.
 OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 
@@ -67,7 +70,8 @@ class Secrets(NestedSecretsSettingsSource):
 
     @classmethod
     def load_secrets(cls, path: Path) -> dict[str, str]:
-        ours = (file for file in path.iterdir() if file.name.upper().startswith(PREFIX) and file.is_file())
+        named = (file for file in path.iterdir() if file.name.upper().startswith(PREFIX) and file.is_file())
+        ours = (file for file in named if file.name.upper() not in NOT_SETTINGS)
         return {file.name: file.read_text(encoding="utf-8").strip() for file in ours}
 
 
@@ -164,6 +168,7 @@ class Settings(BaseSettings):
     receive: ReceiveSettings = ReceiveSettings()
     pull: PullSettings = PullSettings()
     deliver: DeliverSettings = DeliverSettings()
+    web: WebSettings = WebSettings()
 
     log: LogSettings = LogSettings()
     metrics: MetricsSettings = MetricsSettings()

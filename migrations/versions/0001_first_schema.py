@@ -220,6 +220,7 @@ def upgrade() -> None:
         sqlite_where=sa.text("state = 'claimed'"),
     )
     op.create_index("ix_study_received_at", "study", ["received_at"])
+    op.create_index("ix_study_patient_key", "study", ["patient_key"])
     op.create_index("ix_study_run_id", "study", ["run_id"])
     op.create_table(
         "instance",
@@ -594,9 +595,7 @@ def _create_web_tables() -> None:
         sa.Column("user_id", sa.Integer(), nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
         sa.Column("expires_at", MOMENT, nullable=False),
-        sa.ForeignKeyConstraint(
-            ["user_id"], ["web_user.id"], name=op.f("fk_web_session_user_id"), ondelete="CASCADE"
-        ),
+        sa.ForeignKeyConstraint(["user_id"], ["web_user.id"], name=op.f("fk_web_session_user_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("token_digest", name=op.f("pk_web_session")),
     )
     op.create_index("ix_web_session_user_id", "web_session", ["user_id"])
@@ -631,9 +630,7 @@ def _create_web_tables() -> None:
         sa.Column("lease_expires_at", MOMENT, nullable=False),
         sa.Column("taken_from", sa.String(length=64), nullable=True),
         sa.Column("taken_because", sa.Text(), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["study_id"], ["study.id"], name=op.f("fk_reading_claim_study_id"), ondelete="CASCADE"
-        ),
+        sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_reading_claim_study_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("study_id", name=op.f("pk_reading_claim")),
     )
 

@@ -23,7 +23,9 @@ from worker.cli import (
     redecide,
     rescore,
     retrain,
+    serve,
     simulate,
+    users,
 )
 
 app = typer.Typer(
@@ -49,10 +51,12 @@ for commands in (
     simulate,
     doctor,
     demo,
+    serve,
 ):
     app.add_typer(commands.app)
 app.add_typer(models.app, name="models")
 app.add_typer(policy.app, name="policy")
+app.add_typer(users.app, name="users")
 app.add_typer(train, name="train")
 app.add_typer(database.app, name="db")
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
+from db.base import DocumentedError
 from db.morning import Film
 from training.checkpoint import Checkpoint, build
 from training.imaging.preprocessing import Preprocessing
@@ -43,7 +45,7 @@ def pictures_of(
     inputs = _inputs(context, list(findings), preprocessing)
     there = [film for film in findings if film.instance_id in inputs]
     explained = {film: finding for film in there if (finding := findings[film]) is not None}
-    heat = {} if checkpoint is None else _heat(checkpoint, explained, inputs)
+    heat = {} if checkpoint is None else _heats(checkpoint, explained, inputs)
     return {film.instance_id: _picture(film, inputs[film.instance_id], heat.get(film.instance_id)) for film in there}
 
 
@@ -62,24 +64,40 @@ def _inputs(context: Context, films: Sequence[Film], preprocessing: Preprocessin
         }
 
 
-def _heat(
+def _heats(
     checkpoint: Checkpoint, findings: Mapping[Film, str], inputs: Mapping[int, NDArray[np.uint8]]
 ) -> dict[int, NDArray[np.uint8]]:
-    """The inputs under the heat map of their film's finding, uint8 (size, size, 3); none without the `train` extra."""
-    try:
-        from training.explain import NoFeatureMaps, heatmaps, overlay
-    except ImportError:
-        return {}
+    """The inputs under the heat map of their film's finding; none without the `train` extra."""
     network, warm = build(checkpoint), {}
     for film, finding in findings.items():
-        network_input, output = inputs[film.instance_id], checkpoint.findings.index(finding)
         try:
-            (heat,) = heatmaps(network, network_input, preprocessing=checkpoint.preprocessing, outputs=[output])
-        except NoFeatureMaps:
+            heat = heat_overlay(checkpoint, network, inputs[film.instance_id], finding)
+        except NoHeatMaps:
             return {}
-        if heat.any():  # else nothing on the film speaks for the finding
-            warm[film.instance_id] = overlay(network_input, heat)
+        if heat is not None:
+            warm[film.instance_id] = heat
     return warm
+
+
+class NoHeatMaps(DocumentedError, LookupError):
+    """No heat map can be drawn: they need the `train` extra and a network with convolutions."""
+
+
+def heat_overlay(
+    checkpoint: Checkpoint, network: nn.Module, network_input: NDArray[np.uint8], finding: str
+) -> NDArray[np.uint8] | None:
+    """The network's input (size, size) under the heat map of one finding, uint8 (size, size, 3); None where nothing on
+    the film speaks for it. `network` is built of `checkpoint`. Raises NoHeatMaps."""
+    try:
+        from training.explain import NoFeatureMaps, heatmaps, overlay
+    except ImportError as error:
+        raise NoHeatMaps from error
+    outputs = [checkpoint.findings.index(finding)]
+    try:
+        (heat,) = heatmaps(network, network_input, preprocessing=checkpoint.preprocessing, outputs=outputs)
+    except NoFeatureMaps as error:
+        raise NoHeatMaps from error
+    return overlay(network_input, heat) if heat.any() else None
 
 
 def _picture(film: Film, network_input: NDArray[np.uint8], heat: NDArray[np.uint8] | None) -> Picture:

@@ -284,6 +284,19 @@ def policy_table(findings: Iterable[Mapping[str, Any]]) -> Listing:
     return listing
 
 
+def users_table(rows: Iterable[Mapping[str, Any]]) -> Listing:
+    """Users of the web page."""
+    columns = _columns("name", "role", "signs in by", "added", "by", "disabled")
+    listing = Listing("Users", columns, empty="Nobody may sign in yet: `nightread users add` adds a user.")
+    for row in rows:
+        added, disabled = (
+            "-" if at is None else f"{at:%Y-%m-%d %H:%M}" for at in (row["created_at"], row["disabled_at"])
+        )
+        way = "password" if row["by_password"] else "provider"
+        listing.add(row["name"], row["role"], way, added, row["created_by"], disabled)
+    return listing
+
+
 def policies_table(rows: Iterable[Mapping[str, Any]]) -> Listing:
     """Versions of the policy, with who made and who activated each."""
     columns = _columns("version", "active", "made", "by", "activated", "by", "note", right=("version",))

@@ -1,0 +1,86 @@
+"""Signing in by an OpenID provider: the provider says who somebody is and which role they have, at each sign-in."""
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from authlib.integrations.starlette_client import OAuth, OAuthError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from db import users
+from db.models import ROLES, Role, WebUser
+from db.reading import LONGEST_NAME
+from db.session import session_scope
+from worker.setting_groups import WebSettings
+from worker.web.auth import begin_session
+from worker.web.requests import Visit, local_address, refusal
+
+log = structlog.get_logger()
+
+STATE_COOKIE, STATE_SECONDS = "nightread_provider", 600
+REFUSED = "The provider did not sign you in: try again, or ask who runs it."
+NO_ROLE = "The provider knows you, and gives you no role here: ask for viewer, reader or administrator."
+
+
+class Provider:
+    """The site's OpenID provider, by its settings. `state_secret` signs the cookie that holds a sign-in's state."""
+
+    def __init__(self, web: WebSettings) -> None:
+        self.state_secret = secrets.token_hex(32)
+        self._issuer, self._claim = web.oidc_issuer or "", web.oidc_role_claim
+        self._client = OAuth().register(
+            "provider",
+            client_id=web.oidc_client_id,
+            client_secret=web.oidc_client_secret,
+            server_metadata_url=f"{self._issuer.rstrip('/')}/.well-known/openid-configuration",
+            client_kwargs={"scope": "openid profile", "code_challenge_method": "S256", "timeout": 10},
+        )
+
+    async def begin(self, request: Request) -> Response:
+        """To the provider's own page."""
+        request.session["next"] = local_address(request.query_params.get("next"))
+        back = str(request.url_for("provider_answer"))
+        answer: Response = await self._client.authorize_redirect(request, back)
+        return answer
+
+    async def answer(self, request: Request) -> Response:
+        """Back from the provider: a session, or a refusal."""
+        visit = Visit(request, request.app.state.site)
+        try:
+            token = await self._client.authorize_access_token(request)
+        except OAuthError as error:
+            log.warning("provider_refused", error=error.error)
+            return refusal(visit, 403, REFUSED)
+        claims: Mapping[str, Any] = token.get("userinfo") or {}
+        role = role_in(claims, self._claim)
+        if role is None:
+            return refusal(visit, 403, NO_ROLE)
+        address = local_address(request.session.pop("next", None))
+        return await run_in_threadpool(self._enter, visit, claims, role, address)
+
+    def _enter(self, visit: Visit, claims: Mapping[str, Any], role: Role, address: str) -> Response:
+        try:
+            with session_scope(visit.site.context.engine) as session:
+                user = self._user(session, claims, role)
+        except (users.NameTaken, users.WrongName) as error:
+            return refusal(visit, 403, f"You cannot be signed in: {error}.")
+        if user.disabled_at is not None:
+            return refusal(visit, 403, "You may not sign in here any more.")
+        return begin_session(visit.request, user, address=address)
+
+    def _user(self, session: Any, claims: Mapping[str, Any], role: Role) -> WebUser:
+        name = str(claims.get("preferred_username") or claims.get("name") or claims["sub"])
+        subject = f"{claims['iss']} {claims['sub']}"
+        return users.of_provider(session, subject=subject, name=users.proper_name(name[:LONGEST_NAME]), role=role)
+
+
+def role_in(claims: Mapping[str, Any], path: str) -> Role | None:
+    """The highest role that a claim names; `path` leads into nested claims by dots."""
+    value: Any = claims
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    named = {value} if isinstance(value, str) else set(value) if isinstance(value, list) else set()
+    return max((role for role in ROLES if role in named), key=ROLES.index, default=None)

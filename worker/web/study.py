@@ -1,0 +1,241 @@
+"""One study: its film, why it stands where it stands, who is reading it, and what a reader does with it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import RowMapping
+from sqlalchemy.orm import Session
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from db import audit, claims, lookup, morning, reading, worklist
+from db.models import Checkpoint, PolicyRow, ReadingClaim, Review, Study, StudyPriority
+from db.morning import Film
+from db.reading import Reading
+from db.session import read_scope, session_scope
+from training.findings import FINDINGS
+from worker.explain import explain_named
+from worker.ranking import priority
+from worker.ranking.priority import BLIND
+from worker.web.requests import Visit, local_address, see_other
+from worker.web.worklist import hidden_from
+from worker.wording import clock
+
+EARLIER = 10  # studies of the same patient
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the database says of one study. `scores`: whether this person may see what the model saw."""
+
+    study: Study
+    priority: StudyPriority | None
+    place: RowMapping | None  # None when it has been read, or was never on the list
+    policy: PolicyRow | None
+    checkpoint: Checkpoint | None
+    films: Sequence[Film]  # that can be shown
+    claim: ReadingClaim | None
+    reviews: Sequence[Review]
+    earlier: Sequence[RowMapping]
+    contributions: Sequence[RowMapping]
+    scores: bool
+
+    @property
+    def blind(self) -> bool:
+        return self.priority is not None and self.priority.flag == BLIND
+
+
+def facts_of(session: Session, visit: Visit, study_id: int) -> Facts:
+    """What this person may know of a study. Raises HTTPException where there is none."""
+    study = study_with(session, study_id)
+    found = lookup.place_of(session, study)
+    place, policy, checkpoint = found or (None, None, None)
+    scores = may_see_scores(place) and not hidden_from(session, visit, [study_id])
+    films = [film for film in morning.films_of(session, [study_id])[study_id] if can_be_shown(film)]
+    return Facts(
+        study=study,
+        priority=place,
+        place=worklist.place(session, study_id),
+        policy=policy,
+        checkpoint=checkpoint,
+        films=films,
+        claim=claims.holder(session, study_id),
+        reviews=reading.reviews_of(session, study_id),
+        earlier=lookup.earlier_studies(session, study, limit=EARLIER) if study.patient_key else [],
+        contributions=worklist.contributions(session, study_id) if scores else [],
+        scores=scores,
+    )
+
+
+def may_see_scores(place: StudyPriority | None) -> bool:
+    """Whether a study stands by what the model saw. A blind one does not, whatever else its flag says."""
+    return place is not None and place.checkpoint_id is not None and place.flag != BLIND
+
+
+def can_be_shown(film: Film) -> bool:
+    """Whether a film was decoded before: what failed is not tried again for its picture."""
+    return film.state == "scored" and film.pixel_digest is not None
+
+
+def show(visit: Visit) -> Response:
+    """The page of a study; each look is noted."""
+    study_id = visit.number("study_id")
+    with session_scope(visit.site.context.engine) as session:
+        study_with(session, study_id)
+        audit.record(session, actor=visit.me.name, action="study viewed", study_ids=[study_id])
+    return page_of(visit, study_id)
+
+
+def page_of(visit: Visit, study_id: int, *, problem: str = "", status: int = 200) -> Response:
+    """The page as it is now, with the sentence that says why something was not done."""
+    with read_scope(visit.site.context.engine) as session:
+        facts = facts_of(session, visit, study_id)
+    query = visit.request.query_params
+    film = _chosen(facts.films, query.get("film"))
+    explained = explain_named(visit.site.context, facts.study.study_instance_uid) if facts.scores else None
+    return visit.page(
+        "study.html.j2",
+        status=status,
+        facts=facts,
+        problem=problem,
+        film=film,
+        heat=_heat(facts, query.get("heat")),
+        standing=explained.facts if explained else _standing(facts.place),
+        viewer=viewer_address(visit.site.context.settings.web.viewer_url, facts.study),
+        mine={review.finding: review.verdict for review in facts.reviews if review.reader == visit.me.name},
+        findings=FINDINGS,
+        back=local_address(query.get("back") or visit.form.get("back")),
+        saved=query.get("saved") == "1",
+        review_first=visit.site.context.settings.web.review_first,
+        can_read=visit.me.may("reader"),
+    )
+
+
+def _chosen(films: Sequence[Film], wanted: str | None) -> Film | None:
+    named = [film for film in films if str(film.instance_id) == wanted]
+    return next(iter([*named, *films]), None)
+
+
+def _heat(facts: Facts, wanted: str | None) -> str | None:
+    """The finding whose heat map is shown: the one that was asked for, or what adds most to the urgency."""
+    if not facts.contributions:
+        return None
+    return wanted if wanted in FINDINGS else facts.contributions[0]["finding"]
+
+
+def _standing(place: RowMapping | None) -> list[tuple[str, str]]:
+    """Where a study stands, as far as it tells nothing of what the model saw."""
+    if place is None:
+        return [("rank", "none: it has been read, or was never on the list")]
+    facts = [("rank", f"{place['priority_rank']}"), ("has waited", f"{place['waited_minutes']:.0f} min")]
+    facts += [("STAT", "yes, by a human")] if place["stat"] else []
+    facts += [("overdue", "yes")] if place["overdue"] else []
+    if place["flag"] == BLIND and place["above_next_because"] is not None:
+        facts.append(("before the next", priority.RULES[place["above_next_because"]]))
+    return facts
+
+
+def viewer_address(template: str | None, study: Study) -> str | None:
+    """The viewer's address for a study; None where there is no template, or the study lacks what it names."""
+    if template is None:
+        return None
+    for name in ("study_instance_uid", "accession_number"):
+        value = getattr(study, name)
+        if f"{{{name}}}" in template and not value:
+            return None
+        template = template.replace(f"{{{name}}}", quote(value or "", safe=""))
+    return template
+
+
+# ------------------------------------------------------------------------------------------ what a reader does with it
+
+
+def claim(visit: Visit) -> Response:
+    """ "I am reading this": the first who says so has it."""
+    study_id, reader = visit.number("study_id"), visit.me.name
+    with session_scope(visit.site.context.engine) as session:
+        study_with(session, study_id)
+        held = claims.claim(session, study_id, reader=reader)
+    if held.reader != reader:
+        return page_of(visit, study_id, problem=_held(held), status=409)
+    return see_other(study_address(visit, study_id))
+
+
+def _held(held: ReadingClaim) -> str:
+    since, until = clock(held.claimed_at), clock(held.lease_expires_at)
+    return f"{held.reader} is reading this study since {since}, until {until} unless the time is renewed."
+
+
+def take_over(visit: Visit) -> Response:
+    """A study that another reader holds becomes this one's, with a reason that the other sees."""
+    study_id, reason = visit.number("study_id"), " ".join(visit.form.get("reason", "").split())[:200]
+    if not reason:
+        return page_of(visit, study_id, problem="To take a study over, say why.", status=400)
+    with session_scope(visit.site.context.engine) as session:
+        study_with(session, study_id)
+        claims.take_over(session, study_id, reader=visit.me.name, reason=reason)
+    return see_other(study_address(visit, study_id))
+
+
+def release(visit: Visit) -> Response:
+    """The study is free again."""
+    with session_scope(visit.site.context.engine) as session:
+        claims.release(session, visit.number("study_id"), reader=visit.me.name)
+    return see_other(local_address(visit.form.get("back")))
+
+
+def renew(visit: Visit) -> Response:
+    """A page that is open keeps its reader's claim; 409 tells it that the claim is lost."""
+    study_id = visit.number("study_id")
+    with session_scope(visit.site.context.engine) as session:
+        kept = claims.renew(session, study_id, reader=visit.me.name)
+        held = claims.holder(session, study_id)
+    return visit.page("claim_state.html.j2", status=200 if kept else 409, claim=held)
+
+
+def mark_read(visit: Visit) -> Response:
+    """The study is read: off the list, unless another reader is at it."""
+    study_id, reader = visit.number("study_id"), visit.me.name
+    with session_scope(visit.site.context.engine) as session:
+        study, held = study_with(session, study_id), claims.holder(session, study_id)
+        if held is not None and held.reader != reader:
+            return page_of(visit, study_id, problem=_held(held), status=409)
+        (answer,) = reading.mark_read(session, [Reading(study.study_instance_uid, read_by=reader)])
+        if answer.changed:
+            audit.record(session, actor=reader, action="study read", study_ids=[study_id])
+        claims.release(session, study_id, reader=reader)
+    if answer.refused:
+        return page_of(visit, study_id, problem=f"It was not marked: {answer.refused}.", status=409)
+    if not answer.changed:
+        return page_of(visit, study_id, problem="It was marked as read before.", status=409)
+    back = local_address(visit.form.get("back"))
+    return see_other(f"{back}{'&' if '?' in back else '?'}read={study_id}")
+
+
+def mark_unread(visit: Visit) -> Response:
+    """The study comes back to its place on the list."""
+    study_id = visit.number("study_id")
+    with session_scope(visit.site.context.engine) as session:
+        study = study_with(session, study_id)
+        (answer,) = reading.mark_unread(session, [study.study_instance_uid], by=visit.me.name)
+    if answer.refused:
+        return page_of(visit, study_id, problem=f"It was not brought back: {answer.refused}.", status=409)
+    return see_other(study_address(visit, study_id))
+
+
+def study_with(session: Session, study_id: int) -> Study:
+    """The study with this row id. Raises HTTPException where there is none."""
+    study = lookup.study_of(session, study_id)
+    if study is None:
+        raise HTTPException(404)
+    return study
+
+
+def study_address(visit: Visit, study_id: int, **query: Any) -> str:
+    """The address of a study's page, which keeps the way back to the list."""
+    back = local_address(visit.form.get("back"))
+    pairs = {**({"back": back} if back != "/" else {}), **query}
+    text = "&".join(f"{name}={quote(str(value), safe='')}" for name, value in pairs.items())
+    return f"/studies/{study_id}" + (f"?{text}" if text else "")

@@ -1,0 +1,124 @@
+"""The worklist on the screen: fifty studies a page, in the order of the view worklist."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlencode
+
+from sqlalchemy import RowMapping
+from sqlalchemy.orm import Session
+from starlette.responses import Response
+
+from db import claims, lookup, reading, worklist
+from db.models import CATEGORIES, ReadingClaim
+from db.session import read_scope
+from db.worklist import Filter
+from training.findings import FINDINGS
+from worker.reasons import FLAG_SENTENCES
+from worker.web.requests import Visit, is_refresh
+
+PAGE = 50  # studies
+LONGEST_NUMBER = 64  # characters of an accession number
+
+
+@dataclass(frozen=True)
+class Row:
+    """One study of the list, as the page shows it. `scores`: whether this reader may see them now."""
+
+    study: RowMapping
+    film: int | None
+    claim: ReadingClaim | None
+    scores: bool
+
+    @property
+    def signature(self) -> str:
+        """Changes when something of the row does that a reader should notice; its rank is none of it."""
+        noticed = (self.study["category"], self.study["stat"], self.study["overdue"], self.study["flag"])
+        return "|".join(map(str, (*noticed, self.claim.reader if self.claim else "")))
+
+
+def show(visit: Visit) -> Response:
+    """The page, or for a page that is open only the part that changes."""
+    query = visit.request.query_params
+    wanted, page = filter_of(query), page_of(query)
+    if visit.site.context.settings.web.review_first:
+        wanted = Filter(**{**vars(wanted), "finding": None})  # the filter alone would tell
+    with read_scope(visit.site.context.engine) as session:
+        part = worklist.part(session, wanted, offset=(page - 1) * PAGE, limit=PAGE)
+        rows = _rows(session, visit, part.rows)
+        read = _just_read(session, query.get("read"))
+    names: dict[str, Any] = {
+        "rows": rows,
+        "total": part.total,
+        "page": page,
+        "pages": max(1, -(-part.total // PAGE)),
+        "wanted": wanted,
+        "filtered": wanted != Filter(),
+        "address": lambda number: address_of(wanted, page=number),
+        "updated": datetime.now(UTC),
+        "can_read": visit.me.may("reader"),
+    }
+    if is_refresh(visit.request):
+        return visit.page("worklist_part.html.j2", **names)
+    choices: dict[str, Any] = {"categories": CATEGORIES, "findings": FINDINGS, "flags": FLAG_SENTENCES}
+    return visit.page("worklist.html.j2", read=read, **choices, **names)
+
+
+def _rows(session: Session, visit: Visit, studies: Any) -> list[Row]:
+    ids = [study["study_id"] for study in studies]
+    films, held = lookup.first_films(session, ids), claims.holders(session, ids)
+    hidden = hidden_from(session, visit, ids)
+    return [Row(study, films.get(i), held.get(i), i not in hidden) for i, study in zip(ids, studies, strict=True)]
+
+
+def hidden_from(session: Session, visit: Visit, study_ids: list[int]) -> set[int]:
+    """The studies whose scores this person may not see yet, because their own review comes first."""
+    if not visit.site.context.settings.web.review_first:
+        return set()
+    return set(study_ids) - reading.reviewed_by(session, visit.me.name, study_ids)
+
+
+def _just_read(session: Session, study_id: str | None) -> Any:
+    """The study that this reader has just marked as read, to undo it."""
+    if study_id is None or not study_id.isdecimal() or len(study_id) > 18:
+        return None
+    return lookup.study_of(session, int(study_id))
+
+
+def filter_of(query: Mapping[str, str]) -> Filter:
+    """The filter that an address asks for; what it cannot mean is left out."""
+
+    def known(name: str, choices: Any) -> str | None:
+        return query[name] if query.get(name) in choices else None
+
+    number = query.get("accession", "").strip()[:LONGEST_NUMBER]
+    return Filter(
+        category=known("category", CATEGORIES),
+        finding=known("finding", FINDINGS),
+        flag=known("flag", FLAG_SENTENCES),
+        stat=query.get("stat") == "1",
+        overdue=query.get("overdue") == "1",
+        accession_number=number or None,
+    )
+
+
+def page_of(query: Mapping[str, str]) -> int:
+    """The page's number, from 1."""
+    number = query.get("page", "1")
+    return max(1, int(number)) if number.isdecimal() and len(number) < 8 else 1
+
+
+def address_of(wanted: Filter, *, page: int = 1, path: str = "/") -> str:
+    """The list's address with this filter."""
+    pairs = {
+        "category": wanted.category,
+        "finding": wanted.finding,
+        "flag": wanted.flag,
+        "stat": "1" if wanted.stat else None,
+        "overdue": "1" if wanted.overdue else None,
+        "accession": wanted.accession_number,
+        "page": str(page) if page > 1 else None,
+    }
+    query = urlencode({name: value for name, value in pairs.items() if value is not None})
+    return f"{path}?{query}" if query else path

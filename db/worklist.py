@@ -87,12 +87,6 @@ def unread(session: "Session") -> int:
     return session.scalar(text(_UNREAD)) or 0
 
 
-def contributions(session: "Session", study_id: int) -> Sequence[RowMapping]:
-    """The study's rows of the view study_contribution, what adds most first; none where no scores rank it."""
-    statement = text("SELECT * FROM study_contribution WHERE study_id = :study_id ORDER BY contribution DESC, finding")
-    return session.execute(statement.columns(counts=Boolean()), {"study_id": study_id}).mappings().all()
-
-
 def columns(source: "Session | Connection") -> list[str]:
     """The names of the reading order's columns, which an empty list has too."""
     return list(source.execute(text("SELECT * FROM worklist LIMIT 0")).keys())

@@ -21,7 +21,6 @@ from worker.setting_types import (
     RateText,
     Schedule,
     Title,
-    ViewerUrl,
     WindowText,
     Word,
     sentence,
@@ -273,8 +272,6 @@ class WebSettings(Group):
     """How often an open worklist asks for what is new."""
     review_first: bool = False
     """A reader sees no score of a study before their own review of it is saved."""
-    viewer_url: Annotated[ViewerUrl | None, Empty] = None
-    """The viewer's address for a study, with {study_instance_uid} or {accession_number} in it; unset: no link."""
     pictures_mb: int = Field(2048, ge=16)
     """Disk space for pictures of films in the state folder; the oldest go first."""
     oidc_issuer: Annotated[Issuer | None, Empty] = None

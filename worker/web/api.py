@@ -117,8 +117,8 @@ def _mapping(row: RowMapping | None) -> dict[str, Any] | None:
 
 
 def _findings(session: Session, study_id: int) -> list[dict[str, Any]]:
-    names = ("finding", "category", "probability", "threshold", "weight", "contribution", "counts")
-    return [{name: row[name] for name in names} for row in worklist.contributions(session, study_id)]
+    names = ("finding", "category", "probability", "lift", "share", "threshold", "weight", "contribution", "counts")
+    return [{name: row[name] for name in names} for row in worklist.parts(session, study_id)]
 
 
 # ------------------------------------------------------------------------------------------------------------- OpenAPI
@@ -143,6 +143,8 @@ _TYPES: Mapping[str, Mapping[str, Any]] = {
     "policy_version": {"type": "integer"},
     "urgency": {"type": "number"},
     "top_probability": {"type": "number"},
+    "top_lift": {"type": "number"},
+    "top_share": {"type": "number"},
     "stat": {"type": "boolean"},
     "overdue": {"type": "boolean"},
     "acquired_at": {"type": "string", "format": "date-time"},

@@ -61,7 +61,7 @@ def create_app(context: Context, *, first_token: str | None = None) -> Starlette
         ]
         state: dict[str, Any] = {"session_cookie": STATE_COOKIE, "max_age": STATE_SECONDS, "path": "/sign-in/provider"}
         middleware.append(Middleware(SessionMiddleware, secret_key=provider.state_secret, **state))
-    site = Site(context, Pictures(context), templates(), first_token)
+    site = Site(context, Pictures(context), templates(context.settings.zone), first_token)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:

@@ -25,7 +25,8 @@ from training.imaging.preprocessing import Preprocessing
 from training.imaging.whole_file import write_whole
 from worker.context import Context
 from worker.report.pictures import NoHeatMaps, heat_overlay
-from worker.scoring.decoding import DecodeOptions, DecoderPool, Failure
+from worker.scoring.decoder_pool import DecoderPool
+from worker.scoring.decoding import DecodeOptions, Failure
 
 FILM_PIXELS, THUMBNAIL_PIXELS = 1024, 96  # the longer side
 HEAT_PIXELS = 768

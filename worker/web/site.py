@@ -2,8 +2,8 @@
 
 import hashlib
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cache
+from datetime import UTC, datetime, tzinfo
+from functools import cache, partial
 from importlib.metadata import version
 from importlib.resources import files
 
@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from worker.context import Context
 from worker.reasons import sentence
 from worker.web.images import Pictures
-from worker.wording import clock, counted, day, in_words, moment, number, percent, waited
+from worker.wording import clock, counted, in_words, moment, number, percent, times, waited
 
 
 @dataclass
@@ -25,8 +25,11 @@ class Site:
     first_token: str | None = None
 
 
-def templates() -> Environment:
-    """The pages' templates. Autoescaped: what came in a header, or a reader's name, is text and nothing else."""
+def templates(zone: tzinfo | None) -> Environment:
+    """The pages' templates, which show moments in this time zone (None: the machine's).
+
+    Autoescaped: what came in a header, or a reader's name, is text and nothing else.
+    """
     environment = Environment(
         loader=PackageLoader("worker.web"),
         autoescape=True,
@@ -34,14 +37,25 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {"percent": percent, "number": number, "day": day, "moment": moment, "clock": clock}
-    environment.filters.update(filters, words=in_words, counted=counted, sentence=sentence, waited=_waited)
+    in_zone = {each.__name__: partial(each, zone=zone) for each in (moment, clock, stamp, second)}
+    environment.filters.update(percent=percent, number=number, counted=counted, words=in_words, sentence=sentence)
+    environment.filters.update(**in_zone, waited=_waited, times=times)
     environment.globals.update(static=static_address, version=version("nightread"))
     return environment
 
 
 def _waited(since: datetime) -> str:
     return waited(datetime.now(UTC) - since)
+
+
+def stamp(time: datetime | None, zone: tzinfo | None = None) -> str:
+    """A moment in a table, where columns must align."""
+    return "–" if time is None else f"{time.astimezone(zone):%Y-%m-%d %H:%M}"
+
+
+def second(time: datetime, zone: tzinfo | None = None) -> str:
+    """Time of day to the second."""
+    return f"{time.astimezone(zone):%H:%M:%S}"
 
 
 @cache

@@ -21,7 +21,7 @@ from worker.ranking import priority
 from worker.ranking.priority import BLIND
 from worker.web.requests import Visit, local_address, see_other
 from worker.web.worklist import hidden_from
-from worker.wording import clock
+from worker.wording import clock, viewer_address
 
 EARLIER = 10  # studies of the same patient
 
@@ -39,7 +39,7 @@ class Facts:
     claim: ReadingClaim | None
     reviews: Sequence[Review]
     earlier: Sequence[RowMapping]
-    contributions: Sequence[RowMapping]
+    parts: Sequence[RowMapping]
     scores: bool
 
     @property
@@ -64,7 +64,7 @@ def facts_of(session: Session, visit: Visit, study_id: int) -> Facts:
         claim=claims.holder(session, study_id),
         reviews=reading.reviews_of(session, study_id),
         earlier=lookup.earlier_studies(session, study, limit=EARLIER) if study.patient_key else [],
-        contributions=worklist.contributions(session, study_id) if scores else [],
+        parts=worklist.parts(session, study_id) if scores else [],
         scores=scores,
     )
 
@@ -103,7 +103,7 @@ def page_of(visit: Visit, study_id: int, *, problem: str = "", status: int = 200
         film=film,
         heat=_heat(facts, query.get("heat")),
         standing=explained.facts if explained else _standing(facts.place),
-        viewer=viewer_address(visit.site.context.settings.web.viewer_url, facts.study),
+        viewer=_viewer(visit, facts.study),
         mine={review.finding: review.verdict for review in facts.reviews if review.reader == visit.me.name},
         findings=FINDINGS,
         back=local_address(query.get("back") or visit.form.get("back")),
@@ -113,6 +113,11 @@ def page_of(visit: Visit, study_id: int, *, problem: str = "", status: int = 200
     )
 
 
+def _viewer(visit: Visit, study: Study) -> str | None:
+    named = {"study_instance_uid": study.study_instance_uid, "accession_number": study.accession_number}
+    return viewer_address(visit.site.context.settings.viewer_url, **named)
+
+
 def _chosen(films: Sequence[Film], wanted: str | None) -> Film | None:
     named = [film for film in films if str(film.instance_id) == wanted]
     return next(iter([*named, *films]), None)
@@ -120,9 +125,9 @@ def _chosen(films: Sequence[Film], wanted: str | None) -> Film | None:
 
 def _heat(facts: Facts, wanted: str | None) -> str | None:
     """The finding whose heat map is shown: the one that was asked for, or what adds most to the urgency."""
-    if not facts.contributions:
+    if not facts.parts:
         return None
-    return wanted if wanted in FINDINGS else facts.contributions[0]["finding"]
+    return wanted if wanted in FINDINGS else facts.parts[0]["finding"]
 
 
 def _standing(place: RowMapping | None) -> list[tuple[str, str]]:
@@ -137,18 +142,6 @@ def _standing(place: RowMapping | None) -> list[tuple[str, str]]:
     return facts
 
 
-def viewer_address(template: str | None, study: Study) -> str | None:
-    """The viewer's address for a study; None where there is no template, or the study lacks what it names."""
-    if template is None:
-        return None
-    for name in ("study_instance_uid", "accession_number"):
-        value = getattr(study, name)
-        if f"{{{name}}}" in template and not value:
-            return None
-        template = template.replace(f"{{{name}}}", quote(value or "", safe=""))
-    return template
-
-
 # ------------------------------------------------------------------------------------------ what a reader does with it
 
 
@@ -159,12 +152,12 @@ def claim(visit: Visit) -> Response:
         study_with(session, study_id)
         held = claims.claim(session, study_id, reader=reader)
     if held.reader != reader:
-        return page_of(visit, study_id, problem=_held(held), status=409)
+        return page_of(visit, study_id, problem=_held(visit, held), status=409)
     return see_other(study_address(visit, study_id))
 
 
-def _held(held: ReadingClaim) -> str:
-    since, until = clock(held.claimed_at), clock(held.lease_expires_at)
+def _held(visit: Visit, held: ReadingClaim) -> str:
+    since, until = (clock(at, visit.site.context.settings.zone) for at in (held.claimed_at, held.lease_expires_at))
     return f"{held.reader} is reading this study since {since}, until {until} unless the time is renewed."
 
 
@@ -201,7 +194,7 @@ def mark_read(visit: Visit) -> Response:
     with session_scope(visit.site.context.engine) as session:
         study, held = study_with(session, study_id), claims.holder(session, study_id)
         if held is not None and held.reader != reader:
-            return page_of(visit, study_id, problem=_held(held), status=409)
+            return page_of(visit, study_id, problem=_held(visit, held), status=409)
         (answer,) = reading.mark_read(session, [Reading(study.study_instance_uid, read_by=reader)])
         if answer.changed:
             audit.record(session, actor=reader, action="study read", study_ids=[study_id])

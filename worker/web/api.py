@@ -193,7 +193,7 @@ def openapi(columns: list[str]) -> dict[str, Any]:
                     "summary": "One study: state, place, findings with their part of the urgency, reviews. A study of "
                     "the blind share has no findings.",
                     "parameters": [
-                        {"name": "study_instance_uid", "in": "path", "required": True, "schema": {"type": "string"}}
+                        parameter("study_instance_uid", "(0020,000D)", type="string") | {"in": "path", "required": True}
                     ],
                     "responses": {
                         "200": _ok({"type": "object"}),

@@ -114,8 +114,9 @@ def page_of(visit: Visit, study_id: int, *, problem: str = "", status: int = 200
 
 
 def _viewer(visit: Visit, study: Study) -> str | None:
-    named = {"study_instance_uid": study.study_instance_uid, "accession_number": study.accession_number}
-    return viewer_address(visit.site.context.settings.viewer_url, **named)
+    template = visit.site.context.settings.viewer_url
+    uid, number = study.study_instance_uid, study.accession_number
+    return viewer_address(template, study_instance_uid=uid, accession_number=number)
 
 
 def _chosen(films: Sequence[Film], wanted: str | None) -> Film | None:

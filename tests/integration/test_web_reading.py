@@ -1,0 +1,312 @@
+"""Reading on the page: the order of the list, claims that one wins, reviews as by command, blind studies."""
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import select, text, update
+from typer.testing import CliRunner
+
+from db import api_tokens, claims, users
+from db.base import database_now
+from db.models import ReadingClaim, Review, Study, StudyPriority
+from db.session import read_scope, session_scope
+from db.worklist import worklist
+from tests.support.night_rows import add_champion, add_studies, open_run
+from tests.support.web import Visitor, add_night, add_user, rows_of, signed_in
+from training.findings import FINDINGS
+from worker.cli.app import app as commands
+from worker.context import Context
+from worker.web.app import create_app
+from worker.web.passwords import digest_of
+
+AT_ONCE = 50
+
+
+@pytest.fixture
+def context(make_context, database_url):
+    return make_context(database_url=database_url, checkpoint=None)
+
+
+@pytest.fixture
+def embedded(make_context):
+    context = make_context(checkpoint=None)
+    add_night(context)
+    return context
+
+
+def verdicts(context: Context) -> list[tuple]:
+    with read_scope(context.engine) as session:
+        rows = session.scalars(select(Review).order_by(Review.study_id, Review.finding, Review.reader))
+        return [(row.study_id, row.finding, row.verdict, row.reader) for row in rows]
+
+
+def later(context: Context, **by: float) -> None:
+    """Let time pass for the claims."""
+    with session_scope(context.engine) as session:
+        earlier = database_now(session) - timedelta(**by)
+        session.execute(update(ReadingClaim).values(claimed_at=earlier, lease_expires_at=earlier + claims.LEASE))
+
+
+# ------------------------------------------------------------------------------------------------------------ the list
+
+
+def test_the_pages_and_the_api_have_the_order_of_the_view_row_by_row(context):
+    with session_scope(context.engine) as session:
+        add_champion(session)
+        run = open_run(session)
+        add_studies(
+            session, run, [{"Pneumothorax": (n * 37 % 100) / 100, "Effusion": (n * 61 % 100) / 100} for n in range(120)]
+        )
+        now = database_now(session)
+        add_studies(session, run, [{"Mass": 0.7}] * 8, first=200, stat=True)
+        add_studies(session, run, [{"Mass": 0.1}] * 8, first=300, received_at=now - timedelta(hours=30))
+    with read_scope(context.engine) as session:
+        expected = [dict(row) for row in worklist(session)]
+    app = create_app(context)
+    anna, program = signed_in(app, "Anna", "viewer"), Visitor(app)
+    shown = [study for page in (1, 2, 3) for study in rows_of(anna.get(f"/?page={page}").text)]
+    assert shown == [row["study_id"] for row in expected]
+    with session_scope(context.engine) as session:
+        api_tokens.issue(session, users.by_name(session, "Anna"), name="t", digest=digest_of("t"), days=None, by="t")
+    rows = []
+    for page in (1, 2, 3, 4):
+        answer = program.get(f"/api/worklist?per_page=40&page={page}", authorization="Bearer t").json()
+        assert answer["total"] == len(expected)
+        rows += answer["studies"]
+    assert rows == json.loads(json.dumps(expected, default=lambda value: value.isoformat()))
+    for query, kept in (
+        ("category=A", lambda row: row["category"] == "A"),
+        ("stat=1", lambda row: row["stat"]),
+        ("overdue=1", lambda row: row["overdue"]),
+        ("finding=Effusion&category=B", lambda row: (row["top_finding"], row["category"]) == ("Effusion", "B")),
+        ("accession=ACC0030", lambda row: row["accession_number"].startswith("ACC0030")),
+        ("flag=blind", lambda _row: False),
+    ):
+        wanted = [row["study_id"] for row in expected if kept(row)]
+        assert rows_of(anna.get(f"/?{query}").text) == wanted[:50], query
+    assert "%" in anna.get("/?accession=%25").text, "a sign that means something in SQL means itself"
+    assert rows_of(anna.get("/?accession=%25").text) == []
+
+
+def test_a_refresh_brings_the_part_that_changes_and_no_more(embedded):
+    anna = signed_in(create_app(embedded), "Anna", "reader")
+    part = anna.get("/?category=A", hx_request="true").text
+    assert part.lstrip().startswith('<section id="list"')
+    assert "<html" not in part
+    assert rows_of(part) == rows_of(anna.get("/?category=A").text)
+    assert 'hx-get="/?category=A"' in part
+
+
+# ------------------------------------------------------------------------------------------------------------- claims
+
+
+def test_of_fifty_claims_at_once_one_wins_and_the_others_get_a_sentence(context):
+    add_night(context)
+    app = create_app(context)
+    readers = [signed_in(app, f"Reader {number}", "reader") for number in range(AT_ONCE)]
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        answers = list(threads.map(lambda reader: reader.post("/studies/1/claim"), readers))
+    assert sorted(answer.status_code for answer in answers) == [303] + [409] * (AT_ONCE - 1)
+    with read_scope(context.engine) as session:
+        holder = claims.holders(session, [1])[1].reader
+    winner = next(n for n, answer in enumerate(answers) if answer.status_code == 303)
+    assert holder == f"Reader {winner}"
+    refused = [answer.text for answer in answers if answer.status_code == 409]
+    assert all(f"{holder} is reading this study since " in page for page in refused)
+
+
+def test_a_claim_that_is_not_renewed_is_free_and_one_that_is_renewed_is_kept(context):
+    add_night(context)
+    app = create_app(context)
+    anna, ben = (signed_in(app, name, "reader") for name in ("Anna", "Ben"))
+    assert anna.post("/studies/1/claim").status_code == 303
+    later(context, minutes=14, seconds=50)
+    assert ben.post("/studies/1/claim").status_code == 409
+    assert anna.post("/studies/1/renew").status_code == 200
+    with read_scope(context.engine) as session:
+        left = claims.holders(session, [1])[1].lease_expires_at - database_now(session)
+    assert timedelta(minutes=14) < left <= claims.LEASE
+    later(context, minutes=15, seconds=1)
+    assert "Being read by" in anna.get("/").text
+    assert 'class="held' not in anna.get("/").text
+    assert anna.post("/studies/1/renew").status_code == 409, "too late"
+    assert ben.post("/studies/1/claim").status_code == 303
+
+
+def test_a_study_is_given_back_or_taken_over_with_a_reason_that_the_other_sees(embedded):
+    app = create_app(embedded)
+    anna, ben = (signed_in(app, name, "reader") for name in ("Anna", "Ben"))
+    anna.post("/studies/1/claim")
+    assert ben.post("/studies/1/take-over", reason="  ").status_code == 400
+    assert ben.post("/studies/1/take-over", reason="Anna went home").status_code == 303
+    page = anna.get("/studies/1").text
+    assert "Ben</strong> is reading this study" in page
+    assert "Taken over from Anna: Anna went home." in page
+    anna.post("/studies/1/release")
+    assert "Ben</strong> is reading this study" in anna.get("/studies/1").text, "only one's own claim is given back"
+    assert ben.post("/studies/1/release").status_code == 303
+    assert "Nobody is reading this study" in anna.get("/studies/1").text
+
+
+def test_read_takes_a_study_off_the_list_unless_another_reads_it_and_undo_brings_it_back(embedded):
+    app = create_app(embedded)
+    anna, ben = (signed_in(app, name, "reader") for name in ("Anna", "Ben"))
+    order = rows_of(anna.get("/").text)
+    anna.post(f"/studies/{order[0]}/claim")
+    refused = ben.post(f"/studies/{order[0]}/read")
+    assert refused.status_code == 409
+    assert "Anna is reading this study" in refused.text
+    answer = anna.post(f"/studies/{order[0]}/read", back="/?category=A")
+    assert answer.headers["location"] == f"/?category=A&read={order[0]}"
+    page = anna.get(answer.headers["location"]).text
+    assert rows_of(page) == order[1:]
+    assert f'action="/studies/{order[0]}/unread"' in page
+    assert "marked as read before" in ben.post(f"/studies/{order[0]}/read").text
+    with read_scope(embedded.engine) as session:
+        assert session.get_one(StudyPriority, order[0]).read_by == "Anna"
+    assert anna.post(f"/studies/{order[0]}/unread").status_code == 303
+    assert rows_of(anna.get("/").text) == order
+
+
+# ------------------------------------------------------------------------------------------------------------ reviews
+
+
+def test_a_review_on_the_page_is_what_the_command_keeps(embedded, monkeypatch):
+    monkeypatch.setattr("os.umask", lambda _mask: 0)
+    for name in ("database_url", "state_folder"):
+        monkeypatch.setenv(f"NIGHTREAD_{name.upper()}", str(getattr(embedded.settings, name)))
+    said = {"Mass": "present", "Effusion": "absent", "Hernia": "not_assessed"}
+    anna = signed_in(create_app(embedded), "Anna", "reader")
+    assert anna.post("/studies/1/review", **{f"verdict-{f}": word for f, word in said.items()}).status_code == 303
+    words = [part for finding, word in said.items() for part in (f"--{word.replace('_', '-')}", finding)]
+    assert CliRunner().invoke(commands, ["review", "2.25.2", "--reader", "Anna", *words]).exit_code == 0
+    rows = verdicts(embedded)
+    assert [row[1:] for row in rows if row[0] == 1] == [row[1:] for row in rows if row[0] == 2] != []
+    assert {finding: verdict for _, finding, verdict, _ in rows[:3]} == said
+    anna.post("/studies/1/review", **{"verdict-Mass": "absent"})
+    assert (1, "Mass", "absent", "Anna") in verdicts(embedded), "a later opinion replaces the earlier one"
+
+
+def test_the_rest_absent_covers_every_finding_that_was_not_marked(embedded):
+    anna = signed_in(create_app(embedded), "Anna", "reader")
+    assert anna.post("/studies/1/review", rest="absent", **{"verdict-Mass": "present"}).status_code == 303
+    assert {finding: verdict for _, finding, verdict, _ in verdicts(embedded)} == {
+        finding: "present" if finding == "Mass" else "absent" for finding in FINDINGS
+    }
+    refused = anna.post("/studies/2/review", **{"verdict-Mass": "perhaps"})
+    assert (refused.status_code, "Nothing is marked" in refused.text) == (400, True)
+
+
+# ------------------------------------------------------------------------------------------ what nobody may see (yet)
+
+
+@pytest.fixture
+def blind(embedded):
+    """Study 1 is of the blind share: scored like the others, listed as if it had not been."""
+    with session_scope(embedded.engine) as session:
+        place = {"category": "B", "category_a": False, "urgency": 0.4, "flag": "blind", "checkpoint_id": None}
+        session.execute(update(StudyPriority).where(StudyPriority.study_id == 1).values(**place))
+    return embedded
+
+
+def everything_of(app, reader: Visitor, program: Visitor) -> list[str]:
+    """All that the page says of study 1: bodies, headers and addresses of pictures."""
+    answers = [reader.get(path) for path in ("/studies/1", "/studies/1?heat=Pneumothorax", "/?accession=ACC00001")]
+    answers += [
+        program.get(path, authorization="Bearer t") for path in ("/api/studies/2.25.1", "/api/worklist?flag=blind")
+    ]
+    answers += [reader.get(f"/films/1/heat/{finding}.png") for finding in FINDINGS]
+    assert {answer.status_code for answer in answers[5:]} == {404}
+    return [answer.text + str(answer.headers) for answer in answers]
+
+
+def test_a_blind_study_tells_nothing_before_or_after_its_review(blind):
+    app = create_app(blind)
+    anna, program = signed_in(app, "Anna", "administrator"), Visitor(app)
+    with session_scope(blind.engine) as session:
+        api_tokens.issue(session, users.by_name(session, "Anna"), name="t", digest=digest_of("t"), days=None, by="t")
+    assert "/films/2/heat/Pneumothorax.png" in anna.get("/studies/2").text, "another study does tell"
+    for _ in ("before", "after"):
+        for said in everything_of(app, anna, program):
+            assert "heat/" not in said
+            assert not re.search(r"0\.9\d*|\b90\s*%", said)
+            assert "What adds to its urgency" not in said
+        answer = program.get("/api/studies/2.25.1", authorization="Bearer t").json()
+        assert answer["findings"] is None
+        assert answer["place"]["top_finding"] is None
+        assert anna.post("/studies/1/review", rest="absent").status_code == 303
+
+
+def test_where_the_review_comes_first_a_reader_sees_scores_only_after_their_own(embedded):
+    context = Context(embedded.settings.changed(web={"review_first": True}))
+    app = create_app(context)
+    anna, ben = (signed_in(app, name, "reader") for name in ("Anna", "Ben"))
+    assert ben.post("/studies/1/review", **{"verdict-Mass": "present"}).status_code == 303
+    page, listed = anna.get("/studies/1").text, anna.get("/?accession=ACC00001&finding=Mass").text
+    assert "What adds to its urgency" not in page
+    assert "heat/" not in page
+    assert "Confirmed so far" not in page, "another's verdict would tell too"
+    assert anna.get("/films/1/heat/Mass.png").status_code == 404
+    assert "after your review" in listed
+    assert "Pneumothorax" not in re.sub(r"(?s)<form.*?</form>", "", listed)
+    assert rows_of(listed) == [1], "a filter by finding is none"
+    assert anna.post("/studies/1/review", rest="absent").status_code == 303
+    assert "What adds to its urgency" in anna.get("/studies/1").text
+    assert "after your review" not in anna.get("/?accession=ACC00001").text
+
+
+def test_earlier_studies_of_the_patient_are_listed_and_the_viewer_is_linked(embedded):
+    context = Context(
+        embedded.settings.changed(viewer_url="https://pacs.example/v?uid={study_instance_uid}&a={accession_number}")
+    )
+    with session_scope(context.engine) as session:
+        session.execute(
+            update(Study).where(Study.id == 3).values(patient_key="somebody else", accession_number="A&B 1")
+        )
+    anna = signed_in(create_app(context), "Anna", "viewer")
+    page = anna.get("/studies/2").text
+    assert 'href="/studies/1?back=' in page
+    assert 'href="/studies/3?back=' not in page
+    assert "https://pacs.example/v?uid=2.25.3&amp;a=A%26B%201" in anna.get("/studies/3").text
+
+
+def test_the_system_page_requeues_by_reason(embedded):
+    with session_scope(embedded.engine) as session:
+        session.execute(update(Study).where(Study.id == 1).values(state="quarantined", reason="decoder_crashed"))
+        session.execute(
+            text("UPDATE instance SET state = 'quarantined', reason = 'decoder_crashed' WHERE study_id = 1")
+        )
+    anna = signed_in(create_app(embedded), "Anna", "administrator")
+    page = anna.get("/system").text
+    assert "Requeue all: decoder crashed" in page
+    answer = anna.post("/system/requeue", reason="decoder_crashed")
+    assert answer.headers["location"].startswith("/system?requeued=1")
+    with read_scope(embedded.engine) as session:
+        assert session.get_one(Study, 1).state == "waiting"
+
+
+def test_users_are_kept_by_commands(embedded, monkeypatch):
+    monkeypatch.setattr("os.umask", lambda _mask: 0)
+    for name in ("database_url", "state_folder"):
+        monkeypatch.setenv(f"NIGHTREAD_{name.upper()}", str(getattr(embedded.settings, name)))
+
+    def nightread(*words: str, typed: str = ""):
+        return CliRunner().invoke(commands, ["users", *words], input=typed)
+
+    assert nightread("add", "Dr. Anna", "--role", "reader", typed="a long enough one\n").exit_code == 0
+    assert "already" in nightread("add", "dr. anna", "--role", "reader", typed="a long enough one\n").stderr
+    assert nightread("add", "Ben", "--role", "reader", typed="short\n").exit_code == 2
+    made = nightread("token", "Dr. Anna", "--name", "ris").stdout.strip()
+    assert Visitor(create_app(embedded)).get("/api/worklist", authorization=f"Bearer {made}").status_code == 200
+    assert nightread("disable", "Dr. Anna").exit_code == 0
+    assert Visitor(create_app(embedded)).get("/api/worklist", authorization=f"Bearer {made}").status_code == 401
+    listed = json.loads(nightread("list", "--json").stdout)
+    assert [(user["name"], user["role"], user["disabled_at"] is None) for user in listed] == [
+        ("Dr. Anna", "reader", False)
+    ]
+    assert nightread("password", "Dr. Anna", typed="another long one\n").exit_code == 0
+    assert nightread("disable", "Nobody").exit_code == 2
+    add_user(embedded, "Eve", "viewer")

@@ -6,7 +6,7 @@ the default, and a test keeps the three alike. Groups of settings stand in setti
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, FilePath, ValidationError, Validati
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     NestedSecretsSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
@@ -65,13 +66,25 @@ def _default_database_url() -> str:
     return f"sqlite:///{user_data_path('nightread') / 'nightread.db'}"
 
 
+def _is_others(name: str) -> bool:
+    """Whether a variable or a secret is named like a setting, and belongs to something else."""
+    return name.upper() in NOT_SETTINGS or OF_KUBERNETES.search(name.upper()) is not None
+
+
+class Environment(EnvSettingsSource):
+    """Settings from the environment, without what others put there."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name: value for name, value in super()._load_env_vars().items() if not _is_others(name)}
+
+
 class Secrets(NestedSecretsSettingsSource):
     """Settings from the files of the secrets' folder that are named like them; other services' files stay closed."""
 
     @classmethod
     def load_secrets(cls, path: Path) -> dict[str, str]:
         named = (file for file in path.iterdir() if file.name.upper().startswith(PREFIX) and file.is_file())
-        ours = (file for file in named if file.name.upper() not in NOT_SETTINGS)
+        ours = (file for file in named if not _is_others(file.name))
         return {file.name: file.read_text(encoding="utf-8").strip() for file in ours}
 
 
@@ -92,13 +105,13 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003
+        settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, Secrets(file_secret_settings)
+        return init_settings, Environment(settings_cls), Secrets(file_secret_settings)
 
     database_url: str = Field(default_factory=_default_database_url, repr=False)
     """SQLAlchemy URL: postgresql+psycopg://user:password@host/name?sslmode=verify-full, or sqlite:///path."""
@@ -259,7 +272,7 @@ def _names() -> Iterator[str]:
     """Variables and secrets that are named like settings."""
     files = SECRETS.iterdir() if SECRETS.is_dir() else ()
     for name in sorted({name.upper() for name in (*os.environ, *(file.name for file in files))}):
-        if name.startswith(PREFIX) and name not in NOT_SETTINGS and not OF_KUBERNETES.search(name):
+        if name.startswith(PREFIX) and not _is_others(name):
             yield name
 
 

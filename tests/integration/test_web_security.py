@@ -35,10 +35,14 @@ def app(context):
     return create_app(context, first_token="once")
 
 
+def csrf_on(page: str) -> str:
+    (token,) = set(re.findall(r'name="csrf" value="(\w+)"', page))
+    return token
+
+
 def sign_in(visitor: Visitor, name: str, password: str, **form):
-    page = visitor.get("/sign-in")
-    token = re.search(r'name="csrf" value="(\w+)"', page.text)
-    return visitor.client.post("/sign-in", data={"csrf": token[1], "name": name, "password": password, **form})
+    form = {"csrf": csrf_on(visitor.get("/sign-in").text), **form}
+    return visitor.client.post("/sign-in", data={**form, "name": name, "password": password})
 
 
 # ---------------------------------------------------------------------------------------------------- who may do what
@@ -112,10 +116,13 @@ def test_a_password_opens_a_session_that_signing_out_ends(app, context):
 
 
 def test_wrong_passwords_are_refused_alike_and_slowed_down(app, context, monkeypatch):
-    checked = []
-    monkeypatch.setattr(
-        "worker.web.auth.is_password", lambda password, kept: checked.append(kept) or password == PASSWORD
-    )
+    checked: list[str | None] = []
+
+    def check(password: str, kept: str | None) -> bool:
+        checked.append(kept)
+        return password == PASSWORD
+
+    monkeypatch.setattr("worker.web.auth.is_password", check)
     add_user(context, "Anna", "reader", password_hash="kept")
     visitor = Visitor(app)
     answers = [sign_in(visitor, name, "wrong") for name in ("Anna", "Nobody")]
@@ -148,8 +155,7 @@ def test_no_address_leads_to_a_foreign_page(app, context, monkeypatch):
 def test_the_first_user_is_made_once_by_the_address_that_serve_prints(app, context):
     visitor = Visitor(app)
     assert visitor.get("/first/guessed").status_code == 404
-    token = re.search(r'name="csrf" value="(\w+)"', visitor.get("/first/once").text)
-    form = {"csrf": token[1], "name": "Dr. Anna"}
+    form = {"csrf": csrf_on(visitor.get("/first/once").text), "name": "Dr. Anna"}
     assert visitor.client.post("/first/once", data={**form, "password": "short"}).status_code == 400
     assert visitor.client.post("/first/once", data={**form, "password": PASSWORD}).status_code == 303
     assert "administrator" in visitor.get("/").text

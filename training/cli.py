@@ -273,7 +273,13 @@ def explain(
         loaded = load_checkpoint(checkpoint, findings=None)
         try:
             network_input = loaded.preprocessing.image(pixels_of(film.read_bytes()))
-            written = explain.write_pictures(loaded, network_input, out, layers=layer or (None if filters else ()))
+            written = explain.write_pictures(
+                loaded,
+                network_input,
+                out,
+                thresholds=loaded.cuts("flag_10"),
+                layers=layer or (None if filters else ()),
+            )
             written.append(predictions(loaded, network_input[None], [film.name], out))
         except (UnusablePixels, explain.NoFeatureMaps, explain.UnknownLayer) as wrong:
             raise typer.BadParameter(str(wrong)) from wrong

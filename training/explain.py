@@ -1,36 +1,43 @@
-"""Evidence of a network on one film: Grad-CAM per finding, and the activations of every filter, layer by layer.
+"""Evidence of a network on one film: a heat map per finding, and the activations of every filter, layer by layer.
 
-A heat map shows where the network's evidence lies, not where the disease is, and it is scaled to its own highest value:
-it says nothing of how sure the network is. The probability beside it does.
+A heat map shows where the network's evidence lies, not where the disease is. All maps of a film have one scale, that of
+the strongest evidence among them; how sure the network is, the probability beside a map says. Whether maps point at
+what radiologists outlined is measured per finding (tests/benchmarks/heatmaps.py) and kept with the checkpoint; a
+finding whose maps point no better than chance gets none.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib import colormaps
-from matplotlib.cm import ScalarMappable
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
-from pytorch_grad_cam import GradCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from training.checkpoint import Checkpoint, build
 from training.imaging.preprocessing import Preprocessing
+from training.pointing import no_map_because, pointing_of
 
 NetworkInput = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
 
-_HEAT: Final = "inferno"
-_COLOURS: Final = np.rint(colormaps[_HEAT](np.arange(256))[:, :3] * 255).astype(np.uint8)  # (256, 3)
+LEAST_CELLS: Final = 20  # a side of the finest grid that a map is made of
+
+# Black over violet and orange to pale yellow, in even steps, as matplotlib's "inferno".
+_STOPS: Final = ((0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (250, 193, 39),
+                 (252, 255, 164))  # fmt: skip
+_COLOURS: Final = np.stack(
+    [np.interp(np.linspace(0, len(_STOPS) - 1, 256), range(len(_STOPS)), stop) for stop in np.transpose(_STOPS)], axis=1
+).astype(np.uint8)  # (256, 3)
+_TINY: Final = 1e-12
 _STRENGTH: Final = 0.65
 """How much of the colour covers the film where a map is highest."""
 _SHEET_PIXELS: Final = 1800
+_TILE, _GAP, _HEAD, _COLUMNS = 384, 12, 56, 4  # of the sheet of heat maps, in pixels
 
 
 class UnknownLayer(ValueError):
@@ -38,23 +45,80 @@ class UnknownLayer(ValueError):
 
 
 class NoFeatureMaps(ValueError):
-    """The network has no convolution whose output is a picture: Grad-CAM does not apply to it."""
+    """The network has no convolution whose output is a picture: there is nothing to make a heat map of."""
 
 
 def heatmaps(network: nn.Module, image: NetworkInput, *, preprocessing: Preprocessing, outputs: Sequence[int]) -> Maps:
-    """Grad-CAM of the network's `outputs`: float32 (outputs, size, size) in [0, 1], each scaled to its own maximum.
+    """Maps of the network's `outputs`: float32 (outputs, size, size) in [0, 1], scaled to the maximum among them all.
 
     `network` is built and gives logits; `image` is the uint8 (size, size) input that `preprocessing.image` made. A map
-    of zeros means that nothing on the film speaks for that finding. The network is left in eval mode, its gradients
-    cleared. Selvaraju et al., Grad-CAM, ICCV 2017, at the block of the last convolution. Raises NoFeatureMaps.
+    of zeros means that nothing on the film speaks for that finding. The network is left in eval mode, its parameters
+    without gradients. HiResCAM (Draelos and Carin 2020) at several depths, merged. Raises NoFeatureMaps.
     """
-    _, block = _blocks(network)[-1]
-    # The film once per output: one forward and one backward pass explain them all.
-    films = _input(network, image, preprocessing).expand(len(outputs), -1, -1, -1)
-    with torch.enable_grad(), GradCAM(network, [block]) as cam:
-        maps = cam(films, [ClassifierOutputTarget(output) for output in outputs])
-    network.zero_grad()
-    return np.asarray(maps, dtype=np.float32)
+    films = _input(network, image, preprocessing).requires_grad_()
+    with _one_thread(), torch.enable_grad(), _kept(_read_blocks(network)) as kept:
+        logits = network.eval()(films)
+        grids = _grids(kept.values())
+        maps = [_evidence(logits[0, output], grids) for output in outputs]
+    if not maps:
+        return np.zeros((0, *image.shape), dtype=np.float32)
+    layers = (torch.cat(layer) for layer in zip(*maps, strict=True))  # of each grid (outputs, h, w)
+    return _merged([_grown(layer / layer.max().clamp(min=_TINY), image.shape) for layer in layers])
+
+
+def _grids(outputs: Iterable[Tensor]) -> list[Tensor]:
+    """The last output of each size, from the coarsest to the first that has LEAST_CELLS on a side."""
+    by_side = {output.shape[-1]: output for output in outputs if output.dim() == 4 and output.shape[-1] > 1}
+    if not by_side:
+        raise NoFeatureMaps("this network has no convolution whose output is a picture")
+    sides = sorted(by_side)
+    coarse = [side for side in sides if side < LEAST_CELLS]
+    return [by_side[side] for side in sides[: len(coarse) + 1]]
+
+
+def _evidence(logit: Tensor, grids: Sequence[Tensor]) -> list[Tensor]:
+    """What speaks for a logit in each cell of each grid (1, h, w): gradient times activation, over all channels."""
+    gradients = torch.autograd.grad(logit, grids, retain_graph=True)
+    pairs = zip(grids, gradients, strict=True)
+    return [(gradient * grid).sum(dim=1).clamp(min=0).detach() for grid, gradient in pairs]
+
+
+def _merged(layers: Sequence[Tensor]) -> Maps:
+    """The geometric mean of maps (outputs, h, w) of several depths: what is warm at every depth stays warm."""
+    product = torch.stack(list(layers)).prod(dim=0) ** (1 / len(layers))
+    return np.asarray((product / product.max().clamp(min=_TINY)).numpy(), dtype=np.float32)
+
+
+def _grown(layer: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Cells (outputs, h, w) as a smooth picture of the film's size."""
+    return nn.functional.interpolate(layer[:, None], size=shape, mode="bicubic")[:, 0].clamp(min=0)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One film is too little work for several threads: on a busy machine they wait for each other, 20 times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _kept(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """What these modules put out while the context lasts, by their names, in the order in which they ran."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _module, _inputs, output: outputs.__setitem__(name, output)
+
+    hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def activations(
@@ -68,18 +132,8 @@ def activations(
     layers = list(blocks) if layers is None else layers
     if unknown := set(layers) - set(blocks):
         raise UnknownLayer(f"no layer {', '.join(sorted(unknown))}; there are {', '.join(blocks)}")
-    outputs: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        return lambda _module, _inputs, output: outputs.__setitem__(name, output.detach())
-
-    hooks = [blocks[name].register_forward_hook(keep(name)) for name in layers]
-    try:
-        with torch.inference_mode():
-            network.eval()(_input(network, image, preprocessing))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.inference_mode(), _kept({name: blocks[name] for name in layers}) as outputs:
+        network.eval()(_input(network, image, preprocessing))
     for name, output in outputs.items():
         yield name, output[0].float().cpu().numpy()
 
@@ -95,18 +149,34 @@ def overlay(image: NetworkInput, heat: Maps) -> NetworkInput:
 
 
 def write_pictures(
-    checkpoint: Checkpoint, image: NetworkInput, folder: Path, *, layers: Sequence[str] | None = ()
+    checkpoint: Checkpoint,
+    image: NetworkInput,
+    folder: Path,
+    *,
+    thresholds: Mapping[str, float],
+    layers: Sequence[str] | None = (),
 ) -> list[Path]:
-    """grad_cam.png for one uint8 (size, size) film, and layers/NAME.png for these layers (None: all of them)."""
-    network, preprocessing = build(checkpoint), checkpoint.preprocessing
-    heats = heatmaps(network, image, preprocessing=preprocessing, outputs=range(len(checkpoint.findings)))
-    with torch.inference_mode():
+    """heatmaps.png for one uint8 (size, size) film, and layers/NAME.png for these layers (None: all of them).
+
+    Only findings that reach their threshold have a map, and only where maps of them point better than chance.
+    """
+    network, preprocessing, pointing = build(checkpoint), checkpoint.preprocessing, pointing_of(checkpoint.training)
+    with _one_thread(), torch.inference_mode():
         logits = network(_input(network, image, preprocessing)).numpy()
-    probabilities = checkpoint.calibration.probabilities(logits)[0]
-    sheet = findings_sheet(image, heats, findings=checkpoint.findings, probabilities=probabilities)
+    probabilities = dict(
+        zip(checkpoint.findings, checkpoint.calibration.probabilities(logits)[0].tolist(), strict=True)
+    )
+    without = {
+        finding: no_map_because(finding, probability=probability, threshold=thresholds.get(finding), pointing=pointing)
+        for finding, probability in probabilities.items()
+    }
+    shown = [finding for finding in checkpoint.findings if without[finding] is None]
+    outputs = [checkpoint.findings.index(finding) for finding in shown]
+    heats = heatmaps(network, image, preprocessing=preprocessing, outputs=outputs)
+    sheet = findings_sheet(image, dict(zip(shown, heats, strict=True)), without=without, probabilities=probabilities)
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / "grad_cam.png"]
-    sheet.savefig(written[0], dpi=150)
+    written = [folder / "heatmaps.png"]
+    sheet.save(written[0], compress_level=1)
     for name, maps in activations(network, image, preprocessing=preprocessing, layers=layers):
         (folder / "layers").mkdir(exist_ok=True)
         written.append(folder / "layers" / f"{name}.png")
@@ -115,28 +185,33 @@ def write_pictures(
 
 
 def findings_sheet(
-    image: NetworkInput, heats: Maps, *, findings: Sequence[str], probabilities: npt.ArrayLike | None = None
-) -> Figure:
-    """The film, and beside it the heat map of each finding under its name and probability (N, if known)."""
-    percentages = [""] * len(findings) if probabilities is None else [f"  {p:.1%}" for p in np.asarray(probabilities)]
-    columns = 4
-    rows = math.ceil((len(findings) + 1) / columns)
-    figure = Figure(figsize=(3 * columns, 3.25 * rows), layout="constrained")
-    names = [
-        f"{finding.replace('_', ' ')}{probability}{'' if heat.any() else '  (nothing)'}"
-        for finding, probability, heat in zip(findings, percentages, heats, strict=True)
-    ]
-    panels = [("the film", image), *zip(names, overlay(image, heats), strict=True)]
-    axes = figure.subplots(rows, columns).ravel()
-    for one in axes:
-        one.set_axis_off()
-    for one, (title, picture) in zip(axes, panels, strict=False):
-        one.imshow(picture, cmap="gray", vmin=0, vmax=255)  # the colour map counts for the bare film alone
-        one.set_title(title, fontsize=11)
-    figure.suptitle("Grad-CAM: where the evidence for each finding lies, if anywhere")
-    scale = figure.colorbar(ScalarMappable(cmap=_HEAT), ax=list(axes), shrink=0.35, aspect=30, pad=0.01)
-    scale.set_label("share of the map's own maximum")
-    return figure
+    image: NetworkInput,
+    heats: Mapping[str, Maps],
+    *,
+    without: Mapping[str, str | None],
+    probabilities: Mapping[str, float],
+) -> Image.Image:
+    """The film, beside it the map of each finding that has one, and below in words why the others have none."""
+    panels = [("The film", image)]
+    panels += [(_title(finding, probabilities[finding]), overlay(image, heat)) for finding, heat in heats.items()]
+    lines = [f"{_title(finding, probabilities[finding])}   {why}" for finding, why in without.items() if why]
+    columns, rows = min(_COLUMNS, max(2, len(panels))), math.ceil(len(panels) / _COLUMNS)
+    step = _TILE + _GAP
+    sheet = Image.new(
+        "RGB", (max(columns * step + _GAP, 840), rows * (step + _HEAD) + 30 * len(lines) + 4 * _GAP), "white"
+    )
+    draw, small, large = ImageDraw.Draw(sheet), ImageFont.load_default(size=17), ImageFont.load_default(size=20)
+    for number, (title, picture) in enumerate(panels):
+        x, y = _GAP + number % _COLUMNS * step, number // _COLUMNS * (step + _HEAD)
+        draw.text((x, y + 20), title, fill="black", font=large)
+        sheet.paste(Image.fromarray(picture).resize((_TILE, _TILE), Image.Resampling.BICUBIC), (x, y + _HEAD))
+    for number, line in enumerate(lines):
+        draw.text((_GAP, rows * (step + _HEAD) + _GAP + 30 * number), line, fill="black", font=small)
+    return sheet
+
+
+def _title(finding: str, probability: float) -> str:
+    return f"{finding.replace('_', ' ')}  {probability:.1%}"
 
 
 def filters_sheet(image: NetworkInput, maps: Maps, *, title: str) -> Image.Image:
@@ -160,6 +235,12 @@ def _unit(maps: Maps) -> Maps:
     """Each filter scaled to [0, 1]; one that says the same everywhere is 0."""
     low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
     return np.asarray((maps - low) / np.where(high > low, high - low, 1), dtype=np.float32)
+
+
+def _read_blocks(network: nn.Module) -> dict[str, nn.Module]:
+    """The blocks from which evidence is read: those that the network names (`evidence_blocks`), else every block."""
+    named = getattr(network, "evidence_blocks", None)
+    return dict(_blocks(network)) if named is None else {name: network.get_submodule(name) for name in named}
 
 
 def _blocks(network: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -12,9 +12,9 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
-from torchvision import models
 
 from training.imaging.preprocessing import Preprocessing
+from training.torchvision_models import models
 
 _TORCHVISION = tuple(
     name
@@ -115,6 +115,11 @@ class MobileNetGrid(nn.Module):
         self.classifier = nn.Linear(values, findings)
         nn.init.zeros_(self.classifier.weight)  # so many inputs, drawn at random, would say much at first
         nn.init.zeros_(self.classifier.bias)
+
+    @property
+    def evidence_blocks(self) -> list[str]:
+        """The blocks that the head reads, by which `training.explain` draws its heat maps."""
+        return [f"features.{block}" for block in self.READ]
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, size, size) -> logits (N, findings)."""

@@ -238,7 +238,8 @@ class NoFilm(LookupError):
 
 
 def write_heatmaps(context: Context, what: str, folder: Path, *, layers: bool) -> list[Path]:
-    """Grad-CAM per finding, and with `layers` every filter of every layer, as PNG files in `folder`; their paths.
+    """Heat maps of findings at their thresholds, and with `layers` every filter of every layer, as PNG files in
+    `folder`; their paths.
 
     `what` is a file, a SOP Instance UID, or a Study Instance UID (its first film). Raises NoFilm.
     """
@@ -256,7 +257,8 @@ def write_heatmaps(context: Context, what: str, folder: Path, *, layers: bool) -
         decoded = decoders.submit(*film).awaited()
     if isinstance(decoded, Failure):
         raise NoFilm(f"no picture can be drawn: {decoded.sentence}")
-    return write_pictures(checkpoint, decoded.image, folder, layers=None if layers else ())
+    thresholds = priority.thresholds_in_force(live.policy, live.thresholds)
+    return write_pictures(checkpoint, decoded.image, folder, thresholds=thresholds, layers=None if layers else ())
 
 
 def _film_in(context: Context, file: Path) -> tuple[str, str, str | None]:

@@ -62,7 +62,6 @@ def test_films_are_shown_and_studies_without_scores_stand_apart_and_say_why(writ
 
 
 def test_heat_maps_stand_beside_the_films_where_they_can_be_made(written: Path) -> None:
-    pytest.importorskip("pytorch_grad_cam", reason="heat maps come with the `train` extra")
     page = Page(written.read_text(encoding="utf-8"))
     assert sum((attrs["alt"] or "").startswith("The same film") for attrs in page.of("img")) == 2
 

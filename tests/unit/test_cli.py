@@ -314,7 +314,7 @@ def test_explain_draws_what_the_network_looks_at(tmp_path):
     for what in (tmp_path / "a.dcm", film.SOPInstanceUID):
         folder = tmp_path / f"pictures-{str(what)[-4:]}"
         assert nightread("explain", what, "--heatmap", folder).exit_code == 0
-        assert (folder / "grad_cam.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / "heatmaps.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("seeded")

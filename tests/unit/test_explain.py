@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.benchmarks.heatmaps import likeness, middle_of, read_boxes, share_within
 from training import explain
-from training.checkpoint import Checkpoint
+from training.checkpoint import SHIPPED, Checkpoint, load_checkpoint
 from training.imaging.preprocessing import Preprocessing
 from training.networks import input_of, make_network
+from training.pointing import Pointing, no_map_because, wilson
 
 SIZE = 64
 PREPROCESSING = Preprocessing(size=SIZE, channels=1, mean=(0.0,), std=(1.0,))
@@ -58,6 +60,100 @@ def test_only_the_asked_outputs_are_explained(network_input: NDArray[np.uint8]) 
     one = explain.heatmaps(network, network_input, preprocessing=PREPROCESSING, outputs=[1])
     assert one.shape == (1, SIZE, SIZE)
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+class TwoDepths(nn.Module):
+    """Fine cells see bright pixels, coarse cells see bright quarters; the first output weighs both, the second half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU())
+        self.coarse = nn.Sequential(nn.Conv2d(1, 1, 32, stride=32, bias=False), nn.ReLU())
+        self.head = nn.Linear(1, 2, bias=False)
+        with torch.no_grad():
+            self.fine[0].weight.fill_(1.0)  # type: ignore[operator]
+            self.coarse[0].weight.fill_(1.0)  # type: ignore[operator]
+            self.head.weight.copy_(torch.tensor([[1.0], [0.5]]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.coarse(self.fine(images)).mean((2, 3)))
+        return logits
+
+
+def test_a_map_has_the_finest_grid_and_keeps_to_what_the_coarsest_says(network_input: NDArray[np.uint8]) -> None:
+    (heat,) = explain.heatmaps(TwoDepths(), network_input, preprocessing=PREPROCESSING, outputs=[0])
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    assert (10 <= row < 20, 40 <= column < 50) == (True, True)
+    assert heat[25:, :35].max() == 0
+    edge = heat[15, 36:44]  # one cell of the coarse grid is 32 pixels wide; this edge is not
+    assert edge.min() == 0
+    assert edge.max() > 0.8
+
+
+def test_the_maps_of_a_film_share_one_scale(network_input: NDArray[np.uint8]) -> None:
+    strong, weak = explain.heatmaps(TwoDepths(), network_input, preprocessing=PREPROCESSING, outputs=[0, 1])
+    assert strong.max() == pytest.approx(1)
+    assert weak.max() == pytest.approx(0.5)
+
+
+def test_a_map_is_made_of_at_least_twenty_cells_on_a_side() -> None:
+    network, preprocessing = make_network("mobilenet").eval(), Preprocessing(size=160)
+    outputs: list[Tensor] = []
+    for _, block in explain._blocks(network):
+        block.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    with torch.inference_mode():
+        network(preprocessing.tensor(np.zeros((1, 160, 160), dtype=np.uint8)))
+    assert [grid.shape[-1] for grid in explain._grids(outputs)] == [5, 10, 20]
+
+
+def test_the_grid_networks_maps_are_made_of_the_blocks_that_its_head_reads() -> None:
+    network, preprocessing = make_network("mobilenet_grid").eval(), Preprocessing(size=160)
+    with torch.no_grad(), explain._kept(explain._read_blocks(network)) as kept:
+        network(preprocessing.tensor(np.zeros((1, 160, 160), dtype=np.uint8)))
+    assert list(kept) == ["features.6", "features.10", "features.13", "features.16"]
+    assert [grid.shape[-1] for grid in explain._grids(kept.values())] == [5, 10, 20]
+
+
+def test_a_network_that_forgot_its_weights_draws_another_map() -> None:
+    checkpoint = load_checkpoint(SHIPPED)
+    film = np.random.default_rng(1).integers(60, 200, (8, 8), dtype=np.uint8).repeat(20, 0).repeat(20, 1)
+    torch.manual_seed(0)
+    assert likeness(checkpoint, [film], depth=0.0) == pytest.approx(1)
+    assert max(likeness(checkpoint, [film], depth=depth) for depth in (0.02, 1.0)) < 0.7
+
+
+@pytest.mark.parametrize(
+    ("probability", "pointing", "words"),
+    [
+        (0.4, {}, "does not reach its threshold"),
+        (0.6, {}, None),  # maps of this checkpoint were never tested
+        (0.6, {"Mass": Pointing(40, 30, 0.1)}, None),
+        (0.6, {"Mass": Pointing(40, 5, 0.1)}, "no better than chance for this finding (5 of 40 outlines hit)"),
+        (0.6, {"Edema": Pointing(40, 30, 0.1)}, "never compared with a radiologist's outline"),
+    ],
+)
+def test_a_heat_map_is_shown_only_where_it_points_better_than_chance(
+    probability: float, pointing: dict[str, Pointing], words: str | None
+) -> None:
+    because = no_map_because("Mass", probability=probability, threshold=0.5, pointing=pointing)
+    assert because is None if words is None else words in (because or "")
+
+
+def test_wilsons_interval_is_the_published_one() -> None:
+    assert wilson(10, 39) == pytest.approx((0.146, 0.411), abs=0.001)
+    assert wilson(0, 0) == (0, 1)
+
+
+def test_the_boxes_list_is_read_as_findings_and_points_are_judged_by_it(tmp_path: Path) -> None:
+    listed = tmp_path / "boxes.csv"
+    listed.write_text("Image Index,Finding Label,Bbox [x,y,w,h],,,\na.png,Infiltrate,0,512,256,512\n", encoding="utf-8")
+    (box,) = read_boxes(listed)["a.png"]
+    assert box.finding == "Consolidation"
+    assert [box.holds(x, y) for x, y in ((0.1, 0.6), (0.3, 0.6), (0.1, 0.4))] == [True, False, False]
+    lit = np.zeros((64, 64), dtype=bool)
+    lit[32:, :32] = True
+    assert share_within(lit, box) == pytest.approx(0.5)
+    assert middle_of(lit) == (0.25, 0.75)
 
 
 def test_a_network_without_convolution_blocks_is_refused(network_input: NDArray[np.uint8]) -> None:
@@ -106,9 +202,9 @@ def test_pictures_of_a_checkpoint_are_written(tmp_path: Path) -> None:
     network = make_network("mobilenet")
     checkpoint = Checkpoint(network="mobilenet", preprocessing=preprocessing, state=network.state_dict())
     image = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
-    written = explain.write_pictures(checkpoint, image, tmp_path / "out", layers=["features.0"])
+    written = explain.write_pictures(checkpoint, image, tmp_path / "out", thresholds={}, layers=["features.0"])
     assert [path.relative_to(tmp_path / "out").as_posix() for path in written] == [
-        "grad_cam.png",
+        "heatmaps.png",
         "layers/features.0.png",
     ]
     assert all(Image.open(path).width > 500 for path in written)

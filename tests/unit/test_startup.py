@@ -78,3 +78,14 @@ def test_what_a_command_writes_is_for_its_user_alone(environment, tmp_path):
     words = [sys.executable, "-m", "worker.cli", "db", "upgrade"]
     subprocess.run(words, env=environment | {"NIGHTREAD_DATABASE_URL": f"sqlite:///{database}"}, check=True)
     assert database.stat().st_mode & 0o777 == 0o600
+
+
+def test_torchvision_comes_without_torchs_compiler_which_can_still_be_had():
+    code = """
+import sys
+import training.networks
+assert not {"torch._dynamo", "sympy"} & set(sys.modules)
+import torch._dynamo
+assert torch.compile(lambda number: number + 1, backend="eager")(torch.zeros(1)).item() == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

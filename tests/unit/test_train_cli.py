@@ -126,13 +126,13 @@ def test_plot_draws_a_run_under_way_and_its_labels(films: Path) -> None:
     assert all(name in told.replace("\n", "") for name in drawn)
 
 
-def test_explain_writes_grad_cam_and_the_filters_of_a_layer(films: Path) -> None:
+def test_explain_writes_heat_maps_and_the_filters_of_a_layer(films: Path) -> None:
     header = Header(network="mobilenet", preprocessing=Preprocessing(size=64))
     save_checkpoint(films / "net.safetensors", header, state=make_network("mobilenet").state_dict())
     code, told = run("explain", films / "net.safetensors", films / "0.png", films / "seen", "--layer", "features.0")
     assert code == 0, told
     written = sorted(path.relative_to(films / "seen").as_posix() for path in (films / "seen").rglob("*.png"))
-    assert written == ["grad_cam.png", "layers/features.0.png"]
+    assert written == ["heatmaps.png", "layers/features.0.png"]
     (said,) = pd.read_csv(films / "seen" / "predictions.csv").to_dict("records")
     assert said["image"] == "0.png"
     assert f"Pneumothorax         {said['Pneumothorax']:.3f}" in told

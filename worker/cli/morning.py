@@ -81,7 +81,7 @@ def report(
 @app.command()
 def explain(
     what: Annotated[str, typer.Argument(help="A file, a Study or SOP Instance UID, or an accession number.")],
-    heatmap: Annotated[Path | None, typer.Option(help="Write Grad-CAM pictures of a film into this folder.")] = None,
+    heatmap: Annotated[Path | None, typer.Option(help="Write heat maps of a film into this folder.")] = None,
     layers: Annotated[bool, typer.Option(help="With --heatmap: also every filter of every layer.")] = False,
     as_json: AsJson = False,
 ) -> None:

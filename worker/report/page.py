@@ -28,6 +28,7 @@ from training.checkpoint import Checkpoint as LoadedCheckpoint
 from training.checkpoint import CheckpointError, cuts_of, load_checkpoint
 from training.findings import FINDINGS
 from training.imaging.whole_file import write_whole
+from training.pointing import Pointing, no_map_because, pointing_of
 from worker.context import Context
 from worker.ranking import policy, priority
 from worker.reasons import sentence
@@ -45,7 +46,7 @@ from worker.report.charts import (
     x_of,
 )
 from worker.report.drift import DAYS, drifted, first_day
-from worker.report.pictures import Picture, pictures_of
+from worker.report.pictures import Picture, Wanted, pictures_of
 from worker.settings import Settings
 from worker.wording import (
     category_meaning,
@@ -239,8 +240,19 @@ def _checkpoint_file(facts: Facts) -> LoadedCheckpoint | None:
 
 def _pictures(context: Context, facts: Facts, checkpoint: LoadedCheckpoint | None) -> dict[int, Picture]:
     cards = _scored(_entries(facts, {}, viewer=None))[:CARDS]
-    shown = {entry.film: entry.bars[0].finding if entry.bars else None for entry in cards if entry.film}
-    return pictures_of(context, shown, checkpoint=checkpoint) if shown else {}
+    pointing = {} if checkpoint is None else pointing_of(checkpoint.training)
+    wanted = [_wanted(entry.film, entry.bars, pointing) for entry in cards if entry.film]
+    return pictures_of(context, wanted, checkpoint=checkpoint) if wanted else {}
+
+
+def _wanted(film: Film, bars: Sequence[Bar], pointing: Mapping[str, Pointing]) -> Wanted:
+    """The heat map of the first finding that may have one; where none may, why the first has none."""
+    without = [
+        no_map_because(bar.finding, probability=bar.probability, threshold=bar.threshold, pointing=pointing)
+        for bar in bars
+    ]
+    finding = next((bar.finding for bar, because in zip(bars, without, strict=True) if because is None), None)
+    return Wanted(film, finding, without[0] if without and finding is None else None)
 
 
 # ---------------------------------------------------------------------------------------------------- what is shown

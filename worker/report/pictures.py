@@ -1,4 +1,4 @@
-"""Films for the morning page: read again, small, as data URIs, with a heat map where the `train` extra can make one."""
+"""Films for the morning page: read again, small, as data URIs, with a heat map where one is worth showing."""
 
 import base64
 import io
@@ -20,33 +20,45 @@ from worker.scoring.decoding import DecodeOptions, NetworkInput
 
 PICTURE_PIXELS = 320  # the longer side of a picture on the page
 JPEG_QUALITY = 78
+NO_EVIDENCE = "No heat map: none can be made of this network or film."
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A film to show with the heat map of a finding; where that is None, `because` says why."""
+
+    film: Film
+    finding: str | None
+    because: str | None = None
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A film on the page; `heat` is the same film under the heat map of one finding, or None. Both are data URIs."""
+    """A film on the page; `heat` is the same film under the heat map of `finding`, or None, and `because` says why.
+    Both are data URIs."""
 
     film: str
-    heat: str | None
     width: int
     height: int
+    heat: str | None
+    finding: str | None
+    because: str | None
 
 
-def pictures_of(
-    context: Context, findings: Mapping[Film, str | None], *, checkpoint: Checkpoint | None
-) -> dict[int, Picture]:
-    """Films, each with the finding to explain (None: it was not scored) -> pictures by instance id; a film that is gone
-    or has changed has none.
+def pictures_of(context: Context, wanted: Sequence[Wanted], *, checkpoint: Checkpoint | None) -> dict[int, Picture]:
+    """Pictures by instance id; a film that is gone or has changed has none.
 
     A picture is the network's input, as wide and high again as the film was. `checkpoint` None: no heat
     maps. Raises CheckpointError when its network cannot be built.
     """
     preprocessing = Preprocessing() if checkpoint is None else checkpoint.preprocessing
-    inputs = _inputs(context, list(findings), preprocessing)
-    there = [film for film in findings if film.instance_id in inputs]
-    explained = {film: finding for film in there if (finding := findings[film]) is not None}
-    heat = {} if checkpoint is None else _heats(checkpoint, explained, inputs)
-    return {film.instance_id: _picture(film, inputs[film.instance_id], heat.get(film.instance_id)) for film in there}
+    inputs = _inputs(context, [each.film for each in wanted], preprocessing)
+    there = [each for each in wanted if each.film.instance_id in inputs]
+    heats = {} if checkpoint is None else _heats(checkpoint, there, inputs)
+    return {
+        each.film.instance_id: _picture(each, inputs[each.film.instance_id], heats.get(each.film.instance_id))
+        for each in there
+    }
 
 
 def _inputs(context: Context, films: Sequence[Film], preprocessing: Preprocessing) -> dict[int, NDArray[np.uint8]]:
@@ -65,22 +77,24 @@ def _inputs(context: Context, films: Sequence[Film], preprocessing: Preprocessin
 
 
 def _heats(
-    checkpoint: Checkpoint, findings: Mapping[Film, str], inputs: Mapping[int, NDArray[np.uint8]]
+    checkpoint: Checkpoint, wanted: Sequence[Wanted], inputs: Mapping[int, NDArray[np.uint8]]
 ) -> dict[int, NDArray[np.uint8]]:
-    """The inputs under the heat map of their film's finding; none without the `train` extra."""
+    """The inputs under the heat map of their finding."""
     network, warm = build(checkpoint), {}
-    for film, finding in findings.items():
+    for each in wanted:
+        if each.finding is None:
+            continue
         try:
-            heat = heat_overlay(checkpoint, network, inputs[film.instance_id], finding)
+            heat = heat_overlay(checkpoint, network, inputs[each.film.instance_id], each.finding)
         except NoHeatMaps:
             return {}
         if heat is not None:
-            warm[film.instance_id] = heat
+            warm[each.film.instance_id] = heat
     return warm
 
 
 class NoHeatMaps(DocumentedError, LookupError):
-    """No heat map can be drawn: they need the `train` extra and a network with convolutions."""
+    """No heat map can be drawn: the network has no convolutions."""
 
 
 def heat_overlay(
@@ -88,10 +102,8 @@ def heat_overlay(
 ) -> NDArray[np.uint8] | None:
     """The network's input (size, size) under the heat map of one finding, uint8 (size, size, 3); None where nothing on
     the film speaks for it. `network` is built of `checkpoint`. Raises NoHeatMaps."""
-    try:
-        from training.explain import NoFeatureMaps, heatmaps, overlay
-    except ImportError as error:
-        raise NoHeatMaps from error
+    from training.explain import NoFeatureMaps, heatmaps, overlay
+
     outputs = [checkpoint.findings.index(finding)]
     try:
         (heat,) = heatmaps(network, network_input, preprocessing=checkpoint.preprocessing, outputs=outputs)
@@ -100,11 +112,18 @@ def heat_overlay(
     return overlay(network_input, heat) if heat.any() else None
 
 
-def _picture(film: Film, network_input: NDArray[np.uint8], heat: NDArray[np.uint8] | None) -> Picture:
-    rows, columns = film.rows or 1, film.columns or 1
+def _picture(wanted: Wanted, network_input: NDArray[np.uint8], heat: NDArray[np.uint8] | None) -> Picture:
+    rows, columns = wanted.film.rows or 1, wanted.film.columns or 1
     longer = max(rows, columns)
     size = (max(1, PICTURE_PIXELS * columns // longer), max(1, PICTURE_PIXELS * rows // longer))
-    return Picture(_jpeg(network_input, size), None if heat is None else _jpeg(heat, size), *size)
+    return Picture(
+        film=_jpeg(network_input, size),
+        width=size[0],
+        height=size[1],
+        heat=None if heat is None else _jpeg(heat, size),
+        finding=wanted.finding,
+        because=wanted.because if wanted.finding is None or heat is not None else NO_EVIDENCE,
+    )
 
 
 def _jpeg(network_input: NDArray[np.uint8], size: tuple[int, int]) -> str:

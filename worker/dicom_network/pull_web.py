@@ -59,9 +59,7 @@ class WebArchive:
             }
             page = self._json("studies", query)
             if page is None:
-                raise WrongSettings(
-                    f"peer {self._peer.name} has no studies at its dicomweb URL: it is not the base URL"
-                )
+                raise WrongSettings(f"peer {self._peer.name} has no list of studies below its dicomweb URL")
             new = [uid for item in page if (uid := _value(item, "StudyInstanceUID")) and uid not in found]
             if not new:
                 return list(found)

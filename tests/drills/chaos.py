@@ -1,7 +1,8 @@
 """Score a load of generated studies while everything around it breaks: make chaos SEED=7 STUDIES=500.
 
-Two workers and two beats, as processes with the default leases and sweeps, on a PostgreSQL and a Redis of their own.
-Studies arrive in portions; while they are read, at a random moment, something breaks and is mended, and more studies
+Two workers, two beats and a DICOM receiver, as processes with the default leases and sweeps, on a PostgreSQL and a
+Redis of their own. Studies arrive in portions, from a folder and from a sender that sends each film until it is taken;
+while they are read, at a random moment, something breaks and is mended, and more studies
 arrive. It ends with the totals and a verdict: nothing lost, nothing twice, nobody blamed for a neighbour, and no fault
 after which studies waited, a worker was up and none was settled for two minutes. That silence, and not the time until
 the last one is settled, is what a fault costs on a slow machine too (where a worker may take minutes to start); both
@@ -18,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,14 +29,15 @@ import redis
 from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
-from db import ledger
+from db import ledger, lookup
 from db.models import FilmScore, Study
 from db.session import read_scope, session_scope
 from db.totals import Totals, read_totals
 from tests.support.contexts import seeded_context
 from tests.support.crew import start
 from tests.support.dicom_files import make_film, texture
-from tests.support.servers import PostgresServer, RedisServer
+from tests.support.sender import Sender
+from tests.support.servers import PostgresServer, RedisServer, free_port
 from tests.support.untrained import save_untrained
 from worker import logs
 from worker.context import Context
@@ -48,8 +50,18 @@ FIRST_START_SECONDS = 600  # on a machine that may be busy
 GIVE_UP_SECONDS = 1800
 
 
+COMMANDS = {
+    "worker 1": "worker",
+    "worker 2": "worker",
+    "beat 1": "beat",
+    "beat 2": "beat",
+    "receiver": "receive",
+}
+"""The processes of the crew -> the command that each of them is."""
+
+
 class Crew:
-    """The worker and beat processes, started again when they end, as a container engine would."""
+    """The processes of a site, started again when they end, as a container engine would."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -58,11 +70,11 @@ class Crew:
 
     def tend(self) -> None:
         """Start whoever does not run."""
-        for name in ("worker 1", "worker 2", "beat 1", "beat 2"):
+        for name, command in COMMANDS.items():
             if name not in self._processes or self._processes[name].poll() is not None:
                 log = log_of(name)
                 self._logged_before[name] = log.stat().st_size if log.exists() else 0
-                self._processes[name] = start(self._context, name.split()[0], log)
+                self._processes[name] = start(self._context, command, log)
 
     def has_a_worker(self) -> bool:
         """Whether one of the workers has loaded its checkpoint, as it does before it listens."""
@@ -116,6 +128,7 @@ class Site:
     films: Path
     dice: random.Random
     expected: Expected = field(default_factory=Expected)
+    senders: list[Sender] = field(default_factory=list)
 
     def totals(self) -> Totals | None:
         """The totals, or None while the database is away."""
@@ -132,8 +145,13 @@ class Site:
             studies = ledger.studies_to_notify(session, renotify_minutes=1, limit=10_000)
         notify(make_app(self.context.settings), studies)
 
+    def send(self, folder: Path) -> None:
+        """Send a folder's films to the receiver, by a sender that goes on until every one of them is taken."""
+        self.senders.append(Sender(sorted(folder.iterdir()), port=self.context.settings.receive.port))
+        self.senders[-1].start()
+
     def settle_all(self, *, patience_seconds: float) -> float:
-        """Wait until nothing waits any more, and start whoever ends anew meanwhile.
+        """Wait until nothing is sent and nothing waits any more, and start whoever ends anew meanwhile.
 
         Returns the longest silence in seconds, in which studies waited, a worker was up and none was settled; gives up
         when it is longer than `patience_seconds`.
@@ -147,16 +165,16 @@ class Site:
                 silent += now - looked
             longest, looked = max(longest, silent), now
             if totals is not None:
-                if totals.waiting == 0:
+                if totals.waiting == 0 and not any(sender.is_alive() for sender in self.senders):
                     break
                 if settled != (settled := totals.received - totals.waiting):
                     silent = 0.0
             time.sleep(0.2)
         return longest
 
-    def make_studies(self, number: int, *, name: str) -> Path:
+    def make_studies(self, number: int, *, name: str, of_a_sender: bool = False) -> Path:
         """A folder of new studies: of twenty, one lateral, one with a broken film and two with two films."""
-        folder = self.films / name
+        folder = (self.films.with_name("of-senders") if of_a_sender else self.films) / name
         folder.mkdir(parents=True)
         for i in range(number):
             kind = self.dice.choices(("one film", "two films", "lateral", "broken"), weights=(16, 2, 1, 1))[0]
@@ -259,6 +277,24 @@ def everything_is_sent_again_by_two_senders(site: Site) -> None:
         sender.join()
 
 
+def the_receiver_is_killed_while_films_are_sent(site: Site) -> None:
+    for _ in range(3):
+        site.crew.send("receiver", signal.SIGKILL)
+        time.sleep(0.2)
+        site.crew.tend()
+        time.sleep(site.dice.uniform(2, 6))  # it takes a few seconds to listen again
+
+
+def the_receiver_is_asked_to_stop(site: Site) -> None:
+    site.crew.send("receiver", signal.SIGTERM)
+
+
+def the_receiver_sleeps_past_its_senders_patience(site: Site) -> None:
+    site.crew.send("receiver", signal.SIGSTOP)
+    time.sleep(15)
+    site.crew.send("receiver", signal.SIGCONT)
+
+
 FAULTS: tuple[Callable[[Site], None], ...] = (
     a_worker_is_killed,
     both_workers_are_killed,
@@ -275,6 +311,9 @@ FAULTS: tuple[Callable[[Site], None], ...] = (
     postgres_is_silent,
     the_share_disappears,
     everything_is_sent_again_by_two_senders,
+    the_receiver_is_killed_while_films_are_sent,
+    the_receiver_is_asked_to_stop,
+    the_receiver_sleeps_past_its_senders_patience,
 )
 
 
@@ -295,6 +334,7 @@ def open_site(seed: int) -> Iterator[Site]:
             decoders=1,
             device="cpu",
             log={"format": "json"},
+            receive={"port": free_port(), "free_mb": 1},
         )
         context = seeded_context(settings, champion=settings.checkpoint)
         crew = Crew(context)
@@ -302,14 +342,15 @@ def open_site(seed: int) -> Iterator[Site]:
         yield Site(context, postgres, broker, crew, folder / "films", random.Random(seed))
 
 
-def night(site: Site, *, studies: int) -> bool:
-    """For each fault a portion of studies before it and one after; False when one was not recovered from in time."""
-    faults = site.dice.sample(FAULTS, len(FAULTS))
+def night(site: Site, *, studies: int, faults: Sequence[Callable[[Site], None]]) -> bool:
+    """For each fault studies that lie in a folder before it, some that are sent meanwhile, and some after it; False
+    when one was not recovered from in time."""
     share, extra = divmod(studies, len(faults) + 1)
     site.receive(site.make_studies(share + extra, name="before-all"))
     in_time = site.settle_all(patience_seconds=FIRST_START_SECONDS) <= FIRST_START_SECONDS
     for number, fault in enumerate(faults):
-        site.receive(site.make_studies(share - share // 3, name=f"portion-{number:02d}-before"))
+        site.receive(site.make_studies(share - 2 * (share // 3), name=f"portion-{number:02d}-before"))
+        site.send(site.make_studies(share // 3, name=f"portion-{number:02d}-sent", of_a_sender=True))
         time.sleep(site.dice.uniform(0, 0.3))
         hit = site.totals()
         fault(site)
@@ -333,6 +374,9 @@ def faults_found(site: Site, *, studies: int, in_time: bool) -> list[str]:
         totals = read_totals(session)
         rows = session.scalar(select(func.count()).select_from(FilmScore))
         blamed = set(session.scalars(select(Study.study_instance_uid).where(Study.state == "quarantined")))
+        paths = [lookup.path_of(session, uid) for sender in site.senders for uid in sender.acknowledged]
+    lost = sum(1 for path in paths if path is None or not Path(path).exists())
+    refused = sum(len(sender.refused) for sender in site.senders)
     expected = site.expected
     outcomes = {"scored": totals.scored, "skipped": totals.skipped, "quarantined": totals.quarantined}
     checks = {
@@ -343,6 +387,8 @@ def faults_found(site: Site, *, studies: int, in_time: bool) -> list[str]:
         f"{outcomes} instead of {dict(expected.outcomes)}": outcomes
         == {**dict.fromkeys(outcomes, 0), **expected.outcomes},
         f"{rows} rows of scores for {expected.films} films": rows == expected.films,
+        f"{lost} films are lost that the receiver acknowledged": not lost,
+        f"{refused} films were refused for good": not refused,
         f"{len(blamed - expected.broken)} sound studies are quarantined": blamed <= expected.broken,
     }
     return [text for text, holds in checks.items() if not holds]
@@ -359,11 +405,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--studies", type=int, default=500)
+    parser.add_argument("--only", default="", metavar="WORD", help="only the faults with this word in their name")
     arguments = parser.parse_args()
     logs.configure(level="warning", style="console")
     print(f"seed {arguments.seed}; the processes write to chaos-*.log", flush=True)
+    chosen = [fault for fault in FAULTS if arguments.only in fault.__name__]
     with open_site(arguments.seed) as site:
-        in_time = night(site, studies=arguments.studies)
+        faults = site.dice.sample(chosen, len(chosen))
+        in_time = night(site, studies=arguments.studies, faults=faults)
         wrong = faults_found(site, studies=arguments.studies, in_time=in_time)
         say("the totals", site.totals())
     print(

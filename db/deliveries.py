@@ -263,6 +263,8 @@ class FilmOfStudy:
     series_instance_uid: str
     sop_instance_uid: str
     pixel_digest: str | None
+    rows: int
+    columns: int
     probabilities: tuple[float, ...]
 
 
@@ -308,17 +310,19 @@ def _films(session: Session, study: Study, checkpoint: Checkpoint) -> tuple[Film
         Instance.series_instance_uid,
         Instance.sop_instance_uid,
         Instance.pixel_digest,
+        Instance.rows,
+        Instance.columns,
     )
-    scores = [getattr(FilmScore, name) for name in FINDING_COLUMNS]
+    probabilities = [getattr(FilmScore, name) for name in FINDING_COLUMNS]
     scored = (
-        select(*file, *scores)
+        select(*file, *probabilities)
         .join(FilmScore, and_(FilmScore.instance_id == Instance.id, FilmScore.checkpoint_id == checkpoint.id))
         .where(Instance.study_id == study.id, Instance.state == "scored")
         .order_by(Instance.id)
     )
     return tuple(
-        FilmOfStudy(instance_id, path, sop_class or "", series or "", uid, digest, tuple(probabilities))
-        for instance_id, path, sop_class, series, uid, digest, *probabilities in session.execute(scored)
+        FilmOfStudy(number, path, sop_class or "", series or "", uid, digest, rows or 1, columns or 1, tuple(scores))
+        for number, path, sop_class, series, uid, digest, rows, columns, *scores in session.execute(scored)
     )
 
 

@@ -29,8 +29,8 @@ WorkReason = Literal[
 ]  # fmt: skip
 """Given while a study is worked on."""
 DeliveryReason = Literal[
-    "commitment_failed", "delivery_raised", "destination_away", "destination_unknown", "object_refused",
-    "sop_class_refused",
+    "ack_error", "ack_rejected", "ack_unreadable", "bundle_refused", "commitment_failed", "credentials_refused",
+    "delivery_raised", "destination_away", "object_refused", "peer_unusable", "picture_impossible", "sop_class_refused",
 ]  # fmt: skip
 """Why a result is not (yet) where it should be; others are those of files and the flags blind and two_patients."""
 Flag = Literal["blind", "not_scored", "two_patients", "partly_scored"]
@@ -86,11 +86,17 @@ WORK_SENTENCES: Final[Mapping[WorkReason, str]] = {
 }
 
 DELIVERY_SENTENCES: Final[Mapping[DeliveryReason, str]] = {
+    "ack_error": "The receiver of HL7 messages reports an error in the message (AE).",
+    "ack_rejected": "The receiver of HL7 messages rejects the message (AR).",
+    "ack_unreadable": "The answer of the receiver of HL7 messages is no acknowledgement of this message.",
+    "bundle_refused": "The FHIR server refused the bundle.",
     "commitment_failed": "The archive reports that it has not kept the object; it is sent again.",
+    "credentials_refused": "The server does not accept our user, password or token.",
     "delivery_raised": "Making or sending the result failed with an unexpected error; see the log.",
     "destination_away": "The destination does not answer, or it rejects our association.",
-    "destination_unknown": "The settings do not name this peer any more, or not its address.",
     "object_refused": "The archive refused the object.",
+    "peer_unusable": "The settings do not name this peer any more, or its certificate, password or token is unusable.",
+    "picture_impossible": "The film or the checkpoint cannot be read now, so no picture can be drawn.",
     "sop_class_refused": "The archive does not take objects of this kind.",
 }
 

@@ -5,11 +5,22 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import pydicom
 import pytest
 
+from db import deliveries
+from db.session import session_scope
+from tests.support.contexts import MakeContext
 from tests.support.debian import need
+from tests.support.dicom_files import make_film, texture
 from tests.support.results import a_result
+from worker.delivery import outbox
+from worker.delivery.result import result_of
+from worker.delivery.secondary_capture import secondary_capture
 from worker.delivery.structured_report import structured_report
+from worker.intake.receive import receive
+from worker.scoring.pipeline import score_until_done
+from worker.scoring.scorer import open_scorer
 
 FEW = ("Pneumothorax", "Pleural_Thickening", "Hernia")  # with a code and without, with a threshold and without
 # Java 17 counts what an XPath expression costs, and the validator's cost more than it allows.
@@ -53,3 +64,35 @@ def test_dicom_sr_validator_finds_no_error_in_a_report(report: Path) -> None:
     assert "Found Root Template TID_1500" in said
     assert "IOD validation complete" in said
     assert "Error" not in said
+
+
+@pytest.fixture(scope="module")
+def picture(make_context: MakeContext, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture of a film that was scored as in any night."""
+    context = make_context(deliver={"sc": ("archive",), "quiet_seconds": 0})
+    path = context.state_folder / "film.dcm"
+    make_film(path, pixels=texture(600, 500), bits=12, PatientName="Müller^Jürgen", SpecificCharacterSet="ISO_IR 100")
+    receive(context, [path])
+    with open_scorer(context) as scorer:
+        score_until_done(scorer)
+    outbox.publish(context)
+    with session_scope(context.engine) as session:
+        claimed = deliveries.claim(session, worker="test", lease_minutes=1)
+    assert claimed is not None
+    made = tmp_path_factory.mktemp("picture") / "picture.dcm"
+    secondary_capture(context, result_of(context, claimed)).save_as(made, enforce_file_format=True)
+    return made
+
+
+def test_dciodvfy_finds_no_error_in_a_picture(picture: Path) -> None:
+    need("dciodvfy", packages="dicom3tools")
+    said = output("dciodvfy", "-new", str(picture))
+    assert "SCImage" in said
+    assert "Error" not in said
+
+
+def test_a_picture_has_its_films_shape_and_the_colours_of_a_heat_map(picture: Path) -> None:
+    image = pydicom.dcmread(picture)
+    assert (image.Rows, image.Columns) == (1024 + 122, 853)
+    film = image.pixel_array[122:]
+    assert (film.max(axis=2) > film.min(axis=2)).any(), "a heat map has colours"

@@ -27,7 +27,17 @@ def a_result(kind: str = "sr", **changes: Any) -> Result:
         StudyInstanceUID="1.2.3",
     )
     films = tuple(
-        FilmOfStudy(n, f"/films/{n}.dcm", DigitalXRayImageStorageForPresentation, "1.2.3.1", f"1.2.3.1.{n}", None, ())
+        FilmOfStudy(
+            instance_id=n,
+            path=f"/films/{n}.dcm",
+            sop_class_uid=DigitalXRayImageStorageForPresentation,
+            series_instance_uid="1.2.3.1",
+            sop_instance_uid=f"1.2.3.1.{n}",
+            pixel_digest=None,
+            rows=96,
+            columns=80,
+            probabilities=(),
+        )
         for n in (1, 2)
     )
     rows = {row.finding: row for row in DEFAULT_POLICY.findings}

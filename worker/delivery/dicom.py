@@ -1,13 +1,15 @@
 """DICOM objects to an archive: C-STORE to a node, or STOW-RS to a DICOMweb service."""
 
-from typing import Final
+from io import BytesIO
+from typing import Any, Final
 
-from pydicom import Dataset
+from pydicom import Dataset, dcmwrite
 from pynetdicom import build_context
 from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
 from worker.context import Context
+from worker.delivery import http
 from worker.delivery.errors import DestinationAway, Refused
 from worker.dicom_network.commitment import commitment_request
 from worker.peers import PeerAway, associated
@@ -19,6 +21,14 @@ OUT_OF_RESOURCES: Final = range(0xA700, 0xA800)
 
 
 def store(context: Context, dataset: Dataset, peer: Peer) -> None:
+    """Give an object to an archive: by C-STORE where it has an AE title, else by STOW-RS."""
+    if peer.ae_title is None:
+        _store_by_web(dataset, peer)
+    else:
+        _store_by_association(context, dataset, peer)
+
+
+def _store_by_association(context: Context, dataset: Dataset, peer: Peer) -> None:
     """C-STORE and, where the archive offers storage commitment, the request to keep the object.
 
     It reports to our own AE title on an association of its own, which `nightread receive` answers.
@@ -60,3 +70,31 @@ def _ask_to_commit(association: Association, dataset: Dataset, peer: Peer) -> No
         association.send_n_action(request, 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance)
     except (RuntimeError, ValueError):  # the archive ended the association
         return
+
+
+def _store_by_web(dataset: Dataset, peer: Peer) -> None:
+    """STOW-RS (PS3.18 chapter 10.5). An archive may answer 200 with an empty list of failures."""
+    boundary = str(dataset.SOPInstanceUID)
+    part = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+    answer = http.post(
+        peer,
+        f"{peer.dicomweb}/studies",
+        b"".join((part, _encoded(dataset), f"\r\n--{boundary}--\r\n".encode())),
+        content_type=f'multipart/related; type="application/dicom"; boundary={boundary}',
+        accept="application/dicom+json",
+        refused="object_refused",
+    )
+    if _failures(answer):
+        raise Refused("object_refused")
+
+
+def _encoded(dataset: Dataset) -> bytes:
+    buffer = BytesIO()
+    dcmwrite(buffer, dataset, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _failures(answer: Any) -> list[Any]:
+    """The items of FailedSOPSequence (0008,1198) in DICOM's JSON."""
+    failed = answer.get("00081198", {}) if isinstance(answer, dict) else {}
+    return [item for item in failed.get("Value", []) if item] if isinstance(failed, dict) else []

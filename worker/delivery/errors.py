@@ -1,10 +1,12 @@
 """The ways in which a delivery can fail. Codes, never a destination's own words: those may quote a patient."""
 
+from worker.reasons import ReasonCode
+
 
 class DeliveryError(Exception):
     """A delivery failed; `reason` is its code in the outbox (worker/reasons.py)."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: ReasonCode) -> None:
         super().__init__(reason)
         self.reason = reason
 

@@ -34,8 +34,6 @@ TAGS: Final = (
     "SOPInstanceUID",
     "PatientSex",
     "StudyTime",
-    "Rows",
-    "Columns",
     *TEXTS,
     *NAMES,
     *DATES,

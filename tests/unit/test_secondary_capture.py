@@ -1,0 +1,39 @@
+"""The picture for viewers: the film under its words, in its own shape."""
+
+from io import BytesIO
+
+import numpy as np
+import pydicom
+
+from tests.support.results import a_result
+from worker.delivery.secondary_capture import as_dicom, with_words, words_of
+
+
+def test_the_words_say_what_was_found_by_whom_and_that_it_is_not_for_diagnosis() -> None:
+    assert words_of(a_result("sc")) == [
+        "AI, not for diagnosis",
+        "Pneumothorax: probability 0.88 (threshold 0.50)",
+        "Urgency category A; Nightread mobilenet 5e5e5e5e5e5e",
+    ]
+
+
+def test_the_words_stand_above_the_film_and_cover_nothing_of_it() -> None:
+    film = np.full((300, 900, 3), 7, dtype=np.uint8)
+    picture = with_words(film, words_of(a_result("sc")))
+    assert (picture[-300:, :900] == 7).all()
+    assert (picture[:-300] == 255).any()
+    narrow = with_words(film[:, :100], words_of(a_result("sc")))
+    assert narrow.shape[1] > 500, "no word is cut"
+
+
+def test_the_object_belongs_to_the_films_study_and_names_the_film() -> None:
+    result = a_result("sc")
+    buffer = BytesIO()
+    as_dicom(np.zeros((40, 30, 3), dtype=np.uint8), result, result.films[1]).save_as(buffer, enforce_file_format=True)
+    image = pydicom.dcmread(BytesIO(buffer.getvalue()))
+    assert (image.StudyInstanceUID, image.SOPInstanceUID) == ("1.2.3", result.object_uid)
+    assert str(image.PatientName) == "Müller^Jürgen"
+    assert image.SourceImageSequence[0].ReferencedSOPInstanceUID == "1.2.3.1.2"
+    assert image["Laterality"].is_empty
+    assert image.pixel_array.shape == (40, 30, 3)
+    assert "not for diagnosis" in image.SeriesDescription

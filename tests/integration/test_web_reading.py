@@ -310,3 +310,11 @@ def test_users_are_kept_by_commands(embedded, monkeypatch):
     assert nightread("password", "Dr. Anna", typed="another long one\n").exit_code == 0
     assert nightread("disable", "Nobody").exit_code == 2
     add_user(embedded, "Eve", "viewer")
+
+
+def test_a_finding_below_its_threshold_has_a_sentence_where_its_heat_map_would_be(embedded):
+    page = signed_in(create_app(embedded), "Anna", "reader").get("/studies/2?heat=Mass").text
+    assert "/films/2/heat/Pneumothorax.png" in page
+    assert "heat/Mass" not in page
+    assert "heat=Mass" not in page
+    assert "No heat map: the finding does not reach its threshold." in page

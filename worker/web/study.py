@@ -1,6 +1,6 @@
 """One study: its film, why it stands where it stands, who is reading it, and what a reader does with it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -16,6 +16,7 @@ from db.morning import Film
 from db.reading import Reading
 from db.session import read_scope, session_scope
 from training.findings import FINDINGS
+from training.pointing import no_map_because, pointing_of
 from worker.explain import explain_named
 from worker.ranking import priority
 from worker.ranking.priority import BLIND
@@ -93,7 +94,7 @@ def page_of(visit: Visit, study_id: int, *, problem: str = "", status: int = 200
     with read_scope(visit.site.context.engine) as session:
         facts = facts_of(session, visit, study_id)
     query = visit.request.query_params
-    film = _chosen(facts.films, query.get("film"))
+    film, without = _chosen(facts.films, query.get("film")), _without_map(facts)
     explained = explain_named(visit.site.context, facts.study.study_instance_uid) if facts.scores else None
     return visit.page(
         "study.html.j2",
@@ -101,7 +102,8 @@ def page_of(visit: Visit, study_id: int, *, problem: str = "", status: int = 200
         facts=facts,
         problem=problem,
         film=film,
-        heat=_heat(facts, query.get("heat")),
+        heat=_heat(facts, query.get("heat"), without),
+        without_map=without,
         standing=explained.facts if explained else _standing(facts.place),
         viewer=_viewer(visit, facts.study),
         mine={review.finding: review.verdict for review in facts.reviews if review.reader == visit.me.name},
@@ -124,11 +126,23 @@ def _chosen(films: Sequence[Film], wanted: str | None) -> Film | None:
     return next(iter([*named, *films]), None)
 
 
-def _heat(facts: Facts, wanted: str | None) -> str | None:
-    """The finding whose heat map is shown: the one that was asked for, or what adds most to the urgency."""
-    if not facts.parts:
-        return None
-    return wanted if wanted in FINDINGS else facts.parts[0]["finding"]
+def _without_map(facts: Facts) -> dict[str, str]:
+    """The findings that have no heat map, each with the sentence that says why."""
+    summary = {} if facts.checkpoint is None else facts.checkpoint.header.get("training", {})
+    pointing, without = pointing_of(summary), {}
+    for part in facts.parts:
+        finding, probability, threshold = part["finding"], part["probability"], part["threshold"]
+        why = no_map_because(finding, probability=probability, threshold=threshold, pointing=pointing)
+        if why is not None:
+            without[finding] = why
+    return without
+
+
+def _heat(facts: Facts, wanted: str | None, without: Mapping[str, str]) -> str | None:
+    """The finding whose heat map is shown: the one that was asked for, or the first that may have one."""
+    top = facts.priority.top_finding if facts.priority else None
+    shown = [part["finding"] for part in facts.parts if part["finding"] not in without]
+    return wanted if wanted in shown else min(shown, key=lambda finding: finding != top, default=None)
 
 
 def _standing(place: RowMapping | None) -> list[tuple[str, str]]:

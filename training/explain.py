@@ -85,8 +85,16 @@ def _evidence(logit: Tensor, grids: Sequence[Tensor]) -> list[Tensor]:
 
 def _merged(layers: Sequence[Tensor]) -> Maps:
     """The geometric mean of maps (outputs, h, w) of several depths: what is warm at every depth stays warm."""
-    product = torch.stack(list(layers)).prod(dim=0) ** (1 / len(layers))
+    product = _smooth(torch.stack(list(layers)).prod(dim=0) ** (1 / len(layers)))
     return np.asarray((product / product.max().clamp(min=_TINY)).numpy(), dtype=np.float32)
+
+
+def _smooth(maps: Tensor) -> Tensor:
+    """Maps (outputs, h, w) without the edges that an empty cell cuts into its neighbours: two means over a cell."""
+    width = maps.shape[-1] // LEAST_CELLS | 1  # odd, so that nothing shifts
+    for _ in range(2):
+        maps = nn.functional.avg_pool2d(maps, width, stride=1, padding=width // 2, count_include_pad=False)
+    return maps
 
 
 def _grown(layer: Tensor, shape: tuple[int, ...]) -> Tensor:

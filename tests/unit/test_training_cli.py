@@ -57,7 +57,7 @@ def test_fit_leaves_a_checkpoint_that_evaluate_judges(folder: Path, tmp_path: Pa
     assert (tmp_path / "judged" / "rankings.png").exists()
     told = pd.read_csv(tmp_path / "judged" / "predictions.csv")
     assert told["image"].tolist() == (tmp_path / "run" / "test.txt").read_text().split()
-    assert f"Edema                {told.loc[0, 'Edema']:.3f}" in output
+    assert f"Edema                {told['Edema'].iloc[0]:.3f}" in output
 
 
 def test_a_sweep_compares_rates(folder: Path, tmp_path: Path) -> None:

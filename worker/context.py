@@ -61,7 +61,7 @@ class Live:
         return self.header.cuts(policy.THRESHOLD)
 
     @property
-    def unscored(self) -> arrivals.Placement:
+    def first_placement(self) -> arrivals.Placement:
         """Where a study stands that no model has scored."""
         place = unscored(self.policy)
         return arrivals.Placement(place.category, place.urgency, place.flag or "", self.policy_id)

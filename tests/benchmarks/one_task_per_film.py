@@ -20,6 +20,6 @@ def body() -> Callable[[str], Any]:
     return naive()
 
 
-@app.task(name="score_film")
+@app.task(name="score_film")  # type: ignore[untyped-decorator]  # Celery has no types
 def score_film(path: str) -> list[float]:
     return [float(probability) for probability in body()(path)[0]]

@@ -36,7 +36,7 @@ from typing import Any
 
 import psycopg
 from pynetdicom import AE
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.sop_class import Verification
 
 from tests.support.dicom_files import make_film, texture
 from tests.support.servers import free_port
@@ -321,13 +321,13 @@ def check_reader(site: Site, record: Record, port: int) -> None:
     address = {"host": "127.0.0.1", "port": port, "dbname": "nightread", "user": "nightread_reader",
                "password": (secrets / "nightread_reader").read_text(), "connect_timeout": 10}  # fmt: skip
     authority = str(secrets / "ca_certificate")
-    with psycopg.connect(**address, sslmode="verify-full", sslrootcert=authority, autocommit=True) as reader:  # type: ignore[arg-type]
+    with psycopg.connect(**address, sslmode="verify-full", sslrootcert=authority, autocommit=True) as reader:
         row = reader.execute("SELECT count(*), count(DISTINCT priority_rank) FROM worklist").fetchone()
         record.check("the reader counts every study and rank over TLS", row == (STUDIES, STUDIES))
         for statement in ("DELETE FROM study", "SELECT patient_key FROM study", "CREATE TABLE mine (id int)"):
             record.check(f"the reader may not: {statement}", _is_refused(reader, statement))
     try:
-        psycopg.connect(**address, sslmode="disable").close()  # type: ignore[arg-type]
+        psycopg.connect(**address, sslmode="disable").close()
         record.check("PostgreSQL refuses a connection without TLS", False)
     except psycopg.OperationalError as error:
         record.check("PostgreSQL refuses a connection without TLS", "no pg_hba.conf entry" in str(error))
@@ -335,7 +335,7 @@ def check_reader(site: Site, record: Record, port: int) -> None:
 
 def _is_refused(connection: psycopg.Connection[Any], statement: str) -> bool:
     try:
-        connection.execute(statement)  # type: ignore[arg-type]
+        connection.execute(statement)
     except psycopg.errors.InsufficientPrivilege:
         return True
     return False

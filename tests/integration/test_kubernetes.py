@@ -52,7 +52,7 @@ def pods(manifests: list[Manifest]) -> dict[str, Manifest]:
 
 def container(pod: Manifest) -> Manifest:
     (found,) = pod["containers"]
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def test_every_manifest_keeps_to_the_schemas_of_kubernetes(manifests: list[Manifest]) -> None:

@@ -59,7 +59,7 @@ def test_a_scored_study_that_is_then_lost_rises_to_where_failed_ones_stand(conte
     state, reason, category, flag, urgency = place(context)
     assert (state, reason, flag) == ("quarantined", "worker_lost", "partly_scored")
     assert category in ("A", "B")
-    assert urgency >= context.live().unscored.urgency
+    assert urgency >= context.live().first_placement.urgency
 
 
 def test_a_study_of_which_no_score_is_left_stands_as_an_unscored_one(context, scored_d):
@@ -67,7 +67,7 @@ def test_a_study_of_which_no_score_is_left_stands_as_an_unscored_one(context, sc
         session.execute(update(Study).values(state="waiting", attempts=0))
         session.execute(update(Instance).values(state="waiting"))
     lose(context)
-    assert place(context) == ("quarantined", "worker_lost", "B", "not_scored", context.live().unscored.urgency)
+    assert place(context) == ("quarantined", "worker_lost", "B", "not_scored", context.live().first_placement.urgency)
 
 
 def test_a_category_a_is_kept(context, tmp_path, scored_d):

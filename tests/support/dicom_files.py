@@ -165,7 +165,7 @@ def _put_pixels(film: Dataset, pixels: np.ndarray, bits: int) -> None:
         film.PixelData = raw + b"\0" * (len(raw) % 2)
         film["PixelData"].VR = "OB" if pixels.dtype.itemsize == 1 else "OW"
     elif syntax in ENCODERS:
-        film.PixelData = encapsulate([ENCODERS[syntax](pixels, bits)])
+        film.PixelData = encapsulate([bytes(ENCODERS[syntax](pixels, bits))])
         film["PixelData"].VR = "OB"
     else:
         film.compress(syntax, pixels, generate_instance_uid=False)

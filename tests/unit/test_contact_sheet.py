@@ -18,7 +18,7 @@ def card(rank: int = 1, **changes: object) -> Card:
         "findings": (("Pneumothorax", 0.8), ("Mass", 0.1)),
         "thumbnail": np.full((120, 90), 128, np.uint8),
     }
-    return Card(**(values | changes))  # type: ignore[arg-type]
+    return Card(**(values | changes))
 
 
 def colours(image: Image.Image) -> set[tuple[int, int, int]]:

@@ -91,7 +91,7 @@ def test_all_predictors_of_jpeg_lossless_are_decoded(predictor: int, bits: int) 
     pixels = texture(50, 40, bits=bits)
     film = make_film(pixels=pixels, bits=bits, transfer_syntax=JPEGLossless)
     stream = imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=predictor, bitspersample=bits)
-    film.PixelData = encapsulate([stream])
+    film.PixelData = encapsulate([bytes(stream)])
     np.testing.assert_array_equal(stored(film), pixels)
 
 
@@ -285,7 +285,7 @@ def test_a_codestream_larger_than_its_header_says_is_not_decoded(syntax: UID) ->
 
 def test_a_codestream_with_more_bits_than_are_allocated_is_refused() -> None:
     film = make_film(pixels=texture(20, 20, bits=8), transfer_syntax=JPEGLosslessSV1)
-    film.PixelData = encapsulate([ENCODERS[JPEGLosslessSV1](texture(20, 20, bits=12), 12)])
+    film.PixelData = encapsulate([bytes(ENCODERS[JPEGLosslessSV1](texture(20, 20, bits=12), 12))])
     assert refusal(film) == "bad_pixel_header"
 
 

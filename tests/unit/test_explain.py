@@ -28,8 +28,8 @@ class BrightSpots(nn.Module):
         self.block = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
         self.head = nn.Linear(2, 2, bias=False)
         with torch.no_grad():
-            self.block[0].weight.copy_(torch.tensor([1.0, 0.5]).view(2, 1, 1, 1))  # type: ignore[operator]
-            self.block[0].bias.zero_()  # type: ignore[operator]
+            self.block[0].weight.copy_(torch.tensor([1.0, 0.5]).view(2, 1, 1, 1))
+            self.block[0].bias.zero_()
             self.head.weight.copy_(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -71,8 +71,8 @@ class TwoDepths(nn.Module):
         self.coarse = nn.Sequential(nn.Conv2d(1, 1, 32, stride=32, bias=False), nn.ReLU())
         self.head = nn.Linear(1, 2, bias=False)
         with torch.no_grad():
-            self.fine[0].weight.fill_(1.0)  # type: ignore[operator]
-            self.coarse[0].weight.fill_(1.0)  # type: ignore[operator]
+            self.fine[0].weight.fill_(1.0)
+            self.coarse[0].weight.fill_(1.0)
             self.head.weight.copy_(torch.tensor([[1.0], [0.5]]))
 
     def forward(self, images: Tensor) -> Tensor:

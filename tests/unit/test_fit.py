@@ -179,7 +179,7 @@ def test_a_loss_that_leaves_the_numbers_is_told(tmp_path: Path) -> None:
         fit(films_of(), replace(SETTINGS, learning_rate=1e30, warmup_steps=0), tmp_path, progress=False)
 
 
-def learner_of(settings: Settings, folder: Path, prepared: Prepared):  # type: ignore[no-untyped-def]
+def learner_of(settings: Settings, folder: Path, prepared: Prepared):
     preprocessing = input_of(settings.network, size=prepared.preprocessing.size)
     films = Films.of(prepared, "train")
     return make_learner(
@@ -267,7 +267,7 @@ def test_reading_ahead_hides_a_slow_disk(tmp_path: Path) -> None:
     reads = threading.Semaphore(0)
 
     class Disk(np.ndarray):
-        def __getitem__(self, which):  # type: ignore[no-untyped-def]
+        def __getitem__(self, which):
             reads.release()
             return np.asarray(self).__getitem__(which)
 

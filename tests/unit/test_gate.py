@@ -124,7 +124,7 @@ def test_a_worse_challenger_is_stopped_and_the_figures_are_the_metrics() -> None
     assert zero.challenger == pytest.approx(after.macro()["brier"])
     assert zero.difference == pytest.approx(after.macro()["brier"] - truth.mean(), abs=1e-6)
     for check in checks.values():
-        assert check.low <= check.high  # type: ignore[operator]
+        assert check.low <= check.high
 
 
 def test_shuffled_effusions_fail_by_the_figures_of_effusion_alone() -> None:
@@ -283,18 +283,18 @@ def sensitivity(*, films: int = 600, champion: float, challenger: float, rules: 
 def test_a_sensitivity_passes_and_fails_only_where_the_whole_interval_says_so() -> None:
     better, worse = sensitivity(champion=0.6, challenger=0.95), sensitivity(champion=0.95, challenger=0.6)
     assert (better.result, better.note) == ("passed", None)
-    assert better.low >= -0.02  # type: ignore[operator]
+    assert better.low >= -0.02
     assert (worse.result, worse.note) == ("failed", None)
-    assert worse.high < -0.02  # type: ignore[operator]
+    assert worse.high < -0.02
 
 
 @pytest.mark.parametrize(("champion", "challenger"), [(0.8, 0.81), (0.82, 0.8)])
 def test_a_sensitivity_whose_interval_holds_the_bound_is_left_to_a_person(champion: float, challenger: float) -> None:
     check = sensitivity(champion=champion, challenger=challenger)
-    assert check.low < -0.02 < check.high  # type: ignore[operator]
+    assert check.low < -0.02 < check.high
     assert check.result == "undecided"
     positives = int(drawn()[0]["Pneumothorax"].sum())
-    assert check.positives_needed > positives  # type: ignore[operator]
+    assert check.positives_needed > positives
     assert check.note == f"undecided: about {check.positives_needed} positives would decide it"
 
 
@@ -326,7 +326,7 @@ def test_a_mean_that_may_not_grow_passes_and_fails_only_where_the_whole_interval
     spread -= spread.mean()
     shorter, longer = mean(spread - 1), mean(spread + 1)
     assert (shorter.result, shorter.champion, shorter.challenger) == ("passed", 50, pytest.approx(49))
-    assert -1.5 < shorter.low < -1 < shorter.high < 0  # type: ignore[operator]
+    assert -1.5 < shorter.low < -1 < shorter.high < 0
     assert (longer.result, longer.difference) == ("failed", pytest.approx(1))
     assert mean(spread + 1, bound=2).result == "passed"
     assert mean(np.zeros(40)).result == "passed"
@@ -336,10 +336,10 @@ def test_a_mean_that_may_not_grow_passes_and_fails_only_where_the_whole_interval
 def test_a_mean_whose_interval_holds_the_bound_is_left_to_a_person(growth: float) -> None:
     spread = np.random.default_rng(7).normal(size=40)
     check = mean(spread - spread.mean() + growth)
-    assert check.low < 0 < check.high  # type: ignore[operator]
+    assert check.low < 0 < check.high
     assert check.result == "undecided"
-    half = check.high if growth < 0 else -check.low  # type: ignore[operator]
-    assert check.positives_needed == np.ceil(40 * ((half + abs(growth)) / abs(growth)) ** 2)  # type: ignore[operator]
+    half = check.high if growth < 0 else -check.low
+    assert check.positives_needed == np.ceil(40 * ((half + abs(growth)) / abs(growth)) ** 2)
 
 
 def test_a_difference_of_just_the_bound_is_undecided_without_a_number() -> None:
@@ -351,7 +351,7 @@ def test_a_difference_of_just_the_bound_is_undecided_without_a_number() -> None:
 def test_the_times_of_one_patients_films_are_drawn_together() -> None:
     growth = np.repeat([-1.0, -1.0, 0.5, -1.0, -1.0, 0.5], 20)
     alone, together = mean(growth), mean(growth, patients=np.arange(120) // 20)
-    assert together.high - together.low > 2 * (alone.high - alone.low)  # type: ignore[operator]
+    assert together.high - together.low > 2 * (alone.high - alone.low)
 
 
 def test_films_that_were_not_measured_have_no_part_in_a_mean() -> None:
@@ -410,9 +410,9 @@ def skill_of_edema(*, positives: int, champion: float, challenger: float) -> Che
 
 def test_skill_that_neither_has_shown_is_undecided_with_the_number_of_films_that_would_decide() -> None:
     check = skill_of_edema(positives=12, champion=0.5, challenger=0.55)
-    assert check.low < 0 < check.difference < check.high  # type: ignore[operator]
+    assert check.low < 0 < check.difference < check.high
     assert check.result == "undecided"
-    expected = 12 * ((check.difference - check.low) / check.difference) ** 2  # type: ignore[operator]
+    expected = 12 * ((check.difference - check.low) / check.difference) ** 2
     assert check.positives_needed == np.ceil(expected)
     assert check.note == f"beside chance, .5; undecided: about {check.positives_needed} positives would decide it"
     assert check.champion == pytest.approx(0.55, abs=0.05)
@@ -420,7 +420,7 @@ def test_skill_that_neither_has_shown_is_undecided_with_the_number_of_films_that
 
 def test_skill_that_the_champion_has_shown_and_the_challenger_has_not_fails() -> None:
     check = skill_of_edema(positives=12, champion=0.9, challenger=0.55)
-    assert check.low < 0  # type: ignore[operator]
+    assert check.low < 0
     assert check.result == "failed"
     assert check.note == "beside chance, .5; the champion has shown skill"
 
@@ -434,9 +434,9 @@ def test_skill_passes_where_it_is_shown_and_fails_where_its_absence_is() -> None
 def test_a_macro_auroc_that_is_no_worse_but_not_shown_to_be_is_undecided() -> None:
     films, noise = drawn(films=300)
     check = judged(films, seen(films, noise, auroc=0.78), seen(films, noise, auroc=0.785, seed=2))["macro_auroc", ""]
-    assert check.low < -0.005 <= check.difference  # type: ignore[operator]
+    assert check.low < -0.005 <= check.difference
     assert check.result == "undecided"
-    assert check.positives_needed > 100  # type: ignore[operator]
+    assert check.positives_needed > 100
 
 
 def test_a_verdict_fails_with_one_check_and_is_undecided_with_one() -> None:
@@ -488,7 +488,7 @@ def test_patients_are_drawn_and_not_films() -> None:
         again, np.tile(champion, (2, 1)), np.tile(challenger, (2, 1)), rules=replace(RULES, min_positives=20)
     )
     both = twice["macro_auroc", ""]
-    assert both.high - both.low == pytest.approx(once.high - once.low, rel=0.05)  # type: ignore[operator]
+    assert both.high - both.low == pytest.approx(once.high - once.low, rel=0.05)
 
 
 def test_the_same_generator_gives_the_same_verdict() -> None:

@@ -37,7 +37,8 @@ SETTINGS = Settings(
 @pytest.fixture
 def inputs() -> NDArray[np.float32]:
     rng = np.random.default_rng(0)
-    return np.float32(rng.normal(size=(FILMS, INPUTS)) * rng.uniform(0.1, 3, INPUTS) + rng.normal(size=INPUTS) * 5)
+    values = rng.normal(size=(FILMS, INPUTS)) * rng.uniform(0.1, 3, INPUTS) + rng.normal(size=INPUTS) * 5
+    return values.astype(np.float32)
 
 
 @pytest.fixture
@@ -155,4 +156,4 @@ def test_a_second_pass_adds_to_the_sums_of_the_first_also_after_a_kill(tmp_path:
 )
 def test_what_cannot_be_solved_is_refused(wrong: dict[str, object], said: str) -> None:
     with pytest.raises(UnusableSettings, match=said):
-        replace(SETTINGS, **wrong)  # type: ignore[arg-type]
+        replace(SETTINGS, **wrong)

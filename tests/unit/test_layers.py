@@ -25,7 +25,7 @@ SERVES = {
 
 def contract(name: str) -> dict[str, list[str]]:
     (found,) = (each for each in RULES["contracts"] if each["name"] == name)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def modules_of(package: str) -> set[str]:

@@ -107,7 +107,7 @@ def test_a_calibrated_network_lies_on_the_diagonal() -> None:
     figure = plots.reliability(seen, probabilities, findings=("Mass", "Hernia"))
     assert "ECE 0.0" in figure.axes[0].get_title()
     points = figure.axes[0].get_lines()[1]
-    assert np.abs(points.get_xdata() - points.get_ydata()).max() < 0.05  # type: ignore[operator]
+    assert np.abs(points.get_xdata() - points.get_ydata()).max() < 0.05
 
 
 def test_wilsons_interval_is_the_published_one() -> None:

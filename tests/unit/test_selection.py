@@ -87,7 +87,7 @@ def test_only_training_films_are_thinned_or_repeated(prepared: Prepared) -> None
 
 
 @pytest.mark.parametrize("make", [lambda: Settings(schedule="step"), lambda: select_by("month")])
-def test_a_word_that_means_nothing_is_refused(make) -> None:  # type: ignore[no-untyped-def]
+def test_a_word_that_means_nothing_is_refused(make) -> None:
     with pytest.raises(UnusableSettings):
         make()
 

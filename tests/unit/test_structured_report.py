@@ -26,7 +26,9 @@ def encoded(result: Result) -> bytes:
 @pytest.fixture(scope="module")
 def report() -> highdicom.sr.Comprehensive3DSR:
     """A report as a reader gets it."""
-    return highdicom.sr.srread(BytesIO(encoded(a_result())))
+    report = highdicom.sr.srread(BytesIO(encoded(a_result())))
+    assert isinstance(report, highdicom.sr.Comprehensive3DSR)
+    return report
 
 
 def groups(report: highdicom.sr.Comprehensive3DSR) -> dict[str, highdicom.sr.MeasurementsAndQualitativeEvaluations]:

@@ -83,7 +83,6 @@ def enqueue(
 
     One message per study, a row id and nothing else.
     """
-    from worker.intake.receive import find_files
     from worker.pacing import PaceError, per_minute_of, window_of
     from worker.queue.app import make_app
     from worker.queue.backfill import backfill
@@ -94,7 +93,7 @@ def enqueue(
         pace = per_minute_of(rate) if rate else None
         window = window_of(between) if between else None
     celery = make_app(context.settings)
-    with progress("Reading headers", total=sum(1 for _ in find_files(paths))) as advance:
+    with progress("Reading headers", total=None) as advance:  # counted first, a year's folders would be walked twice
         done = backfill(context, celery, paths, studies_per_minute=pace, window=window, on_file=lambda: advance(1))
     received = done.received
     say(f"{counted(received.files, 'file')}: {counted(received.new_instances, 'new instance')} of "

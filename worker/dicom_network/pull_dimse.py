@@ -172,7 +172,7 @@ class DimseArchive:
         except RuntimeError:  # sent on an association that had ended
             self._close(model)
             raise PeerAway(f"peer {self._peer.name} broke off the association") from None
-        except Exception:
+        except Exception:  # an association in an unknown state is used by nobody else
             self._close(model)
             raise
         self._used_at[model] = time.monotonic()

@@ -124,7 +124,7 @@ def _receive(
 @patiently
 def footing_of(context: Context) -> Footing:
     """The footing of this moment."""
-    unscored = context.live().unscored
+    unscored = context.live().first_placement
     with read_scope(context.engine) as session:
         return Footing(unscored, lookup.patient_key_secret(session))
 

@@ -15,7 +15,7 @@ from db.results import PriorityResult, record_priorities
 from db.session import session_scope
 from training.checkpoint import cuts_of
 from worker.ranking import policy, priority
-from worker.ranking.placement import placed_together, unscored
+from worker.ranking.placement import placed_together, placed_unscored
 from worker.ranking.priority import BLIND, Policy, PolicyError
 
 BATCH = 5_000  # studies
@@ -108,7 +108,7 @@ def placed_by(batch: Iterable[Placed], rules: Policy, thresholds: Thresholds) ->
     scored: dict[int, list[tuple[int, tuple[float, ...], bool]]] = defaultdict(list)
     for study in batch:
         if study.checkpoint_id is None or study.probabilities is None or study.flag == BLIND:
-            results.append(unscored(study.study_id, rules, blind=study.flag == BLIND))
+            results.append(placed_unscored(study.study_id, rules, blind=study.flag == BLIND))
         else:
             scored[study.checkpoint_id].append((study.study_id, study.probabilities, study.flag is None))
     for checkpoint_id, studies in scored.items():

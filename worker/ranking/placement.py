@@ -28,7 +28,7 @@ def placed(
     place shows nothing of what the model saw.
     """
     if blind or probabilities is None or checkpoint_id is None:
-        return unscored(study_id, rules, blind=blind)
+        return placed_unscored(study_id, rules, blind=blind)
     (result,) = placed_together(
         [study_id],
         priority.single(probabilities),
@@ -40,7 +40,7 @@ def placed(
     return result
 
 
-def unscored(study_id: int, rules: Policy, *, blind: bool) -> PriorityResult:
+def placed_unscored(study_id: int, rules: Policy, *, blind: bool) -> PriorityResult:
     """Where a study stands of which nothing was scored, or that is drawn to stand so."""
     place = priority.unscored(rules)
     flag = BLIND if blind else NOT_SCORED

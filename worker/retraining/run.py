@@ -142,7 +142,7 @@ def _work_to_an_end(run: Run, afterwards: ExitStack) -> Outcome:
         raise
     except (Lost, OperationalError, InterfaceError):
         raise
-    except Exception as error:
+    except Exception as error:  # of whatever library trains: the run's row must not say "running" for ever
         _end(run, "failed", f"internal error: {type(error).__name__}")
         afterwards.callback(_clear, run.folder)
         raise

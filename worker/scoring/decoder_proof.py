@@ -40,7 +40,7 @@ def begin_proof(schedule: Callable[..., "Future[Any]"], options: DecodeOptions) 
             future.result()
         except TimeoutError:  # a machine that is busy, not a limit in which nothing can run
             return
-        except Exception as error:
+        except Exception as error:  # a generated film is sound: whatever it raises, it is the limit's fault
             raise TooLittleMemory(
                 f"NIGHTREAD_DECODE_MEMORY_MB is {options.memory_mb}, in which no film can be decoded on this machine: "
                 f"set {least_memory_mb(options)} or more"

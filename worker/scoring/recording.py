@@ -75,7 +75,7 @@ def record(scorer: Scorer, finished: Sequence[StudyInFlight], *, run_id: int, ta
         places = [study_priority(scorer.live, outcomes[i], films[i], blind=blind[i]) for i in listed]
         results.record_priorities(session, places, policy_id=scorer.live.policy_id)
         without_films = [i for i in settled_ids if outcomes[i].state == "skipped"]
-        arrivals.unplace(session, without_films, placement=scorer.live.unscored)
+        arrivals.unplace(session, without_films, placement=scorer.live.first_placement)
         broken = [film.instance_id for i in settled_ids for film in films[i] if film.state == "quarantined"]
         copies_tried = arrivals.take_up_copies(session, broken)
         if settled:

@@ -30,7 +30,7 @@ def refusals() -> Iterator[None]:
         yield
     except TyperException as error:
         _refuse_words(error)
-    except Exception as error:
+    except Exception as error:  # of any library; what no person at the terminal can mend is raised again
         found = refusal_of(error)
         if found is None:
             raise

@@ -1,12 +1,18 @@
 """The picture for viewers: the film under its words, in its own shape."""
 
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
 import pydicom
+import pytest
 
+from tests.support.contexts import MakeContext
 from tests.support.results import a_result
-from worker.delivery.secondary_capture import as_dicom, with_words, words_of
+from training.checkpoint import Checkpoint
+from training.findings import FINDINGS
+from worker.delivery import secondary_capture
+from worker.delivery.secondary_capture import Picture, as_dicom, with_words, words_of
 
 
 def test_the_words_say_what_was_found_by_whom_and_that_it_is_not_for_diagnosis() -> None:
@@ -37,3 +43,24 @@ def test_the_object_belongs_to_the_films_study_and_names_the_film() -> None:
     assert image["Laterality"].is_empty
     assert image.pixel_array.shape == (40, 30, 3)
     assert "not for diagnosis" in image.SeriesDescription
+
+
+def test_a_finding_whose_maps_do_not_point_has_a_bare_film_and_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, make_context: MakeContext
+) -> None:
+    record = {"Pneumothorax": {"boxes": 40, "hits": 2, "chance": 0.1}}
+    checkpoint = Checkpoint(network="mobilenet", training={"pointing": record})
+    monkeypatch.setattr(secondary_capture, "_checkpoint", lambda *_: checkpoint)
+    monkeypatch.setattr(secondary_capture, "_decoded", lambda *_: np.full((64, 64), 90, dtype=np.uint8))
+    told: list[str] = []
+
+    def with_words_kept(film: Picture, words: list[str]) -> Picture:
+        told.extend(words)
+        return with_words(film, words)
+
+    monkeypatch.setattr(secondary_capture, "with_words", with_words_kept)
+    result = a_result("sc")
+    films = tuple(replace(film, probabilities=(0.5,) * len(FINDINGS)) for film in result.films)
+    image = secondary_capture.secondary_capture(make_context(checkpoint=None), replace(result, films=films))
+    assert "2 of 40 outlines hit" in told[-1]
+    assert (image.pixel_array[-100:, 200:300] == 90).all()

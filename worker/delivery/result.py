@@ -79,7 +79,7 @@ class Result:
 
     @property
     def first_finding(self) -> FindingResult:
-        """The finding that adds most to the urgency."""
+        """The finding to name first: the one that made the category, else the nearest to its threshold."""
         return next(each for each in self.findings if each.finding == self.top_finding)
 
     @property

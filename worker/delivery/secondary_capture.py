@@ -1,4 +1,4 @@
-"""A DICOM Secondary Capture: the film under the heat map of its first finding, for eyes.
+"""A DICOM Secondary Capture: the film under the heat map of its first finding, where that may have one, for eyes.
 
 Viewers show pictures and not reports. So the words that a report would say are burnt in: whose opinion it is, what was
 found and how probable, and that it is not for diagnosis.
@@ -23,6 +23,7 @@ from db.session import read_scope
 from training.checkpoint import Checkpoint, CheckpointError, build, load_checkpoint
 from training.findings import FINDINGS
 from training.imaging.preprocessing import Preprocessing
+from training.pointing import no_map_because, pointing_of
 from worker.context import Context
 from worker.delivery.errors import Refused
 from worker.delivery.identifiers import series_uid
@@ -42,10 +43,14 @@ MARGIN: Final = 10
 
 def secondary_capture(context: Context, result: Result) -> SCImage:
     """The picture of one result. Raises Refused where the film or the checkpoint cannot be read now."""
-    number = FINDINGS.index(result.top_finding)
+    number, first = FINDINGS.index(result.top_finding), result.first_finding
     film = max(result.films, key=lambda each: each.probabilities[number])
-    picture = with_words(_film_with_heat(context, result, film), words_of(result))
-    return as_dicom(picture, result, film)
+    checkpoint = _checkpoint(context, result)
+    pointing = pointing_of(checkpoint.training)
+    without = no_map_because(first.finding, probability=first.probability, threshold=first.threshold, pointing=pointing)
+    shown = _film_shown(context, checkpoint, film, heat_of=first.finding if without is None else None)
+    words = words_of(result) if without is None else [*words_of(result), without]
+    return as_dicom(with_words(shown, words), result, film)
 
 
 def as_dicom(picture: Picture, result: Result, film: FilmOfStudy) -> SCImage:
@@ -82,7 +87,7 @@ def as_dicom(picture: Picture, result: Result, film: FilmOfStudy) -> SCImage:
     image.PatientOrientation = []  # type 2C: none is known, for the film may be turned
     image.ContentDate, image.ContentTime = DA(at.date()), TM(at.time())
     image.ImageType = ["DERIVED", "SECONDARY"]
-    image.DerivationDescription = f"Heat map over a film; {NOT_FOR_DIAGNOSIS}"
+    image.DerivationDescription = f"A film, under a heat map where one is shown; {NOT_FOR_DIAGNOSIS}"
     image.SourceImageSequence = [_source(film)]
     describe(image, result)
     return image
@@ -124,14 +129,15 @@ def with_words(film: Picture, words: list[str]) -> Picture:
 # --------------------------------------------------------------------------------------------------- film and heat
 
 
-def _film_with_heat(context: Context, result: Result, film: FilmOfStudy) -> Picture:
-    """The film in its own shape, LONGER_SIDE at its longer side, under its heat map."""
+def _film_shown(context: Context, checkpoint: Checkpoint, film: FilmOfStudy, *, heat_of: str | None) -> Picture:
+    """The film in its own shape, LONGER_SIDE at its longer side, under the heat map of a finding, or of none."""
     from training.explain import overlay
 
-    checkpoint, size = _checkpoint(context, result), _size(film)
-    grey = _decoded(context, film, Preprocessing(size=LONGER_SIDE))
-    heat = _heat(checkpoint, _decoded(context, film, checkpoint.preprocessing), result.top_finding)
+    size, grey = _size(film), _decoded(context, film, Preprocessing(size=LONGER_SIDE))
     shown = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC))
+    if heat_of is None:
+        return np.repeat(shown[..., None], 3, axis=2)
+    heat = _heat(checkpoint, _decoded(context, film, checkpoint.preprocessing), heat_of)
     warm = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
     return overlay(shown, warm)
 

@@ -13,6 +13,7 @@ from db.session import read_scope, session_scope
 from worker.context import Context
 from worker.dicom_network.inbox import ARRIVING, Inbox
 from worker.intake.receive import Footing, Received, footing_of, path_digest, receive
+from worker.settings import WrongSettings
 
 log = structlog.get_logger()
 
@@ -30,7 +31,15 @@ class Keeper:
 
     @classmethod
     def of(cls, context: Context, *, arriving: str = ARRIVING) -> "Keeper":
-        """The keeper of the settings' folder; `arriving` names the folder in it for films on their way in."""
+        """The keeper of the settings' folder; `arriving` names the folder in it for films on their way in.
+
+        Raises WrongSettings where no film in that folder would be read.
+        """
+        roots = [Path(root).resolve() for root in context.settings.roots]
+        if roots and not any(context.receive_folder.is_relative_to(root) for root in roots):
+            raise WrongSettings(
+                "NIGHTREAD_ROOTS leaves out the folder of received films (NIGHTREAD_RECEIVE_FOLDER): add it"
+            )
         free_bytes = context.settings.receive.free_mb * 2**20
         return cls(context, Inbox(context.receive_folder, free_bytes=free_bytes, arriving=arriving))
 

@@ -95,15 +95,19 @@ class Pace:
         window, pace = window_of(between) if between else None, per_minute_of(rate) if rate else None
         return cls(window, pace, zone=ZoneInfo(time_zone))
 
-    def wait(self, stopping: threading.Event) -> bool:
-        """Wait until the next film may be fetched; False where the run is to stop instead."""
+    def wait_for_window(self, stopping: threading.Event) -> bool:
+        """Wait until the archive may be asked at all; False where the run is to stop instead."""
         while (closed := self._seconds_closed()) > 0:
             log.info("pull_waits", seconds=round(closed))
             if stopping.wait(closed):
                 return False
+        return not stopping.is_set()
+
+    def wait_for_film(self, stopping: threading.Event) -> bool:
+        """Wait until the next film may be fetched; False where the run is to stop instead."""
         stopped = stopping.wait(max(0.0, self._next - time.monotonic()))
         self._next = time.monotonic() + self._seconds
-        return not stopped
+        return not stopped and self.wait_for_window(stopping)
 
     def _seconds_closed(self) -> float:
         now = datetime.now(self._zone).replace(tzinfo=None)
@@ -212,16 +216,20 @@ class _Puller:
 
     def pull_day(self, day: date, *, on_films: Callable[[], None]) -> None:
         """Every study of a day, once."""
+        if not self._pace.wait_for_window(self._stopping):
+            return
         found = [uid for modality in self._modalities for uid in self._archive.studies(day, modality)]
         for study in dict.fromkeys(found):
-            if self._stopping.is_set():
+            if not self._pace.wait_for_window(self._stopping):
                 return
+            fetched_before = self._pulled.fetched
+            self._pulled.studies += 1
             if is_uid(study):
-                fetched_before = self._pulled.fetched
-                self._pulled.studies += 1
                 self._pull_study(study)
-                if self._pulled.fetched > fetched_before:
-                    on_films()
+            else:
+                self._pulled.failed["study_uid_illegal"] += 1
+            if self._pulled.fetched > fetched_before:
+                on_films()
 
     def _pull_study(self, study: str) -> None:
         offers = self._archive.offers(study, self._modalities)
@@ -237,7 +245,7 @@ class _Puller:
                 self._pulled.left_out[reason] += 1
             elif self._dry_run:
                 self._pulled.wanted += 1
-            elif not self._pace.wait(self._stopping):
+            elif not self._pace.wait_for_film(self._stopping):
                 return
             else:
                 self._fetch(offer)

@@ -19,7 +19,7 @@ KILLS ?= 20
 IN_TWO := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: demo test unit coverage lint bench chaos receiver retraining containers machines audit lock help
+.PHONY: demo test unit coverage lint bench chaos receiver retraining containers machines gpu audit lock help
 
 demo: $(VENV)/installed  ## Score thirty generated studies and show the morning they make
 	$(BIN)/nightread demo
@@ -57,6 +57,9 @@ containers: $(VENV)/installed-for-tests  ## Build the images and run the Compose
 
 machines: $(VENV)/installed-for-tests  ## Score a night on two machines made of namespaces; cut one off: make machines STUDIES=500
 	$(BIN)/python -m tests.drills.two_machines --studies $(STUDIES)
+
+gpu: $(VENV)/installed-for-tests  ## Measure this machine's GPU: films, precision, memory, training, decoding (five minutes)
+	$(BIN)/python -m tests.drills.gpu
 
 audit:  ## Ask PyPI for known weaknesses of the pinned packages; fails when one cannot be asked for
 	$(PYTHON) -m venv build/audit

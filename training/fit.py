@@ -130,7 +130,7 @@ def fit(
         "history": [],
     }
     if settings.last_layer == "ridge":
-        inputs = _grid(learner.network).classifier.in_features
+        inputs = _grid(learner.network).evidence.in_features
         state["sums"] = last_layer.no_films(inputs=inputs, findings=len(header.findings))
     if (folder / _RESUME).exists():
         fabric.load(folder / _RESUME, state, weights_only=True)

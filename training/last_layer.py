@@ -52,9 +52,9 @@ def solve(sums: Sums, *, penalty: Tensor, eps: float) -> tuple[Tensor, Tensor, T
     """Mean and variance (D,) of the inputs, and weight (F, D) and bias (F,) for inputs standardised by them and `eps`,
     as a batch norm does.
 
-    penalty: of each input's weight (D,), in films. The outputs are log odds: one Newton step of the penalised logistic
-    regression that starts from every finding's frequency. They rank films as the ridge regression does, and are
-    smaller than they should be; a calibration follows.
+    penalty: of each input's weight (D,), in films. The weighted sums are in log odds: one Newton step of the penalised
+    logistic regression that starts from every finding's frequency. They rank films as the ridge regression does; a
+    calibration follows.
     """
     films, mean = sums["films"], sums["inputs"] / sums["films"]
     covariance = sums["products"] / films - torch.outer(mean, mean)

@@ -101,7 +101,8 @@ class MobileNetGrid(nn.Module):
     """MobileNetV2 up to its last block at 1/32 of the size, read at four depths in a grid of 3 x 3 cells.
 
     Early blocks see texture, late ones shapes; a cell knows where. What every channel of blocks 6, 10, 13 and 16 holds
-    in each cell goes, standardised, to one linear layer: the evidence for a finding is a sum over depths and cells.
+    in each cell, standardised, is summed to the evidence for each finding. Evidence grows with every input that lies
+    far out, so that an odd film would seem certain: asinh takes the logarithm of what is large.
     """
 
     READ: Final = {6: 32, 10: 64, 13: 96, 16: 160}  # a block of MobileNetV2's features: its channels
@@ -112,8 +113,10 @@ class MobileNetGrid(nn.Module):
         values = sum(self.READ.values()) * self.CELLS**2
         self.features = models.mobilenet_v2(weights=None).features[: max(self.READ) + 1]
         self.norm = nn.BatchNorm1d(values, affine=False)
-        self.classifier = nn.Linear(values, findings)
-        nn.init.zeros_(self.classifier.weight)  # so many inputs, drawn at random, would say much at first
+        self.evidence = nn.Linear(values, findings, bias=False)
+        nn.init.zeros_(self.evidence.weight)  # so many inputs, drawn at random, would say much at first
+        self.classifier = nn.Linear(findings, findings)
+        nn.init.eye_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
 
     @property
@@ -127,11 +130,11 @@ class MobileNetGrid(nn.Module):
 
     def last_layer(self, pooled: Tensor) -> Tensor:
         """(N, 3168) -> logits (N, findings)."""
-        logits: Tensor = self.classifier(self.norm(pooled))
+        logits: Tensor = self.classifier(self.evidence(self.norm(pooled)).asinh())
         return logits
 
     def inputs_alike(self) -> Tensor:
-        """(3168,): for each input of the last layer how many its block has, times the blocks. A penalty in proportion
+        """(3168,): for each input of the evidence how many its block has, times the blocks. A penalty in proportion
         lets the four blocks count alike, though the late ones have more channels."""
         sizes = [channels * self.CELLS**2 for channels in self.READ.values()]
         return torch.tensor([float(size * len(sizes)) for size in sizes for _ in range(size)])
@@ -145,10 +148,11 @@ class MobileNetGrid(nn.Module):
         return self
 
     def set_last_layer(self, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor) -> None:
-        """Standardise by mean and variance (3168,), then weigh (findings, 3168)."""
+        """Standardise by mean and variance (3168,), weigh (findings, 3168), and add the bias (findings,)."""
         one = torch.tensor(1)
         self.norm.load_state_dict({"running_mean": mean, "running_var": variance, "num_batches_tracked": one})
-        self.classifier.load_state_dict({"weight": weight, "bias": bias})
+        self.evidence.load_state_dict({"weight": weight})
+        self.classifier.load_state_dict({"weight": torch.eye(len(bias)), "bias": bias})
 
     def pooled(self, images: Tensor) -> Tensor:
         """(N, 3, size, size) -> the means of every cell, (N, 3168)."""

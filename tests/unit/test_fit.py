@@ -423,6 +423,21 @@ def test_a_grid_starts_from_a_mobilenets_checkpoint_with_nothing_said_yet(champi
     assert torch.equal(network(torch.randn(2, 3, 64, 64)), torch.zeros(2, 2))
 
 
+def test_a_grid_that_starts_from_its_like_takes_over_what_its_calibration_says(tmp_path: Path) -> None:
+    network = make_network("mobilenet_grid", findings=2)
+    torch.nn.init.normal_(network.evidence.weight)
+    said = Calibration(shift=(2.0, -0.5), slope=(0.7, 1.3), intercept=(-3.0, 0.4))
+    header = Header(network="mobilenet_grid", findings=("Mass", "Edema"), calibration=said)
+    path = tmp_path / "grid.safetensors"
+    save_checkpoint(path, header, state=network.state_dict())
+    images, shift = torch.randn(3, 3, 64, 64), (1.0, 2.0)
+    with torch.inference_mode():
+        before = build(load_checkpoint(path, findings=None))(images).numpy()
+        after = from_checkpoint(path, network="mobilenet_grid", findings=("Mass", "Edema"), shift=shift).eval()(images)
+    unmoved = Calibration(shift=shift, slope=(1.0, 1.0), intercept=(0.0, 0.0))
+    np.testing.assert_allclose(unmoved.probabilities(after.numpy()), said.probabilities(before), atol=1e-5)
+
+
 def test_a_run_from_a_checkpoint_is_the_same_when_it_was_killed(champion: Path, tmp_path: Path) -> None:
     settings = replace(SETTINGS, start=str(champion), epochs=1)
     one, other = (fit(films_of(), settings, tmp_path / name, progress=False) for name in ("one", "other"))

@@ -140,7 +140,7 @@ def test_a_second_pass_adds_to_the_sums_of_the_first_also_after_a_kill(tmp_path:
     resumed, whole = (load_checkpoint(fit(films, twice, tmp_path / run, progress=False), findings=None)
                       for run in ("one", "other"))  # fmt: skip
     once = load_checkpoint(fit(films, SETTINGS, tmp_path / "once", progress=False), findings=None)
-    weights = [each.state["classifier.weight"] for each in (resumed, whole, once)]
+    weights = [each.state["evidence.weight"] for each in (resumed, whole, once)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 

@@ -60,7 +60,7 @@ def test_a_cell_of_the_grid_tells_where_on_the_film_it_looks() -> None:
 
 def test_a_grid_keeps_its_probabilities_when_batch_norms_are_folded_for_serving() -> None:
     network = make_network("mobilenet_grid").eval()
-    torch.nn.init.normal_(network.classifier.weight)
+    torch.nn.init.normal_(network.evidence.weight)
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(fuse(network)(images), network(images), rtol=1e-4, atol=1e-4)
 

@@ -64,7 +64,7 @@ def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
             names = words.pop(0).split("|")  # `policy show|edit|activate` names three
             assert set(names) <= set(subcommands), line
             command = subcommands[names[0]]
-        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)} | {"--help"}
         assert {word for word in words if word.startswith("--")} <= known, line
 
 

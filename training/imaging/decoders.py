@@ -6,6 +6,7 @@ shown to be complete and of the promised size before the fastest library decodes
 which films do not have, and native pixel data.
 """
 
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ from training.imaging.dicom import (
     Truncated,
     Undecodable,
     UnsupportedTransferSyntax,
+    UnusablePixels,
 )
 
 Pixels = NDArray[np.integer[Any]]
@@ -56,8 +58,14 @@ SAFE_PLUGINS = {RLELossless: "pydicom", JPEGLSLossless: "pyjpegls", JPEGLSNearLo
 
 END_MARKER = jpeg_lossless.END_MARKER  # EOI of JPEG (T.81 B.1.1.3) and JPEG-LS, EOC of JPEG 2000 (T.800 A.4.4)
 OVERSHOOT = 1 / 8  # of the range: of the 5/3 wavelet's low band at an edge from black to white
+MARKER_IN_DATA = "The compressed data holds a marker where none can be: it is damaged."
 OUT_OF_RANGE = "The compressed image decodes to values that it cannot hold: it is damaged."
 START_OF_SCAN = b"\xff\xda"
+# Entropy-coded data writes 0xFF so that no marker can be read out of it: another byte behind it is damage.
+IN_SCAN = re.compile(rb"(\xff+)([^\xff])")  # T.81 F.1.2.3, B.1.1.2
+IN_PACKETS = re.compile(rb"\xff[\x90-\xff]")  # T.800 B.10.1 and C.2, T.814 7.1
+SEGMENTS = {*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE}  # markers with a length (T.81 table B.1)
+START_OF_PACKET, END_OF_PACKET_HEADER = 0x91, 0x92  # the two markers that packets may hold (T.800 A.8)
 MOST_SCANS = 40  # encoders make ten of a progressive film; of a thousand each goes over the whole of it
 PROBE = b"\x00" + b"\x55" * 64  # entropy-coded bytes that mean something, and no marker whatever stands before them
 
@@ -144,9 +152,9 @@ def _require_native(dataset: Dataset, header: PixelHeader) -> None:
 def _monochrome(codestream: bytes, stream: Stream, syntax: UID) -> Pixels:
     try:
         return DECODERS[syntax](codestream, stream)
-    except Truncated:
+    except UnusablePixels:
         raise
-    except (RuntimeError, ValueError) as error:  # imagecodecs' own errors are RuntimeErrors
+    except (RuntimeError, ValueError, IndexError, struct.error) as error:  # imagecodecs' own errors are RuntimeErrors
         raise Undecodable from error
 
 
@@ -154,6 +162,7 @@ def _jpeg_dct(codestream: bytes, _stream: Stream) -> Pixels:
     """Raises Undecodable where the end of the only scan means nothing: a decoder that lost its step was done early."""
     if codestream.count(START_OF_SCAN) > MOST_SCANS:
         raise Undecodable("The compressed image has more scans than any film's.")
+    _require_scans(codestream)
     pixels = _jpeg_turbo(codestream, columns=8)  # what libjpeg-turbo makes up comes in blocks
     if codestream.count(START_OF_SCAN) == 1:
         other_end = codestream[:-4].removesuffix(b"\xff") + PROBE + END_MARKER
@@ -163,6 +172,7 @@ def _jpeg_dct(codestream: bytes, _stream: Stream) -> Pixels:
 
 
 def _jpeg_lossless(codestream: bytes, stream: Stream) -> Pixels:
+    _require_scans(codestream)
     pixels: Pixels = imagecodecs.jpeg8_decode(codestream)
     if jpeg_lossless.require_used_up(codestream, pixels):
         return pixels
@@ -376,21 +386,63 @@ def _require_tile_parts(codestream: bytes, at: int) -> tuple[bool, bool]:
     Returns whether the image is coded by the reversible wavelet, and whether that may be left a step early: it takes
     one, and all tile-parts state their length (A.6.1).
     """
-    reversible, steps = False, 0
+    reversible, steps, style = False, 0, 0
     while (marker := codestream[at : at + 2]) != END_MARKER:
         if not marker.startswith(b"\xff"):
             raise Truncated
         (length,) = struct.unpack_from(">H", codestream, at + 2)
         if marker == b"\xff\x52":  # COD
-            steps, reversible = codestream[at + 9], codestream[at + 13] == 1
+            style, steps, reversible = codestream[at + 4], codestream[at + 9], codestream[at + 13] == 1
         if marker != b"\xff\x90":  # SOT
             at += 2 + length
             continue
         (tile_part,) = struct.unpack_from(">I", codestream, at + 6)
+        _require_packets(codestream, at + 12, at + tile_part if tile_part else len(codestream) - 2, style)
         if tile_part == 0:  # the last one, up to the end marker
             return reversible, False
         at += tile_part
     return reversible, reversible and steps > 0
+
+
+def _require_packets(codestream: bytes, at: int, end: int, style: int) -> None:
+    """Pass over a tile-part's header and require that its packets hold no marker but those that the style announces."""
+    while codestream[at : at + 2] != b"\xff\x93":  # SOD
+        (length,) = struct.unpack_from(">H", codestream, at + 2)
+        at += 2 + length
+    allowed = {START_OF_PACKET} if style & 2 else set()
+    allowed |= {END_OF_PACKET_HEADER} if style & 4 else set()
+    if any(codestream[found.end() - 1] not in allowed for found in IN_PACKETS.finditer(codestream, at + 2, end)):
+        raise Undecodable(MARKER_IN_DATA)
+
+
+def _require_scans(codestream: bytes) -> None:
+    """Walk over a JPEG codestream's segments and scans (T.81 B.1.1). Raises Undecodable where a scan holds a marker
+    that is no restart in its turn, or anything but a segment follows it."""
+    at, interval = 2, 0
+    while codestream[at : at + 2] != END_MARKER:
+        marker = codestream[at + 1]
+        if codestream[at] != 0xFF or marker not in SEGMENTS:
+            raise Undecodable(MARKER_IN_DATA)
+        (length,) = struct.unpack_from(">H", codestream, at + 2)
+        if marker == 0xDD:  # DRI
+            (interval,) = struct.unpack_from(">H", codestream, at + 4)
+        at += 2 + length
+        if marker == START_OF_SCAN[1]:
+            at = _end_of_scan(codestream, at, restarting=interval > 0)
+        while codestream[at + 1] == 0xFF:  # any marker may be preceded by fill bytes
+            at += 1
+
+
+def _end_of_scan(codestream: bytes, at: int, *, restarting: bool) -> int:
+    """Where the first marker behind a scan's data begins. Raises Truncated if there is none."""
+    restarts = 0
+    for found in IN_SCAN.finditer(codestream, at):
+        stuffed = len(found[1]) == 1 and found[2] == b"\0"
+        restart = restarting and found[2][0] == 0xD0 + restarts % 8
+        if not stuffed and not restart:
+            return found.end() - 2
+        restarts += restart
+    raise Truncated
 
 
 def _by_pydicom(dataset: Dataset, syntax: UID) -> tuple[Pixels, str]:

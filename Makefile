@@ -14,12 +14,13 @@ SEED ?= $(shell date +%s)
 STUDIES ?= 500
 FILMS ?= 200
 KILLS ?= 20
+SECONDS ?= 60
 
 # All tests run in two processes, by the groups of tests/conftest.py and in their order; each has one core for torch.
 IN_TWO := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: demo test unit coverage lint bench chaos receiver retraining containers machines gpu audit lock help
+.PHONY: demo test unit coverage lint bench chaos fuzz receiver retraining containers machines gpu audit lock help
 
 demo: $(VENV)/installed  ## Score thirty generated studies and show the morning they make
 	$(BIN)/nightread demo
@@ -45,6 +46,9 @@ bench: $(VENV)/installed-for-tests  ## Measure what docs/background/performance.
 
 chaos: $(VENV)/installed-for-tests  ## Score a load while everything breaks: make chaos SEED=7 STUDIES=500
 	$(BIN)/python -m tests.drills.chaos --seed $(SEED) --studies $(STUDIES)
+
+fuzz: $(VENV)/installed-for-tests  ## Damage headers, codestreams, messages, checkpoints and tables: make fuzz SECONDS=60 SEED=7
+	$(BIN)/python -m tests.drills.fuzz --seconds $(SECONDS) --seed $(SEED)
 
 receiver: $(VENV)/installed-for-tests  ## Send films to the DICOM receiver and kill it, beside DCMTK's storescp: FILMS=200 KILLS=20
 	$(BIN)/python -m tests.drills.receiver --films $(FILMS) --kills $(KILLS)

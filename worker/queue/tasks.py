@@ -101,7 +101,13 @@ class Service:
         return self._may_claim
 
     def score(self, study_id: int) -> None:
-        """Score everything that waits, beginning with the study that the message names, if it still waits."""
+        """Score everything that waits, beginning with the study that the message names, if it still waits.
+
+        What names no row, as only a stranger's message would, is refused.
+        """
+        if not isinstance(study_id, int) or not 0 < study_id < 2**63:
+            log.warning("message_refused")
+            return
         with read_scope(self.context.engine) as session:
             if not ledger.is_waiting(session, study_id):
                 return

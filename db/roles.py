@@ -1,7 +1,8 @@
 """PostgreSQL roles: who may do what. `nightread db roles` makes or mends them; every upgrade grants what it added.
 
-nightread_migrate owns the tables and changes the schema; nightread_worker reads and writes rows; nightread_reader sees
-the views and nothing else. SQLite has no roles: there the file's permissions decide.
+nightread_migrate owns the tables and changes the schema; nightread_worker reads and writes rows; nightread_web reads
+what its pages show and writes what readers do; nightread_reader sees the views and nothing else. SQLite has no roles:
+there the file's permissions decide.
 
 PostgreSQL lets every role change its own password and the settings its sessions start with, and nobody can take that
 away. So one who holds the reader's password can shut the other readers out, until `nightread db roles` mends it.
@@ -13,12 +14,14 @@ from typing import Any
 from psycopg import sql
 from sqlalchemy import Connection, Engine, inspect, text
 
-MIGRATE, WORKER, READER = "nightread_migrate", "nightread_worker", "nightread_reader"
-ROLES = (MIGRATE, WORKER, READER)
+MIGRATE, WORKER, WEB, READER = "nightread_migrate", "nightread_worker", "nightread_web", "nightread_reader"
+ROLES = (MIGRATE, WORKER, WEB, READER)
 
 # What a role's sessions start with; a reader's slow query must not hold back the clean-up of old rows all day.
 SESSION_SETTINGS = (
     (WORKER, "idle_in_transaction_session_timeout", "5min"),
+    (WEB, "idle_in_transaction_session_timeout", "60s"),
+    (WEB, "statement_timeout", "60s"),
     (READER, "default_transaction_read_only", "on"),
     (READER, "statement_timeout", "60s"),
     (READER, "idle_in_transaction_session_timeout", "60s"),
@@ -26,14 +29,29 @@ SESSION_SETTINGS = (
 
 READERS = 20  # connections that nightread_reader may hold at once: it must leave the workers theirs
 UNLIMITED = -1
-CONNECTION_LIMITS = {MIGRATE: UNLIMITED, WORKER: UNLIMITED, READER: READERS}
+CONNECTION_LIMITS = {MIGRATE: UNLIMITED, WORKER: UNLIMITED, WEB: UNLIMITED, READER: READERS}
 
 APPEND_ONLY = ("audit", "instance_version")
 NOT_FOR_WORKERS = ("alembic_version",)
 
+# The web page: nothing of the secret that makes patient keys, nothing that ranks, no pixels' and no settings' history.
+NOT_FOR_WEB = ("site", "instance_version", "shadow_priority", "pull_watermark")
+WEB_WRITES = {
+    "web_user": "INSERT, UPDATE (role)",
+    "web_session": "INSERT, DELETE",
+    "login_failure": "INSERT, DELETE",
+    "reading_claim": "INSERT, UPDATE, DELETE",
+    "review": "INSERT, UPDATE (verdict, reviewed_at)",
+    "audit": "INSERT",
+    "study_priority": "UPDATE (read_at, read_by)",
+    "study": "UPDATE (state, reason, detail, not_before, notified_at, attempts, suspect)",  # requeue
+    "instance": "UPDATE (state, reason, evidence)",
+    "total_change": "INSERT",  # by the triggers that keep the totals
+}
+
 
 def create_roles(engine: Engine, passwords: Mapping[str, str]) -> None:
-    """Create the three roles, or undo what was changed in them, and shut everyone else out of this database.
+    """Create the four roles, or undo what was changed in them, and shut everyone else out of this database.
 
     `passwords` maps each of ROLES to its password; the server gets them hashed (SCRAM), so that none reaches its log.
     The engine must connect as a superuser, to the database that Nightread will use. Raises KeyError for a missing role.
@@ -65,6 +83,8 @@ def grant(connection: Connection) -> None:
     schema = inspect(connection)
     if WORKER in found:
         _grant_worker(connection, tables=schema.get_table_names(), views=schema.get_view_names())
+    if WEB in found:
+        _grant_web(connection, tables=schema.get_table_names(), views=schema.get_view_names())
     if READER in found:
         for view in schema.get_view_names():
             _grant(connection, "SELECT", view, READER)
@@ -80,10 +100,22 @@ def _grant_worker(connection: Connection, *, tables: list[str], views: list[str]
         _grant(connection, rights, table, WORKER)
     for view in views:
         _grant(connection, "SELECT", view, WORKER)
-    _execute(
-        connection,
-        sql.SQL("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {}").format(sql.Identifier(WORKER)),
-    )
+    _grant_sequences(connection, WORKER)
+
+
+def _grant_web(connection: Connection, *, tables: list[str], views: list[str]) -> None:
+    for relation in [*tables, *views]:
+        if relation not in NOT_FOR_WEB:
+            _grant(connection, "SELECT", relation, WEB)
+    for table, rights in WEB_WRITES.items():
+        if table in tables:
+            _grant(connection, rights, table, WEB)
+    _grant_sequences(connection, WEB)
+
+
+def _grant_sequences(connection: Connection, role: str) -> None:
+    statement = sql.SQL("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {}")
+    _execute(connection, statement.format(sql.Identifier(role)))
 
 
 def _grant(connection: Connection, rights: str, relation: str, role: str) -> None:

@@ -25,6 +25,7 @@ from worker.settings import Settings, WrongSettings
 
 LEAST_FREE_MB = 500
 MOST_SKEW_SECONDS = 5.0
+WEB_PORT = 8080  # where `nightread serve` listens unless told otherwise
 STALLED_SECONDS = 300.0  # studies wait and none was settled for this long: the workers stand still
 
 
@@ -237,6 +238,19 @@ def _delivery_answers(context: Context) -> str:
     return "every destination answers" + ("; all deliveries are stopped" if paused else "")
 
 
+def _web_answers(context: Context) -> str:
+    """A request to our own web page, on the port that `nightread serve` takes unless told otherwise."""
+    import httpx
+
+    scheme = "http" if context.settings.web.tls_certificate_file is None else "https"
+    address = f"{scheme}://127.0.0.1:{WEB_PORT}/alive"
+    try:  # the certificate names the host that browsers use
+        httpx.get(address, verify=False, timeout=10, trust_env=False).raise_for_status()  # noqa: S501
+    except httpx.HTTPError as error:
+        raise CheckFailed(f"no answer from {address}: is `nightread serve` running?") from error
+    return f"answers on port {WEB_PORT}"
+
+
 def _peer_answers(context: Context, peer: Peer) -> str:
     """A C-ECHO and, by DICOMweb, a search for today's studies."""
     from worker.dicom_network.echo import answers
@@ -260,4 +274,5 @@ ROLES = {
     "training": _training_progress,
     "receiver": _receiver_answers,
     "delivery": _delivery_answers,
+    "web": _web_answers,
 }

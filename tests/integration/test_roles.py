@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, create_engine, inspect, make_url, text
@@ -12,8 +13,12 @@ from db import roles, schema
 from db.base import database_now
 from db.models import Instance, InstanceVersion, Study
 from db.session import make_engine
+from tests.support.contexts import site_settings
 from tests.support.crew import wait_until
 from tests.support.servers import PostgresServer
+from tests.support.web import Visitor, add_night, csrf_on
+from worker.context import Context
+from worker.web.app import create_app
 
 PASSWORDS = {role: f"canary'{role}\"; %" for role in roles.ROLES}
 
@@ -191,6 +196,43 @@ def test_worker_adds_versions_of_a_film_which_only_go_with_the_film(site: Site) 
         assert connection.scalar(text("SELECT count(*) FROM instance_version")) == 0
     reader.dispose()
     worker.dispose()
+
+
+def test_the_web_page_does_all_it_must_as_its_own_role_and_reaches_no_secret(site: Site, tmp_path: Path) -> None:
+    url = make_url(site.server.url).set(username=roles.WEB, password=PASSWORDS[roles.WEB])
+    context = Context(site_settings(tmp_path, database_url=url.render_as_string(hide_password=False)))
+    add_night(Context(site_settings(tmp_path, database_url=site.server.url)))
+    app = create_app(context, first_token="once")
+    visitor = Visitor(app)
+    form = csrf_on(visitor.get("/first/once").text)
+    name_and_password = {"name": "Anna", "password": "a horse reads films"}
+    assert visitor.client.post("/first/once", data={"csrf": form, **name_and_password}).status_code == 303
+    form = csrf_on(visitor.get("/").text)
+    changes = {"claim": {}, "renew": {}, "take-over": {"reason": "a test"}, "release": {}, "review": {"rest": "absent"},
+               "read": {}, "unread": {}}  # fmt: skip
+    for action, fields in changes.items():
+        answer = visitor.client.post(f"/studies/1/{action}", data={"csrf": form, **fields})
+        assert answer.status_code in (200, 303), (action, answer.text)
+        assert visitor.get("/studies/1").status_code == 200
+    with site.admin.begin() as connection:
+        connection.execute(text("UPDATE study SET state = 'quarantined', reason = 'decoder_crashed' WHERE id = 2"))
+    assert (
+        visitor.client.post("/system/requeue", data={"csrf": form}).headers["location"].startswith("/system?requeued=1")
+    )
+    assert visitor.get("/system").status_code == 200
+    assert visitor.client.post("/sign-out", data={"csrf": form}).status_code == 303
+    for statement in (
+        "SELECT patient_key_secret FROM site",
+        "UPDATE study_priority SET urgency = 1",
+        "UPDATE web_user SET password_hash = 'mine'",
+        "DELETE FROM review",
+        "DELETE FROM audit",
+        "UPDATE policy SET active = false",
+    ):
+        assert denied(context.engine, statement), statement
+    context.engine.dispose()
+    with site.admin.begin() as connection:
+        connection.execute(text("TRUNCATE study, run, policy, checkpoint, web_user CASCADE"))
 
 
 def test_new_passwords_replace_the_old_ones(site: Site) -> None:

@@ -11,7 +11,7 @@ from db import api_tokens, users
 from db.base import database_now
 from db.models import ApiToken, Audit, LoginFailure, ReadingClaim, Study, WebSession
 from db.session import read_scope, session_scope
-from tests.support.web import PASSWORD, Visitor, add_night, add_user, signed_in
+from tests.support.web import PASSWORD, Visitor, add_night, add_user, csrf_on, signed_in
 from worker.context import Context
 from worker.web.app import create_app
 from worker.web.auth import TRIES
@@ -33,11 +33,6 @@ def context(make_context):
 @pytest.fixture
 def app(context):
     return create_app(context, first_token="once")
-
-
-def csrf_on(page: str) -> str:
-    (token,) = set(re.findall(r'name="csrf" value="(\w+)"', page))
-    return token
 
 
 def sign_in(visitor: Visitor, name: str, password: str, **form):

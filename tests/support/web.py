@@ -61,3 +61,9 @@ def add_night(context: Context, studies: int = 3, **study: Any) -> None:
 def rows_of(page: str) -> list[int]:
     """The study ids of a worklist page, from its top."""
     return [int(number) for number in re.findall(r'<tr id="study-(\d+)"', page)]
+
+
+def csrf_on(page: str) -> str:
+    """The token that the forms of a page hold."""
+    (token,) = set(re.findall(r'name="csrf" value="(\w+)"', page))
+    return str(token)

@@ -13,7 +13,7 @@ app = typer.Typer()
 def doctor(
     role: Annotated[
         str | None,
-        typer.Option(help="worker, beat, training, receiver or delivery: check only that its work makes progress."),
+        typer.Option(help="worker, beat, training, receiver, delivery or web: check only that it makes progress."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

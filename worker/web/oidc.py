@@ -4,8 +4,11 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
 import structlog
-from authlib.integrations.starlette_client import OAuth, OAuthError
+from authlib.common.errors import AuthlibBaseError
+from authlib.integrations.starlette_client import OAuth
+from joserfc.errors import JoseError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,6 +25,7 @@ log = structlog.get_logger()
 
 STATE_COOKIE, STATE_SECONDS = "nightread_provider", 600
 REFUSED = "The provider did not sign you in: try again, or ask who runs it."
+SILENT = "The provider does not answer: try again, or sign in with a password."
 NO_ROLE = "The provider knows you, and gives you no role here: ask for viewer, reader or administrator."
 
 
@@ -43,7 +47,10 @@ class Provider:
         """To the provider's own page."""
         request.session["next"] = local_address(request.query_params.get("next"))
         back = str(request.url_for("provider_answer"))
-        answer: Response = await self._client.authorize_redirect(request, back)
+        try:
+            answer: Response = await self._client.authorize_redirect(request, back)
+        except httpx.HTTPError as error:
+            return self._refused(request, error)
         return answer
 
     async def answer(self, request: Request) -> Response:
@@ -51,15 +58,19 @@ class Provider:
         visit = Visit(request, request.app.state.site)
         try:
             token = await self._client.authorize_access_token(request)
-        except OAuthError as error:
-            log.warning("provider_refused", error=error.error)
-            return refusal(visit, 403, REFUSED)
+        except (AuthlibBaseError, JoseError, httpx.HTTPError) as error:
+            return self._refused(request, error)
         claims: Mapping[str, Any] = token.get("userinfo") or {}
         role = role_in(claims, self._claim)
         if role is None:
             return refusal(visit, 403, NO_ROLE)
         address = local_address(request.session.pop("next", None))
         return await run_in_threadpool(self._enter, visit, claims, role, address)
+
+    def _refused(self, request: Request, error: Exception) -> Response:
+        log.warning("provider_refused", error=type(error).__name__)
+        away = isinstance(error, httpx.HTTPError)
+        return refusal(Visit(request, request.app.state.site), 503 if away else 403, SILENT if away else REFUSED)
 
     def _enter(self, visit: Visit, claims: Mapping[str, Any], role: Role, address: str) -> Response:
         try:

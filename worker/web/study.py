@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from db import audit, claims, lookup, morning, reading, worklist
+from db import audit, claims, deliveries, lookup, morning, reading, worklist
 from db.models import Checkpoint, PolicyRow, ReadingClaim, Review, Study, StudyPriority
 from db.morning import Film
 from db.reading import Reading
@@ -41,6 +41,7 @@ class Facts:
     reviews: Sequence[Review]
     earlier: Sequence[RowMapping]
     parts: Sequence[RowMapping]
+    sent: Sequence[RowMapping]
     scores: bool
 
     @property
@@ -66,6 +67,7 @@ def facts_of(session: Session, visit: Visit, study_id: int) -> Facts:
         reviews=reading.reviews_of(session, study_id),
         earlier=lookup.earlier_studies(session, study, limit=EARLIER) if study.patient_key else [],
         parts=worklist.parts(session, study_id) if scores else [],
+        sent=deliveries.of_study(session, study_id),
         scores=scores,
     )
 

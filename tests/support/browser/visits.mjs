@@ -1,0 +1,160 @@
+// Visits to the web page in headless Chromium. Reads what to do as JSON from its first argument, prints what it saw as JSON.
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+
+const asked = JSON.parse(process.argv[2]);
+const require = createRequire(asked.modules + "/");
+const { chromium } = require("playwright-core");
+const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+const seen = { errors: [], foreign: [], pages: {} };
+
+async function visitor(browser, options = {}) {
+  const context = await browser.newContext({ viewport: { width: 1400, height: 900 }, ...options });
+  if (asked.token) await context.addCookies([{ name: "nightread_session", value: asked.token, url: asked.address }]);
+  const page = await context.newPage();
+  page.setDefaultTimeout(90000);
+  page.on("console", (message) => message.type() === "error" && seen.errors.push(message.text()));
+  page.on("pageerror", (error) => seen.errors.push(error.message));
+  page.on("request", (request) => {
+    if (!request.url().startsWith(asked.address) && !request.url().startsWith("data:")) seen.foreign.push(request.url());
+  });
+  return page;
+}
+
+// Every page in both themes and both widths: what axe finds serious or critical, and whether it is wider than the screen.
+async function accessibility(browser) {
+  const found = [];
+  for (const colorScheme of ["light", "dark"]) for (const width of [1400, 390]) {
+    const page = await visitor(browser, { colorScheme, viewport: { width, height: 900 } });
+    for (const path of asked.paths) {
+      const where = `${path} ${colorScheme} ${width}`;
+      if (path === "/sign-in") await page.context().clearCookies();
+      await page.goto(asked.address + path, { waitUntil: "networkidle" });
+      await page.evaluate(axe);
+      const { violations } = await page.evaluate(() => axe.run(document, { resultTypes: ["violations"] }));
+      for (const each of violations) {
+        if (["serious", "critical"].includes(each.impact)) found.push(`${where}: ${each.id}: ${each.nodes[0].html}`);
+      }
+      const beyond = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+      if (beyond > 0) found.push(`${where}: ${beyond} pixels wider than the screen`);
+    }
+    await page.context().close();
+  }
+  return found;
+}
+
+const pictures = (page) => page.evaluate(() => [...document.querySelectorAll("main img")].map((each) => each.naturalWidth));
+
+// A study with a film: the film and its heat map are there, and brightness and zoom change them.
+async function film(browser) {
+  const page = await visitor(browser);
+  await page.goto(asked.address + asked.film, { waitUntil: "networkidle" });
+  const widths = await pictures(page);
+  await page.fill("#zoom", "300");
+  await page.fill("#brightness", "150");
+  const style = await page.evaluate(() => document.querySelector(".frame img").style.cssText);
+  await page.context().close();
+  return { widths, style };
+}
+
+// Studies read from the top by keys alone: open, claim, a verdict on each finding, save, read.
+async function night(browser) {
+  const page = await visitor(browser);
+  await page.goto(asked.address + "/");
+  const press = async (key) => {
+    await Promise.all([page.waitForNavigation(), page.keyboard.press(key)]);
+  };
+  for (let number = 0; number < asked.studies; number += 1) {
+    await page.keyboard.press("j");
+    await press("o");
+    await press("c");
+    for (const key of "12223222222") await page.keyboard.press(key);
+    await press("Enter"); // the focus has come to Save
+    await press("r");
+  }
+  const left = await page.locator("#list tbody tr").count();
+  await press("u");
+  const undone = page.url();
+  await page.context().close();
+  return { left, undone };
+}
+
+// Refreshes while studies arrive: what has the focus, half-typed text and the place on the screen stay.
+async function refreshes(browser) {
+  const page = await visitor(browser, { viewport: { width: 1400, height: 500 } });
+  await page.goto(asked.address + "/");
+  const refresh = async () => {
+    const answer = page.waitForResponse((response) => response.request().headers()["hx-request"] === "true");
+    await page.evaluate(() => document.dispatchEvent(new Event("visibilitychange")));
+    await (await answer).finished();
+    await page.waitForTimeout(30);
+  };
+  const lost = [];
+  await page.keyboard.press("/");
+  await page.keyboard.type("ACC00");
+  await page.evaluate(() => scrollTo(0, 120));
+  for (let number = 0; number < asked.refreshes / 2; number += 1) {
+    await refresh();
+    const now = await page.evaluate(() => [document.activeElement.id, document.activeElement.value, scrollY]);
+    if (`${now}` !== "accession,ACC00,120") lost.push(`typing, ${number}: ${now}`);
+  }
+  await page.locator("#list a.open").nth(4).focus();
+  const place = () => page.evaluate(() => {
+    const row = document.activeElement.closest("tr");
+    return [document.activeElement.id, row && Math.round(row.getBoundingClientRect().top)];
+  });
+  const before = await place();
+  for (let number = 0; number < asked.refreshes / 2; number += 1) {
+    await refresh();
+    const now = await place();
+    if (now[0] !== before[0] || Math.abs(now[1] - before[1]) > 2) lost.push(`row, ${number}: ${now}, before ${before}`);
+  }
+  const marked = await page.locator("#list tr[data-mark=new]").count();
+  await page.context().close();
+  return { lost, marked };
+}
+
+// The same without JavaScript, by clicks: claim, review, read, undo.
+async function plain(browser) {
+  const page = await visitor(browser, { javaScriptEnabled: false });
+  await page.goto(asked.address + "/");
+  await page.locator("#list button.claim").first().click();
+  const claimed = await page.locator("#claim-state").innerText();
+  await page.locator(".verdict .present").first().click();
+  await page.getByText("Save, the rest absent").click();
+  const saved = await page.locator(".notice").innerText();
+  await page.locator("#read").click();
+  const read = await page.locator(".notice").innerText();
+  await page.locator("#undo").click();
+  await page.context().close();
+  return { claimed, saved, read };
+}
+
+// The list when the service goes away: a banner, and the list again by itself.
+async function away(browser) {
+  const page = await visitor(browser);
+  await page.goto(asked.address + "/");
+  let open = false;
+  await page.route("**/*", (route) => (open ? route.continue() : route.fulfill({ status: 503, body: "away" })));
+  await page.evaluate(() => document.dispatchEvent(new Event("visibilitychange")));
+  await page.locator("#stale").waitFor({ state: "visible" });
+  const banner = await page.locator("#stale").innerText();
+  open = true;
+  await page.evaluate(() => document.dispatchEvent(new Event("visibilitychange")));
+  await page.locator("#stale").waitFor({ state: "hidden" });
+  seen.errors = seen.errors.filter((error) => !error.includes("503"));
+  await page.context().close();
+  return { banner };
+}
+
+const visits = { accessibility, film, night, refreshes, plain, away };
+const browser = await chromium.launch({ executablePath: asked.chromium, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
+for (const name of asked.visits) {
+  try {
+    seen.pages[name] = await visits[name](browser);
+  } catch (error) {
+    seen.pages[name] = { failed: error.message };
+  }
+}
+await browser.close();
+console.log(JSON.stringify(seen));

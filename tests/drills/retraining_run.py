@@ -276,12 +276,12 @@ def whole_story(folder: Path, *, champion_epochs: int, epochs: int) -> int:
         challenger, result = show_run(site.context)
         if challenger is not None and result != "failed":
             done.add("a verdict that lets the challenger go live")
-            promote(site, challenger, result)
-            done.add("promotion")
+            if promote(site, challenger, result):
+                done.add("promotion")
             judge_worse_ones(site)
             done.add("two worse challengers refused")
-            roll_back_in_the_middle(site, challenger)
-            done.add("rollback in the middle of a night")
+            if roll_back_in_the_middle(site, challenger):
+                done.add("rollback in the middle of a night")
         say("the totals", nightread(site.context, "status"))
         say("checkpoints", nightread(site.context, "models", "list"))
     code, words = ending(done)
@@ -304,16 +304,22 @@ def show_run(context: Context) -> tuple[str | None, str]:
     return digest, "failed" if verdict is None else verdict.result
 
 
-def promote(site: Site, challenger: str, result: str) -> None:
-    """Live within a minute; what is undecided by the word of the drill."""
+def promote(site: Site, challenger: str, result: str) -> bool:
+    """Live within a minute; what is undecided by the word of the drill. Whether the challenger scored the next load."""
     accepted = ("--accept-undecided", "the drill has no more films") if result == "undecided" else ()
     promotion = ("models", "promote", challenger[:12], "--reason", f"{result} by the gate", *accepted)
     say("promote", nightread(site.context, *promotion))
-    say("the champion now", _live_after(site, write_load(site.films, site.folder / "load-4", seed=4), challenger))
+    began = time.monotonic()
+    pace(site, write_load(site.films, site.folder / "load-4", seed=4))
+    with read_scope(site.context.engine) as session:
+        by = {digest: studies for digest, studies, _ in session.execute(text(BY_CHECKPOINT), {"load": "L4-%"})}
+    say("the champion now", f"{by} within {time.monotonic() - began:.0f} s (asked for {challenger[:12]})")
+    return challenger[:12] in by
 
 
-def roll_back_in_the_middle(site: Site, challenger: str) -> None:
-    """Back within a minute while a night is being scored; no study has two checkpoints."""
+def roll_back_in_the_middle(site: Site, challenger: str) -> bool:
+    """Back within a minute while a night is being scored. Whether both checkpoints scored a part of it, and no study
+    was scored by two."""
     load = write_load(site.films, site.folder / "load-5", seed=5, studies=NIGHT)
     begun = totals(site.context).scored + NIGHT // 20
     sender = start(site.context, "enqueue", site.log, str(load))
@@ -335,6 +341,12 @@ def roll_back_in_the_middle(site: Site, challenger: str) -> None:
         f"studies with two checkpoints: {mixed}\n"
         f"the night was over after {time.monotonic() - asked:.0f} s",
     )
+    return was_in_the_middle([digest for digest, _, _ in by], challenger=challenger, mixed=mixed or 0)
+
+
+def was_in_the_middle(digests: Collection[str], *, challenger: str, mixed: int) -> bool:
+    """Whether a night was scored by the challenger and by the champion before it, each study by one of them."""
+    return len(set(digests) - {challenger[:12]}) == 1 and challenger[:12] in digests and not mixed
 
 
 BY_CHECKPOINT = """
@@ -345,14 +357,6 @@ MIXED = """
     SELECT count(*) FROM (
         SELECT i.study_id FROM film_score f JOIN instance i ON i.id = f.instance_id JOIN study s ON s.id = i.study_id
         WHERE s.accession_number LIKE :load GROUP BY i.study_id HAVING count(DISTINCT f.checkpoint_id) > 1) m"""
-
-
-def _live_after(site: Site, load: Path, challenger: str) -> str:
-    began = time.monotonic()
-    pace(site, load)
-    with read_scope(site.context.engine) as session:
-        found = [(digest, studies) for digest, studies, _ in session.execute(text(BY_CHECKPOINT), {"load": "L4-%"})]
-    return f"{found} within {time.monotonic() - began:.0f} s (asked for {challenger[:12]})"
 
 
 def judge_worse_ones(site: Site) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.drills import retraining_run
-from tests.drills.retraining_run import PARTS, SOMETHING_LEFT_OUT, cpu_seconds, ending
+from tests.drills.retraining_run import PARTS, SOMETHING_LEFT_OUT, cpu_seconds, ending, was_in_the_middle
 
 
 def test_a_drill_that_did_all_ends_with_0() -> None:
@@ -17,6 +17,14 @@ def test_a_drill_that_did_all_ends_with_0() -> None:
 @pytest.mark.parametrize("part", PARTS)
 def test_a_drill_that_left_a_part_out_ends_with_another_code_and_names_it(part: str) -> None:
     assert ending([other for other in PARTS if other != part]) == (SOMETHING_LEFT_OUT, f"LEFT OUT: {part}")
+
+
+def test_a_rollback_that_came_after_the_night_or_mixed_two_checkpoints_is_none_in_its_middle() -> None:
+    new, old = "a" * 12, "b" * 12
+    assert was_in_the_middle([new, old], challenger="a" * 64, mixed=0)
+    assert not was_in_the_middle([new], challenger="a" * 64, mixed=0)
+    assert not was_in_the_middle([old], challenger="a" * 64, mixed=0)
+    assert not was_in_the_middle([new, old], challenger="a" * 64, mixed=1)
 
 
 def test_the_code_of_the_story_is_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ The lock is the running row's lease. It survives a crash: whoever finds it expir
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -35,14 +35,21 @@ class Held:
     resumed: bool
 
 
+class Wanted(NamedTuple):
+    """A run to begin: why, from which checkpoint, and with which settings."""
+
+    cause: str
+    parent_id: int
+    settings: dict[str, Any]
+
+
 def take(
-    session: Session, *, holder: str, cause: str, settings: dict[str, Any], parent_id: int, lease_minutes: float,
-    max_attempts: int, died: bool = True,
-) -> Held | None:  # fmt: skip
+    session: Session, wanted: Wanted, *, holder: str, lease_minutes: float, max_attempts: int, died: bool = True
+) -> Held | None:
     """Begin a run, or resume the one whose process ended. Raises Busy while another process is at work.
 
     A run that died `max_attempts` times is ended as failed; one that was only cut off from the database has not `died`,
-    and that attempt does not count. Where only an end of what was begun is asked for (`cause` is RESUME) no new one
+    and that attempt does not count. Where only an end of what was begun is asked for (the cause is RESUME) no new one
     begins: then, without one to resume, None.
     """
     registry.lock_promotions(session)
@@ -57,11 +64,11 @@ def take(
     if run is not None:
         run.state, run.finished_at, run.reason = "failed", now, f"its process died {run.attempts} times ({run.stage})"
         session.flush()
-    if cause == RESUME:
+    if wanted.cause == RESUME:
         return None
     run = TrainingRun(
-        state="running", stage="begin", cause=cause, attempts=1, held_by=holder, lease_expires_at=lease, started_at=now,
-        parent_checkpoint_id=parent_id, settings=settings, counts={}, metrics={},
+        state="running", stage="begin", cause=wanted.cause, attempts=1, held_by=holder, lease_expires_at=lease,
+        started_at=now, parent_checkpoint_id=wanted.parent_id, settings=wanted.settings, counts={}, metrics={},
     )  # fmt: skip
     session.add(run)
     session.flush()

@@ -164,7 +164,7 @@ def test_a_service_takes_up_a_new_champion_between_two_studies_without_mixing_th
     assert by == [old, context.live().checkpoint_id]
 
 
-def test_what_is_in_hand_is_finished_under_the_old_checkpoint(context, tmp_path):
+def test_what_is_in_flight_is_finished_under_the_old_checkpoint(context, tmp_path):
     for i in range(3):
         make_film(tmp_path / f"{i}.dcm")
     receive(context, [tmp_path])

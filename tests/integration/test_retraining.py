@@ -138,9 +138,8 @@ def test_what_is_said_after_the_moment_of_asking_does_not_count(context):
 def take(session: Session, context: Context, *, cause: str = "hand", attempts: int = 3) -> training_runs.Held | None:
     champion = registry.champion(session)
     assert champion is not None
-    return training_runs.take(
-        session, holder="a", cause=cause, settings={}, parent_id=champion.id, lease_minutes=1, max_attempts=attempts
-    )
+    wanted = training_runs.Wanted(cause, champion.id, settings={})
+    return training_runs.take(session, wanted, holder="a", lease_minutes=1, max_attempts=attempts)
 
 
 def expire(session: Session) -> None:

@@ -190,7 +190,7 @@ def test_what_is_no_dicom_is_rejected_with_a_reason_and_forgotten_when_it_is_men
         assert len(session.scalars(select(RejectedFile)).all()) == 1
 
 
-def test_a_stop_gives_back_what_is_in_hand(context, tmp_path):
+def test_a_stop_gives_back_what_is_in_flight(context, tmp_path):
     for i in range(12):
         make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12)
     settled: list[int] = []

@@ -11,7 +11,7 @@ from tests.support.dicom_files import make_film, texture
 from worker.context import Context
 from worker.pacing import PaceError, per_minute_of, window_of
 from worker.queue import backfill as module
-from worker.queue.backfill import backfill
+from worker.queue.backfill import Pace, backfill
 
 APP = None  # no message is sent here
 
@@ -66,11 +66,11 @@ def test_new_studies_cost_their_share_of_the_rate_and_known_ones_nothing(context
     for i in range(4):
         make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12)
     pauses: list[float] = []
-    done = backfill(context, APP, [tmp_path], studies_per_minute=1, sleep=pauses.append)
+    done = backfill(context, APP, [tmp_path], pace=Pace(1, sleep=pauses.append))
     assert (len(done.received.studies), done.notified) == (4, 4)
     assert pauses == pytest.approx([120, 120], abs=30)
     pauses.clear()
-    done = backfill(context, APP, [tmp_path], studies_per_minute=1, sleep=pauses.append)
+    done = backfill(context, APP, [tmp_path], pace=Pace(1, sleep=pauses.append))
     assert (done.received.known, pauses) == (4, [0, 0])
 
 
@@ -79,7 +79,8 @@ def test_a_closed_window_is_waited_for_before_each_portion(context: Context, tmp
         make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12)
     clocks = iter([at("21:59"), at("22:30")])
     pauses: list[float] = []
-    backfill(context, APP, [tmp_path], window=window_of("22:00-06:00"), sleep=pauses.append, now=lambda: next(clocks))
+    pace = Pace(window=window_of("22:00-06:00"), sleep=pauses.append, now=lambda: next(clocks))
+    backfill(context, APP, [tmp_path], pace=pace)
     assert pauses == [60]
 
 

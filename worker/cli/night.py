@@ -85,16 +85,15 @@ def enqueue(
     """
     from worker.pacing import PaceError, per_minute_of, window_of
     from worker.queue.app import make_app
-    from worker.queue.backfill import backfill
+    from worker.queue.backfill import Pace, backfill
     from worker.terminal.refusals import usage_errors
 
     paths, context = _existing(paths), open_context()
     with usage_errors(PaceError):
-        pace = per_minute_of(rate) if rate else None
-        window = window_of(between) if between else None
+        pace = Pace(per_minute_of(rate) if rate else None, window_of(between) if between else None)
     celery = make_app(context.settings)
     with progress("Reading headers", total=None) as advance:  # counted first, a year's folders would be walked twice
-        done = backfill(context, celery, paths, studies_per_minute=pace, window=window, on_file=lambda: advance(1))
+        done = backfill(context, celery, paths, pace=pace, on_file=lambda: advance(1))
     received = done.received
     say(f"{counted(received.files, 'file')}: {counted(received.new_instances, 'new instance')} of "
               f"{counted(len(received.studies), 'study', 'studies')}, {received.known} known, "

@@ -30,27 +30,45 @@ class Backfilled:
     broker_away: bool = False
 
 
+@dataclass(frozen=True)
+class Pace:
+    """At most `studies_per_minute` new studies, and only within the window of the day; None: no limit."""
+
+    studies_per_minute: float | None = None
+    window: Window | None = None
+    sleep: Callable[[float], None] = clocks.sleep
+    now: Callable[[], datetime] = datetime.now
+
+    def wait_until_open(self) -> None:
+        if self.window is not None and (closed := self.window.seconds_until_open(self.now())):
+            log.info("backfill_waits", seconds=round(closed))
+            self.sleep(closed)
+
+    def wait_after(self, studies: int, *, seconds: float) -> None:
+        """Wait for the rest of the time that these studies may take, of which `seconds` are over."""
+        if self.studies_per_minute is not None:
+            self.sleep(max(0.0, studies * 60 / self.studies_per_minute - seconds))
+
+
+UNPACED = Pace()
+
+
 def backfill(
     context: Context,
     app: Celery,
     paths: Iterable[Path],
     *,
-    studies_per_minute: float | None = None,
-    window: Window | None = None,
+    pace: Pace = UNPACED,
     on_file: Callable[[], None] = lambda: None,
-    sleep: Callable[[float], None] = clocks.sleep,
-    now: Callable[[], datetime] = datetime.now,
 ) -> Backfilled:
-    """Register what lies at `paths` and notify the workers, portion by portion, at most `studies_per_minute` of them.
+    """Register what lies at `paths` and notify the workers, portion by portion, at this pace.
 
     Files that are registered already cost no time of the rate, so an interrupted backfill is resumed by the same
     command. While the broker is away it goes on registering: the sweep will send the messages.
     """
     done, found = Backfilled(Received()), find_files(paths)
     while files := list(islice(found, PORTION_FILES)):
-        if window is not None and (closed := window.seconds_until_open(now())):
-            log.info("backfill_waits", seconds=round(closed))
-            sleep(closed)
+        pace.wait_until_open()
         began = clocks.monotonic()
         portion = receive(context, files, on_file=on_file)
         done.received.add(portion)
@@ -58,6 +76,5 @@ def backfill(
             done.notified += notify_waiting(context, app, limit=len(portion.studies))
         except BrokerAway:
             done.broker_away = True
-        if studies_per_minute is not None:
-            sleep(max(0.0, len(portion.studies) * 60 / studies_per_minute - (clocks.monotonic() - began)))
+        pace.wait_after(len(portion.studies), seconds=clocks.monotonic() - began)
     return done

@@ -158,13 +158,11 @@ def _begin(context: Context, *, cause: str, say: Callable[[str], None]) -> Run |
         outage = None if left is None else context.retraining_folder / f"run-{left.id}" / OUTAGE
         held = training_runs.take(
             session,
-            died=outage is None or not outage.exists(),
+            training_runs.Wanted(cause, champion.id, settings=asked),
             holder=process_name(),
-            cause=cause,
-            settings=asked,
-            parent_id=champion.id,
             lease_minutes=LEASE_MINUTES,
             max_attempts=context.settings.max_attempts,
+            died=outage is None or not outage.exists(),
         )
         if held is not None:
             row = training_runs.by_id(session, held.run_id)

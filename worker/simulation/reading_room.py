@@ -201,7 +201,7 @@ class ReadingRoom:
         self._left: list[float] = work.tolist()
         self._outcome = Outcome(np.full(len(work), np.nan), np.zeros(len(work)))
         self._idle: list[simpy.Event] = []
-        self._in_hand: dict[int, int] = {}  # reader -> study
+        self._being_read: dict[int, int] = {}  # reader -> study
         self._environment.process(self._arrivals())
         self._readers = [self._environment.process(self._reader(number)) for number in range(department.readers)]
 
@@ -226,22 +226,24 @@ class ReadingRoom:
                 self._idle.append(environment.event())
                 yield self._idle[-1]
             start = environment.now
-            study = self._in_hand[me] = self._worklist.take(start)
+            study = self._being_read[me] = self._worklist.take(start)
             try:
                 yield environment.timeout(self._clock.finish(start, self._left[study]) - start)
                 self._outcome.reported[study] = environment.now
             except simpy.Interrupt:
                 self._left[study] -= self._clock.done_between(start, environment.now)
                 self._worklist.add(study)
-            del self._in_hand[me]
+            del self._being_read[me]
             self._outcome.reading[study] += environment.now - start
 
     def _interrupt_for(self, study: int) -> None:
-        last = max(self._in_hand, key=lambda reader: self._class_in_hand(self._in_hand[reader]), default=None)
-        if last is not None and self._worklist.interrupting_class[study] < self._class_in_hand(self._in_hand[last]):
+        last = max(self._being_read, key=lambda reader: self._class_being_read(self._being_read[reader]), default=None)
+        if last is not None and self._worklist.interrupting_class[study] < self._class_being_read(
+            self._being_read[last]
+        ):
             self._readers[last].interrupt()
 
-    def _class_in_hand(self, study: int) -> int:
+    def _class_being_read(self, study: int) -> int:
         """Nothing but STAT interrupts the reading of an overdue study."""
         number = self._worklist.interrupting_class[study]
         return min(number, 1) if self._worklist.overdue(study, self._environment.now) else number

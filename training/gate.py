@@ -126,29 +126,36 @@ class _Question(NamedTuple):
     note: str | None = None
 
 
+class JudgedFilms(NamedTuple):
+    """A manifest of films, one or more, that neither checkpoint learned from; where they are `films_from`, as checks
+    say; and the films to `train` the baselines on."""
+
+    manifest: pd.DataFrame
+    films_from: str
+    train: pd.DataFrame
+
+
 def judge(
-    films: pd.DataFrame,
+    films: JudgedFilms,
     champion: npt.ArrayLike,
     challenger: npt.ArrayLike,
     *,
-    train: pd.DataFrame,
     rules: Rules,
-    films_from: str,
     categories: Mapping[str, str],
     rng: np.random.Generator,
 ) -> list[Check]:
     """Every check of a challenger beside a champion and the baselines, but for those that need a reading room.
 
-    films: a manifest of films, one or more, that neither learned from. champion, challenger: calibrated probabilities
-    (N, F) for them, columns as the manifest's findings. train: the films that the baselines are fitted on. categories:
-    finding -> "A" to "D". films_from goes into the checks as it is. Memory: 4 bytes per film and draw.
+    champion, challenger: calibrated probabilities (N, F) for the films, columns as the manifest's findings. categories:
+    finding -> "A" to "D". Memory: 4 bytes per film and draw.
     """
     old, new = np.asarray(champion, dtype=float), np.asarray(challenger, dtype=float)
-    bench = _Bench.of(films, rules, categories)
-    questions = [*bench.rankings(old), *bench.gaps(old), *bench.beside(baselines(train, films), champion=old)]
-    draws = list(patient_draws(films["patient_id"], rng=rng, replicates=rules.replicates))
+    bench = _Bench.of(films.manifest, rules, categories)
+    known = baselines(films.train, films.manifest)
+    questions = [*bench.rankings(old), *bench.gaps(old), *bench.beside(known, champion=old)]
+    draws = list(patient_draws(films.manifest["patient_id"], rng=rng, replicates=rules.replicates))
     return [
-        _answer(question, new, draws, Check(number, films_from, question.name, question.subject), rules)
+        _answer(question, new, draws, Check(number, films.films_from, question.name, question.subject), rules)
         for number, question in enumerate(questions, start=1)
     ]
 

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from db.models import GateResult
 from training import metrics
 from training.findings import FINDINGS
-from training.gate import BESIDE, Check, Result, Rules, judge, judge_mean, overall
+from training.gate import BESIDE, Check, JudgedFilms, Result, Rules, judge, judge_mean, overall
 from training.manifest import UNKNOWN
 
 pytestmark = pytest.mark.slow  # bootstraps
@@ -60,10 +60,9 @@ def judged(
     categories: Mapping[str, str] = CATEGORIES,
 ) -> dict[tuple[str, str], Check]:
     train, _ = drawn(films=800, seed=99)
-    checks = judge(
-        films, champion, challenger, train=train, rules=rules, films_from="gold", categories=categories,
-        rng=np.random.default_rng(5),
-    )  # fmt: skip
+    kept_aside = JudgedFilms(films, "gold", train)
+    rng = np.random.default_rng(5)
+    checks = judge(kept_aside, champion, challenger, rules=rules, categories=categories, rng=rng)
     assert [check.number for check in checks] == list(range(1, len(checks) + 1))
     assert {check.films_from for check in checks} == {"gold"}
     return {(check.name, check.subject): check for check in checks}
@@ -229,10 +228,9 @@ def test_a_baseline_that_knows_more_than_the_challenger_stops_it() -> None:
     films[list(FINDINGS)] = (films[["age_years"]].to_numpy() > 60).astype(np.uint8) | films[list(FINDINGS)]
     train[list(FINDINGS)] = (train[["age_years"]].to_numpy() > 60).astype(np.uint8) | train[list(FINDINGS)]
     probabilities = seen(films, noise, auroc=0.6)
-    checks = judge(
-        films, probabilities, probabilities, train=train, rules=RULES, films_from="gold", categories=CATEGORIES,
-        rng=np.random.default_rng(5),
-    )  # fmt: skip
+    kept_aside = JudgedFilms(films, "gold", train)
+    rng = np.random.default_rng(5)
+    checks = judge(kept_aside, probabilities, probabilities, rules=RULES, categories=CATEGORIES, rng=rng)
     assert next(check for check in checks if check.subject == "view_age_sex").result == "failed"
 
 

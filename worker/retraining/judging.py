@@ -176,10 +176,8 @@ class Comparison:
     ) -> list[Check]:
         """The checks of training.gate; the same draws for the same films."""
         categories = {row.finding: row.category for row in self.reading.findings}
-        return gate.judge(
-            films, champion, challenger, train=self.train, rules=self.rules, films_from=films_from,
-            categories=categories, rng=np.random.default_rng(SEED),
-        )  # fmt: skip
+        judged, rng = gate.JudgedFilms(films, films_from, self.train), np.random.default_rng(SEED)
+        return gate.judge(judged, champion, challenger, rules=self.rules, categories=categories, rng=rng)
 
     def recent(
         self, films: pd.DataFrame, champion: NDArray[np.float32], challenger: NDArray[np.float32]

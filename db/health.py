@@ -1,13 +1,13 @@
 """Health of the ledger: the totals, how long the oldest study waits, and when something last moved."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from db import drift
+from db import deliveries, drift
 from db.base import database_now
 from db.ledger import pressing
 from db.models import Drift, Run, Study
@@ -23,6 +23,8 @@ class Health:
     seconds_since_settled: float | None  # None before the first study was settled
     drift: Sequence[Drift]  # of the last day that was judged
     seconds_since_drift: float | None  # since the end of that day
+    deliveries: Mapping[tuple[str, str], int]  # by kind and state
+    oldest_delivery_seconds: float  # of those that are not out yet; 0 when none waits
 
 
 def health(session: Session) -> Health:
@@ -39,6 +41,8 @@ def health(session: Session) -> Health:
         seconds_since_settled=seconds_since_settled(session),
         drift=figures,
         seconds_since_drift=(now - _end_of(figures[0].day)).total_seconds() if figures else None,
+        deliveries=deliveries.counts(session),
+        oldest_delivery_seconds=deliveries.oldest_waiting_seconds(session),
     )
 
 

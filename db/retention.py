@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from db.base import database_now
 from db.bulk import in_parts
-from db.models import SETTLED, Audit, Instance, InstanceVersion, RejectedFile, Review, Study, StudyPriority
+from db.models import SETTLED, Audit, Delivery, Instance, InstanceVersion, RejectedFile, Review, Study, StudyPriority
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,10 @@ def _unread() -> ColumnElement[bool]:
 
 
 def _old(before: datetime, *, reviewed: bool, unread: bool) -> list[ColumnElement[bool]]:
-    """A study that was received or settled anew since the date is not old."""
-    old = [Study.state.in_(SETTLED), Study.received_at < before, Study.settled_at < before]
+    """A study that was received or settled anew since the date is not old, and neither is one whose result is not out
+    yet: a delivery needs its film."""
+    undelivered = select(Delivery.id).where(Delivery.study_id == Study.id, Delivery.state.in_(("waiting", "sending")))
+    old = [Study.state.in_(SETTLED), Study.received_at < before, Study.settled_at < before, ~undelivered.exists()]
     if not reviewed:
         old.append(~select(Review.id).where(Review.study_id == Study.id).exists())
     if not unread:

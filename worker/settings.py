@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from platformdirs import user_data_path
-from pydantic import BeforeValidator, Field, FilePath, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, FilePath, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -52,10 +52,6 @@ NOT_SETTINGS = {
 }  # fmt: skip
 # Kubernetes sets these in every container beside a service that is called nightread, or nightread-something.
 OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
-
-# The entries of a peer of which it needs one, by what is delivered to it.
-DICOM = ("ae_title", "dicomweb")
-DELIVERED_TO = {"sr": DICOM, "sc": DICOM, "oru": ("mllp",), "fhir": ("fhir",)}
 
 
 class WrongSettings(Exception):
@@ -213,19 +209,6 @@ class Settings(BaseSettings):
             usable = None
         if not usable:
             raise ValueError("write it as redis://:password@host:6379/0")
-        return value
-
-    @field_validator("deliver")
-    @classmethod
-    def _has_peers(cls, value: DeliverSettings, info: ValidationInfo) -> DeliverSettings:
-        """Each destination is a peer that has an address for what it gets."""
-        peers = {peer.name: peer for peer in info.data.get("peers", ())}
-        for kind, entries in DELIVERED_TO.items():
-            for name in getattr(value, kind):
-                if name not in peers:
-                    raise ValueError(f"{kind.upper()}: no peer has the name {name}; {PREFIX}PEERS names the others")
-                if not any(getattr(peers[name], entry) for entry in entries):
-                    raise ValueError(f"{kind.upper()}: peer {name} has no {' or '.join(entries)} in {PREFIX}PEERS")
         return value
 
     @field_validator("state_folder", mode="before")

@@ -13,13 +13,19 @@ import pytest
 import redis
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGLosslessSV1
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, inspect, select, text
 
+from db.models import Delivery
+from db.session import read_scope
+from tests.integration.test_deliver import Node, rows
+from tests.integration.test_deliver_elsewhere import Listener, Server
 from tests.support.contexts import seeded_context
 from tests.support.crew import environment_of, messages, wait_until
 from tests.support.dicom_files import make_film, texture
 from tests.support.orthanc import AE_TITLE, DICOM_PORT, PASSWORD, USER, Orthanc
+from tests.support.scored import score_at_once
 from tests.support.servers import free_port
+from worker.intake.receive import receive
 from worker.queue.app import SCORE
 from worker.settings import Settings
 
@@ -205,3 +211,44 @@ def wait_for_the_night(database_url: str) -> None:
 
     wait_until(is_over, seconds=150)
     engine.dispose()
+
+
+def test_results_that_are_sent_and_refused_name_nobody_in_logs_and_tables(settings: Settings, tmp_path: Path) -> None:
+    """The RIS and the FHIR server quote the patient in their refusals; a result and its film hold the name."""
+    context = seeded_context(settings, champion=settings.checkpoint)
+    uids = films(tmp_path / "Kanarienvogel_Hansi")
+    receive(context, [tmp_path / "Kanarienvogel_Hansi" / "good.dcm"])
+    score_at_once(context)
+    log = tmp_path / "deliver.log"
+    refusal = b"\x0bMSH|^~\\&|RIS\rMSA|AE|{id}|Kanarienvogel^Hansi is unknown\r\x1c\r"
+    ris, ehr = Listener((refusal,)), Server(status=422, answer={"diagnostics": "Kanarienvogel^Hansi"})
+    with ris.listening() as peer, ehr.listening() as url, Node().listening() as node, log.open("wb") as output:
+        peers = tmp_path / "peers.toml"
+        peers.write_text(
+            f'[ris]\nmllp = "{peer.mllp}"\n[ehr]\nfhir = "{url}"\n'
+            f'[pacs]\nae_title = "NODE"\nhost = "127.0.0.1"\nport = {node.port}\n'
+        )
+        deliver = {"ORU": "ris", "FHIR": "ehr", "SR": "pacs", "QUIET_SECONDS": "0"}
+        logs = {"NIGHTREAD_LOG_FORMAT": "json", "NIGHTREAD_LOG_LEVEL": "debug", "NIGHTREAD_PEERS": str(peers)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker.cli", "deliver"],
+            env=os.environ
+            | {"NIGHTREAD_DATABASE_URL": settings.database_url, "NIGHTREAD_STATE_FOLDER": str(settings.state_folder)}
+            | {f"NIGHTREAD_DELIVER_{name}": value for name, value in deliver.items()}
+            | logs,
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            wait_until(lambda: sorted(row.reason or row.state for row in rows(context)) == [
+                "ack_error", "bundle_refused", "sent"], log=log)  # fmt: skip
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+    assert "Kanarienvogel" in ris.messages[0], "the message itself names the patient"
+    said = log.read_text().lower().replace(str(tmp_path).lower(), "")
+    assert '"event": "delivery_sent"' in said
+    assert [word for word in (*WORDS, *uids) if word in said] == []
+    with read_scope(context.engine) as session:
+        kept = [str(vars(row)).lower() for row in session.scalars(select(Delivery))]
+    assert [word for word in NEVER_STORED if any(word in row for row in kept)] == []

@@ -154,7 +154,7 @@ def test_service_runs_without_root_rights_on_a_read_only_file_system(name: str) 
     assert "privileged" not in service
 
 
-CALLS_OUT = {"puller"}  # on the edge to reach archives, and reached by nobody
+CALLS_OUT = {"puller", "delivery"}  # on the edge to reach archives, and reached by nobody
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -111,19 +111,3 @@ def test_a_peer_that_is_not_there_is_away():
         pass
     with pytest.raises(WrongSettings, match="peer vna has no ae_title"):
         associated(Peer(name="vna", dicomweb="https://h"), calling="US", contexts=echo).__enter__()
-
-
-@pytest.mark.parametrize(
-    ("deliver", "sentence"),
-    [
-        ({"sr": "other"}, "NIGHTREAD_DELIVER: SR: no peer has the name other"),
-        ({"oru": "pacs"}, "NIGHTREAD_DELIVER: ORU: peer pacs has no mllp"),
-        ({"sc": "ris"}, "NIGHTREAD_DELIVER: SC: peer ris has no ae_title or dicomweb"),
-    ],
-)
-def test_a_destination_is_a_peer_with_an_address_for_what_it_gets(deliver, sentence, peers_file, monkeypatch):
-    peers_file('[pacs]\nae_title = "PACS"\nhost = "h"\n[ris]\nmllp = "mllp://ris:2575"')
-    for kind, names in deliver.items():
-        monkeypatch.setenv(f"NIGHTREAD_DELIVER_{kind.upper()}", names)
-    with pytest.raises(WrongSettings, match=re.escape(sentence)):
-        read_settings()

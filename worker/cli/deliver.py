@@ -91,6 +91,7 @@ def _run() -> None:
     from worker.delivery import outbox
 
     context, stopping = _with_destinations(), threading.Event()
+    outbox.destinations(context.settings)  # so that a wrong one fails here
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda *_: stopping.set())
     outbox.run(context, should_stop=stopping.is_set)

@@ -32,6 +32,7 @@ def score(paths: Paths) -> None:
     paths = _existing(paths)
     context = open_context(log_level="warning", create=True)  # a line per study would tear the progress bar apart
     context.seed()
+    _check_destinations(context)
     received = _receive(context, paths)
     with read_scope(context.engine) as session:
         waiting = kept_totals(session).waiting
@@ -61,6 +62,14 @@ def _scored(context: "Context", *, on_settled: "Callable[[int], None]") -> "Tall
                 return score_until_done(scorer, on_settled=on_settled)
         except UnsoundCheckpoint as unsound:
             take_back(context, unsound)
+
+
+def _check_destinations(context: "Context") -> None:
+    """Refuse destinations that cannot be meant before the work is done."""
+    if context.settings.deliver.is_on:
+        from worker.delivery.outbox import destinations
+
+        destinations(context.settings)
 
 
 def _deliver(context: "Context") -> None:

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, get_args
+from typing import Final
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -24,8 +24,9 @@ from worker.context import Context, process_name
 from worker.delivery.errors import DeliveryError, DestinationAway, OutOfDate, Refused
 from worker.delivery.identifiers import object_uid
 from worker.delivery.send import send
+from worker.peers import peer_named
 from worker.ranking.priority import BLIND
-from worker.settings import Settings
+from worker.settings import Settings, WrongSettings
 
 log = structlog.get_logger()
 
@@ -34,6 +35,13 @@ LEASE_MINUTES: Final = 10.0  # longer than any send takes: every time-out along 
 FIRST_PAUSE_SECONDS: Final = 10.0
 GROWTH: Final = 1.5  # so that a destination that comes back waits for a third of the time that it was away
 POLL_SECONDS: Final = 1.0
+# The entries of a peer of which it needs one, by what is delivered to it.
+ENTRIES: Final[dict[DeliveryKind, tuple[str, ...]]] = {
+    "sr": ("ae_title", "dicomweb"),
+    "sc": ("ae_title", "dicomweb"),
+    "oru": ("mllp",),
+    "fhir": ("fhir",),
+}
 
 
 @dataclass(frozen=True)
@@ -45,9 +53,24 @@ class Destination:
 
 
 def destinations(settings: Settings) -> list[Destination]:
-    """Everything that the settings send, to whom."""
-    kinds: tuple[DeliveryKind, ...] = get_args(DeliveryKind)
-    return [Destination(kind, peer) for kind in kinds for peer in dict.fromkeys(getattr(settings.deliver, kind))]
+    """Everything that the settings send, to whom. Raises WrongSettings for a peer without an address for what it gets.
+
+    Not checked where settings are read: only the processes that deliver need the peers' file.
+    """
+    return [
+        _destination(settings, kind, name)
+        for kind in ENTRIES
+        for name in dict.fromkeys(getattr(settings.deliver, kind))
+    ]
+
+
+def _destination(settings: Settings, kind: DeliveryKind, name: str) -> Destination:
+    peer = peer_named(settings, name)
+    if not any(getattr(peer, entry) for entry in ENTRIES[kind]):
+        raise WrongSettings(
+            f"NIGHTREAD_DELIVER_{kind.upper()}: peer {name} has no {' or '.join(ENTRIES[kind])} in NIGHTREAD_PEERS"
+        )
+    return Destination(kind, name)
 
 
 # ------------------------------------------------------------------------------------------------------ publishing

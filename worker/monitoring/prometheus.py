@@ -182,6 +182,7 @@ def _gauges(found: Health) -> Iterator[Metric]:
         "How long the oldest study that was never settled has waited.",
         value=found.oldest_waiting_seconds,
     )
+    yield from _deliveries(found)
     if found.seconds_since_settled is not None:
         yield GaugeMetricFamily(
             "nightread_seconds_since_settled", "Since a run last settled a study.", value=found.seconds_since_settled
@@ -193,6 +194,18 @@ def _gauges(found: Health) -> Iterator[Metric]:
             "Since the end of the day that was last judged; negative while it goes on.",
             value=found.seconds_since_drift,
         )
+
+
+def _deliveries(found: Health) -> Iterator[Metric]:
+    counts = GaugeMetricFamily("nightread_deliveries", "Results by kind and state.", labels=["kind", "state"])
+    for (kind, state), count in found.deliveries.items():
+        counts.add_metric([code(kind), code(state)], count)
+    yield counts
+    yield GaugeMetricFamily(
+        "nightread_oldest_delivery_seconds",
+        "How long the oldest result that is not out yet has waited.",
+        value=found.oldest_delivery_seconds,
+    )
 
 
 def _drift(figures: Sequence[Drift]) -> Iterator[Metric]:

@@ -23,7 +23,9 @@ def register(app: Celery, context: Context, *, stopping: threading.Event) -> Non
 
 
 def run_delivery_worker(context: Context) -> None:
-    """Consume the delivery queue until SIGTERM. Raises Unavailable when the consumer ends by itself."""
+    """Consume the delivery queue until SIGTERM. Raises WrongSettings for a peer that cannot get what it is to get, and
+    Unavailable when the consumer ends by itself."""
+    outbox.destinations(context.settings)  # so that a wrong one fails here
     celery, stopping = make_app(context.settings), threading.Event()
     register(celery, context, stopping=stopping)
     consume(celery, DELIVERY, stopping=stopping)

@@ -1,35 +1,43 @@
 """Results on their way: publishing, the outbox, and archives that come and go."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
+from threading import Event
 from typing import Any
 
 import pydicom
 import pytest
+from prometheus_client import CollectorRegistry
 from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage, generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 from sqlalchemy import select, text, update
+from typer.testing import CliRunner
 
 from db import deliveries
 from db.base import database_now
-from db.models import Audit, Delivery, Instance, Study
+from db.models import Audit, Delivery, Instance, Study, StudyPriority
 from db.session import read_scope, session_scope
 from tests.support.dicom_files import make_film
 from tests.support.orthanc import AE_TITLE, DICOM_PORT, Orthanc
 from tests.support.scored import score_at_once
+from worker.cli.app import app
 from worker.context import Context
 from worker.delivery import outbox
 from worker.delivery.errors import DestinationAway, Refused
 from worker.dicom_network.storage_scp import Receiver, listening
 from worker.doctor import examine_role
 from worker.intake.receive import receive
-from worker.monitoring.prometheus import ReceiveMetrics
+from worker.monitoring.prometheus import LedgerCollector, ReceiveMetrics
+from worker.queue.app import DELIVER, make_app
+from worker.queue.deliverer import register
+from worker.retention import Pruning, prunable
 from worker.setting_peers import Peer
 
 ARCHIVE = Peer(name="archive", ae_title=AE_TITLE, host="127.0.0.1", port=DICOM_PORT)
@@ -338,6 +346,79 @@ def test_a_worker_that_lost_its_lease_writes_nothing(embedded: Context) -> None:
     with session_scope(context.engine) as session:
         deliveries.settle(session, first, "failed", worker="slow")
     assert states(context) == ["sending"]
+
+
+def test_prune_keeps_a_study_until_its_result_is_out(context: Context, sent: Sent) -> None:
+    context = delivering(context, ARCHIVE)
+    scored_film(context)
+    outbox.publish(context)
+    with session_scope(context.engine) as session:
+        session.execute(update(StudyPriority).values(read_at=database_now(session)))
+    pruning = Pruning(datetime.now(UTC) + timedelta(days=1))
+    assert prunable(context.engine, pruning).studies == 0
+    outbox.deliver_due(context)
+    assert prunable(context.engine, pruning).studies == 1
+
+
+def test_the_delivery_task_publishes_and_sends(embedded: Context, sent: Sent) -> None:
+    context = Context(delivering(embedded, ARCHIVE).settings.changed(broker_url="redis://127.0.0.1:1/0"))
+    scored_film(context)
+    celery = make_app(context.settings)
+    register(celery, context, stopping=Event())
+    celery.tasks[DELIVER]()
+    assert states(context) == ["sent"]
+    entry = celery.conf.beat_schedule["deliver"]
+    assert (entry["task"], entry["options"]["queue"]) == (DELIVER, "delivery")
+    assert "deliver" not in make_app(context.settings.changed(deliver={"sr": ()})).conf.beat_schedule
+
+
+def test_an_embedded_score_waits_until_its_studies_are_quiet_and_sends(embedded: Context, sent: Sent) -> None:
+    context = delivering(embedded, ARCHIVE, quiet_seconds=0.5)
+    scored_film(context)
+    assert outbox.finish(context) == 1
+    assert outbox.finish(context) == 0, "nothing is left to wait for"
+
+
+def test_the_health_counts_deliveries_by_kind_and_state_and_the_age_of_the_oldest(context: Context) -> None:
+    context = delivering(context, ARCHIVE, oru=("archive",))
+    context = Context(context.settings.changed(peers=(ARCHIVE.model_copy(update={"mllp": "mllp://h:1"}),)))
+    scored_film(context)
+    outbox.publish(context)
+    earlier(context, published=timedelta(minutes=5))
+    registry = CollectorRegistry()
+    registry.register(LedgerCollector(context.engine))
+    assert registry.get_sample_value("nightread_deliveries", {"kind": "oru", "state": "waiting"}) == 1
+    assert registry.get_sample_value("nightread_oldest_delivery_seconds") == pytest.approx(300, abs=60)
+
+
+def test_the_command_lists_retries_and_stops(embedded: Context, sent: Sent, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = delivering(embedded, ARCHIVE, max_refusals=1)
+    monkeypatch.setenv("NIGHTREAD_DATABASE_URL", context.settings.database_url)
+    made = scored_film(context)
+    outbox.publish(context)
+    sent.fails["archive"] = Refused("object_refused")
+    outbox.deliver_due(context)
+
+    def deliver(*words: str) -> str:
+        found = CliRunner().invoke(app, ["deliver", *words])
+        assert found.exit_code == 0, found.output
+        return found.output
+
+    (listed,) = json.loads(deliver("--list", "--json"))
+    assert (listed["state"], listed["reason"], listed["study_instance_uid"]) == (
+        "failed", "object_refused", made.StudyInstanceUID)  # fmt: skip
+    assert "1 delivery due now" in deliver("--retry", str(listed["id"]))
+    assert states(context) == ["waiting"]
+    deliver("--pause")
+    sent.fails.clear()
+    assert outbox.deliver_due(context) == 0
+    assert "are stopped" in deliver("--list")
+    deliver("--resume")
+    assert outbox.deliver_due(context) == 1
+    assert json.loads(deliver("--list", "--json")) == []
+    assert len(json.loads(deliver("--list", "--all", "--json"))) == 1
+    with read_scope(context.engine) as session:
+        assert [row["state"] for row in deliveries.of_study(session, 1)] == ["sent"]
 
 
 # -------------------------------------------------------------------------------------------------------- archives

@@ -21,6 +21,7 @@ from worker.delivery.structured_report import structured_report
 from worker.intake.receive import receive
 from worker.scoring.pipeline import score_until_done
 from worker.scoring.scorer import open_scorer
+from worker.setting_peers import Peer
 
 FEW = ("Pneumothorax", "Pleural_Thickening", "Hernia")  # with a code and without, with a threshold and without
 # Java 17 counts what an XPath expression costs, and the validator's cost more than it allows.
@@ -69,7 +70,8 @@ def test_dicom_sr_validator_finds_no_error_in_a_report(report: Path) -> None:
 @pytest.fixture(scope="module")
 def picture(make_context: MakeContext, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A picture of a film that was scored as in any night."""
-    context = make_context(deliver={"sc": ("archive",), "quiet_seconds": 0})
+    archive = Peer(name="archive", ae_title="ARCHIVE", host="archive.example")
+    context = make_context(peers=(archive,), deliver={"sc": ("archive",), "quiet_seconds": 0})
     path = context.state_folder / "film.dcm"
     make_film(path, pixels=texture(600, 500), bits=12, PatientName="Müller^Jürgen", SpecificCharacterSet="ISO_IR 100")
     receive(context, [path])

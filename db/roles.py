@@ -14,6 +14,8 @@ from typing import Any
 from psycopg import sql
 from sqlalchemy import Connection, Engine, inspect, text
 
+from db.schema import require_utf8
+
 MIGRATE, WORKER, WEB, READER = "nightread_migrate", "nightread_worker", "nightread_web", "nightread_reader"
 ROLES = (MIGRATE, WORKER, WEB, READER)
 
@@ -54,9 +56,11 @@ def create_roles(engine: Engine, passwords: Mapping[str, str]) -> None:
     """Create the four roles, or undo what was changed in them, and shut everyone else out of this database.
 
     `passwords` maps each of ROLES to its password; the server gets them hashed (SCRAM), so that none reaches its log.
-    The engine must connect as a superuser, to the database that Nightread will use. Raises KeyError for a missing role.
+    The engine must connect as a superuser, to the database that Nightread will use. Raises KeyError for a missing role, and
+    WrongEncoding for a database that is not in UTF-8.
     """
     with engine.begin() as connection:
+        require_utf8(connection)
         for role in ROLES:
             _create_role(connection, role, passwords[role])
         database = sql.Identifier(connection.engine.url.database or "")

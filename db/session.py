@@ -19,6 +19,7 @@ BUSY_TIMEOUT_SECONDS = 60
 # libpq's words. A network that swallows packets is noticed within half a minute, not after the kernel's quarter of an
 # hour; and a process frozen inside a transaction loses its locks before the others have waited for long.
 POSTGRES_PATIENCE = {
+    "client_encoding": "utf8",  # a database in SQL_ASCII would else answer in bytes, and could not be refused in words
     "connect_timeout": "10",  # seconds
     "keepalives_idle": "10",  # seconds
     "keepalives_interval": "5",  # seconds

@@ -158,7 +158,8 @@ def make_stand_ins(folder: Path, docker: dict[str, str], images: dict[str, str])
         sources = next(path for path in SOURCES if path.exists())
         base = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PYTHON_PACKAGES}", "bookworm"]
         run(*base, str(root), str(sources))
-    run("/usr/bin/docker", "import", str(root), "nightread-debian", environment=docker)
+    if not run("/usr/bin/docker", "images", "--quiet", "nightread-debian", environment=docker):
+        run("/usr/bin/docker", "import", str(root), "nightread-debian", environment=docker)
     context.mkdir(exist_ok=True)
     shutil.copy("/etc/ssl/certs/ca-certificates.crt", context)
     pip = Path("/etc/pip.conf")
@@ -451,7 +452,7 @@ def why_not(folder: Path) -> str | None:
         return "it needs root, for an engine and its networks"
     if not Path("/etc/debian_version").exists():
         return "it needs Debian, whose packages stand in for the images"
-    if shutil.disk_usage(folder).free < NEEDED_GB * 10**9:
+    if not (folder / "data").exists() and shutil.disk_usage(folder).free < NEEDED_GB * 10**9:
         return f"it needs {NEEDED_GB} GB under {folder}; --folder names another place"
     return None
 
@@ -467,6 +468,7 @@ def main() -> int:
         print(f"left out: {reason}")
         return 2
     record = Record()
+    shutil.rmtree(chosen.folder / "site", ignore_errors=True)  # of a drill that was killed
     try:
         drill(chosen.folder, record)
     except Failed as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, select, text
 
-from db import schema
+from db import roles, schema
 from db.models import Instance, RejectedFile
 from db.session import make_engine, read_scope
 from tests.support.dicom_files import make_film, save
@@ -156,15 +156,18 @@ def test_what_is_swapped_in_while_files_are_read_leads_out_of_no_root(swapped: s
     assert len(uids) == 1
 
 
-def test_a_database_that_is_not_utf8_is_refused(postgres_server_url: str, settings):
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_is_not_utf8_is_refused(postgres_server_url: str, settings, encoding):
     server = create_engine(postgres_server_url, isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
-        connection.execute(text("CREATE DATABASE latin1 ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'"))
-    url = server.url.set(database="latin1").render_as_string(hide_password=False)
+        connection.execute(text(f"CREATE DATABASE other ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'"))
+    url = server.url.set(database="other").render_as_string(hide_password=False)
     engine = make_engine(url)
     try:
-        with pytest.raises(schema.WrongEncoding, match="LATIN1"):
+        with pytest.raises(schema.WrongEncoding, match=encoding):
             schema.upgrade(engine)
+        with pytest.raises(schema.WrongEncoding, match=encoding):
+            roles.create_roles(engine, dict.fromkeys(roles.ROLES, "secret"))
         results = doctor.examine(Context(settings.model_copy(update={"database_url": url})))
         checked = next(result for result in results if result.name == "database")
         assert not checked.ok
@@ -172,7 +175,7 @@ def test_a_database_that_is_not_utf8_is_refused(postgres_server_url: str, settin
     finally:
         engine.dispose()
         with server.connect() as connection:
-            connection.execute(text("DROP DATABASE latin1 WITH (FORCE)"))
+            connection.execute(text("DROP DATABASE other WITH (FORCE)"))
 
 
 def test_no_text_of_a_header_is_lost_in_the_database(context, tmp_path):

@@ -56,8 +56,8 @@ def create_roles(engine: Engine, passwords: Mapping[str, str]) -> None:
     """Create the four roles, or undo what was changed in them, and shut everyone else out of this database.
 
     `passwords` maps each of ROLES to its password; the server gets them hashed (SCRAM), so that none reaches its log.
-    The engine must connect as a superuser, to the database that Nightread will use. Raises KeyError for a missing role, and
-    WrongEncoding for a database that is not in UTF-8.
+    The engine must connect as a superuser, to the database that Nightread will use. Raises KeyError for a missing role,
+    and WrongEncoding for a database that is not in UTF-8.
     """
     with engine.begin() as connection:
         require_utf8(connection)

@@ -34,6 +34,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification
@@ -358,6 +359,18 @@ def check_receiver(site: Site, record: Record, port: int) -> None:
     return record.check("a film that came by DICOM is scored", True)
 
 
+def check_web(site: Site, record: Record, port: int) -> None:
+    """A browser on this machine is led to the page where one signs in, and only under the host's own name."""
+    address = f"http://localhost:{port}/"
+    answer = httpx.get(address, trust_env=False, follow_redirects=True)
+    record.check("the web page asks to sign in", answer.status_code == 200 and "password" in answer.text)
+    record.check(
+        "the web page allows no foreign script", "script-src 'self'" in answer.headers["content-security-policy"]
+    )
+    foreign = httpx.get(address, trust_env=False, headers={"Host": "elsewhere.example"})
+    record.check("the web page refuses a foreign Host", foreign.status_code == 400)
+
+
 def check_prometheus(site: Site, record: Record) -> None:
     """Every scraped process answers, and the rules are sound."""
     rules = site.inside("prometheus", "promtool", "check", "config", "/etc/prometheus/prometheus.yml")
@@ -439,6 +452,7 @@ def drill(folder: Path, record: Record) -> None:
                 check_hardening(site, record, services)
                 check_reader(site, record, ports["POSTGRES_PORT"])
                 check_receiver(site, record, ports["RECEIVE_PORT"])
+                check_web(site, record, ports["WEB_PORT"])
                 check_prometheus(site, record)
             with record.timed("restart everything"):
                 check_restart(site, record)

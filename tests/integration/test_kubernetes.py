@@ -118,9 +118,9 @@ def test_every_command_option_setting_and_role_exists(manifests: list[Manifest])
 def test_the_secrets_keys_are_the_settings_that_are_secret(manifests: list[Manifest]) -> None:
     page = (REPOSITORY / "docs/how-to/kubernetes.md").read_text()
     for name, pod in pods(manifests).items():
-        (secret,) = (volume["secret"] for volume in pod["volumes"] if "secret" in volume)
+        (secret,) = (volume["secret"] for volume in pod["volumes"] if volume["name"] == "secrets")
         paths = {item["path"]: item["key"] for item in secret["items"]}
-        owner = "migrate_database_url" if name == "migrate" else "worker_database_url"
+        owner = f"{name if name in ('migrate', 'web') else 'worker'}_database_url"
         assert paths["nightread_database_url"] == owner
         assert all(f"--from-file={key}=" in page for key in paths.values()), name
 
@@ -139,8 +139,10 @@ def test_the_scaler_counts_the_waiting_studies_of_a_view_that_the_reader_sees(
 def test_every_network_policy_names_pods_that_exist(manifests: list[Manifest]) -> None:
     names = set(pods(manifests))
     for policy in of_kind(manifests, "NetworkPolicy"):
-        labels = policy["spec"]["podSelector"].get("matchLabels", {})
-        assert labels.get("app.kubernetes.io/name", "worker") in names, policy["metadata"]["name"]
+        selector = policy["spec"]["podSelector"]
+        named = set(selector.get("matchLabels", {}).values())
+        named |= {name for each in selector.get("matchExpressions", []) for name in each["values"]}
+        assert named <= names, policy["metadata"]["name"]
 
 
 def test_every_volume_that_a_pod_mounts_is_claimed(manifests: list[Manifest]) -> None:

@@ -2,9 +2,13 @@
 
 import time
 
+import pytest
+
 from tests.support.crew import wait_until
 from tests.support.web import add_night, signed_in
 from worker.web.app import create_app
+
+pytestmark = pytest.mark.xdist_group("servers")
 
 BACK_SECONDS = 30
 

@@ -20,9 +20,9 @@ SECONDS ?= 60
 IN_TWO := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: demo test unit coverage lint bench chaos fuzz receiver retraining containers machines gpu audit lock help
+.PHONY: demo test unit coverage lint bench chaos fuzz receiver retraining containers machines gpu demo-checkpoint audit lock help
 
-demo: $(VENV)/installed  ## Score thirty generated studies and show the morning they make
+demo: $(VENV)/installed  ## Score forty generated studies and show the morning they make
 	$(BIN)/nightread demo
 
 test: $(if $(T),$(VENV)/installed-for-tests,lint)  ## Check style, types and imports, then run all tests; or one: make test T=FILE
@@ -65,6 +65,9 @@ machines: $(VENV)/installed-for-tests  ## Score a night on two machines made of 
 gpu: $(VENV)/installed-for-tests  ## Measure this machine's GPU: films, precision, memory, training, decoding (five minutes)
 	$(BIN)/python -m tests.drills.gpu
 
+demo-checkpoint: $(VENV)/installed-for-tests  ## Draw other phantoms and train the demo's checkpoint on them (a few minutes)
+	$(BIN)/python -m worker.demo.learn
+
 audit:  ## Ask PyPI for known weaknesses of the pinned packages; fails when one cannot be asked for
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/pip install --quiet 'pip-audit>=2.10'
@@ -79,7 +82,7 @@ lock: $(VENV)/installed-for-tests  ## Write the newest versions that fit togethe
 	  print(*sorted(pins, key=lambda pin: pin.lower().split("==")), sep="\n")' > constraints.txt
 
 help:  ## List these commands
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 # An environment stands as long as what it was made from. Torch alone holds a minute's worth of modules that nobody will
 # import, hence --no-compile; what is imported is compiled here, once, also where PYTHONDONTWRITEBYTECODE is set: without

@@ -92,10 +92,15 @@ def columns(source: "Session | Connection") -> list[str]:
     return list(source.execute(text("SELECT * FROM worklist LIMIT 0")).keys())
 
 
-def study_findings(session: "Session") -> dict[str, dict[str, Any]]:
-    """Study Instance UID -> the row of the view study_findings."""
-    rows = session.execute(text("SELECT * FROM study_findings")).mappings()
-    return {row["study_instance_uid"]: dict(row) for row in rows}
+def contributions(session: "Session") -> dict[str, list[RowMapping]]:
+    """Study Instance UID -> its rows of the view study_contribution: first what counts, the best category first, and
+    in each what adds most to the urgency."""
+    order = "NOT counts, CASE WHEN counts THEN category END, contribution DESC, finding"
+    studies: dict[str, list[RowMapping]] = {}
+    statement = text(f"SELECT * FROM study_contribution ORDER BY {order}")  # noqa: S608 - a constant
+    for row in session.execute(statement).mappings():
+        studies.setdefault(row["study_instance_uid"], []).append(row)
+    return studies
 
 
 def parts(session: "Session", study_id: int) -> Sequence[RowMapping]:

@@ -23,7 +23,7 @@ class Settings:
 
     network: str = field(
         default="mobilenet",
-        metadata=_help("alexnet, mobilenet, mobilenet_1000, or a torchvision classifier by its name"),
+        metadata=_help("alexnet, mobilenet, mobilenet_1000, small, or a torchvision classifier by its name"),
     )
     start: str = field(
         default="imagenet",

@@ -20,7 +20,7 @@ def test_alexnet_has_the_papers_layers() -> None:
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("alexnet", 256), ("alexnet", 128), ("mobilenet", 96), ("mobilenet_grid", 64), ("resnet18", 64)],
+    [("alexnet", 256), ("alexnet", 128), ("small", 64), ("mobilenet", 96), ("mobilenet_grid", 64), ("resnet18", 64)],
 )
 @torch.inference_mode()
 def test_every_network_gives_one_logit_per_finding(name: str, size: int) -> None:
@@ -32,6 +32,13 @@ def test_every_network_gives_one_logit_per_finding(name: str, size: int) -> None
 def test_alexnet_sees_256_gray_pixels_and_mobilenet_224_in_three_channels() -> None:
     assert (input_of("alexnet").size, input_of("alexnet").channels) == (256, 1)
     assert (input_of("mobilenet").size, input_of("mobilenet").channels) == (224, 3)
+
+
+def test_the_small_network_sees_128_gray_pixels_and_starts_from_chance_alone(tmp_path: Path) -> None:
+    assert (input_of("small").size, input_of("small").channels) == (128, 1)
+    assert sum(weight.numel() for weight in make_network("small").parameters()) < 3e5
+    with pytest.raises(WrongWeights, match="small takes one gray channel"):
+        make_network("small", pretrained=tmp_path / "weights.pth")
 
 
 def test_the_papers_thousand_way_layer_is_a_variant() -> None:

@@ -12,9 +12,11 @@ app = typer.Typer()
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where the films, the database and the picture go.")] = Path("morning"),
+    folder: Annotated[Path, typer.Option(help="Where films, database, page and sheet go.")] = Path("morning"),
 ) -> None:
-    """Draw thirty phantom studies, score them, and show the list."""
+    """Draw forty phantom studies, score them, and show the list.
+
+    The demo's own checkpoint scores them; it learned from drawings and must not rank real films."""
     from worker.demo.run import run_demo
 
     morning = run_demo(folder, settings=settings_with_logs(log_level="warning"), console=out)

@@ -19,6 +19,9 @@ Points = NDArray[np.float64]
 Point = tuple[float, float]
 Stroke = tuple[Points, float, float]  # points (N, 2), width, strength in [0, 1]
 
+_FINE = ImageFilter.Kernel((3, 3), (1, 2, 1, 2, 4, 2, 1, 2, 1))
+_CIRCLE = np.linspace(0, 2 * np.pi, 48)
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -30,48 +33,59 @@ class Sheet:
     centre: Point = (0.0, 0.52)
     tilt_degrees: float = 0.0
 
+    @cached_property
+    def turn(self) -> Points:
+        cos, sin = np.cos(np.deg2rad(self.tilt_degrees)), np.sin(np.deg2rad(self.tilt_degrees))
+        return np.array([[cos, sin], [-sin, cos]])
+
     def pixels(self, points: ArrayLike) -> Points:
         """Points (N, 2) in lung heights -> (N, 2) in pixels, x first."""
-        angle = np.deg2rad(self.tilt_degrees)
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        moved = (np.asarray(points, float) - self.centre) @ turn.T
-        pixels: Points = moved * self.scale + (self.width / 2, self.height / 2)
-        return pixels
+        moved = (np.asarray(points, float) - self.centre) @ (self.turn * self.scale)
+        return np.asarray(moved + np.array([self.width / 2, self.height / 2]))
 
     @cached_property
     def grid(self) -> tuple[Map, Map]:
         """The coordinates x and y, in lung heights, of every pixel."""
-        angle = np.deg2rad(self.tilt_degrees)
-        across = (np.arange(self.width, dtype=np.float32) - self.width / 2) / self.scale
-        down = ((np.arange(self.height, dtype=np.float32) - self.height / 2) / self.scale)[:, None]
-        x = across * np.cos(angle) + down * np.sin(angle) + self.centre[0]
-        y = down * np.cos(angle) - across * np.sin(angle) + self.centre[1]
-        return x.astype(np.float32), y.astype(np.float32)
+        rows, columns = np.indices((self.height, self.width), dtype=np.float32)
+        across, down = (columns - self.width / 2) / self.scale, (rows - self.height / 2) / self.scale
+        (cos, sin), _ = self.turn.astype(np.float32)
+        return across * cos + down * sin + self.centre[0], down * cos - across * sin + self.centre[1]
 
     def fill(self, *outlines: ArrayLike, soft: float = 0.0) -> Map:
         """Closed outlines -> a mask in [0, 1] whose edge is `soft` wide."""
         page = Image.new("L", (self.width, self.height))
-        draw = ImageDraw.Draw(page)
         for outline in outlines:
-            draw.polygon(self.pixels(outline).ravel().tolist(), fill=255)
-        return self._soften(page, soft * self.scale)
+            ImageDraw.Draw(page).polygon(self.pixels(outline).ravel().tolist(), fill=255)
+        return _softened(page, soft * self.scale)
 
     def lines(self, strokes: Iterable[Stroke], *, soft: float = 0.0) -> Map:
-        """Strokes of (points, width, strength in [0, 1]), thin ones first -> a map in [0, 1]."""
+        """Strokes, thin ones first -> a map in [0, 1]."""
         page = Image.new("L", (self.width * 2, self.height * 2))
         draw = ImageDraw.Draw(page)
         ordered = sorted(strokes, key=lambda stroke: stroke[1])
-        ends = np.cumsum([len(points) for points, _, _ in ordered])
-        paths = np.split(2 * self.pixels(np.concatenate([points for points, _, _ in ordered])), ends[:-1])
-        for (_, width, strength), points in zip(ordered, paths, strict=True):
-            path = points.ravel().tolist()
-            pen = max(1, round(width * self.scale * 2))
+        paths = 2 * self.pixels(
+            np.concatenate([points for points, _, _ in ordered])
+        )  # all at once: there are thousands
+        start = 0
+        for points, width, strength in ordered:
+            pen, end = max(1, round(width * self.scale * 2)), start + len(points)
+            path, start = paths[start:end].ravel().tolist(), end
             draw.line(path, fill=round(255 * strength), width=pen, joint="curve" if pen > 6 else None)
-        return self._soften(page.reduce(2), soft * self.scale)
+        return _softened(page.reduce(2), soft * self.scale)
+
+    def bone(self, outlines: Iterable[ArrayLike], *, cortex: float) -> Map:
+        """Filled outlines with the bright rim of a bone, whose shell is denser than its inside."""
+        mask = self.fill(*outlines, soft=0.0016)
+        return mask * (0.4 + 1.3 * (1 - self.blur(mask, cortex)))
 
     def blur(self, image: Map, soft: float) -> Map:
         """Gaussian blur of a map in [0, 1]."""
-        return self._soften(Image.fromarray((np.clip(image, 0, 1) * 255).astype(np.uint8)), soft * self.scale)
+        return _softened(Image.fromarray((np.clip(image, 0, 1) * 255).astype(np.uint8)), soft * self.scale)
+
+    def blob(self, centre: Point, radius: float) -> Map:
+        """A round patch without an edge."""
+        x, y = self.grid
+        return np.asarray(np.exp(-((np.hypot(x - centre[0], 0.9 * (y - centre[1])) / radius) ** 3)))
 
     def clouds(self, rng: np.random.Generator, *, grain: float) -> Map:
         """Smooth noise in [0, 1] with blobs about `grain` across."""
@@ -80,14 +94,13 @@ class Sheet:
         page = Image.fromarray(coarse).resize((self.width, self.height), Image.Resampling.BICUBIC)
         return np.asarray(page, np.float32) / 255
 
-    def _soften(self, page: Image.Image, sigma: float) -> Map:
-        # A wide blur costs far less on a smaller page, and nobody sees the difference.
-        if sigma < 1:
-            page = page.filter(ImageFilter.Kernel((3, 3), (1, 2, 1, 2, 4, 2, 1, 2, 1)))
-            return np.asarray(page, np.float32) / 255
-        shrink = 1 if sigma < 1.5 else 2 if sigma < 6 else 4 if sigma < 20 else 8
-        blurred = page.reduce(shrink).filter(ImageFilter.GaussianBlur(sigma / shrink))
-        return np.asarray(blurred.resize(page.size, Image.Resampling.BICUBIC), np.float32) / 255
+
+def _softened(page: Image.Image, sigma: float) -> Map:
+    # A wide blur costs far less on a smaller page, and nobody sees the difference.
+    shrink = 1 if sigma < 1.5 else 2 if sigma < 6 else 4 if sigma < 20 else 8
+    blur = _FINE if sigma < 1 else ImageFilter.GaussianBlur(sigma / shrink)
+    blurred = page.reduce(shrink).filter(blur).resize(page.size, Image.Resampling.BICUBIC)
+    return np.asarray(blurred, np.float32) / 255
 
 
 def places(text: str) -> Points:
@@ -100,12 +113,16 @@ def curve(points: ArrayLike, *, closed: bool = False, steps: int = 12) -> Points
     p = np.asarray(points, float)
     ends = (p[-1:], p[:2]) if closed else (2 * p[:1] - p[1:2], 2 * p[-1:] - p[-2:-1])
     p = np.concatenate([ends[0], p, ends[1]])
+    a, b, c, d = (p[start : len(p) - 3 + start, None] for start in range(4))  # (spans, 1, 2)
     t = np.linspace(0, 1, steps, endpoint=False)[:, None]
-    spans = [
-        0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
-        for a, b, c, d in zip(p, p[1:], p[2:], p[3:], strict=False)
-    ]
-    return np.concatenate([*spans, p[-2:-1]])
+    spans = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+    return np.concatenate([spans.reshape(-1, 2), p[-2:-1]])
+
+
+def ring(centre: ArrayLike, radius: ArrayLike) -> Points:
+    """A closed circle of 48 points, (48, 2); a radius for each point makes it lobed, one for x and y an ellipse."""
+    circle = np.stack([np.cos(_CIRCLE), np.sin(_CIRCLE)], 1)
+    return np.asarray(np.asarray(centre, float) + np.asarray(radius, float) * circle)
 
 
 def mirrored(points: ArrayLike, sign: float) -> Points:
@@ -113,11 +130,17 @@ def mirrored(points: ArrayLike, sign: float) -> Points:
     return np.asarray(points, float) * (sign, 1.0)
 
 
+def both(points: ArrayLike) -> tuple[Points, Points]:
+    """Points drawn for the patient's left, and their mirror image."""
+    return mirrored(points, 1), mirrored(points, -1)
+
+
 def ribbon(path: Points, widths: ArrayLike) -> Points:
-    """A band of the given widths along a path -> its closed outline."""
+    """A band along a path -> its closed outline; widths one for all, or evenly spread over the way."""
     direction = np.gradient(path, axis=0)
     normal = direction[:, ::-1] * (-1, 1) / np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-9)
-    half = np.broadcast_to(np.asarray(widths, float), len(path))[:, None] / 2
+    given = np.atleast_1d(np.asarray(widths, float))
+    half = np.interp(np.linspace(0, 1, len(path)), np.linspace(0, 1, len(given)), given)[:, None] / 2
     return np.concatenate([path + normal * half, (path - normal * half)[::-1]])
 
 
@@ -141,27 +164,18 @@ def branches(
     return strokes
 
 
-def bone(sheet: Sheet, outlines: Iterable[ArrayLike], *, cortex: float) -> Map:
-    """Filled outlines with the bright rim of a bone, whose shell is denser than its inside."""
-    mask = sheet.fill(*outlines, soft=0.0016)
-    return mask * (0.4 + 1.3 * (1 - sheet.blur(mask, cortex)))
-
-
 def tone(beam: Map, sheet: Sheet, rng: np.random.Generator) -> Map:
     """Thickness along the beam -> grey: scatter, the processing's edge boost, and a film's S-shaped response."""
     lit = np.clip(beam, 0, 2) / 2
-    haze = sheet.blur(lit, 0.035)
-    wide = sheet.blur(lit, 0.12)
-    crisp = lit + 0.45 * (lit - haze) - 0.18 * (wide - 0.5)
-    crisp += 0.006 * (sheet.clouds(rng, grain=0.012) - 0.5) + 0.012 * (sheet.clouds(rng, grain=0.05) - 0.5)
-    crisp += 0.02 * (sheet.clouds(rng, grain=0.15) - 0.5)
+    crisp = lit + 0.45 * (lit - sheet.blur(lit, 0.035)) - 0.18 * (sheet.blur(lit, 0.12) - 0.5)
+    for grain, strength in ((0.012, 0.006), (0.05, 0.012), (0.15, 0.02)):
+        crisp += strength * (sheet.clouds(rng, grain=grain) - 0.5)
     return np.clip(1.04 / (1 + np.exp(-(crisp - 0.34) * 6.4)) - 0.06, 0, 1).astype(np.float32)
 
 
 def expose(film: Map, *, rows: int, rng: np.random.Generator, grain: float = 0.012) -> Map:
     """Enlarge a drawing to the detector's rows and add its noise, which is strongest where few quanta arrive."""
-    height, width = film.shape
-    size = (round(rows * width / height), rows)
+    size = (round(rows * film.shape[1] / film.shape[0]), rows)
     large = np.asarray(Image.fromarray(film).resize(size, Image.Resampling.BICUBIC), np.float32)
     speckle = rng.standard_normal(large.shape, dtype=np.float32)
     return np.clip(large + speckle * (grain * (0.35 + 0.65 * large)), 0, 1)
@@ -170,26 +184,16 @@ def expose(film: Map, *, rows: int, rng: np.random.Generator, grain: float = 0.0
 def letter(film: Map, text: str, *, at: Point, size: float) -> Map:
     """A lead marker with a shade around it: its middle as fractions of the film, `size` of the film's height."""
     height, width = film.shape
-    font = ImageFont.load_default(size=size * height)
-    wide, tall = (round(reach) + 16 for reach in font.getbbox(text)[2:])
-    lead, shade = (Image.new("L", (wide, tall)) for _ in range(2))
-    ImageDraw.Draw(lead).text((wide / 2, tall / 2), text, fill=247, font=font, anchor="mm")
-    ImageDraw.Draw(shade).text((wide / 2, tall / 2), text, fill=200, font=font, anchor="mm", stroke_width=3)
-    left, top = round(at[0] * width - wide / 2), round(at[1] * height - tall / 2)
-    marked, spot = film.copy(), np.s_[max(top, 0) : top + tall, max(left, 0) : left + wide]
-    rows, columns = marked[spot].shape
-    shaded = (
-        marked[spot] * (1 - np.asarray(shade.filter(ImageFilter.GaussianBlur(2)), np.float32) / 255)[:rows, :columns]
-    )
-    marked[spot] = np.maximum(shaded, np.asarray(lead, np.float32)[:rows, :columns] / 255)
-    return marked
+    page = Image.fromarray(np.rint(film * 255).astype(np.uint8))
+    place, font = (at[0] * width, at[1] * height), ImageFont.load_default(size=size * height)
+    ImageDraw.Draw(page).text(place, text, fill=247, font=font, anchor="mm", stroke_width=2, stroke_fill=30)
+    return np.asarray(page, np.float32) / 255
 
 
 def collimate(film: Map, *, margins: tuple[float, float, float, float]) -> Map:
     """Blacken what the shutters covered: left, top, right, bottom margins in fractions of the film."""
     height, width = film.shape
-    left, top, right, bottom = margins
-    open_field = np.zeros_like(film)
-    rows = slice(round(top * height), round((1 - bottom) * height))
-    open_field[rows, round(left * width) : round((1 - right) * width)] = 1
-    return film * (0.02 + 0.98 * open_field)
+    left, top, right, bottom = np.rint(np.array(margins) * (width, height, width, height)).astype(int)
+    shut, open_field = 0.02 * film, np.s_[top : height - bottom, left : width - right]
+    shut[open_field] = film[open_field]
+    return shut

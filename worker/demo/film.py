@@ -1,7 +1,7 @@
 """One phantom film: its picture, its header, and its bytes in the transfer syntax that it comes in."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -10,34 +10,19 @@ from typing import Any, Literal
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    UID,
-    ComputedRadiographyImageStorage,
-    DigitalXRayImageStorageForPresentation,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSNearLossless,
-    generate_uid,
-)
 
 from worker.demo.canvas import Map, Sheet, collimate, expose, letter
 from worker.demo.findings import draw, reshape
 from worker.demo.others import hand, lateral
 from worker.demo.thorax import Build, Thorax, bedside_wires
 
-LAST_FILM_AT = datetime(2026, 1, 1, 6, 30)
-MINUTES_BETWEEN_STUDIES = 16
+FIRST_FILM_AT = datetime(2025, 12, 31, 20, 30)
+MINUTES_BETWEEN_STUDIES = 15
 ROWS = 1280
+SHEETS = {"PA": (800, 656, 512), "AP": (690, 726, 494), "LL": (800, 656, 514), "HAND": (690, 564, 423)}  # h, w, scale
 
 Outcome = Literal["kept", "skipped", "quarantined", "duplicate", "ignored"]
 Damage = Literal["", "truncated", "no pixel data", "no preamble"]
@@ -50,7 +35,7 @@ class Film:
     findings: tuple[str, ...] = ()
     side: str = "right"
     view: str = "PA"  # drawn so; written to View Position unless `tags` says otherwise
-    syntax: UID = ExplicitVRLittleEndian
+    syntax: uid.UID = uid.ExplicitVRLittleEndian
     modality: str = "DX"
     photometric: str = "MONOCHROME2"
     bits: int = 12
@@ -74,17 +59,24 @@ class Study:
         return f"DEMO-{self.number:02d}"
 
 
-def picture(film: Film, *, rng: np.random.Generator) -> Map:
-    """The film as displayed: float32 (rows, columns) in [0, 1], white = dense."""
+def picture(film: Film, *, rng: np.random.Generator, rows: int = ROWS) -> Map:
+    """The film as displayed: float32 (rows, columns) in [0, 1], white = dense.
+
+    A film of fewer rows is drawn on a smaller sheet: for training, where thousands are drawn.
+    """
+    height, width, scale = SHEETS[film.view]
+    fewer = rows / ROWS
+    sheet = Sheet(round(fewer * height), round(fewer * width), fewer * scale)
     if film.view == "HAND":
-        return expose(hand(Sheet(height=690, width=564, scale=423), rng), rows=ROWS, rng=rng)
-    if film.view == "LL":
-        drawing = letter(lateral(Sheet(height=800, width=656, scale=514), rng), "L", at=(0.07, 0.07), size=0.05)
-        return expose(drawing, rows=ROWS, rng=rng)
-    return expose(_frontal(film, rng), rows=ROWS, rng=rng)
+        drawing = hand(sheet, rng)
+    elif film.view == "LL":
+        drawing = letter(lateral(sheet, rng), "L", at=(0.07, 0.07), size=0.05)
+    else:
+        drawing = _frontal(film, sheet, rng)
+    return expose(drawing, rows=rows, rng=rng)
 
 
-def _frontal(film: Film, rng: np.random.Generator) -> Map:
+def _frontal(film: Film, sheet: Sheet, rng: np.random.Generator) -> Map:
     bedside = film.view == "AP"
     build = Build(
         cage=rng.uniform(0.49, 0.55),
@@ -96,15 +88,13 @@ def _frontal(film: Film, rng: np.random.Generator) -> Map:
         breasts=rng.choice([0.0, 0.0, 0.7, 1.1]),
         girth=rng.uniform(0.7, 1.8),
     )
-    height, width, zoom = (690, 726, 0.68) if bedside else (800, 656, 0.78)
-    sheet = Sheet(
-        height=height,
-        width=width,
-        scale=zoom * width * rng.uniform(0.96, 1.03),
+    placed = replace(
+        sheet,
+        scale=sheet.scale * rng.uniform(0.96, 1.03),
         centre=(rng.normal(0, 0.015), 0.5 + rng.normal(0, 0.025)),
         tilt_degrees=rng.normal(0, 2.2 if bedside else 0.7),
     )
-    thorax = Thorax(sheet, reshape(build, film.findings), rng)
+    thorax = Thorax(placed, reshape(build, film.findings), rng)
     draw(thorax, film.findings, side=film.side)
     if bedside:
         bedside_wires(thorax)
@@ -125,48 +115,41 @@ def _framed(drawing: Map, *, bedside: bool, rng: np.random.Generator) -> Map:
 
 def phantom_dataset(study: Study, film: Film, *, number: int, seed: int) -> Dataset:
     """The film with its header; UIDs depend on nothing but the seed and the place in the plan."""
-    uid = (f"nightread phantom {seed}", f"study {study.number}")
     image = picture(film, rng=np.random.default_rng([seed, study.number, number]))
     dataset = Dataset()
+    for keyword, value in {**_header(study, film, number=number, seed=seed), **film.tags}.items():
+        if value is not None:
+            setattr(dataset, keyword, value)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = film.syntax
-    dataset.SOPClassUID = (
-        ComputedRadiographyImageStorage if film.modality == "CR" else DigitalXRayImageStorageForPresentation
-    )
-    dataset.StudyInstanceUID = generate_uid(entropy_srcs=[*uid])
-    dataset.SeriesInstanceUID = generate_uid(entropy_srcs=[*uid, "series"])
-    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[*uid, f"film {number}"])
-    _describe(dataset, study, film, number=number)
-    _put_pixels(dataset, image, film)
-    for keyword, value in film.tags.items():
-        if value is None:
-            delattr(dataset, keyword)
-        else:
-            setattr(dataset, keyword, value)
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    _put_pixels(dataset, image, film)
     return dataset
 
 
-def _describe(dataset: Dataset, study: Study, film: Film, *, number: int) -> None:
-    taken = LAST_FILM_AT - timedelta(minutes=MINUTES_BETWEEN_STUDIES * (30 - study.number) - number)
-    dataset.ImageType = ["ORIGINAL", "PRIMARY"]
-    dataset.StudyDate = dataset.AcquisitionDate = taken.strftime("%Y%m%d")
-    dataset.StudyTime = dataset.AcquisitionTime = taken.strftime("%H%M%S")
-    dataset.AccessionNumber = study.accession_number
-    dataset.Modality, dataset.Manufacturer = film.modality, "NIGHTREAD PHANTOMS"
-    dataset.StudyDescription = "CHEST"
-    dataset.PatientName = f"PHANTOM^{study.number:02d}"
-    dataset.PatientID = study.accession_number
-    dataset.PatientBirthDate, dataset.PatientSex = "", "O"
-    dataset.BodyPartExamined, dataset.ViewPosition = "CHEST", film.view
-    dataset.SeriesNumber, dataset.InstanceNumber = 1, number
-    dataset.BurnedInAnnotation = "NO"
-    dataset.ImageComments = "Drawn by nightread demo; not a patient"
-    if film.modality == "DX":
-        dataset.PresentationIntentType = "FOR PRESENTATION"
-    if study.stat:
-        dataset.RequestedProcedurePriority = "STAT"
+def _header(study: Study, film: Film, *, number: int, seed: int) -> dict[str, Any]:
+    entropy = (f"nightread phantom {seed}", f"study {study.number}")
+    taken = FIRST_FILM_AT + timedelta(minutes=MINUTES_BETWEEN_STUDIES * study.number + number)
+    day, time = taken.strftime("%Y%m%d"), taken.strftime("%H%M%S")
+    computed = film.modality == "CR"
+    return {
+        "SOPClassUID": uid.ComputedRadiographyImageStorage if computed else uid.DigitalXRayImageStorageForPresentation,
+        "StudyInstanceUID": uid.generate_uid(entropy_srcs=[*entropy]),
+        "SeriesInstanceUID": uid.generate_uid(entropy_srcs=[*entropy, "series"]),
+        "SOPInstanceUID": uid.generate_uid(entropy_srcs=[*entropy, f"film {number}"]),
+        "ImageType": ["DERIVED" if film.syntax in LOSSY else "ORIGINAL", "PRIMARY"],
+        "LossyImageCompression": "01" if film.syntax in LOSSY else None,
+        "StudyDate": day, "AcquisitionDate": day, "StudyTime": time, "AcquisitionTime": time,
+        "AccessionNumber": study.accession_number, "PatientID": study.accession_number,
+        "PatientName": f"PHANTOM^{study.number:02d}", "PatientBirthDate": "", "PatientSex": "O",
+        "Modality": film.modality, "Manufacturer": "NIGHTREAD PHANTOMS",
+        "PresentationIntentType": None if computed else "FOR PRESENTATION",
+        "StudyDescription": "CHEST", "BodyPartExamined": "CHEST", "ViewPosition": film.view,
+        "SeriesNumber": 1, "InstanceNumber": number, "BurnedInAnnotation": "NO",
+        "ImageComments": "Drawn by nightread demo; not a patient",
+        "RequestedProcedurePriority": "STAT" if study.stat else None,
+    }  # fmt: skip
 
 
 def _put_pixels(dataset: Dataset, image: Map, film: Film) -> None:
@@ -180,8 +163,8 @@ def _put_pixels(dataset: Dataset, image: Map, film: Film) -> None:
     pixels = stored.astype(np.uint8 if film.bits == 8 else np.uint16)
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, film.photometric
     dataset.Rows, dataset.Columns = pixels.shape
-    dataset.BitsAllocated = 8 if film.bits == 8 else 16
-    dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = film.bits, film.bits - 1, 0
+    dataset.BitsAllocated, dataset.PixelRepresentation = 8 * pixels.itemsize, 0
+    dataset.BitsStored, dataset.HighBit = film.bits, film.bits - 1
     dataset.WindowCenter, dataset.WindowWidth = f"{centre:.1f}", f"{width}"
     dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = "0", "1", "US"
     _compress(dataset, pixels)
@@ -200,33 +183,30 @@ def _jpeg_2000(pixels: Pixels, bits: int, *, level: int | None = None) -> bytes:
 
 
 # What pydicom cannot write, or not quickly: (pixels (rows, columns), bits stored) -> codestream.
-ENCODERS: dict[UID, Callable[[Pixels, int], bytes]] = {
-    JPEGBaseline8Bit: lambda pixels, _: bytes(imagecodecs.jpeg8_encode(pixels, level=95)),
-    JPEGExtended12Bit: lambda pixels, _: bytes(imagecodecs.jpeg8_encode(pixels, level=97, bitspersample=12)),
-    JPEGLossless: partial(_jpeg_lossless, predictor=4),
-    JPEGLosslessSV1: partial(_jpeg_lossless, predictor=1),
-    JPEG2000Lossless: _jpeg_2000,
-    JPEG2000: partial(_jpeg_2000, level=55),
-    HTJ2KLossless: lambda pixels, _: bytes(imagecodecs.htj2k_encode(pixels, reversible=True)),
-    HTJ2K: lambda pixels, _: bytes(imagecodecs.htj2k_encode(pixels, reversible=False)),
+ENCODERS: dict[uid.UID, Callable[[Pixels, int], bytes]] = {
+    uid.JPEGBaseline8Bit: lambda pixels, _: bytes(imagecodecs.jpeg8_encode(pixels, level=95)),
+    uid.JPEGExtended12Bit: lambda pixels, _: bytes(imagecodecs.jpeg8_encode(pixels, level=97, bitspersample=12)),
+    uid.JPEGLossless: partial(_jpeg_lossless, predictor=4),
+    uid.JPEGLosslessSV1: partial(_jpeg_lossless, predictor=1),
+    uid.JPEG2000Lossless: _jpeg_2000,
+    uid.JPEG2000: partial(_jpeg_2000, level=55),
+    uid.HTJ2KLossless: lambda pixels, _: bytes(imagecodecs.htj2k_encode(pixels, reversible=True)),
+    uid.HTJ2K: lambda pixels, _: bytes(imagecodecs.htj2k_encode(pixels, reversible=False)),
 }
-LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000, HTJ2K, JPEGLSNearLossless})
+LOSSY = frozenset({uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEG2000, uid.HTJ2K, uid.JPEGLSNearLossless})
 
 
 def _compress(dataset: Dataset, pixels: Pixels) -> None:
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax in LOSSY:
-        dataset.LossyImageCompression = "01"
-        dataset.ImageType = ["DERIVED", "PRIMARY"]
     if syntax in ENCODERS:
         dataset.PixelData = encapsulate([ENCODERS[syntax](pixels, dataset.BitsStored)])
         dataset["PixelData"].VR = "OB"
-    elif syntax == JPEGLSNearLossless:
+    elif syntax == uid.JPEGLSNearLossless:
         dataset.compress(syntax, pixels, generate_instance_uid=False, jls_error=3)
     elif syntax.is_encapsulated:
         dataset.compress(syntax, pixels, generate_instance_uid=False)
     else:
-        dataset.PixelData = (pixels.byteswap() if syntax == ExplicitVRBigEndian else pixels).tobytes()
+        dataset.PixelData = (pixels.byteswap() if syntax == uid.ExplicitVRBigEndian else pixels).tobytes()
         dataset["PixelData"].VR = "OW"
 
 

@@ -1,6 +1,6 @@
-"""A night of phantom studies: thirty DICOM studies as they come from many devices, good and bad.
+"""A night of phantom studies: forty DICOM studies as they come from many devices, good and bad.
 
-Every picture is drawn (see phantom_thorax), every name and number is made up, and the same seed writes the same bytes,
+Every picture is drawn (see thorax.py), every name and number is made up, and the same seed writes the same bytes,
 so writing them twice is harmless. `generate` says of each file what an honest worker must make of it.
 """
 
@@ -12,24 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydicom import uid
 from pydicom.dataset import Dataset
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    DeflatedExplicitVRLittleEndian,
-    DigitalXRayImageStorageForProcessing,
-    ExplicitVRBigEndian,
-    HTJ2KLossless,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
-)
 
 from worker.demo.film import Film, Outcome, Study, phantom_dataset, save
 
@@ -49,8 +33,12 @@ class Written:
     sop_instance_uid: str = ""
 
 
-def _bedside(*findings: str, side: str = "right", **differs: Any) -> Film:
-    return Film(findings, side, "AP", **{"tags": {"SeriesDescription": "CHEST PORTABLE"}, **differs})
+def _upright(*findings: str, **differs: Any) -> Film:
+    return Film(findings, **differs)
+
+
+def _bedside(*findings: str, **differs: Any) -> Film:
+    return Film(findings, **{"view": "AP", "tags": {"SeriesDescription": "CHEST PORTABLE"}, **differs})
 
 
 def _code(value: str, meaning: str) -> list[Dataset]:
@@ -59,57 +47,64 @@ def _code(value: str, meaning: str) -> list[Dataset]:
     return [item]
 
 
-LATERAL = Film(view="LL", outcome="skipped", reason="lateral_view")
+LATERAL = Film(view="LL", syntax=uid.JPEGLosslessSV1, outcome="skipped", reason="lateral_view")
 LATERAL_BY_CODE = {"ViewPosition": None, "ViewCodeSequence": _code("399067008", "lateral")}
 PA_BY_CODE = {"ViewPosition": None, "ViewCodeSequence": _code("272479007", "postero-anterior")}
 AP_BY_SERIES = {"ViewPosition": "", "SeriesDescription": "CHEST AP PORTABLE"}
 HAND = {"BodyPartExamined": "HAND", "StudyDescription": "HAND", "SeriesDescription": "HAND PA", "ViewPosition": "PA"}
-RAW = {"SOPClassUID": DigitalXRayImageStorageForProcessing, "PresentationIntentType": "FOR PROCESSING"}
-CUT = Film(("Effusion",), syntax=JPEG2000Lossless, damage="truncated", outcome="quarantined", reason="truncated")
+RAW = {"SOPClassUID": uid.DigitalXRayImageStorageForProcessing, "PresentationIntentType": "FOR PROCESSING"}
+CUT = Film(("Effusion",), syntax=uid.JPEG2000Lossless, damage="truncated", outcome="quarantined", reason="truncated")
 
 
 def plan() -> tuple[Study, ...]:
     """The night, in order of arrival."""
-    films: dict[str, tuple[Film, ...]] = {
-        "normal": (Film(),),
-        "pneumothorax, right": (Film(("Pneumothorax",), "right", syntax=JPEGLosslessSV1),),
-        "effusion, left": (Film(("Effusion",), "left", syntax=JPEG2000Lossless),),
-        "consolidation, right": (
-            Film(("Consolidation",), syntax=ImplicitVRLittleEndian, modality="CR", photometric="MONOCHROME1", bits=10),
-        ),
-        "mass, left": (Film(("Mass",), "left", syntax=RLELossless),),
-        "cardiomegaly": (Film(("Cardiomegaly",), syntax=JPEGLSLossless),),
-        "edema and a large heart": (_bedside("Edema", "Cardiomegaly", photometric="MONOCHROME1"),),
-        "emphysema": (Film(("Emphysema",), syntax=DeflatedExplicitVRLittleEndian),),
-        "atelectasis": (_bedside("Atelectasis", syntax=JPEG2000, modality="CR"),),
-        "fibrosis": (Film(("Fibrosis",), syntax=ExplicitVRBigEndian),),
-        "pleural thickening, left": (Film(("Pleural_Thickening",), "left", syntax=HTJ2KLossless, bits=16),),
-        "hernia, PA and lateral": (Film(("Hernia",), syntax=JPEGLossless), replace(LATERAL, syntax=JPEGLosslessSV1)),
-        "normal, but STAT": (_bedside(),),
-        "hydropneumothorax, left": (_bedside("Pneumothorax", "Effusion", side="left", syntax=JPEGLSNearLossless),),
-        "normal, 8 bits": (Film(syntax=JPEGBaseline8Bit, bits=8),),
-        "normal, INVERSE": (Film(photometric="MONOCHROME1", tags={"PresentationLUTShape": "INVERSE"}),),
-        "lateral alone": (LATERAL,),
-        "lateral by its code": (replace(LATERAL, tags=LATERAL_BY_CODE),),
-        "consolidation, by code": (
-            Film(("Consolidation",), "left", syntax=JPEG2000Lossless, tags=PA_BY_CODE),
-        ),
-        "effusion, by series": (_bedside("Effusion", modality="CR", tags=AP_BY_SERIES),),
-        "mass, view unknown": (
-            Film(("Mass",), tags={"ViewPosition": ""}, outcome="skipped", reason="view_unknown"),
-        ),
-        "hand": (Film(view="HAND", tags=HAND, outcome="skipped", reason="body_part_not_chest"),),
-        "raw detector values": (Film(tags=RAW, outcome="skipped", reason="for_processing"),),
-        "effusion, cut": (CUT,),
-        "no pixels": (Film(damage="no pixel data", outcome="quarantined", reason="no_pixel_data"),),
-        "nodule, right": (Film(("Mass",), "right", syntax=JPEGExtended12Bit),),
-        "no preamble": (Film(("Atelectasis", "Cardiomegaly"), syntax=ImplicitVRLittleEndian, damage="no preamble"),),
-        "effusion, one film cut": (Film(("Effusion", "Cardiomegaly"), "left"), CUT),
-        "edema, two films": (_bedside("Edema", syntax=HTJ2K, bits=16), _bedside("Edema", "Effusion")),
-        "emphysema and mass": (Film(("Emphysema", "Mass"), syntax=RLELossless, photometric="MONOCHROME1"),),
+    films: dict[str, tuple[Film, ...] | Film] = {
+        "normal": _upright(),
+        "pneumothorax, right": _upright("Pneumothorax", syntax=uid.JPEGLosslessSV1),
+        "effusion, left": _upright("Effusion", side="left", syntax=uid.JPEG2000Lossless),
+        "consolidation, right": _upright("Consolidation", syntax=uid.ImplicitVRLittleEndian, modality="CR", bits=10,
+                                         photometric="MONOCHROME1"),
+        "mass, left": _upright("Mass", side="left", syntax=uid.RLELossless),
+        "cardiomegaly": _upright("Cardiomegaly", syntax=uid.JPEGLSLossless),
+        "normal, at the bedside": _bedside(),
+        "edema and a large heart": _bedside("Edema", "Cardiomegaly", photometric="MONOCHROME1"),
+        "emphysema": _upright("Emphysema", syntax=uid.DeflatedExplicitVRLittleEndian),
+        "a lateral film alone": LATERAL,
+        "atelectasis": _bedside("Atelectasis", syntax=uid.JPEG2000, modality="CR"),
+        "normal, 8 bits": _upright(syntax=uid.JPEGBaseline8Bit, bits=8),
+        "effusion, right": _bedside("Effusion", syntax=uid.RLELossless),
+        "fibrosis": _upright("Fibrosis", syntax=uid.ExplicitVRBigEndian),
+        "normal, no pixels": _upright(damage="no pixel data", outcome="quarantined", reason="no_pixel_data"),
+        "pleural thickening, left": _upright("Pleural_Thickening", side="left", syntax=uid.HTJ2KLossless, bits=16),
+        "hernia, PA and lateral": (_upright("Hernia", syntax=uid.JPEGLossless), LATERAL),
+        "normal, but STAT": _bedside(),
+        "effusion and edema": _bedside("Effusion", "Edema", syntax=uid.JPEGLSLossless),
+        "a hand": Film(view="HAND", tags=HAND, outcome="skipped", reason="body_part_not_chest"),
+        "pneumothorax, effusion": _bedside("Pneumothorax", "Effusion", side="left", syntax=uid.JPEGLSNearLossless),
+        "normal, CR": _upright(modality="CR", bits=10),
+        "normal, INVERSE": _upright(photometric="MONOCHROME1", tags={"PresentationLUTShape": "INVERSE"}),
+        "consolidation, left": _upright("Consolidation", side="left", syntax=uid.JPEG2000Lossless, tags=PA_BY_CODE),
+        "lateral by its code": replace(LATERAL, tags=LATERAL_BY_CODE),
+        "effusion, view by series": _bedside("Effusion", modality="CR", tags=AP_BY_SERIES),
+        "raw detector values": _upright(tags=RAW, outcome="skipped", reason="for_processing"),
+        "mass, right": _upright("Mass", syntax=uid.JPEGExtended12Bit),
+        "effusion, file cut": CUT,
+        "atelectasis, large heart": _upright("Atelectasis", "Cardiomegaly", syntax=uid.ImplicitVRLittleEndian,
+                                             damage="no preamble"),
+        "normal, JPEG 2000": _upright(syntax=uid.JPEG2000),
+        "mass, view unknown": _upright("Mass", tags={"ViewPosition": ""}, outcome="skipped", reason="view_unknown"),
+        "effusion, 1 of 2 cut": (_upright("Effusion", "Cardiomegaly", side="left"), CUT),
+        "pneumothorax, left": _bedside("Pneumothorax", side="left", syntax=uid.JPEGLosslessSV1),
+        "edema, two films": (_bedside("Edema", syntax=uid.HTJ2K, bits=16), _bedside("Edema", "Effusion")),
+        "consolidation, effusion": _upright("Consolidation", "Effusion", syntax=uid.JPEGLossless),
+        "emphysema and mass": _upright("Emphysema", "Mass", syntax=uid.RLELossless, photometric="MONOCHROME1"),
+        "normal, HTJ2K": _upright(syntax=uid.HTJ2KLossless),
+        "pneumothorax, HTJ2K": _upright("Pneumothorax", syntax=uid.HTJ2K),
+        "normal, the last": _upright(),
     }  # fmt: skip
     return tuple(
-        Study(number, title, each, stat="STAT" in title) for number, (title, each) in enumerate(films.items(), 1)
+        Study(number, title, each if isinstance(each, tuple) else (each,), stat="STAT" in title)
+        for number, (title, each) in enumerate(films.items(), 1)
     )
 
 

@@ -6,61 +6,105 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.panel import Panel
-from rich.table import Table
 from rich.text import Text
 
 from db.lookup import instance_ends
 from db.session import read_scope
-from db.totals import read_totals
-from db.worklist import study_findings, worklist
-from training.findings import FINDINGS, column
-from training.imaging.pixels import PixelLimits, UnusablePixels, open_dataset, read_film
+from db.totals import Totals, read_totals
+from db.worklist import contributions, worklist
+from training.findings import FINDINGS
+from training.imaging.pixels import PixelLimits, open_dataset, read_film
 from worker.context import Context
-from worker.demo.contact_sheet import CARD_WIDTH, SCALE, Card, save_contact_sheet
+from worker.demo.contact_sheet import CARD_WIDTH, SCALE, Card, contact_sheet
 from worker.demo.film import Outcome
+from worker.demo.learn import CHECKPOINT, PURPOSE
 from worker.demo.night import Written, generate, plan
 from worker.intake.receive import find_files, receive
+from worker.ranking import priority
+from worker.reasons import sentence
+from worker.report.page import write_report
 from worker.scoring.pipeline import score_waiting
 from worker.scoring.recording import Tally
 from worker.scoring.scorer import open_scorer
 from worker.settings import Settings
 from worker.terminal.console import progress
-from worker.terminal.tables import category_cell, totals_table
-from worker.wording import notes
+from worker.terminal.listing import Column, Listing
+from worker.terminal.tables import category_cell
+from worker.wording import counted, in_words, notes, percent
 
+DATABASE, SHEET, PAGE = "morning.db", "worklist.png", "morning.html"
 ON_SHEET = 12  # studies on the contact sheet
-WIDE = 120  # a terminal with this many columns has room for three findings of a study
+HEAD = 10  # studies that the last line counts
+WIDE = 100  # a terminal with this many columns has room for the reasons
 
 WELCOME = (
-    "A night of phantoms: drawings that look like chest films and belong to nobody. The checkpoint was trained "
-    "on real films, so its scores on drawings mean little; how they become a worklist is the real thing."
+    "A night of phantoms: forty studies as many devices would send them, all drawn; no patient is in them. They are "
+    "scored by the demo checkpoint, which learned from other drawings and must never rank real films."
+)
+NOTE = (
+    "Under each film: what was drawn, then what was found. Drawings, not patients, and a checkpoint learned from "
+    "drawings, not for real films. Ranks that are missing could not be read."
 )
 STATES: dict[Outcome, str] = {"kept": "scored", "skipped": "skipped", "quarantined": "quarantined"}
-
 SQL_TO_ASK = (
     "SELECT priority_rank, accession_number, category, urgency, top_finding FROM worklist ORDER BY priority_rank",
     "SELECT accession_number, pneumothorax, effusion FROM study_findings JOIN study_log USING (study_instance_uid)",
     "SELECT state, reason, count(*) FROM film_log GROUP BY state, reason",
 )
 
-NOTE = "Phantoms: drawings, not patients. The checkpoint was trained on real films; its scores on drawings mean little."
+
+@dataclass(frozen=True)
+class Place:
+    """One study of the list, beside what was drawn."""
+
+    row: Mapping[str, Any]  # of the view worklist
+    films: tuple[Written, ...]
+    parts: Sequence[Mapping[str, Any]]  # of study_contribution, what counts first; none where no film could be scored
+
+    @property
+    def found(self) -> list[Mapping[str, Any]]:
+        """What reaches its threshold."""
+        return [part for part in self.parts if part["counts"]]
+
+    @property
+    def drawn(self) -> set[str]:
+        return {finding for film in self.films for finding in film.findings}
+
+    @property
+    def why(self) -> str:
+        """Why it stands where it does, or why it has no scores."""
+        row, broken = self.row, next((film.reason for film in self.films if film.reason), "")
+        if not self.parts:
+            return sentence(broken)
+        if row["stat"]:
+            return "a person marked it STAT"
+        parts = ["category A"] if row["category"] == "A" else []
+        parts += [f"urgency {row['urgency']:.2f}"]
+        return ", ".join([*parts, "a film is broken"] if row["flag"] == priority.PARTLY_SCORED else parts)
 
 
 @dataclass(frozen=True)
 class Morning:
     """Where the demo left things, and what came of them."""
 
-    films: Path
-    database: Path
-    sheet: Path
+    folder: Path
     written: tuple[Written, ...]
     tally: Tally
+    totals: Totals
+    scored: tuple[Place, ...]
+    unscored: tuple[Place, ...]
     surprises: tuple[str, ...]  # what did not end as an honest worker should have ended it; none, one hopes
+
+    @property
+    def database(self) -> Path:
+        return self.folder / DATABASE
+
+    @property
+    def sheet(self) -> Path:
+        return self.folder / SHEET
 
 
 def run_demo(folder: Path, *, settings: Settings, console: Console, seed: int = 7) -> Morning:
@@ -69,48 +113,51 @@ def run_demo(folder: Path, *, settings: Settings, console: Console, seed: int = 
     Only what the demo itself made there is replaced, so running it again is harmless: the same seed draws the same
     films, and the morning starts anew. The user's database is not touched.
     """
-    films, database, sheet = folder / "films", folder / "morning.db", folder / "worklist.png"
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in (database, *(database.with_name(database.name + ending) for ending in ("-wal", "-shm"))):
-        leftover.unlink(missing_ok=True)
-    context = Context(own_settings(settings, database))
+    for ending in ("", "-wal", "-shm"):
+        (folder / (DATABASE + ending)).unlink(missing_ok=True)
+    context = Context(own_settings(settings, folder / DATABASE), purpose=PURPOSE)
     context.seed()
-
     console.print(Panel(WELCOME, title="nightread demo", title_align="left", border_style="dim"))
-    written = tuple(_draw(films, seed=seed))
-    tally = _score(context, films)
-    with read_scope(context.engine) as session:
-        rows = [dict(row) for row in worklist(session)]
-        findings, ends = study_findings(session), instance_ends(session)
-        totals = read_totals(session)
-    cards = cards_of(rows[:ON_SHEET], findings, films=films_by_study(written), limits=context.pixel_limits)
-    save_contact_sheet(sheet, cards, heading="Nightread: the top of this morning's list", note=NOTE)
-    morning = Morning(films, database, sheet, written, tally, surprises(written, ends))
-    best = 3 if console.width >= WIDE else 1
-    console.print(morning_table(rows, findings, written, best=best), totals_table(totals), sep="\n\n")
-    _say_where(morning, console)
+    studies = plan()
+    with progress("Drawing the night", total=len(studies)) as advance:
+        written = tuple(generate(folder / "films", seed=seed, studies=studies, on_study=lambda: advance(1)))
+    tally = _score(context, folder / "films")
+    morning = _morning(context, folder, written, tally)
+    cards = [card_of(place, limits=context.pixel_limits) for place in morning.scored[:ON_SHEET]]
+    contact_sheet(cards, heading="Nightread demo: the top of this morning's list", note=NOTE).save(morning.sheet)
+    write_report(context, run="latest", output=folder / PAGE)
+    show(morning, console)
     return morning
 
 
+def _morning(context: Context, folder: Path, written: tuple[Written, ...], tally: Tally) -> Morning:
+    with read_scope(context.engine) as session:
+        rows, parts = worklist(session), contributions(session)
+        totals, ends = read_totals(session), instance_ends(session)
+    films: dict[str, list[Written]] = {}
+    for each in written:
+        films.setdefault(each.study_instance_uid, []).append(each)
+    places = []
+    for row in rows:
+        uid = row["study_instance_uid"]
+        places.append(Place(dict(row), tuple(films[uid]), [dict(part) for part in parts.get(uid, ())]))
+    scored, unscored = (tuple(place for place in places if bool(place.parts) is kind) for kind in (True, False))
+    return Morning(folder, written, tally, totals, scored, unscored, surprises(written, ends))
+
+
 def own_settings(settings: Settings, database: Path) -> Settings:
-    """The user's device, batch and decoders, but the demo's own database, and its own idea of what a chest film is."""
+    """The user's device, batch and decoders, but the demo's own database, checkpoint and idea of a chest film."""
     defaults = {
         name: Settings.model_fields[name].default for name in ("modalities", "allow_secondary_capture", "roots")
     }
-    return settings.model_copy(
-        update=defaults
-        | {
-            "database_url": f"sqlite:///{database.resolve()}",
-            "broker_url": None,
-            "state_folder": database.resolve().parent,
-        }
-    )
-
-
-def _draw(films: Path, *, seed: int) -> list[Written]:
-    studies = plan()
-    with progress("Drawing the night", total=len(studies)) as advance:
-        return generate(films, seed=seed, studies=studies, on_study=lambda: advance(1))
+    own = {
+        "database_url": f"sqlite:///{database.resolve()}",
+        "broker_url": None,
+        "checkpoint": CHECKPOINT,
+        "state_folder": database.resolve().parent,
+    }
+    return settings.model_copy(update=defaults | own)
 
 
 def _score(context: Context, films: Path) -> Tally:
@@ -136,103 +183,82 @@ def surprises(written: Sequence[Written], ends: Mapping[str, tuple[str, str]]) -
 # ------------------------------------------------------------------------------------------------------ what is shown
 
 
-def ranked_findings(row: Mapping[str, Any], scores: Mapping[str, Any] | None) -> tuple[tuple[str, float], ...]:
-    """(finding, probability): the one that made the rank first, then the most probable; empty without scores."""
-    if scores is None:
-        return ()
-    pairs = [(finding, float(scores[column(finding)])) for finding in FINDINGS]
-    return tuple(sorted(pairs, key=lambda pair: (pair[0] != row["top_finding"], -pair[1])))
-
-
-def morning_table(
-    rows: Sequence[Mapping[str, Any]],
-    findings: Mapping[str, Mapping[str, Any]],
-    written: Sequence[Written],
-    *,
-    best: int,
-) -> Table:
-    """The worklist, each study's `best` findings beside what was drawn: a phantom's diagnosis is certain."""
-    titles = {each.study_instance_uid: each.title for each in written}
-    table = Table(title="The worklist: read from the top", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    table.padding = (0, 1 if best > 1 else 0, 0, 0)
-    for heading, side in (("#", "right"), ("Cat", "center"), ("Urg.", "right"), ("Study", "left"), ("Model", "left")):
-        table.add_column(heading, justify=side, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("Drawn")
-    table.add_column("Notes", no_wrap=True)
-    for row in rows:
-        scores = ranked_findings(row, findings.get(row["study_instance_uid"]))[:best]
-        table.add_row(
-            str(row["priority_rank"]),
-            category_cell(row["category"]),
-            f"{row['urgency']:.2f}" if scores else "-",
-            row["accession_number"],
-            ", ".join(f"{finding.replace('_', ' ')} {probability:.2f}" for finding, probability in scores) or "-",
-            titles[row["study_instance_uid"]],
-            notes(row),
-        )
-    return table
-
-
-def films_by_study(written: Sequence[Written]) -> dict[str, Path]:
-    """For each study the film to show: its first that could be scored, else its first."""
-    films: dict[str, Path] = {}
-    for each in sorted(written, key=lambda each: each.outcome != "kept"):
-        if each.study_instance_uid:
-            films.setdefault(each.study_instance_uid, each.path)
-    return films
-
-
-def cards_of(
-    rows: Sequence[Mapping[str, Any]],
-    findings: Mapping[str, Mapping[str, Any]],
-    *,
-    films: Mapping[str, Path],
-    limits: PixelLimits,
-) -> list[Card]:
-    """Rows of the view worklist -> cards for the contact sheet, each with the picture of its film if it has one."""
-    cards = []
-    for row in rows:
-        uid = row["study_instance_uid"]
-        best = ranked_findings(row, findings.get(uid))
-        cards.append(
-            Card(
-                rank=row["priority_rank"],
-                title=row["accession_number"] or "",
-                category=row["category"],
-                urgency=row["urgency"] if best else None,
-                findings=best,
-                flag=notes(row),
-                thumbnail=thumbnail(films[uid], limits=limits) if uid in films else None,
-            )
-        )
-    return cards
-
-
-def thumbnail(path: Path, *, limits: PixelLimits) -> NDArray[np.uint8] | None:
-    """A film small enough for a card: uint8 (h, w), white = dense; None where it cannot be shown."""
-    try:
-        film = read_film(open_dataset(path, limits=limits), limits=limits)
-    except (UnusablePixels, OSError):
-        return None
-    image = Image.fromarray(np.rint(film.image * 255).astype(np.uint8))
+def card_of(place: Place, *, limits: PixelLimits) -> Card:
+    """A scored study's card for the contact sheet, with the picture of its first film that was scored."""
+    path = next(film.path for film in place.films if film.outcome == "kept")
+    image = Image.fromarray(
+        np.rint(read_film(open_dataset(path, limits=limits), limits=limits).image * 255).astype("u1")
+    )
     image.thumbnail((CARD_WIDTH * SCALE, CARD_WIDTH * SCALE))
-    return np.asarray(image)
+    return Card(
+        rank=place.row["priority_rank"],
+        title=place.films[0].title,
+        category="STAT" if place.row["stat"] else place.row["category"],
+        note=f"urgency {place.row['urgency']:.2f}",
+        findings=tuple((part["finding"], part["probability"]) for part in place.parts),
+        found=len(place.found),
+        flag="" if place.row["stat"] else notes(place.row),
+        thumbnail=np.asarray(image),
+    )
+
+
+def show(morning: Morning, console: Console) -> None:
+    """Print the list, what the model could not read, and where everything lies."""
+    for listing in (_list(morning.scored, wide=console.width >= WIDE), _list_unscored(morning.unscored)):
+        console.print(listing, "")
+    console.print(Text(head_line(morning.scored), style="bold"))
+    _say_where(morning, console)
+
+
+def _list(places: Sequence[Place], *, wide: bool) -> Listing:
+    headings = ["#", "Cat", "Study", "Drawn", "Found", *(["Why here"] if wide else [])]
+    listing = Listing("The worklist: read from the top", [Column(heading, heading == "#") for heading in headings])
+    most = 3 if wide else 2
+    for place in places:
+        row = place.row
+        found = ", ".join(f"{in_words(part['finding'])} {percent(part['probability'])}" for part in place.found[:most])
+        category = Text("STAT", style="bold") if row["stat"] else category_cell(row["category"])
+        cells = (row["accession_number"], place.films[0].title, found or "nothing", *([place.why] if wide else []))
+        listing.add(str(row["priority_rank"]), category, *cells)
+    return listing
+
+
+def _list_unscored(places: Sequence[Place]) -> Listing:
+    headings = ("#", "Study", "Drawn", "Why it has no scores")
+    title = "The model could not read these: a person looks at them, in category B"
+    listing = Listing(title, [Column(heading, heading == "#") for heading in headings])
+    for place in places:
+        row = place.row
+        listing.add(str(row["priority_rank"]), row["accession_number"], place.films[0].title, place.why)
+    return listing
+
+
+def head_line(scored: Sequence[Place]) -> str:
+    """Counts what the first ten studies that the model read hold, by what was drawn."""
+    head = scored[:HEAD]
+    right = sum(bool(place.found) and place.found[0]["finding"] in place.drawn for place in head)
+    counts = []
+    for finding in FINDINGS:
+        inside, everywhere = (sum(finding in place.drawn for place in places) for places in (head, scored))
+        if inside:
+            counts.append((inside, f"{inside} of {everywhere} {in_words(finding).lower()}"))
+    held = ", ".join(words for _, words in sorted(counts, reverse=True))
+    return f"Of the first {len(head)}, {right} hold what the model names first. Drawn in them: {held}."
 
 
 def _say_where(morning: Morning, console: Console) -> None:
+    totals = morning.totals
     for surprise in morning.surprises:
         console.print(Text.assemble(("Not as planned", "bold red"), f" {surprise}"))
     if not morning.surprises:
-        console.print(Text(f"All {len(morning.written)} files ended as they should.", style="green"))
-    bold = "bold"
-    console.print(
-        Text.assemble(
-            ("\nLook at", bold), f"   {morning.sheet}\n",
-            ("Films", bold), f"     {morning.films}\n",
-            ("Database", bold), f"  {morning.database}\n\n",
-            ("Ask it in SQL", bold), ", with any client:\n",
-            *(f"  {query};\n" for query in SQL_TO_ASK),
-            ("\nYour own films", bold), ": nightread score /path/to/folder && nightread worklist",
-        ),
-        soft_wrap=True,
-    )  # fmt: skip
+        sums = f"{totals.scored} scored + {totals.skipped} skipped + {totals.quarantined} quarantined"
+        ended = f"All {counted(len(morning.written), 'file')} ended as they should: {totals.received} studies = {sums}."
+        console.print(Text(ended, style="green"))
+    places = {"Morning page": PAGE, "Contact sheet": SHEET, "Films": "films", "Database": DATABASE}
+    lines = [(f"{name:15}", f"{morning.folder / file}") for name, file in places.items()]
+    lines += [("Ask it in SQL", ", with any client:"), *(("", f"  {query};") for query in SQL_TO_ASK)]
+    url = f"sqlite:///{(morning.folder / DATABASE).resolve()}"
+    lines += [("In the browser", f": NIGHTREAD_DATABASE_URL='{url}' nightread serve")]
+    lines += [("Your own films", ": nightread score /path/to/folder && nightread worklist")]
+    for name, text in lines:
+        console.print(Text.assemble((name, "bold"), text), soft_wrap=True)

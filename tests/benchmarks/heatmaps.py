@@ -50,7 +50,7 @@ class Box:
 
     def holds(self, x: float, y: float) -> bool:
         """Whether the point lies in it."""
-        return self.left <= x < self.right and self.top <= y < self.bottom
+        return bool(self.left <= x < self.right and self.top <= y < self.bottom)
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Game:
     @property
     def pointing(self) -> Pointing:
         """Counts for the checkpoint's record."""
-        return Pointing(self.boxes, self.hits, round(max(self.random, self.centre) / max(1, self.boxes), 4))
+        return Pointing(self.boxes, self.hits, round(float(max(self.random, self.centre)) / max(1, self.boxes), 4))
 
 
 def read_boxes(path: Path) -> dict[str, list[Box]]:

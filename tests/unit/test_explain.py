@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from tests.benchmarks.heatmaps import likeness, middle_of, read_boxes, share_within
 from training import explain
-from training.checkpoint import SHIPPED, Checkpoint, load_checkpoint
+from training.checkpoint import SHIPPED, Checkpoint, load_checkpoint, read_header
 from training.imaging.preprocessing import Preprocessing
 from training.networks import input_of, make_network
-from training.pointing import Pointing, no_map_because, wilson
+from training.pointing import Pointing, no_map_because, pointing_of, wilson
 
 SIZE = 64
 PREPROCESSING = Preprocessing(size=SIZE, channels=1, mean=(0.0,), std=(1.0,))
@@ -208,3 +208,10 @@ def test_pictures_of_a_checkpoint_are_written(tmp_path: Path) -> None:
         "layers/features.0.png",
     ]
     assert all(Image.open(path).width > 500 for path in written)
+
+
+def test_the_shipped_checkpoint_says_where_its_maps_point() -> None:
+    command = "python -m tests.benchmarks.heatmaps --films NIH_FILMS --boxes BBox_List_2017.csv --write"
+    pointing = pointing_of(read_header(SHIPPED).training)
+    assert pointing, f"a new checkpoint needs its own record: {command}"
+    assert all(0 <= each.hits <= each.boxes and 0 <= each.chance <= 1 for each in pointing.values())

@@ -42,6 +42,7 @@ def make_app(settings: Settings) -> Celery:
         # Time limits stand where they can be kept, per film in the decoders and per study by leases: no thread can be
         # killed.
         worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,  # Celery's stand-in for standard error drops what our log handler writes to it
         worker_send_task_events=True,  # for Flower
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,  # a broker that is away for the night is waited for

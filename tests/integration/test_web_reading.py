@@ -318,3 +318,31 @@ def test_a_finding_below_its_threshold_has_a_sentence_where_its_heat_map_would_b
     assert "heat/Mass" not in page
     assert "heat=Mass" not in page
     assert "No heat map: the finding does not reach its threshold." in page
+
+
+def test_serve_listens_for_others_only_where_its_hosts_are_named_and_makes_the_first_user_here_alone(
+    embedded, monkeypatch
+):
+    served: list[dict] = []
+    monkeypatch.setattr("os.umask", lambda _mask: 0)
+    monkeypatch.setattr("uvicorn.run", lambda app, **options: served.append({"app": app, **options}))
+    for name in ("database_url", "state_folder"):
+        monkeypatch.setenv(f"NIGHTREAD_{name.upper()}", str(getattr(embedded.settings, name)))
+
+    def serve(*words: str):
+        return CliRunner().invoke(commands, ["serve", *words])
+
+    refused = serve("--host", "192.0.2.1")
+    assert (refused.exit_code, served) == (2, [])
+    assert "NIGHTREAD_WEB_HOSTS" in refused.stderr
+    here = serve()
+    assert served[0]["host"] == "127.0.0.1"
+    assert not served[0]["access_log"], "an address can hold an accession number"
+    path = re.search(r"http://127\.0\.0\.1:8080(/first/\S+)", here.stdout)
+    assert path is not None
+    assert Visitor(served[0]["app"]).get(path[1]).status_code == 200
+    monkeypatch.setenv("NIGHTREAD_WEB_HOSTS", "nightread.example")
+    assert "/first/" not in (others := serve("--host", "192.0.2.1").stdout)
+    assert "nightread users add" in others
+    add_user(embedded, "Anna", "reader")
+    assert "Nobody may sign in" not in serve().stdout

@@ -20,6 +20,8 @@ SERVES = {
     "findings",
     "imaging",
     "networks",
+    "pointing",
+    "torchvision_models",
 }  # serving may import these
 
 

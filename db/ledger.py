@@ -330,7 +330,7 @@ def release_expired(session: Session, *, max_attempts: int) -> tuple[int, list[i
 def requeue(session: Session, *, study_instance_uid: str | None = None, reason: str | None = None) -> list[int]:
     """Send studies with something in quarantine (all, one, or those with one reason) back to wait; returns their ids.
 
-    That is also a study of which some films were scored and one was not.
+    That is also a study of which some films were scored and one was not. What it is scored as then is another revision.
     """
     broken = select(Instance.study_id).where(Instance.state == "quarantined")
     settled = Study.state.in_(("scored", "skipped"))
@@ -342,7 +342,8 @@ def requeue(session: Session, *, study_instance_uid: str | None = None, reason: 
     ids = list(session.scalars(chosen.with_for_update(skip_locked=True)))
     waits = {"state": "waiting", "reason": None, "detail": None, "not_before": None, "notified_at": None}
     for part in in_parts(ids):
-        session.execute(update(Study).where(Study.id.in_(part)).values(attempts=0, suspect=False, **waits))
+        again = {"attempts": 0, "suspect": False, "revision": Study.revision + 1}
+        session.execute(update(Study).where(Study.id.in_(part)).values(**again, **waits))
         films = update(Instance).where(Instance.study_id.in_(part), Instance.state == "quarantined")
         session.execute(films.values(state="waiting", reason=None, evidence=None))
     return ids

@@ -20,7 +20,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 from sqlalchemy import select, text, update
 from typer.testing import CliRunner
 
-from db import deliveries
+from db import deliveries, ledger
 from db.base import database_now
 from db.models import Audit, Delivery, Instance, Study, StudyPriority
 from db.session import read_scope, session_scope
@@ -173,6 +173,21 @@ def test_what_is_out_of_date_before_it_was_sent_is_not_sent(embedded: Context, s
     outbox.publish(context)
     assert states(context) == ["superseded", "waiting"]
     assert outbox.deliver_due(context) == 1
+
+
+def test_a_study_that_is_requeued_is_published_again(embedded: Context, sent: Sent) -> None:
+    context = delivering(embedded, ARCHIVE)
+    first = scored_film(context)
+    scored_film(context, first.StudyInstanceUID)
+    outbox.publish(context)
+    with session_scope(context.engine) as session:
+        session.scalars(select(Instance)).first().state = "quarantined"
+        assert ledger.requeue(session) == [1]
+    assert outbox.publish(context) == 0
+    score_at_once(context)
+    assert outbox.publish(context) == 1
+    assert outbox.deliver_due(context) == 1
+    assert states(context) == ["superseded", "sent"]
 
 
 def test_turning_it_on_sends_no_history(embedded: Context) -> None:

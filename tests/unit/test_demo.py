@@ -168,7 +168,7 @@ def test_the_demo_checkpoint_tells_findings_apart_on_phantoms_that_it_never_saw(
     classifier = Classifier(load_checkpoint(CHECKPOINT), device=torch.device("cpu"), batch_size=8)
     told = [("Pneumothorax",), ("Effusion",), ("Consolidation",), ("Edema",), ("Cardiomegaly",), ()]
     films = [Film(findings, side, "PA") for findings in told for side in ("left", "right")]
-    images = [picture(each, rng=np.random.default_rng([7, n]), rows=ROWS) for n, each in enumerate(films)]
+    images = [picture(each, rng=np.random.default_rng([7, n])) for n, each in enumerate(films)]
     inputs = np.stack([classifier.preprocessing.image(image) for image in images])
     probabilities = dict(zip(FINDINGS, classifier.predict(inputs).T, strict=True))
     for (finding,) in told[:-1]:

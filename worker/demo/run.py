@@ -260,5 +260,6 @@ def _say_where(morning: Morning, console: Console) -> None:
     url = f"sqlite:///{(morning.folder / DATABASE).resolve()}"
     lines += [("In the browser", f": NIGHTREAD_DATABASE_URL='{url}' nightread serve")]
     lines += [("Your own films", ": nightread score /path/to/folder && nightread worklist")]
+    console.print()
     for name, text in lines:
         console.print(Text.assemble((name, "bold"), text), soft_wrap=True)

@@ -65,7 +65,7 @@ class Game:
     @property
     def pointing(self) -> Pointing:
         """Counts for the checkpoint's record."""
-        return Pointing(self.boxes, self.hits, round(float(max(self.random, self.centre)) / max(1, self.boxes), 4))
+        return Pointing(self.boxes, int(self.hits), round(float(max(self.random, self.centre)) / max(1, self.boxes), 4))
 
 
 def read_boxes(path: Path) -> dict[str, list[Box]]:

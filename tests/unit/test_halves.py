@@ -12,7 +12,7 @@ from pydicom.uid import UID, HTJ2KLossless, JPEG2000Lossless, JPEGLosslessSV1
 
 from tests.support.dicom_files import make_film, texture
 from training.imaging.dicom import UnusablePixels
-from training.imaging.half_resolution import squash_weights
+from training.imaging.half_resolution import is_enough, squash_weights
 from training.imaging.pixels import Film, read_film
 from training.imaging.preprocessing import Preprocessing
 
@@ -88,6 +88,13 @@ def test_a_film_is_decoded_whole_where_its_window_bends_within_the_grain(
     pixels[18:] = np.clip(pixels[18:] * 0.8 + 400 + grain[18:], 0, 4095).astype(np.uint16)
     half = halved(film_in(JPEG2000Lossless, pixels, **attributes))
     assert (half.whole is None) is whole
+
+
+@pytest.mark.parametrize(("size", "least"), [(32, 384), (160, 1920), (224, 2000), (256, 2286)])
+def test_a_larger_network_needs_a_larger_film_but_not_in_proportion(size: int, least: int) -> None:
+    assert is_enough(least, least, size)
+    assert not is_enough(least - 1, 5000, size)
+    assert not is_enough(5000, least - 1, size)
 
 
 def test_small_films_other_syntaxes_and_few_bits_are_decoded_whole() -> None:

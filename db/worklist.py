@@ -66,7 +66,9 @@ def part(session: "Session", wanted: Filter, *, offset: int, limit: int) -> Part
     where, values = _conditions(wanted)
     statement = f"SELECT *, count(*) OVER () AS total FROM worklist{where} ORDER BY priority_rank LIMIT :n OFFSET :at"  # noqa: S608
     found = session.execute(text(statement).columns(**_TYPES), {**values, "n": limit, "at": offset}).mappings().all()
-    return Part(found, found[0]["total"] if found else 0)
+    if found or not offset:
+        return Part(found, found[0]["total"] if found else 0)
+    return Part([], session.scalar(text(f"SELECT count(*) FROM worklist{where}"), values) or 0)  # noqa: S608
 
 
 def _conditions(wanted: Filter) -> tuple[str, dict[str, Any]]:

@@ -91,6 +91,29 @@ def test_the_pages_and_the_api_have_the_order_of_the_view_row_by_row(context):
     assert rows_of(anna.get("/?accession=%25").text) == []
 
 
+def test_a_page_beyond_the_end_of_a_list_is_its_last_one_and_the_total_stays_true(embedded):
+    app = create_app(embedded)
+    anna, program = signed_in(app, "Anna", "reader"), Visitor(app)
+    with session_scope(embedded.engine) as session:
+        api_tokens.issue(session, users.by_name(session, "Anna"), name="t", digest=digest_of("t"), days=None, by="t")
+    for address in ("/?page=3", "/?page=3&category=A"):
+        page = anna.get(address, hx_request="true").text
+        assert rows_of(page) == rows_of(anna.get("/").text) != [], address
+        assert "Nothing waits to be read" not in page, address
+    answer = program.get("/api/worklist?page=3", authorization="Bearer t").json()
+    assert (answer["studies"], answer["total"]) == ([], 3)
+
+
+def test_the_api_gives_no_more_rows_at_once_than_it_says(embedded):
+    app = create_app(embedded)
+    signed_in(app, "Anna", "reader")
+    with session_scope(embedded.engine) as session:
+        api_tokens.issue(session, users.by_name(session, "Anna"), name="t", digest=digest_of("t"), days=None, by="t")
+    for number in ("501", "0", "x", "000000001000000", "9" * 5000):
+        answer = Visitor(app).get(f"/api/worklist?per_page={number}", authorization="Bearer t")
+        assert answer.status_code == 400, number
+
+
 def test_a_refresh_brings_the_part_that_changes_and_no_more(embedded):
     anna = signed_in(create_app(embedded), "Anna", "reader")
     part = anna.get("/?category=A", hx_request="true").text
@@ -169,6 +192,7 @@ def test_read_takes_a_study_off_the_list_unless_another_reads_it_and_undo_brings
         assert session.get_one(StudyPriority, order[0]).read_by == "Anna"
     assert anna.post(f"/studies/{order[0]}/unread").status_code == 303
     assert rows_of(anna.get("/").text) == order
+    assert "marked as read" not in anna.get(f"/?read={order[0]}").text, "it is not, any more"
 
 
 # ------------------------------------------------------------------------------------------------------------ reviews

@@ -73,7 +73,7 @@ def api_worklist(request: Request, _user: str) -> Mapping[str, Any]:
     """The unread studies in reading order, some at a time."""
     query, engine = request.query_params, request.app.state.site.context.engine
     page, per_page = page_of(query), query.get("per_page", str(PER_PAGE))
-    if not per_page.isdecimal() or not 1 <= int(per_page[:9]) <= MOST_PER_PAGE:
+    if not per_page.isdecimal() or len(per_page) > 9 or not 1 <= int(per_page) <= MOST_PER_PAGE:
         raise HTTPException(400, f"per_page is a number from 1 to {MOST_PER_PAGE}")
     limit = int(per_page)
     with read_scope(engine) as session:

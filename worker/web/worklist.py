@@ -46,8 +46,11 @@ def show(visit: Visit) -> Response:
         wanted = Filter(**{**vars(wanted), "finding": None})  # the filter alone would tell
     with read_scope(visit.site.context.engine) as session:
         part = worklist.part(session, wanted, offset=(page - 1) * PAGE, limit=PAGE)
+        if part.total and not part.rows:  # the list has become shorter than this page's place in it
+            page = -(-part.total // PAGE)
+            part = worklist.part(session, wanted, offset=(page - 1) * PAGE, limit=PAGE)
         rows = _rows(session, visit, part.rows)
-        read = _just_read(session, query.get("read"))
+        read = _just_read(session, query.get("read")) if visit.me.may("reader") else None
     names: dict[str, Any] = {
         "rows": rows,
         "total": part.total,
@@ -80,10 +83,12 @@ def hidden_from(session: Session, visit: Visit, study_ids: list[int]) -> set[int
 
 
 def _just_read(session: Session, study_id: str | None) -> Any:
-    """The study that this reader has just marked as read, to undo it."""
+    """The study that this reader has just marked as read, to undo it; None once it is not read any more."""
     if study_id is None or not study_id.isdecimal() or len(study_id) > 18:
         return None
-    return lookup.study_of(session, int(study_id))
+    study = lookup.study_of(session, int(study_id))
+    found = None if study is None else lookup.place_of(session, study)
+    return study if found and found[0].read_at is not None else None
 
 
 def filter_of(query: Mapping[str, str]) -> Filter:

@@ -257,6 +257,18 @@ def test_a_look_at_a_study_and_every_change_are_in_the_audit(app, context):
     assert all(row.detail["study_ids"] == [2] for row in rows)
 
 
+def test_a_study_and_a_heat_map_are_in_the_audit_however_they_were_reached(app, context):
+    anna, ben = signed_in(app, "Anna", "reader"), signed_in(app, "Ben", "reader")
+    ben.post("/studies/2/claim")
+    for action, form in (("take-over", {}), ("claim", {}), ("read", {}), ("review", {})):
+        assert "What adds to its urgency" in anna.post(f"/studies/2/{action}", **form).text, action
+    anna.get("/films/2/heat/Pneumothorax.png")
+    with read_scope(context.engine) as session:
+        rows = session.scalars(select(Audit).where(Audit.actor == "Anna").order_by(Audit.id)).all()
+    assert [row.action for row in rows] == ["study viewed"] * 4 + ["heat map viewed"]
+    assert all(row.detail["study_ids"] == [2] for row in rows)
+
+
 def test_a_form_that_is_too_long_is_refused(app):
     anna = signed_in(app, "Anna", "reader")
     assert anna.post("/studies/1/take-over", reason="x" * 10_000).status_code == 400

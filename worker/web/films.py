@@ -35,13 +35,14 @@ def thumbnail(visit: Visit) -> Response:
 
 
 def heat(visit: Visit) -> Response:
-    """A film under the heat map of a finding, for who may see what the model saw."""
+    """A film under the heat map of a finding, for who may see what the model saw; each look is noted."""
     finding = visit.request.path_params["finding"]
-    with read_scope(visit.site.context.engine) as session:
+    with session_scope(visit.site.context.engine) as session:
         found, place, checkpoint = _film(session, visit)
         hidden = hidden_from(session, visit, [found.study_id])
-    if finding not in FINDINGS or checkpoint is None or not may_see_scores(place) or hidden:
-        raise HTTPException(404)
+        if finding not in FINDINGS or checkpoint is None or not may_see_scores(place) or hidden:
+            raise HTTPException(404)
+        audit.record(session, actor=visit.me.name, action="heat map viewed", study_ids=[found.study_id])
     return _picture(lambda: visit.site.pictures.heat(found, finding, checkpoint))
 
 

@@ -83,16 +83,15 @@ def can_be_shown(film: Film) -> bool:
 
 
 def show(visit: Visit) -> Response:
-    """The page of a study; each look is noted."""
-    study_id = visit.number("study_id")
-    with session_scope(visit.site.context.engine) as session:
-        study_with(session, study_id)
-        audit.record(session, actor=visit.me.name, action="study viewed", study_ids=[study_id])
-    return page_of(visit, study_id)
+    """The page of a study."""
+    return page_of(visit, visit.number("study_id"))
 
 
 def page_of(visit: Visit, study_id: int, *, problem: str = "", status: int = 200) -> Response:
-    """The page as it is now, with the sentence that says why something was not done."""
+    """The page as it is now, with the sentence that says why something was not done; each look is noted."""
+    with session_scope(visit.site.context.engine) as session:
+        study_with(session, study_id)
+        audit.record(session, actor=visit.me.name, action="study viewed", study_ids=[study_id])
     with read_scope(visit.site.context.engine) as session:
         facts = facts_of(session, visit, study_id)
     query = visit.request.query_params
@@ -210,12 +209,13 @@ def mark_read(visit: Visit) -> Response:
     study_id, reader = visit.number("study_id"), visit.me.name
     with session_scope(visit.site.context.engine) as session:
         study, held = study_with(session, study_id), claims.holder(session, study_id)
-        if held is not None and held.reader != reader:
-            return page_of(visit, study_id, problem=_held(visit, held), status=409)
-        (answer,) = reading.mark_read(session, [Reading(study.study_instance_uid, read_by=reader)])
-        if answer.changed:
-            audit.record(session, actor=reader, action="study read", study_ids=[study_id])
-        claims.release(session, study_id, reader=reader)
+        if held is None or held.reader == reader:
+            (answer,) = reading.mark_read(session, [Reading(study.study_instance_uid, read_by=reader)])
+            if answer.changed:
+                audit.record(session, actor=reader, action="study read", study_ids=[study_id])
+            claims.release(session, study_id, reader=reader)
+    if held is not None and held.reader != reader:
+        return page_of(visit, study_id, problem=_held(visit, held), status=409)
     if answer.refused:
         return page_of(visit, study_id, problem=f"It was not marked: {answer.refused}.", status=409)
     if not answer.changed:

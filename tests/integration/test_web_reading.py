@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from db import api_tokens, claims, users
 from db.base import database_now
-from db.models import ReadingClaim, Review, Study, StudyPriority
+from db.models import Audit, ReadingClaim, Review, Run, Study, StudyPriority
 from db.session import read_scope, session_scope
 from db.worklist import worklist
 from tests.support.night_rows import add_champion, add_studies, open_run
@@ -310,6 +310,20 @@ def test_the_system_page_requeues_by_reason(embedded):
     assert answer.headers["location"].startswith("/system?requeued=1")
     with read_scope(embedded.engine) as session:
         assert session.get_one(Study, 1).state == "waiting"
+
+
+def test_a_morning_page_that_was_opened_during_its_run_is_made_anew_after_it(embedded):
+    anna = signed_in(create_app(embedded), "Anna", "administrator")
+    during = anna.get("/system/runs/1")
+    with session_scope(embedded.engine) as session:
+        session.execute(update(Run).values(finished_at=database_now(session)))
+    after = anna.get("/system/runs/1")
+    assert during.status_code == after.status_code == 200
+    assert after.text != during.text
+    assert anna.get("/system/runs/1").text == after.text, "now it is kept"
+    with read_scope(embedded.engine) as session:
+        looks = session.scalars(select(Audit.detail).where(Audit.action == "morning page viewed")).all()
+    assert looks == [{"run": 1}] * 3
 
 
 def test_users_are_kept_by_commands(embedded, monkeypatch):

@@ -56,15 +56,16 @@ def requeue(visit: Visit) -> Response:
 
 
 def morning_page(visit: Visit) -> Response:
-    """The morning page of a run, kept once the run has ended."""
+    """The morning page of a run, kept once the run has ended; each look is noted."""
     number = str(visit.number("run_id"))
     context = visit.site.context
-    with read_scope(context.engine) as session:
+    with session_scope(context.engine) as session:
         try:
             ended = run_named(session, number).finished_at is not None
         except NoSuchRun:
             raise HTTPException(404) from None
-    kept = context.state_folder / "pictures" / f"run-{number}.html"
+        audit.record(session, actor=visit.me.name, action="morning page viewed", run=int(number))
+    kept = context.state_folder / "pictures" / f"run-{number}{'' if ended else '-open'}.html"
     if not (ended and kept.exists()):
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_report(context, run=number, output=kept)

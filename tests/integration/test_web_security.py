@@ -6,12 +6,13 @@ from urllib.parse import quote
 
 import pytest
 from sqlalchemy import select, update
+from starlette.testclient import TestClient
 
 from db import api_tokens, users
 from db.base import database_now
 from db.models import ApiToken, Audit, LoginFailure, ReadingClaim, Study, WebSession
 from db.session import read_scope, session_scope
-from tests.support.web import PASSWORD, Visitor, add_night, add_user, csrf_on, signed_in
+from tests.support.web import ADDRESS, PASSWORD, Visitor, add_night, add_user, csrf_on, signed_in
 from worker.context import Context
 from worker.web.app import create_app
 from worker.web.auth import TRIES
@@ -131,6 +132,19 @@ def test_wrong_passwords_are_refused_alike_and_slowed_down(app, context, monkeyp
     assert sign_in(visitor, "Anna", PASSWORD).status_code == 303
     with read_scope(context.engine) as session:
         assert session.scalars(select(LoginFailure)).all() == []
+
+
+def test_another_ipv6_address_of_the_same_network_starts_no_new_count(app, context, monkeypatch):
+    monkeypatch.setattr("worker.web.auth.is_password", lambda *_: False)
+
+    def tried_from(host: str) -> int:
+        visitor = Visitor(app)
+        visitor.client = TestClient(app, base_url=ADDRESS, client=(host, 50000))
+        return sign_in(visitor, "Anna", "wrong").status_code
+
+    assert [tried_from(f"2001:db8::{number:x}") for number in range(TRIES)] == [403] * TRIES
+    assert tried_from("2001:db8::ffff") == 429
+    assert tried_from("2001:db8:0:1::1") == tried_from("192.0.2.1") == 403, "another network"
 
 
 FOREIGN = ["https://evil.example/", "//evil.example", "/\\evil.example", "javascript:alert(1)", "/\t/evil.example"]

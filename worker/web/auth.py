@@ -1,6 +1,7 @@
 """Signing in and out: users of this site by password, the first of them by a one-time address."""
 
 import secrets
+from ipaddress import ip_address, ip_network
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -49,7 +50,12 @@ def sign_in_with_password(visit: Visit) -> Response:
 
 
 def _address(request: Request) -> str:
-    return request.client.host if request.client else ""
+    """Where a sign-in comes from. Of IPv6 the network of 64 bits counts: one machine may take any address in it."""
+    host = request.client.host if request.client else ""
+    try:
+        return str(ip_network((host, 64), strict=False)) if ip_address(host).version == 6 else host
+    except ValueError:
+        return host
 
 
 def begin_session(request: Request, user: WebUser, *, address: str) -> Response:

@@ -28,6 +28,17 @@ def app(make_context, provider):
     return create_app(make_context(checkpoint=None, web={**oidc, "oidc_role_claim": "realm_access.roles"}))
 
 
+def test_the_provider_s_answer_may_come_to_another_process(app, provider):
+    provider.claims, provider.wrong = ANNA, {}
+    visitor = Visitor(app)
+    away = visitor.get("/sign-in/provider")
+    with Client() as client:
+        back = client.get(away.headers["location"])
+    other = Visitor(create_app(app.state.site.context))
+    other.client.cookies = visitor.client.cookies
+    assert other.client.get(back.headers["location"]).status_code == 303
+
+
 def come(app, provider: Provider, claims: dict, *, next_page: str = "/", **wrong) -> tuple[Visitor, Response]:
     """Somebody signs in at the provider; the visitor, and what the answer was."""
     provider.claims, provider.wrong = claims, wrong

@@ -1,5 +1,7 @@
 """Signing in by an OpenID provider: the provider says who somebody is and which role they have, at each sign-in."""
 
+import hashlib
+import hmac
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -33,7 +35,7 @@ class Provider:
     """The site's OpenID provider, by its settings. `state_secret` signs the cookie that holds a sign-in's state."""
 
     def __init__(self, web: WebSettings) -> None:
-        self.state_secret = secrets.token_hex(32)
+        self.state_secret = state_secret(web.oidc_client_secret)
         self._issuer, self._claim = web.oidc_issuer or "", web.oidc_role_claim
         self._client = OAuth().register(
             "provider",
@@ -86,6 +88,13 @@ class Provider:
         name = str(claims.get("preferred_username") or claims.get("name") or claims["sub"])
         subject = f"{claims['iss']} {claims['sub']}"
         return users.of_provider(session, subject=subject, name=users.proper_name(name[:LONGEST_NAME]), role=role)
+
+
+def state_secret(client_secret: str | None) -> str:
+    """The key of the cookie with a sign-in's state: the same in every process of this client, for the answer may come
+    to another one than the question. A client without a secret has one process."""
+    key = client_secret or secrets.token_hex(32)
+    return hmac.new(key.encode(), b"nightread sign-in state", hashlib.sha256).hexdigest()
 
 
 def role_in(claims: Mapping[str, Any], path: str) -> Role | None:

@@ -115,6 +115,13 @@ def test_every_command_option_setting_and_role_exists(manifests: list[Manifest])
                 assert container(pod)[probe]["exec"]["command"][-1] in ROLES, name
 
 
+def test_the_web_page_knows_its_host_and_believes_the_ingress_that_tls_is_there(manifests: list[Manifest]) -> None:
+    settings = {each["name"]: each["value"] for each in container(pods(manifests)["web"])["env"] if "value" in each}
+    (ingress,) = of_kind(manifests, "Ingress")
+    assert settings["NIGHTREAD_WEB_HOSTS"] == ingress["spec"]["rules"][0]["host"]
+    assert settings["NIGHTREAD_WEB_PROXIES"], "without it every page is refused: TLS only"
+
+
 def test_the_secrets_keys_are_the_settings_that_are_secret(manifests: list[Manifest]) -> None:
     page = (REPOSITORY / "docs/how-to/kubernetes.md").read_text()
     for name, pod in pods(manifests).items():

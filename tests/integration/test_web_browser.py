@@ -152,6 +152,10 @@ def test_a_night_is_read_and_reviewed_by_keys_alone_and_without_a_script_by_clic
             read = session.scalar(select(func.count()).where(StudyPriority.read_by == "Anna"))
             return int(read or 0), int(session.scalar(select(func.count(Review.id))) or 0)
 
+    slips = visit(modules, address, "slips")["slips"]
+    assert not slips["held"], "a key that is held down marks no study as read"
+    assert (slips["asks"], slips["marked"], slips["saved"]) == (["beforeunload"], 1, "Your review is saved.")
+    assert counts() == (0, 1)
     seen = visit(modules, address, "night", studies=READ_AT_NIGHT)
     assert counts() == (READ_AT_NIGHT - 1, READ_AT_NIGHT * len(FINDINGS)), "the last one was undone"
     assert "/studies/" in seen["night"]["undone"]

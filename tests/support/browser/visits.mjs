@@ -79,6 +79,29 @@ async function night(browser) {
   return { left, undone };
 }
 
+// Slips of the finger: a key held down on the list; on a study's page, leaving with a review that is not saved.
+async function slips(browser) {
+  const page = await visitor(browser);
+  await page.goto(asked.address + "/");
+  const list = page.url();
+  await page.evaluate(() => document.dispatchEvent(new KeyboardEvent("keydown", { key: "r", repeat: true })));
+  await page.waitForTimeout(1000);
+  const held = page.url() !== list;
+  const asks = [];
+  page.on("dialog", (dialog) => { asks.push(dialog.type()); dialog.dismiss(); });
+  await page.locator("#list a.open").first().click();
+  await page.locator("#review").waitFor();
+  await page.keyboard.press("1");
+  const asking = page.waitForEvent("dialog", { timeout: 20000 });
+  await page.keyboard.press("r");
+  await asking;
+  const marked = await page.locator("#review input:checked").count();
+  await Promise.all([page.waitForNavigation(), page.keyboard.press("s")]);
+  const saved = await page.locator(".notice").innerText();
+  await page.context().close();
+  return { held, asks, marked, saved };
+}
+
 // Refreshes while studies arrive: what has the focus, half-typed text and the place on the screen stay.
 async function refreshes(browser) {
   const page = await visitor(browser, { viewport: { width: 1400, height: 500 } });
@@ -147,7 +170,7 @@ async function away(browser) {
   return { banner };
 }
 
-const visits = { accessibility, film, night, refreshes, plain, away };
+const visits = { accessibility, film, night, slips, refreshes, plain, away };
 const browser = await chromium.launch({ executablePath: asked.chromium, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
 for (const name of asked.visits) {
   try {

@@ -79,7 +79,7 @@ document.addEventListener("htmx:after:request", (event) => {
     problem = status === 401 ? "You are signed out: load the page again." : status >= 500 ? "The database or the service does not answer." : "";
     if (status === 200) lastGood = performance.now();
   } else if (status === 409) {
-    showStale("You do not hold this study any more: load the page again.");
+    showStale("You do not hold this study any more: save your review, then load the page again.");
   } else if (status === 401) {
     showStale("You are signed out: load the page again.");
   }
@@ -112,6 +112,14 @@ function tell() {
 
 setInterval(() => { tell(); showMarks(); }, 1000);
 
+// ------------------------------------------------------------------------------------------- a review not saved yet
+
+let unsaved = false; // claiming, reading or leaving would lose it: the browser asks first
+
+document.addEventListener("change", (event) => { unsaved ||= event.target.closest("#review") !== null; });
+document.addEventListener("submit", (event) => { if (event.target.id === "review") unsaved = false; });
+addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(); });
+
 // ---------------------------------------------------------------------------------------------------------------- keys
 
 function move(step) {
@@ -142,6 +150,7 @@ function judge(number) {
   if (!fields.length) return;
   const at = Math.max(currentFinding(fields), 0);
   fields[at].querySelectorAll("input")[number - 1].checked = true;
+  unsaved = true;
   if (at + 1 < fields.length) focusOn(fields[at + 1]);
   else byId("save").focus();
 }
@@ -173,6 +182,7 @@ document.addEventListener("keydown", (event) => {
   const action = typing ? null : KEYS[event.key];
   if (!action) return;
   event.preventDefault();
+  if (event.repeat && !"jk".includes(event.key)) return; // a key held down must not act on the next page's first study
   action();
 });
 

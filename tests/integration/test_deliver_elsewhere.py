@@ -19,7 +19,7 @@ from pydicom.uid import Comprehensive3DSRStorage
 from tests.integration.test_deliver import delivering, rows, scored_film
 from tests.support.orthanc import PASSWORD, USER, Orthanc
 from worker.context import Context
-from worker.delivery import hl7, outbox
+from worker.delivery import hl7, http, outbox
 from worker.delivery.errors import DestinationAway, Refused
 from worker.setting_peers import Peer
 
@@ -171,6 +171,16 @@ def test_a_bundle_is_posted_with_its_token_and_is_valid(embedded: Context, tmp_p
 )  # fmt: skip
 def test_a_servers_status_decides_what_follows(embedded: Context, status: int, reason: str) -> None:
     with Server(status=status).listening() as url:
+        context = delivered(embedded, Peer(name="ehr", fhir=url), fhir=("ehr",))
+    assert [(row.state, row.reason) for row in rows(context)] == [("waiting", reason)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"), [("MOST_ANSWER_BYTES", "bundle_refused"), ("MOST_SECONDS", "destination_away")]
+)
+def test_an_answer_is_read_within_bounds(embedded: Context, monkeypatch, limit: str, reason: str) -> None:
+    monkeypatch.setattr(http, limit, -1)
+    with Server(answer={}).listening() as url:
         context = delivered(embedded, Peer(name="ehr", fhir=url), fhir=("ehr",))
     assert [(row.state, row.reason) for row in rows(context)] == [("waiting", reason)]
 

@@ -1,5 +1,7 @@
 """HTTP to an archive or a server of records: what its answer means for a delivery."""
 
+import json
+import time
 from typing import Any, Final
 
 import httpx
@@ -11,6 +13,8 @@ from worker.setting_peers import Peer
 
 TRY_LATER: Final = {408, 425, 429, 502, 503, 504}
 NOT_LET_IN: Final = {401, 403}
+MOST_ANSWER_BYTES: Final = 4 * 2**20
+MOST_SECONDS: Final = 300.0  # for a whole answer: a lease lasts longer
 
 
 def post(peer: Peer, url: str, content: bytes, *, content_type: str, accept: str, refused: ReasonCode) -> Any:
@@ -20,18 +24,38 @@ def post(peer: Peer, url: str, content: bytes, *, content_type: str, accept: str
     credentials_refused.
     """
     headers = {"Content-Type": content_type, "Accept": accept}
+    deadline = time.monotonic() + MOST_SECONDS
     try:
-        with http_client(peer, url) as client:
-            answer = client.post(url, content=content, headers=headers)
+        with http_client(peer, url) as client, client.stream("POST", url, content=content, headers=headers) as answer:
+            _check(answer, refused)
+            return _json(_read(answer, refused, deadline))
     except httpx.TransportError:
         raise DestinationAway from None
+
+
+def _check(answer: httpx.Response, refused: ReasonCode) -> None:
     if answer.status_code in TRY_LATER:
         raise DestinationAway
     if answer.status_code in NOT_LET_IN:
         raise Refused("credentials_refused")
     if not answer.is_success:
         raise Refused(refused)
+
+
+def _read(answer: httpx.Response, refused: ReasonCode, deadline: float) -> bytes:
+    """The whole answer, of bounded size, in bounded time."""
+    content = bytearray()
+    for block in answer.iter_bytes():
+        content += block
+        if len(content) > MOST_ANSWER_BYTES:
+            raise Refused(refused)
+        if time.monotonic() > deadline:
+            raise DestinationAway
+    return bytes(content)
+
+
+def _json(content: bytes) -> Any:
     try:
-        return answer.json()
+        return json.loads(content)
     except ValueError:
         return None

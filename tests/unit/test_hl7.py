@@ -60,6 +60,8 @@ def test_it_says_that_it_is_not_for_diagnosis_and_what_it_replaces() -> None:
     before = a_result("oru")
     after = replace(before, object_uid="1.2.3.9", predecessor=Predecessor(before.object_uid, "0d" * 32))
     notes = [row[3] for row in segments(after) if row[0] == "NTE"]
+    names = [row[0] for row in segments(after)]
+    assert names == ["MSH", "PID", "OBR", *["NTE"] * 3, *["OBX"] * 14], "behind OBR, so that they hold for all of it"
     assert notes[0] == "AI, not for diagnosis"
     assert notes[-1] == f"Replaces message {message_id(before.object_uid)}."
 

@@ -37,13 +37,16 @@ ACCEPTED, IN_ERROR, REJECTED = ("AA", "CA"), ("AE", "CE"), ("AR", "CR")  # table
 
 
 def message(result: Result, *, url: str, sender: str) -> bytes:
-    """The message of one result, in the order PID, OBR, OBX, NTE. `url`: mllp://host:port/APPLICATION/FACILITY."""
+    """The message of one result, in the order PID, OBR, NTE, OBX. `url`: mllp://host:port/APPLICATION/FACILITY.
+
+    The notes stand behind OBR and so hold for all of it: behind an OBX they would be that finding's alone.
+    """
     segments = [_header(result, url=url, sender=sender), _patient(result), _order(result)]
-    segments += [_observation(n, *each, result=result) for n, each in enumerate(_observations(result), start=1)]
     notes = [NOT_FOR_DIAGNOSIS, "Unverified: no person has looked at it."]
     if result.predecessor is not None:
         notes.append(f"Replaces message {message_id(result.predecessor.object_uid)}.")
     segments += [_segment("NTE", str(n), "", note) for n, note in enumerate(notes, start=1)]
+    segments += [_observation(n, *each, result=result) for n, each in enumerate(_observations(result), start=1)]
     return ("\r".join(segments) + "\r").encode()
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, RowMapping, and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from db.base import database_now
@@ -96,15 +96,19 @@ def _received(moment: Any) -> Any:
 
 
 def _results() -> Any:
-    """Results that no row stands for, as the columns of Publishable.
+    """Results that no row stands for, or of which one was superseded and that are the last word again; as the columns
+    of Publishable.
 
     A blind study's place names no checkpoint; the run that scored it does.
     """
     checkpoint_id = func.coalesce(StudyPriority.checkpoint_id, Run.checkpoint_id)
-    same = (Delivery.study_id == Study.id, Delivery.revision == Study.revision)
     known = select(Delivery.id).where(
-        *same, Delivery.checkpoint_id == Checkpoint.id, Delivery.policy_id == PolicyRow.id
+        Delivery.study_id == Study.id,
+        Delivery.revision == Study.revision,
+        Delivery.checkpoint_id == Checkpoint.id,
+        Delivery.policy_id == PolicyRow.id,
     )
+    superseded = known.where(Delivery.state == "superseded")
     return (
         select(
             Study.id,
@@ -120,12 +124,15 @@ def _results() -> Any:
         .outerjoin(Run, Run.id == Study.run_id)
         .join(Checkpoint, Checkpoint.id == checkpoint_id)
         .join(PolicyRow, PolicyRow.id == StudyPriority.policy_id)
-        .where(~known.exists())
+        .where(or_(~known.exists(), superseded.exists()))
     )
 
 
 def publish(session: Session, study: Publishable, deliveries: Sequence[NewDelivery]) -> None:
-    """Make the rows of one result. What of the study still waits to be sent is out of date from now on."""
+    """Make the rows of one result. What of the study still waits to be sent is out of date from now on.
+
+    A row of this very result that was superseded before it was sent is made anew, after the rows of the other result.
+    """
     now = database_now(session)
     outdated = update(Delivery).where(Delivery.study_id == study.study_id, Delivery.state == "waiting")
     session.execute(outdated.values(state="superseded"))
@@ -134,12 +141,13 @@ def publish(session: Session, study: Publishable, deliveries: Sequence[NewDelive
         "checkpoint_id": study.checkpoint_id,
         "policy_id": study.policy_id,
         "revision": study.revision,
-        "published_at": now,
-        "queued_at": now,
     }
+    session.execute(delete(Delivery).filter_by(**result, state="superseded"))
+    times = {"published_at": now, "queued_at": now}
     rows = [
         {
             **result,
+            **times,
             "kind": new.kind,
             "destination": new.destination,
             "object_uid": new.object_uid,
@@ -164,6 +172,7 @@ class Claimed:
     destination: str
     object_uid: str
     attempts: int
+    refusals: int  # before this attempt; a destination that is away refuses nothing
     waits_hours: float  # since it was published, or asked for again
 
 
@@ -198,7 +207,7 @@ def claim(session: Session, *, worker: str, lease_minutes: float, apart_from: Co
     row.state, row.held_by, row.attempts = "sending", worker, row.attempts + 1
     row.lease_expires_at = now + timedelta(minutes=lease_minutes)
     hours = (now - row.queued_at).total_seconds() / 3600
-    return Claimed(row.id, row.study_id, row.kind, row.destination, row.object_uid, row.attempts, hours)
+    return Claimed(row.id, row.study_id, row.kind, row.destination, row.object_uid, row.attempts, row.refusals, hours)
 
 
 def release_expired(session: Session, *, lease_minutes: float) -> int:
@@ -219,12 +228,10 @@ def _held(session: Session, claimed: Claimed, worker: str) -> Delivery | None:
 
 def settle(session: Session, claimed: Claimed, state: DeliveryState, *, worker: str, reason: str | None = None) -> None:
     """Write how a delivery ended. One that went out shows that its destination answers: what waited for it is due."""
-    row = _held(session, claimed, worker)
-    if row is None:
-        return
-    row.state, row.reason, row.held_by, row.lease_expires_at, row.not_before = state, reason, None, None, None
+    if row := _held(session, claimed, worker):  # an archive may have confirmed it already
+        row.state, row.reason, row.held_by, row.lease_expires_at, row.not_before = state, reason, None, None, None
+        row.sent_at = database_now(session) if state == "sent" else row.sent_at
     if state == "sent":
-        row.sent_at = database_now(session)
         others = update(Delivery).where(Delivery.state == "waiting", Delivery.destination == claimed.destination)
         freed = others.where(Delivery.reason == AWAY).values(not_before=None, reason=None)
         session.execute(freed.execution_options(synchronize_session=False))
@@ -238,6 +245,7 @@ def put_off(session: Session, claimed: Claimed, *, worker: str, reason: str, sec
     now = database_now(session)
     later = now + timedelta(seconds=seconds)
     row.state, row.reason, row.held_by, row.lease_expires_at, row.not_before = "waiting", reason, None, None, later
+    row.refusals += reason != AWAY
     if reason == AWAY:
         rest = update(Delivery).where(Delivery.state == "waiting", Delivery.destination == claimed.destination)
         due = rest.where(Delivery.id != claimed.id, _due(now))
@@ -360,9 +368,12 @@ def confirm(session: Session, delivery: Delivery) -> None:
     delivery.sent_at = delivery.sent_at or now
 
 
-def send_again(delivery: Delivery, *, reason: str) -> None:
-    """Let an object be sent again that the peer has not kept."""
-    delivery.state, delivery.reason, delivery.held_by, delivery.lease_expires_at = "waiting", reason, None, None
+def send_again(session: Session, delivery: Delivery, *, reason: str, seconds: float, max_refusals: int) -> None:
+    """Let an object be sent again, after a pause, that the peer has not kept; or give it up, as any that is refused."""
+    delivery.refusals += 1
+    delivery.state = "waiting" if delivery.refusals < max_refusals else "failed"
+    delivery.not_before = database_now(session) + timedelta(seconds=seconds)
+    delivery.reason, delivery.held_by, delivery.lease_expires_at = reason, None, None
 
 
 # ------------------------------------------------------------------------------------------------------ for people
@@ -408,7 +419,8 @@ def retry(session: Session, ids: Sequence[int] | None, *, by: str) -> int:
         chosen = chosen.where(Delivery.id.in_(ids))
     rows, now = session.scalars(chosen.with_for_update(skip_locked=True)).all(), database_now(session)
     for row in rows:
-        row.state, row.attempts, row.not_before, row.queued_at = "waiting", 0, None, now
+        row.state, row.not_before, row.queued_at = "waiting", None, now
+        row.attempts = row.refusals = 0
     if rows:
         detail = {"deliveries": len(rows)}
         session.add(Audit(at=now, actor=by, action="retry_deliveries", detail=detail))

@@ -477,6 +477,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.String(length=64), nullable=True),
         sa.Column("object_uid", sa.String(length=64), nullable=False),
         sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("refusals", sa.Integer(), server_default="0", nullable=False),
         sa.Column("not_before", MOMENT, nullable=True),
         sa.Column("held_by", sa.String(length=64), nullable=True),
         sa.Column("lease_expires_at", MOMENT, nullable=True),

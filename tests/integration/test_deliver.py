@@ -31,6 +31,7 @@ from worker.cli.app import app
 from worker.context import Context
 from worker.delivery import outbox
 from worker.delivery.errors import DestinationAway, Refused
+from worker.dicom_network.commitment import commitment_request, note_report
 from worker.dicom_network.storage_scp import Receiver, listening
 from worker.doctor import examine_role
 from worker.intake.receive import receive
@@ -190,6 +191,19 @@ def test_a_study_that_is_requeued_is_published_again(embedded: Context, sent: Se
     assert states(context) == ["superseded", "sent"]
 
 
+def test_a_result_that_is_the_last_word_again_after_it_was_superseded_is_sent(context: Context, sent: Sent) -> None:
+    context = delivering(context, ARCHIVE)
+    scored_film(context)
+    outbox.publish(context)
+    with session_scope(context.engine) as session:
+        session.execute(update(Delivery).values(state="superseded"))  # as by a promotion that was rolled back
+    assert outbox.publish(context) == 1
+    assert outbox.publish(context) == 0
+    assert outbox.deliver_due(context) == 1
+    assert states(context) == ["sent"]
+    assert outbox.publish(context) == 0
+
+
 def test_turning_it_on_sends_no_history(embedded: Context) -> None:
     context = delivering(embedded, ARCHIVE, max_age_hours=24)
     scored_film(context)
@@ -278,6 +292,54 @@ def test_a_result_that_is_refused_too_often_is_given_up_and_can_be_asked_for_aga
     sent.fails.clear()
     with session_scope(context.engine) as session:
         assert deliveries.retry(session, None, by="test") == 1
+    assert outbox.deliver_due(context) == 1
+
+
+def test_a_first_refusal_after_a_long_absence_is_no_reason_to_give_up(embedded: Context, sent: Sent) -> None:
+    context = delivering(embedded, ARCHIVE, max_refusals=2)
+    scored_film(context)
+    outbox.publish(context)
+    for error in (DestinationAway(), DestinationAway(), DestinationAway(), Refused("bundle_refused")):
+        sent.fails["archive"] = error
+        outbox.deliver_due(context)
+        due_now(context)
+    assert [(row.state, row.attempts, row.refusals) for row in rows(context)] == [("waiting", 4, 1)]
+    outbox.deliver_due(context)
+    assert [(row.state, row.reason) for row in rows(context)] == [("failed", "bundle_refused")]
+
+
+def test_an_archive_that_keeps_nothing_is_not_sent_to_without_end(embedded: Context, sent: Sent) -> None:
+    context = delivering(embedded, ARCHIVE, max_refusals=2)
+    scored_film(context)
+    outbox.publish(context)
+    outbox.deliver_due(context)
+    uid = rows(context)[0].object_uid
+    report = commitment_request(Comprehensive3DSRStorage, uid, peer="archive")
+    report.FailedSOPSequence = report.pop("ReferencedSOPSequence").value
+    note_report(context, report)
+    assert [(row.state, row.reason) for row in rows(context)] == [("waiting", "commitment_failed")]
+    assert outbox.deliver_due(context) == 0, "after a pause"
+    due_now(context)
+    assert outbox.deliver_due(context) == 1
+    note_report(context, report)
+    assert [(row.state, row.reason) for row in rows(context)] == [("failed", "commitment_failed")]
+
+
+def test_an_archive_that_confirms_at_once_frees_what_waited_for_it_too(embedded: Context, sent: Sent) -> None:
+    context = delivering(embedded, ARCHIVE)
+    for _ in range(2):
+        film(context)
+    score_at_once(context)
+    outbox.publish(context)
+    with session_scope(context.engine) as session:
+        claimed = deliveries.claim(session, worker="w", lease_minutes=1)
+        later = database_now(session) + timedelta(minutes=30)
+        waiting = update(Delivery).where(Delivery.state == "waiting")
+        session.execute(waiting.values(not_before=later, reason=deliveries.AWAY))
+        deliveries.confirm(session, session.get_one(Delivery, claimed.id))
+    with session_scope(context.engine) as session:
+        deliveries.settle(session, claimed, "sent", worker="w")
+    assert states(context) == ["confirmed", "waiting"]
     assert outbox.deliver_due(context) == 1
 
 

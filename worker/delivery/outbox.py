@@ -163,7 +163,7 @@ def _settle(
 def _failed(context: Context, claimed: Claimed, error: DeliveryError, *, worker: str) -> None:
     """Try again later, or give up: a destination that is away is waited for by time, refusals are counted."""
     settings = context.settings.deliver
-    refused_enough = error.reason != AWAY and claimed.attempts >= settings.max_refusals
+    refused_enough = error.reason != AWAY and claimed.refusals + 1 >= settings.max_refusals
     if refused_enough or claimed.waits_hours >= settings.give_up_hours:
         _settle(context, claimed, "failed", worker=worker, reason=error.reason)
         return

@@ -92,8 +92,10 @@ def result_of(context: Context, claimed: Claimed) -> Result:
     """What a delivery says. Raises OutOfDate, and Refused where the film's header cannot be read now."""
     with read_scope(context.engine) as session:
         content = deliveries.content_of(session, claimed)
-        if content is None or not content.films:
+        if content is None:
             raise OutOfDate
+        if not content.films:
+            raise Refused("no_film")
         rules = policy.from_rows(session, content.policy)
     patient = _patient(context, content)
     return Result(

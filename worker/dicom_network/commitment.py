@@ -34,6 +34,7 @@ from worker.settings import WrongSettings
 log = structlog.get_logger()
 
 PAUSES_SECONDS: Final = (1.0, 10.0, 60.0, 300.0)  # before each try
+SEND_AGAIN_SECONDS: Final = 300.0  # after a report that an object was not kept
 ALL_COMMITTED: Final = 1
 SOME_FAILED: Final = 2
 NO_SUCH_INSTANCE: Final = 0x0112
@@ -158,7 +159,7 @@ def _transaction_uid(sop_instance_uid: str, peer: str) -> UID:
 
 
 def note_report(context: Context, report: Dataset) -> None:
-    """Note what an archive reports of the objects that it was asked to keep; one that it does not have is sent again.
+    """Note what an archive reports of the objects that it was asked to keep; one that it has not is sent again, later.
 
     A report that nobody asked for changes nothing.
     """
@@ -171,7 +172,13 @@ def note_report(context: Context, report: Dataset) -> None:
             if delivery.object_uid in kept:
                 deliveries.confirm(session, delivery)
             else:
-                deliveries.send_again(delivery, reason="commitment_failed")
+                deliveries.send_again(
+                    session,
+                    delivery,
+                    reason="commitment_failed",
+                    seconds=SEND_AGAIN_SECONDS,
+                    max_refusals=context.settings.deliver.max_refusals,
+                )
             log.info("commitment_reported", delivery_id=delivery.id, state=delivery.state)
 
 

@@ -9,9 +9,11 @@ from sqlalchemy.orm import Session
 from db.models import Instance, Study
 
 
-def set_aside(session: Session, state: Literal["skipped", "quarantined"]) -> Sequence[RowMapping]:
+def set_aside(
+    session: Session, state: Literal["skipped", "quarantined"], *, limit: int | None = None
+) -> Sequence[RowMapping]:
     """Every instance in this state with its study, file, reason and evidence, newest first; and a line without a file
-    for each study that is in this state as a whole, by no fault of one instance."""
+    for each study that is in this state as a whole, by no fault of one instance. With `limit`: the first of them."""
     study = (Study.study_instance_uid, Study.accession_number)
     instances = (
         select(
@@ -32,4 +34,4 @@ def set_aside(session: Session, state: Literal["skipped", "quarantined"]) -> Seq
     ).where(Study.state == state, ~of_study.exists())
     both = instances.union_all(studies).subquery()
     newest = (both.c.received_at.desc(), both.c.study_instance_uid, both.c.sop_instance_uid)
-    return session.execute(select(both).order_by(*newest)).mappings().all()
+    return session.execute(select(both).order_by(*newest).limit(limit)).mappings().all()

@@ -151,6 +151,17 @@ def test_what_breaks_off_or_is_busy_is_tried_again(tmp_path: Path) -> None:
     assert archive(answer).fetch(OFFER, tmp_path / "film")
 
 
+@pytest.mark.parametrize(("listed", "reason"), [((), "no_list_of_series"), (("series",), "no_list_of_films")])
+def test_a_study_whose_films_are_not_listed_is_not_taken_for_an_empty_one(listed: tuple[str, ...], reason: str) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        known = request.url.path.rpartition("/")[2] in listed
+        return httpx.Response(200, json=[item(series=SERIES, modality="DX")]) if known else httpx.Response(501)
+
+    with pytest.raises(FilmFailed) as failed:
+        archive(answer).offers(STUDY, ("DX",))
+    assert failed.value.reason == reason
+
+
 @pytest.mark.parametrize(
     ("response", "error", "words"),
     [

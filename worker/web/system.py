@@ -24,11 +24,11 @@ def show(visit: Visit) -> Response:
     requeued = visit.request.query_params.get("requeued", "")
     with read_scope(visit.site.context.engine) as session:
         active = policies.active(session)
-        quarantined = set_aside.set_aside(session, "quarantined")
+        quarantined = set_aside.set_aside(session, "quarantined", limit=QUARANTINED + 1)
         names: dict[str, Any] = {
             "totals": read_totals(session),
             "quarantined": quarantined[:QUARANTINED],
-            "more_quarantined": max(0, len(quarantined) - QUARANTINED),
+            "more_quarantined": len(quarantined) > QUARANTINED,
             "runs": runs.listed(session, limit=RUNS),
             "drift": drift.latest(session),
             "checkpoints": [(row, *_verdict(session, row)) for row in registry.everything(session)[:CHECKPOINTS]],
@@ -47,8 +47,10 @@ def _verdict(session: Session, row: Checkpoint) -> tuple[Any, Any]:
 
 
 def requeue(visit: Visit) -> Response:
-    """Quarantined studies try again: one, those with one reason, or all."""
+    """Quarantined studies try again: one, or those with one reason."""
     uid, reason = visit.form.get("study_instance_uid") or None, visit.form.get("reason") or None
+    if uid is None and reason is None:  # a form that names nothing must not mean everything
+        raise HTTPException(400, "Name the study, or the reason, to requeue.")
     with session_scope(visit.site.context.engine) as session:
         ids = ledger.requeue(session, study_instance_uid=uid, reason=reason)
         audit.record(session, actor=visit.me.name, action="requeued", study_ids=ids, reason=reason)

@@ -23,6 +23,7 @@ import os
 import platform
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import tarfile
@@ -193,6 +194,10 @@ class Site:
     program: Path
     docker: dict[str, str]
 
+    @property
+    def secrets(self) -> Path:
+        return self.folder / "docker/secrets"
+
     def compose(self, *words: str) -> str:
         files = "docker/compose.yaml:docker/compose.tls.yaml"
         environment = self.docker | {"COMPOSE_FILE": files, "COMPOSE_PROFILES": "*"}
@@ -238,6 +243,8 @@ def prepare_site(folder: Path, program: Path, docker: dict[str, str]) -> tuple[S
     """The site and its published ports."""
     copy_checkout(folder)
     make_films(folder / "dicom")
+    (folder / "docker/peers").mkdir()
+    (folder / "docker/peers/peers.toml").write_text('[archive]\nae_title = "ARCHIVE"\nhost = "archive.invalid"\n')
     run("docker/make-secrets", "--tls", folder=folder)
     ports = {"POSTGRES_PORT": free_port(), "RECEIVE_PORT": free_port(), "WEB_PORT": free_port()}
     lines = [f"{name}=127.0.0.1:{port}" for name, port in ports.items()]
@@ -285,7 +292,7 @@ def score_and_kill(site: Site, record: Record) -> None:
     first = int(run("/usr/bin/docker", "inspect", "--format", "{{.State.Pid}}", identity, environment=site.docker))
     os.kill(first, signal.SIGKILL)
     record.check("the worker was killed before the last study", not settled(site.totals()))
-    wait_for(lambda: settled(site.totals()), "every study is settled", seconds=300)
+    wait_for(lambda: settled(site.totals()), "every study is settled", seconds=900)
     totals = site.totals()
     record.check("after kill -9 every study is scored", totals["scored"] == STUDIES)
     record.check("after kill -9 the totals balance", totals["balance"])
@@ -329,10 +336,9 @@ def _cannot_write(site: Site, service: str) -> bool:
 
 def check_reader(site: Site, record: Record, port: int) -> None:
     """The reader's role: over TLS and with a password, the worklist and nothing else."""
-    secrets = site.folder / "docker/secrets"
     address = {"host": "127.0.0.1", "port": port, "dbname": "nightread", "user": "nightread_reader",
-               "password": (secrets / "nightread_reader").read_text(), "connect_timeout": 10}  # fmt: skip
-    authority = str(secrets / "ca_certificate")
+               "password": (site.secrets / "nightread_reader").read_text(), "connect_timeout": 10}  # fmt: skip
+    authority = str(site.secrets / "ca_certificate")
     with psycopg.connect(**address, sslmode="verify-full", sslrootcert=authority, autocommit=True) as reader:
         row = reader.execute("SELECT count(*), count(DISTINCT priority_rank) FROM worklist").fetchone()
         record.check("the reader counts every study and rank over TLS", row == (STUDIES, STUDIES))
@@ -372,13 +378,16 @@ def check_receiver(site: Site, record: Record, port: int) -> None:
 
 def check_web(site: Site, record: Record, port: int) -> None:
     """A browser on this machine is led to the page where one signs in, and only under the host's own name."""
-    address = f"http://localhost:{port}/"
-    answer = httpx.get(address, trust_env=False, follow_redirects=True)
+    address, authority = (
+        f"https://localhost:{port}/",
+        ssl.create_default_context(cafile=site.secrets / "ca_certificate"),
+    )
+    answer = httpx.get(address, verify=authority, trust_env=False, follow_redirects=True)
     record.check("the web page asks to sign in", answer.status_code == 200 and "password" in answer.text)
     record.check(
         "the web page allows no foreign script", "script-src 'self'" in answer.headers["content-security-policy"]
     )
-    foreign = httpx.get(address, trust_env=False, headers={"Host": "elsewhere.example"})
+    foreign = httpx.get(address, verify=authority, trust_env=False, headers={"Host": "elsewhere.example"})
     record.check("the web page refuses a foreign Host", foreign.status_code == 400)
 
 

@@ -84,6 +84,12 @@ def test_every_variable_that_compose_reads_stands_in_the_example_with_its_defaul
     assert [name for name, value in sorted(read) if f"#{name}={value}\n" not in ENV_EXAMPLE] == []
 
 
+def test_with_tls_every_process_that_connects_has_the_authoritys_certificate() -> None:
+    with_tls = yaml.safe_load((DOCKER / "compose.tls.yaml").read_text())["services"]
+    connects = {name for name, service in OURS.items() if service.get("profiles") != ["train"]}
+    assert {name for name in connects if "ca_certificate" not in with_tls.get(name, {}).get("secrets", [])} == set()
+
+
 def test_secrets_that_set_settings_are_named_like_them() -> None:
     targets = {s["target"] for service in OURS.values() for s in service["secrets"] if isinstance(s, dict)}
     assert targets == {"nightread_database_url", "nightread_broker_url"}

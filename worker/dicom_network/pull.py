@@ -224,14 +224,16 @@ class _Puller:
                 return
             fetched_before = self._pulled.fetched
             self._pulled.studies += 1
-            if is_uid(study):
+            try:
                 self._pull_study(study)
-            else:
-                self._pulled.failed["study_uid_illegal"] += 1
+            except FilmFailed as error:
+                self._failed(error.reason)
             if self._pulled.fetched > fetched_before:
                 on_films()
 
     def _pull_study(self, study: str) -> None:
+        if not is_uid(study):
+            raise FilmFailed("study_uid_illegal")
         offers = self._archive.offers(study, self._modalities)
         with read_scope(self._context.engine) as session:
             known = lookup.known_uids(session, [offer.sop_instance_uid for offer in offers])
@@ -265,10 +267,13 @@ class _Puller:
                 raise FilmFailed("not_at_our_receiver")
             self._pulled.fetched += 1
         except FilmFailed as error:
-            self._pulled.failed[error.reason] += 1
-            log.warning("film_not_pulled", peer=self._pulled.peer.name, reason=error.reason)
+            self._failed(error.reason)
         finally:
             arrived.unlink(missing_ok=True)
+
+    def _failed(self, reason: str) -> None:
+        self._pulled.failed[reason] += 1
+        log.warning("film_not_pulled", peer=self._pulled.peer.name, reason=reason)
 
     def _is_known(self, offer: Offer) -> bool:
         with read_scope(self._context.engine) as session:

@@ -66,7 +66,7 @@ patiently = retry(
 
 
 class FilmFailed(Exception):
-    """One film cannot be fetched now; `reason` is a code. The films after it can."""
+    """One film cannot be fetched now, or one study not be listed; `reason` is a code. What comes after it can."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -80,7 +80,7 @@ class Archive(Protocol):
         """Study Instance UIDs of a day that have a series of this modality."""
 
     def offers(self, study_instance_uid: str, modalities: Sequence[str]) -> Sequence[Offer]:
-        """The films of a study's series of these modalities."""
+        """The films of a study's series of these modalities. Raises FilmFailed where it does not list them."""
 
     def fetch(self, offer: Offer, into: Path) -> bool:
         """Write a film to a new file; False where the archive sent it to our receiver instead. Raises FilmFailed."""

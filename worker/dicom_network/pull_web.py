@@ -68,7 +68,9 @@ class WebArchive:
 
     def offers(self, study_instance_uid: str, modalities: Sequence[str]) -> Sequence[Offer]:
         """By the headers of each series; where the server sends none, by its list of instances."""
-        series = self._json(f"studies/{study_instance_uid}/series", {}) or []
+        series = self._json(f"studies/{study_instance_uid}/series", {})
+        if series is None:
+            raise FilmFailed("no_list_of_series")
         found: list[Offer] = []
         for item in series:
             uid, modality = _value(item, "SeriesInstanceUID"), _value(item, "Modality")
@@ -80,7 +82,9 @@ class WebArchive:
         place = f"studies/{study}/series/{series}"
         headers, whole = self._json(f"{place}/metadata", {}), True
         if headers is None:
-            headers, whole = self._json(f"{place}/instances", {"includefield": "all"}) or [], False
+            headers, whole = self._json(f"{place}/instances", {"includefield": "all"}), False
+        if headers is None:
+            raise FilmFailed("no_list_of_films")
         for item in headers:
             yield Offer(study, series, _value(item, "SOPInstanceUID"), _header(item), whole)
 
@@ -93,11 +97,11 @@ class WebArchive:
             self._check(response)
             if response.status_code == 204:
                 return []
-            content = b""
+            content, deadline = bytearray(), time.monotonic() + FILM_SECONDS
             for block in response.iter_bytes():
                 content += block
-                if len(content) > MOST_JSON_BYTES:
-                    raise PeerAway(f"peer {self._peer.name} answers a query with more than can be read")
+                if len(content) > MOST_JSON_BYTES or time.monotonic() > deadline:
+                    raise PeerAway(f"peer {self._peer.name} answers a query with more than can be read, or too slowly")
         try:
             answer = json.loads(content)
         except ValueError:

@@ -13,6 +13,7 @@ from db import api_tokens, claims, users
 from db.base import database_now
 from db.models import Audit, ReadingClaim, Review, Run, Study, StudyPriority
 from db.session import read_scope, session_scope
+from db.set_aside import set_aside
 from db.worklist import worklist
 from tests.support.night_rows import add_champion, add_studies, open_run
 from tests.support.web import Visitor, add_night, add_user, rows_of, signed_in
@@ -306,10 +307,24 @@ def test_the_system_page_requeues_by_reason(embedded):
     anna = signed_in(create_app(embedded), "Anna", "administrator")
     page = anna.get("/system").text
     assert "Requeue all: decoder crashed" in page
+    assert anna.post("/system/requeue").status_code == 400, "a form that names nothing does not mean everything"
     answer = anna.post("/system/requeue", reason="decoder_crashed")
     assert answer.headers["location"].startswith("/system?requeued=1")
     with read_scope(embedded.engine) as session:
         assert session.get_one(Study, 1).state == "waiting"
+
+
+def test_the_system_page_reads_no_more_of_a_large_quarantine_than_it_shows(embedded, monkeypatch):
+    with session_scope(embedded.engine) as session:
+        session.execute(text("UPDATE instance SET state = 'quarantined', reason = 'decoder_crashed'"))
+    with read_scope(embedded.engine) as session:
+        first, _ = rows = set_aside(session, "quarantined", limit=2)
+        assert rows == set_aside(session, "quarantined")[:2]
+    monkeypatch.setattr("worker.web.system.QUARANTINED", 1)
+    page = signed_in(create_app(embedded), "Anna", "administrator").get("/system").text
+    assert page.count('aria-label="Requeue ') == 1
+    assert f'aria-label="Requeue {first["accession_number"]}"' in page
+    assert "And more: <code>nightread status --quarantined</code>" in page
 
 
 def test_a_morning_page_that_was_opened_during_its_run_is_made_anew_after_it(embedded):

@@ -66,6 +66,7 @@ class Failed(Exception):
 class Record:
     """What was run and what came of it."""
 
+    commit: str
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     sizes_mb: dict[str, int] = field(default_factory=dict)
@@ -83,10 +84,9 @@ class Record:
         self.checks[name] = held
 
     def save(self, path: Path) -> None:
-        commit = run("git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD").strip()
         described = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": {"cores": os.cpu_count(), "system": platform.platform(), "commit": commit},
+            "machine": {"cores": os.cpu_count(), "system": platform.platform()},
         }
         path.write_text(json.dumps(described | vars(self), indent=1) + "\n")
 
@@ -501,7 +501,7 @@ def main() -> int:
     if reason := why_not(chosen.folder):
         print(f"left out: {reason}")
         return 2
-    record = Record()
+    record = Record(run("git", "-C", str(REPOSITORY), "describe", "--always", "--dirty").strip())
     shutil.rmtree(chosen.folder / "site", ignore_errors=True)  # of a drill that was killed
     try:
         drill(chosen.folder, record)

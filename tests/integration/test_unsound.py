@@ -120,7 +120,12 @@ def test_without_another_the_worker_ends_and_the_study_waits(context, unsound, s
         first = registry.by_digest(session, good)
         registry.set_state(session, first, "refused", by="a test")
     stopped: list[int] = []
-    monkeypatch.setattr(os, "kill", lambda _pid, signal_number: stopped.append(signal_number))
+    really = os.kill  # decoders are still to be ended by it
+
+    def kill(pid: int, signal_number: int) -> None:
+        stopped.append(signal_number) if pid == os.getpid() else really(pid, signal_number)
+
+    monkeypatch.setattr(os, "kill", kill)
     service = Service(context, metrics=WorkMetrics())
     with pytest.raises(promotion.NoSoundCheckpoint):
         service.score(study)

@@ -46,7 +46,7 @@ WEB_WRITES = {
     "review": "INSERT, UPDATE (verdict, reviewed_at)",
     "audit": "INSERT",
     "study_priority": "UPDATE (read_at, read_by)",
-    "study": "UPDATE (state, reason, detail, not_before, notified_at, attempts, suspect)",  # requeue
+    "study": "UPDATE (state, reason, detail, not_before, notified_at, attempts, suspect, revision)",  # requeue
     "instance": "UPDATE (state, reason, evidence)",
     "total_change": "INSERT",  # by the triggers that keep the totals
 }

@@ -75,6 +75,8 @@ def from_toml(path: str, made: Callable[[dict[str, Any]], T], allowed: str) -> T
         raise ValueError(f"{path}: {wrong}; allowed are {allowed}") from None
     except ValueError as error:
         raise ValueError(f"{path} is no TOML file: {error}") from None
+    except RecursionError:  # the parser calls itself for each list in a list
+        raise ValueError(f"{path} is no TOML file that can be read: its lists are nested too deeply") from None
 
 
 class DecodeSettings(Group):

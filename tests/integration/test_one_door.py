@@ -15,7 +15,7 @@ from worker.checkpoints import promotion, rescoring
 from worker.context import Context
 from worker.explain import NoFilm, write_heatmaps
 from worker.intake.receive import receive
-from worker.report.pictures import pictures_of
+from worker.report.pictures import Wanted, pictures_of
 from worker.retraining import labels
 from worker.scoring.pipeline import score_waiting
 from worker.scoring.scorer import open_scorer
@@ -70,9 +70,9 @@ def test_heat_maps_are_drawn_of_no_film_but_the_one_that_was_scored(swapped: Con
 def test_the_morning_page_shows_no_film_but_the_one_that_was_scored(swapped: Context):
     with read_scope(swapped.engine) as session:
         studies = session.scalars(select(Instance.study_id)).all()
-        films = [film for listed in films_of(session, studies).values() for film in listed]
-    assert len(films) == 6
-    shown = pictures_of(swapped, dict.fromkeys(films), checkpoint=None)
+        wanted = [Wanted(film, None) for listed in films_of(session, studies).values() for film in listed]
+    assert len(wanted) == 6
+    shown = pictures_of(swapped, wanted, checkpoint=None)
     assert set(shown) == {_ids(swapped)[KEPT]}
 
 

@@ -217,7 +217,9 @@ def test_the_web_page_does_all_it_must_as_its_own_role_and_reaches_no_secret(sit
     with site.admin.begin() as connection:
         connection.execute(text("UPDATE study SET state = 'quarantined', reason = 'decoder_crashed' WHERE id = 2"))
     assert (
-        visitor.client.post("/system/requeue", data={"csrf": form}).headers["location"].startswith("/system?requeued=1")
+        visitor.client.post("/system/requeue", data={"csrf": form, "reason": "decoder_crashed"})
+        .headers["location"]
+        .startswith("/system?requeued=1")
     )
     assert visitor.get("/system").status_code == 200
     assert visitor.client.post("/sign-out", data={"csrf": form}).status_code == 303

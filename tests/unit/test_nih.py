@@ -47,7 +47,7 @@ def test_labels_merge_into_the_eleven_findings(tmp_path: Path) -> None:
 
 def test_follow_up_number_never_reaches_the_manifest(tmp_path: Path) -> None:
     columns = read_nih(table(tmp_path, header_end="", row_end="")).columns
-    assert list(columns) == ["image", "patient_id", "age_years", "sex", "view_position", "split", *FINDINGS]
+    assert list(columns) == ["image", "patient_id", "age_years", "sex", "view_position", "split", "source", *FINDINGS]
 
 
 def test_a_lateral_is_left_out(tmp_path: Path) -> None:

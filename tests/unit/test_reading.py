@@ -180,10 +180,12 @@ def test_a_decoder_that_is_killed_between_two_films_is_replaced(tmp_path):
 def test_no_decoder_lives_when_the_semaphores_it_may_still_look_for_are_unlinked(tmp_path, monkeypatch):
     film = make_film(tmp_path / "a.dcm")
     alive: list[int | None] = []
+    others = multiprocessing.active_children()  # of another pool that this process has
     close = WorkerChannel.close
 
     def closed(channel: WorkerChannel) -> None:
-        alive.extend(process.pid for process in multiprocessing.active_children() if process.name == WORKERS_NAME)
+        children = [process for process in multiprocessing.active_children() if process not in others]
+        alive.extend(process.pid for process in children if process.name == WORKERS_NAME)
         close(channel)
 
     monkeypatch.setattr(WorkerChannel, "close", closed)

@@ -62,7 +62,7 @@ def test_the_lists_of_another_run_are_followed(prepared: Prepared, tmp_path: Pat
 
 
 def test_patients_of_another_set_are_left_out(prepared: Prepared, tmp_path: Path) -> None:
-    described = prepared.manifest.assign(age_years=50.0, sex="F", view_position="PA")
+    described = prepared.manifest.assign(age_years=50.0, sex="F", view_position="PA", source="")
     judges = described[described["patient_id"].isin(("3", "70"))].iloc[1:]  # three films of the two patients
     combine([replace(prepared, manifest=judges)], tmp_path)
     chosen = select(prepared, Selection(apart_from=tmp_path), seed=1)

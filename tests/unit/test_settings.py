@@ -57,6 +57,7 @@ def test_a_file_of_view_words_becomes_its_words(monkeypatch, tmp_path):
         ("AP = [", "words.toml is no TOML file: "),
         (b"AP = ['\xff']", "words.toml is no TOML file: "),
         (None, "words.toml cannot be read: No such file"),
+        ("AP = " + "[" * 5000, "no TOML file that can be read: its lists are nested too deeply"),
     ],
 )
 def test_a_file_of_view_words_that_cannot_be_used_is_named_with_its_entry(content, sentence, monkeypatch, tmp_path):

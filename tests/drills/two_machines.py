@@ -164,7 +164,7 @@ def drill(folder: Path, *, studies: int) -> bool:
         with PostgresServer(address=address) as postgres, RedisServer(address=address, password="drill") as redis:
             settings = Settings(database_url=postgres.url, broker_url=redis.url, state_folder=own[0], device="cpu")
             upgrade(make_engine(postgres.url))
-            context = Context(settings.changed(roots=str(films)))
+            context = Context(settings.changed(roots=(str(films),)))
             context.seed()
             machines = [Machine(space, number, own) for number, space in enumerate(spaces, start=FIRST)]
             seconds = two_machines(context, machines, films, logs, studies=studies)

@@ -252,12 +252,6 @@ def put_off(session: Session, claimed: Claimed, *, worker: str, reason: str, sec
         session.execute(due.values(not_before=later, reason=reason).execution_options(synchronize_session=False))
 
 
-def any_due(session: Session) -> bool:
-    """Whether something could be sent now."""
-    due = select(Delivery.id).where(Delivery.state == "waiting", _due(database_now(session)))
-    return not is_paused(session) and session.scalar(due.limit(1)) is not None
-
-
 # ------------------------------------------------------------------------------------------------ what there is to say
 
 

@@ -52,7 +52,7 @@ def inputs_of(count: int, *, size: int) -> NDArray[np.uint8]:
 
 
 def per_second(work: Callable[[], object], *, films: int, seconds: float) -> float:
-    """Films per second of work that handles so many, by the clock, after one call that warms it up."""
+    """Films per second of work that handles `films` of them, by the clock, after one call that warms it up."""
     work()
     begun, calls = time.perf_counter(), 0
     while calls == 0 or time.perf_counter() - begun < seconds:

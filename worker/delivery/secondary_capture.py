@@ -164,7 +164,7 @@ def _checkpoint(context: Context, result: Result) -> Checkpoint:
 
 
 def _decoded(context: Context, film: FilmOfStudy, preprocessing: Preprocessing) -> Picture:
-    """The film's square picture, read as the scorer reads it: in a process of its own, within limits."""
+    """The film as the preprocessing makes it, decoded as the scorer does: in a process of its own, within limits."""
     with DecoderPool(DecodeOptions.of(context, preprocessing), decoders=1) as decoders:
         outcome = decoders.submit(film.path, film.sop_instance_uid, film.pixel_digest).awaited()
     if isinstance(outcome, Failure):

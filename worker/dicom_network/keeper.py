@@ -57,7 +57,8 @@ class Keeper:
             )
             if outcome.rejected:
                 self._set_aside(kept)
-            self.remove_unrecorded([kept])  # a second copy of a film that is in the ledger with its own file
+            if not outcome.new_instances:
+                self.remove_unrecorded([kept])  # a second copy of a film that is in the ledger with its own file
         except BaseException:
             self._unsettled.add(kept)  # it may be registered: a commit's answer can be lost
             raise

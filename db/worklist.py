@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Boolean, Connection, RowMapping, text
+from sqlalchemy import Boolean, Connection, RowMapping, bindparam, text
 from sqlalchemy.types import TypeEngine
 
 from db.columns import UtcDateTime
@@ -22,6 +22,7 @@ _TYPES: dict[str, TypeEngine[Any]] = {
     "stat": Boolean(),
     "overdue": Boolean(),
 }
+_SHARED = "SELECT accession_number FROM study WHERE accession_number IN :numbers GROUP BY 1 HAVING count(*) > 1"
 _UNREAD = "SELECT count(*) FROM study_priority WHERE read_at IS NULL"
 
 
@@ -37,6 +38,12 @@ def stream(source: "Session | Connection", *, limit: int | None = None) -> Itera
     statement = text(f"SELECT * FROM {view} ORDER BY priority_rank{bound}").columns(**_TYPES)  # noqa: S608 - two names
     rows = source.execute(statement, {"limit": limit} if bound else {}, execution_options={"yield_per": ROWS_AT_ONCE})
     yield from rows.mappings()
+
+
+def shared_numbers(connection: Connection, accession_numbers: Sequence[str | None]) -> set[str]:
+    """Those of these accession numbers that more than one study has, read or not: they name none."""
+    statement = text(_SHARED).bindparams(bindparam("numbers", expanding=True))
+    return set(connection.scalars(statement, {"numbers": [number for number in accession_numbers if number]}))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
+from sqlalchemy import Engine, text
 from typer.testing import CliRunner, Result
 
 from db import schema
@@ -93,6 +94,32 @@ def test_status_as_json_holds_the_sums(folder):
     assert totals["balance"] is True
 
 
+@pytest.fixture
+def database(settings: Settings) -> Engine:
+    return make_engine(settings.database_url)
+
+
+def test_recount_mends_totals_that_were_kept_wrong(folder, database):
+    nightread("score", folder)
+    assert "counted anew: the totals were right" in nightread("status", "--recount").stderr
+    with database.begin() as connection:
+        connection.execute(text("UPDATE total_change SET change = change + 5 WHERE counted = 'study'"))
+    assert json.loads(nightread("status", "--json").stdout)["received"] > 3
+    result = nightread("status", "--recount", "--json")
+    assert result.exit_code == 0
+    assert "had been kept wrong, and are mended" in result.stderr
+    assert json.loads(result.stdout)["received"] == 3
+
+
+def test_recount_ends_with_1_where_a_study_contradicts_its_films(tmp_path, monkeypatch, capsys, database):
+    make_film(tmp_path / "a.dcm")
+    nightread("score", tmp_path)
+    with database.begin() as connection:
+        connection.execute(text("UPDATE instance SET state = 'skipped', reason = 'lateral_view'"))
+    assert main(monkeypatch, "status", "--recount") == 1
+    assert "the state of 1 study contradicts its films" in capsys.readouterr().err
+
+
 def test_status_tells_of_what_was_skipped_under_other_settings(folder, monkeypatch):
     nightread("score", folder)
     assert "redecide" not in nightread("status").stdout
@@ -119,6 +146,15 @@ def test_the_worklist_comes_as_table_json_and_csv(folder):
     assert [row["priority_rank"] for row in rows] == [1, 2, 3]
     from_csv = list(csv.DictReader(io.StringIO(nightread("worklist", "--csv", "--limit", "2").stdout)))
     assert [row["study_instance_uid"] for row in from_csv] == [row["study_instance_uid"] for row in rows[:2]]
+
+
+def test_a_study_whose_accession_number_names_another_one_too_is_listed_by_its_uid(tmp_path):
+    films = [make_film(tmp_path / f"{name}.dcm", AccessionNumber="SHARED") for name in ("a", "b")]
+    nightread("score", tmp_path)
+    (row,) = nightread("worklist", "--limit", "1").stdout.splitlines()[1:]
+    study = row.split("\t")[7]
+    assert study in [film.StudyInstanceUID for film in films]
+    assert nightread("explain", study).exit_code == 0
 
 
 def test_an_empty_worklist_is_a_table_too(tmp_path):

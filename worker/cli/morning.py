@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +21,11 @@ from worker.terminal.console import (
     say,
 )
 
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from worker.terminal.listing import Cell
+
 app = typer.Typer()
 
 
@@ -34,7 +40,7 @@ def worklist(
     from db.finding_rules import rules_in_force, shares_by_finding
     from db.session import reading
     from db.worklist import columns, stream
-    from worker.terminal.listing import show
+    from worker.terminal.listing import show_stream
     from worker.terminal.tables import worklist_table
     from worker.wording import category_meaning
 
@@ -48,7 +54,18 @@ def worklist(
             _print_csv(columns(connection), rows)
         else:
             category_a = category_meaning("A", shares_by_finding(rules_in_force(connection), "A"))
-            show(worklist_table(list(rows), category_a=category_a), console=out, wide=wide)
+            listing = worklist_table(category_a=category_a)
+            show_stream(listing, _worklist_rows(connection, rows), console=out, wide=wide)
+
+
+def _worklist_rows(connection: "Connection", rows: Iterable[Mapping[Any, Any]]) -> "Iterator[Sequence[Cell]]":
+    from db.worklist import ROWS_AT_ONCE, shared_numbers
+    from worker.terminal.tables import worklist_row
+
+    rows = iter(rows)
+    while some := list(islice(rows, ROWS_AT_ONCE)):
+        shared = shared_numbers(connection, [row["accession_number"] for row in some])
+        yield from (worklist_row(row, shared=shared) for row in some)
 
 
 def _print_csv(names: Iterable[str], rows: Iterable[Mapping[Any, Any]]) -> None:

@@ -1,7 +1,8 @@
 """A list as a person at a terminal sees it, and as plain lines for a program behind a pipe. Neither cuts a cell."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TypeAlias
 
 from rich.box import SIMPLE_HEAD
@@ -64,11 +65,13 @@ class Listing:
             table.add_row(*(row[column] for column in shown), style=self.styles.get(number, ""))
         return table
 
-    def lines(self) -> list[str]:
-        """For a program: headings and rows, every column, cells parted by tabs."""
+    def lines(self, rows: Iterable[Sequence[Cell]]) -> Iterator[str]:
+        """For a program: headings and these rows, every column, cells parted by tabs."""
         headings = [column.heading for column in self.columns]
-        rows = [headings, *self.rows] if any(headings) else self.rows
-        return ["\t".join(str(cell) for cell in row) for row in rows]
+        if any(headings):
+            yield "\t".join(headings)
+        for row in rows:
+            yield "\t".join(str(_printable(cell)) for cell in row)
 
 
 def show(*listings: Listing, console: Console, wide: bool = False) -> None:
@@ -82,7 +85,21 @@ def show(*listings: Listing, console: Console, wide: bool = False) -> None:
         elif console.is_terminal:
             (_unbounded(console) if wide else console).print(listing.table(wide=wide))
         else:
-            _print_plain(listing, console, titled=listing.titled or len(listings) > 1)
+            _print_plain(listing, listing.rows, console, titled=listing.titled or len(listings) > 1)
+
+
+def show_stream(listing: Listing, rows: Iterable[Sequence[Cell]], *, console: Console, wide: bool = False) -> None:
+    """`show` for rows that memory should not hold: plain lines are written as they come. A table holds them all."""
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        show(listing, console=console)
+    elif console.is_terminal:
+        for row in chain([first], rows):
+            listing.add(*row)
+        show(listing, console=console, wide=wide)
+    else:
+        _print_plain(listing, chain([first], rows), console, titled=listing.titled)
 
 
 def _unbounded(console: Console) -> Console:
@@ -90,9 +107,9 @@ def _unbounded(console: Console) -> Console:
     return Console(file=console.file, force_terminal=True, width=UNBOUNDED_COLUMNS, markup=False, emoji=False)
 
 
-def _print_plain(listing: Listing, console: Console, *, titled: bool) -> None:
-    lines = [*([listing.title] if titled else []), *listing.lines(), *listing.remarks]
-    console.file.write("\n".join(lines) + "\n")
+def _print_plain(listing: Listing, rows: Iterable[Sequence[Cell]], console: Console, *, titled: bool) -> None:
+    lines = chain([listing.title] if titled else [], listing.lines(rows), listing.remarks)
+    console.file.writelines(f"{line}\n" for line in lines)
 
 
 def _printable(cell: Cell) -> Cell:

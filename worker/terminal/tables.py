@@ -1,14 +1,13 @@
 """The lists that the commands print: worklist, totals, instances, runs, health checks, verdicts, drift."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from worker.reasons import sentence
-from worker.terminal.listing import Column, Listing
+from worker.terminal.listing import Cell, Column, Listing
 from worker.wording import notes, percent, times, waited
 
 if TYPE_CHECKING:
@@ -31,34 +30,35 @@ def _columns(*headings: str, right: Iterable[str] = (), wide: Iterable[str] = ()
     return [Column(heading, heading in right, heading in wide) for heading in headings]
 
 
-def worklist_table(rows: Sequence[Mapping[Any, Any]], *, category_a: str = "") -> Listing:
-    """The reading order; `rows` are of the view worklist, `category_a` says what that category is.
-
-    A study is named by its accession number, as the next command takes it; by its UID where it has none, or shares it.
-    """
+def worklist_table(*, category_a: str = "") -> Listing:
+    """The reading order, without its rows; `category_a` says what that category is."""
     columns = _columns("#", "Cat", "Urgency", "Finding", "p", "x usual", "Top", "Study", "Study Instance UID", "Waits",
                        "Notes", right=("#", "Urgency", "p", "x usual", "Top", "Waits"),
                        wide=("Urgency", "Study Instance UID"))  # fmt: skip
     title = "Worklist: read from the top" + (f". Category A: {category_a}" if category_a else "")
-    listing = Listing(title, columns, empty="Nothing waits to be read.")
-    shared = Counter(row["accession_number"] for row in rows)
-    now = datetime.now(UTC)
-    for row in rows:
-        number, uid = row["accession_number"], row["study_instance_uid"]
-        listing.add(
-            str(row["priority_rank"]),
-            category_cell(row["category"]),
-            f"{row['urgency']:.3f}",
-            (row["top_finding"] or "-").replace("_", " "),
-            "-" if row["top_probability"] is None else f"{row['top_probability']:.3f}",
-            "-" if row["top_lift"] is None else times(row["top_lift"]),
-            "-" if row["top_share"] is None else percent(row["top_share"]),
-            number if number and shared[number] == 1 else uid,
-            uid,
-            waited(now - row["received_at"]),
-            notes(row),
-        )
-    return listing
+    return Listing(title, columns, empty="Nothing waits to be read.")
+
+
+def worklist_row(row: Mapping[Any, Any], *, shared: Collection[str]) -> Sequence[Cell]:
+    """The cells of one row of the view worklist.
+
+    A study is named by its accession number, as the next command takes it; by its UID where it has none, or `shared`
+    has it, the accession numbers of several studies.
+    """
+    number, uid = row["accession_number"], row["study_instance_uid"]
+    return (
+        str(row["priority_rank"]),
+        category_cell(row["category"]),
+        f"{row['urgency']:.3f}",
+        (row["top_finding"] or "-").replace("_", " "),
+        "-" if row["top_probability"] is None else f"{row['top_probability']:.3f}",
+        "-" if row["top_lift"] is None else times(row["top_lift"]),
+        "-" if row["top_share"] is None else percent(row["top_share"]),
+        number if number and number not in shared else uid,
+        uid,
+        waited(datetime.now(UTC) - row["received_at"]),
+        notes(row),
+    )
 
 
 def category_cell(category: str) -> Text:

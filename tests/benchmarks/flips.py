@@ -1,6 +1,6 @@
 """Single bit flips in compressed films: how many are refused, and how far the others move a probability.
 
-python -m tests.benchmarks.flips [--syntax HTJ2KLossless --films 3 --flips 50 --seed 0 --half]
+python -m tests.benchmarks.flips --side 1024 [--syntax HTJ2KLossless --films 4 --flips 50 --seed 0 --half]
 """
 
 import argparse
@@ -10,7 +10,6 @@ import numpy as np
 import pydicom.uid
 import torch
 from pydicom.encaps import encapsulate, get_frame
-from rich.console import Console
 
 from tests.benchmarks.films import SHARED, upscaled
 from tests.support.dicom_files import make_film
@@ -21,6 +20,12 @@ from training.imaging.quiet import quieten_pydicom
 from worker.scoring.inference import Classifier
 
 STEPS = (0.05, 0.01)  # of a probability, the larger first
+MOVED, HARDLY = "moved by more than {}", "hardly moved"
+SYNTAXES = (
+    "JPEGBaseline8Bit", "JPEGExtended12Bit", "JPEGLosslessSV1", "JPEGLossless", "JPEGLSLossless", "JPEGLSNearLossless",
+    "JPEG2000Lossless", "JPEG2000", "HTJ2KLossless", "HTJ2K", "RLELossless",
+)  # fmt: skip
+HEADINGS = ("syntax", "flips", "refused", "scored", "moved by more than .05", "by more than .01", "largest change")
 
 
 def flipped(codestream: bytes, bit: int) -> bytes:
@@ -50,32 +55,48 @@ def outcomes(
             ends[refused.reason] += 1
             continue
         worst = max(worst, change)
-        ends[next((f"moved by more than {step}" for step in STEPS if change > step), "hardly moved")] += 1
+        ends[next((MOVED.format(step) for step in STEPS if change > step), HARDLY)] += 1
     return ends, worst
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--syntax", default="HTJ2KLossless", help="its keyword in pydicom.uid")
-    arguments.add_argument("--films", type=int, default=3)
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--syntax", nargs="+", default=SYNTAXES, help="keywords in pydicom.uid")
+    arguments.add_argument("--films", type=int, default=4)
     arguments.add_argument("--flips", type=int, default=50, help="of each film")
+    arguments.add_argument("--side", type=int, help="of the films in pixels; by default drawn from 1950 to 2400")
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--half", action="store_true", help="decode at half the resolution where that is possible")
     asked = arguments.parse_args()
 
     quieten_pydicom()
     torch.set_num_threads(1)
-    rng, originals = np.random.default_rng(asked.seed), sorted(SHARED.glob("*.png"))
+    originals = sorted(SHARED.glob("*.png"))
     classifier = Classifier(load_checkpoint(SHIPPED), device=torch.device("cpu"), batch_size=1)
-    ends, worst = Counter[str](), 0.0
-    for i in range(asked.films):
-        rows, columns = (int(side) // 2 * 2 for side in rng.uniform(1950, 2400, 2))
-        pixels = upscaled(originals[i * 7 % len(originals)], rows, columns, rng)
-        syntax = getattr(pydicom.uid, asked.syntax)
-        of_film, largest = outcomes(classifier, pixels, syntax, bits=rng.random(asked.flips), half=asked.half)
-        ends, worst = ends + of_film, max(worst, largest)
-    Console().print(f"{asked.syntax}{' at half' if asked.half else ''}, seed {asked.seed}:", dict(ends),
-                    f"largest change {worst:.3f}")  # fmt: skip
+    print(
+        "| syntax | flips | refused | scored | moved by more than .05 | by more than .01 | largest change |\n"
+        + "|---" * 7
+        + "|"
+    )
+    for syntax in asked.syntax:
+        rng, ends, worst = np.random.default_rng(asked.seed), Counter[str](), 0.0
+        for i in range(asked.films):
+            sides = (asked.side, asked.side) if asked.side else rng.uniform(1950, 2400, 2)
+            rows, columns = (int(side) // 2 * 2 for side in sides)
+            pixels = upscaled(originals[i * 7 % len(originals)], rows, columns, rng)
+            bits = rng.random(asked.flips)
+            of_film, largest = outcomes(classifier, pixels, getattr(pydicom.uid, syntax), bits=bits, half=asked.half)
+            ends, worst = ends + of_film, max(worst, largest)
+        print(table_row(syntax, ends, worst), flush=True)
+
+
+def table_row(syntax: str, ends: Counter[str], worst: float) -> str:
+    """One line of the table, as Markdown."""
+    moved = [ends.pop(MOVED.format(step), 0) for step in STEPS]
+    scored = sum(moved) + ends.pop(HARDLY, 0)
+    refused = sum(ends.values())
+    counts = (syntax, scored + refused, refused, scored, moved[0], sum(moved), f"{worst:.3f}")
+    return f"| {' | '.join(map(str, counts))} |"
 
 
 if __name__ == "__main__":

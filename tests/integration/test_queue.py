@@ -128,6 +128,18 @@ def test_a_worker_that_has_run_long_enough_ends_by_itself_as_if_told_to_stop(con
     assert totals(context).balance
 
 
+def test_four_stat_films_that_hang_their_decoders_do_not_hold_the_others_up(context, films, tmp_path):
+    context = with_settings(context, decoders=2, decode={"timeout_seconds": 15.0})
+    for i in range(4):
+        make_film(films / f"hangs-{i}.dcm", SeriesDescription="hangs", RequestedProcedurePriority="STAT")
+    enqueue(context, films)
+    log = tmp_path / "worker.log"
+    with running(context, "worker", log, module="tests.support.hostile_worker"):
+        wait_until(lambda: totals(context).scored == 24, log=log)
+        found = totals(context)
+    assert found.waiting >= 3, "of second tries, one at a time and 15 s each, no more than one can be over"
+
+
 def test_an_emptied_redis_delays_and_loses_nothing(context, films, tmp_path):
     context = with_settings(context, renotify_minutes=1e-6)  # long over when the sweep begins
     enqueue(context, films)

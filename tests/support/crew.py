@@ -30,11 +30,13 @@ def environment_of(settings: Settings) -> dict[str, str]:
     return {f"NIGHTREAD_{name.upper()}": text for name, text in texts.items()} | {"OMP_NUM_THREADS": "1"}
 
 
-def start(context: Context, command: str, log: Path, *options: str) -> subprocess.Popen[bytes]:
+def start(
+    context: Context, command: str, log: Path, *options: str, module: str = "worker.cli"
+) -> subprocess.Popen[bytes]:
     """`nightread COMMAND` as a process of its own, which writes to the end of `log`."""
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "worker.cli", command, *options],
+            [sys.executable, "-m", module, command, *options],
             env=os.environ | environment_of(context.settings),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -43,9 +45,11 @@ def start(context: Context, command: str, log: Path, *options: str) -> subproces
 
 
 @contextmanager
-def running(context: Context, command: str, log: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    context: Context, command: str, log: Path, *options: str, module: str = "worker.cli"
+) -> Iterator[subprocess.Popen[bytes]]:
     """`start`, and SIGTERM at the end of the block."""
-    process = start(context, command, log, *options)
+    process = start(context, command, log, *options, module=module)
     try:
         yield process
     finally:

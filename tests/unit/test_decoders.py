@@ -293,6 +293,17 @@ def test_jpeg_lossless_is_used_up_to_its_last_bit(predictor: int) -> None:
         jpeg_lossless.require_used_up(codestream[:-4] + codestream[-2:], pixels)
 
 
+@pytest.mark.parametrize("predictor", [1, 4])
+def test_jpeg_lossless_that_decodes_to_more_than_its_samples_hold_is_refused(predictor: int) -> None:
+    pixels = texture(50, 40, bits=12)
+    pixels[20:, 20:] += 1000  # as a wrong difference leaves all that is predicted from it
+    film = make_film(pixels=texture(50, 40, bits=12), bits=12, transfer_syntax=JPEGLossless)
+    codestream = imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=predictor, bitspersample=12)
+    film.PixelData = encapsulate([bytes(codestream)])
+    assert pixels.max() > 4095
+    assert refusal(film) == "undecodable"
+
+
 @pytest.mark.parametrize("syntax", [s for s in ENCAPSULATED if s != RLELossless], ids=name)
 def test_a_codestream_larger_than_its_header_says_is_not_decoded(syntax: UID) -> None:
     film = film_in(syntax)

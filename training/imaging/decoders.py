@@ -104,8 +104,7 @@ def decode(dataset: Dataset, header: PixelHeader) -> tuple[Pixels, str]:
             raise BadPixelHeader("The compressed samples have more bits than the header allocates.")
         if header.samples == 1:
             pixels = _monochrome(codestream, stream, syntax)
-            if stream.reversible and not (stream.signed or header.signed) and pixels.max() >> header.bits_stored:
-                raise Undecodable(OUT_OF_RANGE)
+            _require_range(pixels, stream, header)
             return _stored(pixels, stream, header), header.photometric
     elif syntax == RLELossless and header.samples == 1:
         return _stored(_run_length(_frame(dataset), header), None, header), header.photometric
@@ -113,6 +112,14 @@ def decode(dataset: Dataset, header: PixelHeader) -> tuple[Pixels, str]:
         _require_native(dataset, header)
     stored, photometric = _by_pydicom(dataset, syntax)
     return (_stored(stored, None, header) if header.samples == 1 else stored), photometric
+
+
+def _require_range(pixels: Pixels, stream: Stream, header: PixelHeader) -> None:
+    """Raises Undecodable where a lossless codec gives back values that cannot have gone in."""
+    bits = header.bits_stored if stream.reversible else stream.bits
+    lossless = stream.reversible or header.transfer_syntax in (JPEGLossless, JPEGLosslessSV1)
+    if lossless and not (stream.signed or header.signed) and int(pixels.max()) >> bits:
+        raise Undecodable(OUT_OF_RANGE)
 
 
 def decode_half(dataset: Dataset, header: PixelHeader) -> Pixels | None:

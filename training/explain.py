@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from training.checkpoint import Checkpoint, build
 from training.imaging.preprocessing import Preprocessing
-from training.pointing import no_map_because, pointing_of
+from training.pointing import findings_without_map
 
 NetworkInput = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
@@ -168,17 +168,15 @@ def write_pictures(
 
     Only findings that reach their threshold have a map, and only where maps of them point better than chance.
     """
-    network, preprocessing, pointing = build(checkpoint), checkpoint.preprocessing, pointing_of(checkpoint.training)
+    network, preprocessing = build(checkpoint), checkpoint.preprocessing
     with _one_thread(), torch.inference_mode():
         logits = network(_input(network, image, preprocessing)).numpy()
     probabilities = dict(
         zip(checkpoint.findings, checkpoint.calibration.probabilities(logits)[0].tolist(), strict=True)
     )
-    without = {
-        finding: no_map_because(finding, probability=probability, threshold=thresholds.get(finding), pointing=pointing)
-        for finding, probability in probabilities.items()
-    }
-    shown = [finding for finding in checkpoint.findings if without[finding] is None]
+    scores = [(finding, probability, thresholds.get(finding)) for finding, probability in probabilities.items()]
+    without = findings_without_map(scores, training=checkpoint.training)
+    shown = [finding for finding in checkpoint.findings if finding not in without]
     outputs = [checkpoint.findings.index(finding) for finding in shown]
     heats = heatmaps(network, image, preprocessing=preprocessing, outputs=outputs)
     sheet = findings_sheet(image, dict(zip(shown, heats, strict=True)), without=without, probabilities=probabilities)
@@ -196,13 +194,13 @@ def findings_sheet(
     image: NetworkInput,
     heats: Mapping[str, Maps],
     *,
-    without: Mapping[str, str | None],
+    without: Mapping[str, str],
     probabilities: Mapping[str, float],
 ) -> Image.Image:
     """The film, beside it the map of each finding that has one, and below in words why the others have none."""
     panels = [("The film", image)]
     panels += [(_title(finding, probabilities[finding]), overlay(image, heat)) for finding, heat in heats.items()]
-    lines = [f"{_title(finding, probabilities[finding])}   {why}" for finding, why in without.items() if why]
+    lines = [f"{_title(finding, probabilities[finding])}   {why}" for finding, why in without.items()]
     columns, rows = min(_COLUMNS, max(2, len(panels))), math.ceil(len(panels) / _COLUMNS)
     step = _TILE + _GAP
     sheet = Image.new(

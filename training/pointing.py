@@ -4,7 +4,7 @@ tests/benchmarks/heatmaps.py measures it and keeps the record in the checkpoint'
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 
@@ -52,3 +52,18 @@ def no_map_because(
         return "No heat map: its maps were never compared with a radiologist's outline."
     hits, boxes = pointing[finding].hits, pointing[finding].boxes
     return f"No heat map: they point no better than chance for this finding ({hits} of {boxes} outlines hit)."
+
+
+def findings_without_map(
+    scores: Iterable[tuple[str, float, float | None]], *, training: Mapping[str, Any]
+) -> dict[str, str]:
+    """Finding -> why it has no heat map, of those that have none.
+
+    `scores`: (finding, probability, threshold); `training`: the summary in the checkpoint's header.
+    """
+    pointing = pointing_of(training)
+    because = {
+        finding: no_map_because(finding, probability=probability, threshold=threshold, pointing=pointing)
+        for finding, probability, threshold in scores
+    }
+    return {finding: why for finding, why in because.items() if why is not None}

@@ -154,6 +154,7 @@ def test_a_night_is_read_and_reviewed_by_keys_alone_and_without_a_script_by_clic
 
     slips = visit(modules, address, "slips")["slips"]
     assert not slips["held"], "a key that is held down marks no study as read"
+    assert slips["away"].startswith("Not saved: the service does not answer.")
     assert (slips["asks"], slips["marked"], slips["saved"]) == (["beforeunload"], 1, "Your review is saved.")
     assert counts() == (0, 1)
     seen = visit(modules, address, "night", studies=READ_AT_NIGHT)

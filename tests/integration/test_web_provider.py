@@ -84,6 +84,21 @@ def test_an_answer_that_is_forged_or_belongs_to_another_browser_is_refused(app, 
     assert Visitor(app).get("/sign-in/provider/answer?error=access_denied").status_code == 403
 
 
+def test_the_state_of_a_sign_in_never_travels_in_the_clear_where_the_page_has_tls(app):
+    def cookie(address: str) -> str:
+        kept: str = Visitor(app).client.get(f"{address}/sign-in/provider").headers["set-cookie"]
+        return kept.lower()
+
+    assert "; secure" in cookie("https://localhost")
+    assert "; secure" not in cookie("http://localhost"), "a browser would drop it"
+
+
+def test_a_provider_whose_words_nobody_understands_is_refused_in_a_sentence(make_context, provider):
+    oidc = {"oidc_issuer": f"{provider.issuer}/odd", "oidc_client_id": "nightread", "oidc_client_secret": "secret"}
+    answer = Visitor(create_app(make_context(checkpoint=None, web=oidc))).get("/sign-in/provider")
+    assert (answer.status_code, "did not sign you in" in answer.text) == (403, True)
+
+
 def test_a_provider_that_does_not_answer_is_said_and_passwords_still_work(make_context):
     oidc = {"oidc_issuer": "http://127.0.0.1:9", "oidc_client_id": "nightread", "oidc_client_secret": "secret"}
     visitor = Visitor(create_app(make_context(checkpoint=None, web=oidc)))

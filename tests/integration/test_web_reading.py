@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select, text, update
 from typer.testing import CliRunner
 
-from db import api_tokens, claims, users
+from db import api_tokens, claims, registry, users
 from db.base import database_now
 from db.models import Audit, ReadingClaim, Review, Run, Study, StudyPriority
 from db.session import read_scope, session_scope
@@ -365,12 +365,22 @@ def test_users_are_kept_by_commands(embedded, monkeypatch):
     add_user(embedded, "Eve", "viewer")
 
 
-def test_a_finding_below_its_threshold_has_a_sentence_where_its_heat_map_would_be(embedded):
-    page = signed_in(create_app(embedded), "Anna", "reader").get("/studies/2?heat=Mass").text
+def test_a_finding_below_its_threshold_has_a_sentence_where_its_heat_map_would_be(embedded, monkeypatch):
+    monkeypatch.setattr("worker.web.images.Pictures.heat", lambda *_: b"a picture")
+    anna = signed_in(create_app(embedded), "Anna", "reader")
+    page = anna.get("/studies/2?heat=Mass").text
     assert "/films/2/heat/Pneumothorax.png" in page
     assert "heat/Mass" not in page
     assert "heat=Mass" not in page
     assert "No heat map: the finding does not reach its threshold." in page
+    assert anna.get("/films/2/heat/Pneumothorax.png").status_code == 200
+    for typed in ("Mass", "Nothing"):
+        assert anna.get(f"/films/2/heat/{typed}.png").status_code == 404, "nor by an address typed by hand"
+    with session_scope(embedded.engine) as session:
+        row = registry.champion(session)
+        no_better = {"Pneumothorax": {"boxes": 100, "hits": 10, "chance": 0.1}}
+        row.header = {**row.header, "training": {"pointing": no_better}}
+    assert anna.get("/films/2/heat/Pneumothorax.png").status_code == 404, "its maps point no better than chance"
 
 
 def test_serve_listens_for_others_only_where_its_hosts_are_named_and_makes_the_first_user_here_alone(

@@ -15,7 +15,7 @@ from joserfc import jwt
 from joserfc.jwk import RSAKey
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 
@@ -31,6 +31,7 @@ class Provider:
         self.issuer = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         routes = [
             Route("/.well-known/openid-configuration", self._configuration),
+            Route("/odd/.well-known/openid-configuration", lambda _request: PlainTextResponse("no JSON")),
             Route("/keys", self._keys),
             Route("/authorize", self._authorize),
             Route("/token", self._token, methods=["POST"]),

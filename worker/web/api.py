@@ -21,7 +21,7 @@ from db.session import is_away, read_scope, session_scope
 from training.findings import FINDINGS
 from worker.reasons import FLAG_SENTENCES
 from worker.web.passwords import digest_of
-from worker.web.requests import Visit, places_of
+from worker.web.requests import Visit, places_of, require_text, whole_number
 from worker.web.study import may_see_scores
 from worker.web.worklist import filter_of, page_of
 
@@ -43,6 +43,7 @@ def json_route(path: str, answer: Answer) -> Route:
 
 def _respond(answer: Answer, request: Request) -> Response:
     try:
+        require_text(request)
         return _json(answer(request, _user_of(request)))
     except HTTPException as error:
         headers = {"WWW-Authenticate": "Bearer"} if error.status_code == 401 else None
@@ -72,10 +73,9 @@ def _user_of(request: Request) -> str:
 def api_worklist(request: Request, _user: str) -> Mapping[str, Any]:
     """The unread studies in reading order, some at a time."""
     query, engine = request.query_params, request.app.state.site.context.engine
-    page, per_page = page_of(query), query.get("per_page", str(PER_PAGE))
-    if not per_page.isdecimal() or len(per_page) > 9 or not 1 <= int(per_page) <= MOST_PER_PAGE:
+    page, limit = page_of(query), whole_number(query.get("per_page", str(PER_PAGE)))
+    if limit is None or not 1 <= limit <= MOST_PER_PAGE:
         raise HTTPException(400, f"per_page is a number from 1 to {MOST_PER_PAGE}")
-    limit = int(per_page)
     with read_scope(engine) as session:
         part = worklist.part(session, filter_of(query), offset=(page - 1) * limit, limit=limit)
         names = worklist.columns(session)

@@ -3,13 +3,11 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.sessions import SessionMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -52,15 +50,14 @@ def create_app(context: Context, *, first_token: str | None = None) -> Starlette
         Middleware(OnlyTls),
     ]
     if web.oidc_issuer is not None:
-        from worker.web.oidc import STATE_COOKIE, STATE_SECONDS, Provider
+        from worker.web.oidc import Provider, StateCookie
 
         provider = Provider(web)
         routes[:0] = [
             Route("/sign-in/provider", provider.begin, name="provider_begin"),
             Route("/sign-in/provider/answer", provider.answer, name="provider_answer"),
         ]
-        state: dict[str, Any] = {"session_cookie": STATE_COOKIE, "max_age": STATE_SECONDS, "path": "/sign-in/provider"}
-        middleware.append(Middleware(SessionMiddleware, secret_key=provider.state_secret, **state))
+        middleware.append(Middleware(StateCookie, secret=provider.state_secret))
     site = Site(context, Pictures(context), templates(context.settings.zone), first_token)
 
     @asynccontextmanager
@@ -82,20 +79,20 @@ def _pages() -> Sequence[Route]:
         route("/first/{token}", auth.first, role=None),
         route("/first/{token}", auth.make_first, role=None, method="POST"),
         route("/", worklist.show, role="viewer"),
-        route("/studies/{study_id:int}", study.show, role="viewer"),
-        route("/studies/{study_id:int}/claim", study.claim, role="reader", method="POST"),
-        route("/studies/{study_id:int}/take-over", study.take_over, role="reader", method="POST"),
-        route("/studies/{study_id:int}/release", study.release, role="reader", method="POST"),
-        route("/studies/{study_id:int}/renew", study.renew, role="reader", method="POST"),
-        route("/studies/{study_id:int}/read", study.mark_read, role="reader", method="POST"),
-        route("/studies/{study_id:int}/unread", study.mark_unread, role="reader", method="POST"),
-        route("/studies/{study_id:int}/review", review.save, role="reader", method="POST"),
-        route("/films/{instance_id:int}.png", films.film, role="viewer", pictures=True),
-        route("/films/{instance_id:int}/thumbnail.png", films.thumbnail, role="viewer", pictures=True),
-        route("/films/{instance_id:int}/heat/{finding}.png", films.heat, role="viewer", pictures=True),
+        route("/studies/{study_id:row}", study.show, role="viewer"),
+        route("/studies/{study_id:row}/claim", study.claim, role="reader", method="POST"),
+        route("/studies/{study_id:row}/take-over", study.take_over, role="reader", method="POST"),
+        route("/studies/{study_id:row}/release", study.release, role="reader", method="POST"),
+        route("/studies/{study_id:row}/renew", study.renew, role="reader", method="POST"),
+        route("/studies/{study_id:row}/read", study.mark_read, role="reader", method="POST"),
+        route("/studies/{study_id:row}/unread", study.mark_unread, role="reader", method="POST"),
+        route("/studies/{study_id:row}/review", review.save, role="reader", method="POST"),
+        route("/films/{instance_id:row}.png", films.film, role="viewer", pictures=True),
+        route("/films/{instance_id:row}/thumbnail.png", films.thumbnail, role="viewer", pictures=True),
+        route("/films/{instance_id:row}/heat/{finding}.png", films.heat, role="viewer", pictures=True),
         route("/system", system.show, role="administrator"),
         route("/system/requeue", system.requeue, role="administrator", method="POST"),
-        route("/system/runs/{run_id:int}", system.morning_page, role="administrator", pictures=True),
+        route("/system/runs/{run_id:row}", system.morning_page, role="administrator", pictures=True),
         route("/api", api.page, role="viewer"),
         route("/api/openapi.json", api.description, role="viewer"),
         api.json_route("/api/worklist", api.api_worklist),

@@ -6,16 +6,15 @@ from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from db import audit, morning
+from db import audit, morning, worklist
 from db.lookup import instance_of, place_of, study_of
 from db.models import Checkpoint, StudyPriority
 from db.morning import Film
 from db.session import read_scope, session_scope
-from training.findings import FINDINGS
 from worker.report.pictures import NoHeatMaps
 from worker.web.images import NoPicture
 from worker.web.requests import Visit
-from worker.web.study import can_be_shown, may_see_scores
+from worker.web.study import can_be_shown, may_see_scores, without_map
 from worker.web.worklist import hidden_from
 
 
@@ -40,7 +39,10 @@ def heat(visit: Visit) -> Response:
     with session_scope(visit.site.context.engine) as session:
         found, place, checkpoint = _film(session, visit)
         hidden = hidden_from(session, visit, [found.study_id])
-        if finding not in FINDINGS or checkpoint is None or not may_see_scores(place) or hidden:
+        if checkpoint is None or not may_see_scores(place) or hidden:
+            raise HTTPException(404)
+        parts = worklist.parts(session, found.study_id)
+        if finding not in {part["finding"] for part in parts} - without_map(parts, checkpoint).keys():
             raise HTTPException(404)
         audit.record(session, actor=visit.me.name, action="heat map viewed", study_ids=[found.study_id])
     return _picture(lambda: visit.site.pictures.heat(found, finding, checkpoint))

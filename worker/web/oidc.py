@@ -12,8 +12,10 @@ from authlib.common.errors import AuthlibBaseError
 from authlib.integrations.starlette_client import OAuth
 from joserfc.errors import JoseError
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from db import users
 from db.models import ROLES, Role, WebUser
@@ -26,6 +28,8 @@ from worker.web.requests import Visit, local_address, refusal
 log = structlog.get_logger()
 
 STATE_COOKIE, STATE_SECONDS = "nightread_provider", 600
+# The last three: what a provider says of itself is no JSON, or lacks something.
+WRONG = (AuthlibBaseError, JoseError, httpx.HTTPError, KeyError, RuntimeError, ValueError)
 REFUSED = "The provider did not sign you in: try again, or ask who runs it."
 SILENT = "The provider does not answer: try again, or sign in with a password."
 NO_ROLE = "The provider knows you, and gives you no role here: ask for viewer, reader or administrator."
@@ -51,7 +55,7 @@ class Provider:
         back = str(request.url_for("provider_answer"))
         try:
             answer: Response = await self._client.authorize_redirect(request, back)
-        except httpx.HTTPError as error:
+        except WRONG as error:
             return self._refused(request, error)
         return answer
 
@@ -60,7 +64,7 @@ class Provider:
         visit = Visit(request, request.app.state.site)
         try:
             token = await self._client.authorize_access_token(request)
-        except (AuthlibBaseError, JoseError, httpx.HTTPError) as error:
+        except WRONG as error:
             return self._refused(request, error)
         claims: Mapping[str, Any] = token.get("userinfo") or {}
         role = role_in(claims, self._claim)
@@ -88,6 +92,21 @@ class Provider:
         name = str(claims.get("preferred_username") or claims.get("name") or claims["sub"])
         subject = f"{claims['iss']} {claims['sub']}"
         return users.of_provider(session, subject=subject, name=users.proper_name(name[:LONGEST_NAME]), role=role)
+
+
+class StateCookie:
+    """Middleware: the cookie that holds a sign-in's state. Over TLS it never travels in the clear."""
+
+    def __init__(self, app: ASGIApp, *, secret: str) -> None:
+        def kept(*, tls: bool) -> SessionMiddleware:
+            return SessionMiddleware(
+                app, secret, STATE_COOKIE, max_age=STATE_SECONDS, path="/sign-in/provider", https_only=tls
+            )
+
+        self._over_tls, self._in_the_clear = kept(tls=True), kept(tls=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self._over_tls if scope.get("scheme") == "https" else self._in_the_clear)(scope, receive, send)
 
 
 def state_secret(client_secret: str | None) -> str:

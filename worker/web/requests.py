@@ -15,6 +15,7 @@ import structlog
 from anyio import CapacityLimiter, to_thread
 from markupsafe import Markup
 from sqlalchemy.exc import DBAPIError
+from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -30,6 +31,8 @@ log = structlog.get_logger()
 
 SESSION, VISIT = "nightread_session", "nightread_visit"  # cookies: signed in, and not (yet)
 FIELDS, FIELD_BYTES = 64, 4096  # of a form, at most
+AWAY = "The database does not answer."
+ID_DIGITS = 18  # of a row id, at most: any more might not fit into 64 bits
 
 Handler = Callable[["Visit"], Response]
 
@@ -65,8 +68,6 @@ class Visit:
     def number(self, name: str) -> int:
         """A row id of the address."""
         value: int = self.request.path_params[name]
-        if value >= 2**63:
-            raise HTTPException(404)
         return value
 
     def page(self, template: str, *, status: int = 200, **names: Any) -> Response:
@@ -122,18 +123,46 @@ def route(path: str, handler: Handler, *, role: Role | None, method: str = "GET"
     limiter = CapacityLimiter(PICTURES_AT_ONCE) if pictures else None
 
     async def endpoint(request: Request) -> Response:
-        form: Mapping[str, str] = {}
-        if method == "POST":
-            parsed = await request.form(max_files=0, max_fields=FIELDS, max_part_size=FIELD_BYTES)
-            form = {name: value for name, value in parsed.items() if isinstance(value, str)}
+        form = await _form_of(request) if method == "POST" else {}
         return await to_thread.run_sync(_answer, handler, role, request, form, limiter=limiter)
 
     return Route(path, endpoint, methods=[method], name=handler.__name__)
 
 
+async def _form_of(request: Request) -> Mapping[str, str]:
+    """The fields of a form, of the one kind that our pages send."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("", "application/x-www-form-urlencoded"):
+        raise HTTPException(415, "Send it as a form (application/x-www-form-urlencoded).")
+    parsed = await request.form(max_fields=FIELDS, max_part_size=FIELD_BYTES)
+    return {name: value for name, value in parsed.items() if isinstance(value, str)}
+
+
+def require_text(request: Request, form: Mapping[str, str] | None = None) -> None:
+    """Refuse a NUL in an address or a form: PostgreSQL keeps and finds none."""
+    given = (*request.path_params.values(), *request.query_params.values(), *(form or {}).values())
+    if any("\0" in value for value in given if isinstance(value, str)):
+        raise HTTPException(400, "It holds a character (NUL) that no text may hold.")
+
+
+def whole_number(text: str | None) -> int | None:
+    """The number that an address or a form writes in at most 18 digits, as row ids have; None where it does not."""
+    return int(text) if text is not None and text.isdecimal() and len(text) <= ID_DIGITS else None
+
+
+class RowId(IntegerConvertor):
+    """A row id in an address. A number that no row can have is no address of ours."""
+
+    regex = f"[0-9]{{1,{ID_DIGITS}}}"
+
+
+register_url_convertor("row", RowId())
+
+
 def _answer(handler: Handler, role: Role | None, request: Request, form: Mapping[str, str]) -> Response:
     visit = Visit(request, request.app.state.site, None, form)
     try:
+        require_text(request, form)
         visit = Visit(request, visit.site, person_of(request), form)
         if request.method == "POST" and not _is_ours(request, form):
             return refusal(visit, 403, "This form is not, or no longer, valid: load the page again and send it anew.")
@@ -145,7 +174,7 @@ def _answer(handler: Handler, role: Role | None, request: Request, form: Mapping
     except HTTPException as error:
         return refusal(visit, error.status_code, error.detail)
     except Exception as error:  # noqa: BLE001 - a page that fails must say so, and never show why
-        return failure(visit, error)
+        return failure(visit, error, keep_form=role is not None and _is_ours(request, form))
 
 
 def person_of(request: Request) -> Person | None:
@@ -170,7 +199,7 @@ def is_refresh(request: Request) -> bool:
 
 def _to_sign_in(request: Request) -> Response:
     if is_refresh(request) or request.method == "POST":
-        return HTMLResponse("You are signed out: load the page again to sign in.", 401)
+        return HTMLResponse("Not saved: you are signed out. Sign in again, and enter it anew.", 401)
     here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     return see_other(f"/sign-in?next={quote(here, safe='')}")
 
@@ -181,16 +210,22 @@ def refusal(visit: Visit, status: int, sentence: str) -> Response:
     return visit.page("error.html.j2", status=status, sentence=sentence)
 
 
-def failure(visit: Visit, error: Exception) -> Response:
-    """A page for what nobody who looks at it can mend; the log gets the kind of error."""
+def failure(visit: Visit, error: Exception, *, keep_form: bool = False) -> Response:
+    """A page for what nobody who looks at it can mend; the log gets the kind of error. `keep_form`: after an outage it
+    holds the form again with all that was entered, so that no review is lost."""
     if isinstance(error, DBAPIError) and (is_away(error) or error.connection_invalidated):
-        sentence = "The database does not answer. This page tries again by itself."
-        response = visit.page("error.html.j2", status=503, sentence=sentence)
-        if visit.request.method == "GET":
-            response.headers["Refresh"] = "10"
-        return response
+        return _outage(visit, {name: value for name, value in visit.form.items() if keep_form and name != "csrf"})
     log.error("page_failed", error=type(error).__name__, places=places_of(error))
     return visit.page("error.html.j2", status=500, sentence="Something went wrong here; the service's log says what.")
+
+
+def _outage(visit: Visit, entered: Mapping[str, str]) -> Response:
+    if visit.request.method == "POST":
+        sentence = "Not saved: the database does not answer. What you entered stays on this page: try again."
+        return visit.page("error.html.j2", status=503, sentence=sentence if entered else AWAY, entered=entered)
+    response = visit.page("error.html.j2", status=503, sentence=f"{AWAY} This page tries again by itself.")
+    response.headers["Refresh"] = "10"
+    return response
 
 
 def places_of(error: BaseException) -> list[str]:

@@ -16,7 +16,7 @@ from db.morning import Film
 from db.reading import Reading
 from db.session import read_scope, session_scope
 from training.findings import FINDINGS
-from training.pointing import no_map_because, pointing_of
+from training.pointing import findings_without_map
 from worker.explain import explain_named
 from worker.ranking import priority
 from worker.ranking.priority import BLIND
@@ -95,7 +95,7 @@ def page_of(visit: Visit, study_id: int, *, problem: str = "", status: int = 200
     with read_scope(visit.site.context.engine) as session:
         facts = facts_of(session, visit, study_id)
     query = visit.request.query_params
-    film, without = _chosen(facts.films, query.get("film")), _without_map(facts)
+    film, without = _chosen(facts.films, query.get("film")), without_map(facts.parts, facts.checkpoint)
     explained = explain_named(visit.site.context, facts.study.study_instance_uid) if facts.scores else None
     return visit.page(
         "study.html.j2",
@@ -127,16 +127,10 @@ def _chosen(films: Sequence[Film], wanted: str | None) -> Film | None:
     return next(iter([*named, *films]), None)
 
 
-def _without_map(facts: Facts) -> dict[str, str]:
+def without_map(parts: Sequence[RowMapping], checkpoint: Checkpoint | None) -> dict[str, str]:
     """The findings that have no heat map, each with the sentence that says why."""
-    summary = {} if facts.checkpoint is None else facts.checkpoint.header.get("training", {})
-    pointing, without = pointing_of(summary), {}
-    for part in facts.parts:
-        finding, probability, threshold = part["finding"], part["probability"], part["threshold"]
-        why = no_map_because(finding, probability=probability, threshold=threshold, pointing=pointing)
-        if why is not None:
-            without[finding] = why
-    return without
+    scores = [(part["finding"], part["probability"], part["threshold"]) for part in parts]
+    return findings_without_map(scores, training={} if checkpoint is None else checkpoint.header.get("training", {}))
 
 
 def _heat(facts: Facts, wanted: str | None, without: Mapping[str, str]) -> str | None:

@@ -12,7 +12,7 @@ from db.morning import NoSuchRun, run_named
 from db.session import read_scope, session_scope
 from db.totals import read_totals
 from worker.report.page import write_report
-from worker.web.requests import Visit, see_other
+from worker.web.requests import Visit, see_other, whole_number
 
 RUNS, CHECKPOINTS, AUDITED, QUARANTINED = 14, 20, 50, 200  # rows shown
 # The morning page brings its style and its pictures within itself.
@@ -21,7 +21,7 @@ MORNING_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; 
 
 def show(visit: Visit) -> Response:
     """The page."""
-    requeued = visit.request.query_params.get("requeued", "")
+    requeued = whole_number(visit.request.query_params.get("requeued"))
     with read_scope(visit.site.context.engine) as session:
         active = policies.active(session)
         quarantined = set_aside.set_aside(session, "quarantined", limit=QUARANTINED + 1)
@@ -37,7 +37,7 @@ def show(visit: Visit) -> Response:
             "users": users.everyone(session),
             "audited": audit.latest(session, limit=AUDITED),
         }
-    return visit.page("system.html.j2", requeued=int(requeued) if requeued.isdecimal() else None, **names)
+    return visit.page("system.html.j2", requeued=requeued, **names)
 
 
 def _verdict(session: Session, row: Checkpoint) -> tuple[Any, Any]:

@@ -16,9 +16,10 @@ from db.session import read_scope
 from db.worklist import Filter
 from training.findings import FINDINGS
 from worker.reasons import FLAG_SENTENCES
-from worker.web.requests import Visit, is_refresh
+from worker.web.requests import Visit, is_refresh, whole_number
 
 PAGE = 50  # studies
+LAST_PAGE = 9_999_999  # more than any list has
 LONGEST_NUMBER = 64  # characters of an accession number
 
 
@@ -50,7 +51,7 @@ def show(visit: Visit) -> Response:
             page = -(-part.total // PAGE)
             part = worklist.part(session, wanted, offset=(page - 1) * PAGE, limit=PAGE)
         rows = _rows(session, visit, part.rows)
-        read = _just_read(session, query.get("read")) if visit.me.may("reader") else None
+        read = _just_read(session, whole_number(query.get("read"))) if visit.me.may("reader") else None
     names: dict[str, Any] = {
         "rows": rows,
         "total": part.total,
@@ -82,11 +83,9 @@ def hidden_from(session: Session, visit: Visit, study_ids: list[int]) -> set[int
     return set(study_ids) - reading.reviewed_by(session, visit.me.name, study_ids)
 
 
-def _just_read(session: Session, study_id: str | None) -> Any:
+def _just_read(session: Session, study_id: int | None) -> Any:
     """The study that this reader has just marked as read, to undo it; None once it is not read any more."""
-    if study_id is None or not study_id.isdecimal() or len(study_id) > 18:
-        return None
-    study = lookup.study_of(session, int(study_id))
+    study = None if study_id is None else lookup.study_of(session, study_id)
     found = None if study is None else lookup.place_of(session, study)
     return study if found and found[0].read_at is not None else None
 
@@ -110,8 +109,8 @@ def filter_of(query: Mapping[str, str]) -> Filter:
 
 def page_of(query: Mapping[str, str]) -> int:
     """The page's number, from 1."""
-    number = query.get("page", "1")
-    return max(1, int(number)) if number.isdecimal() and len(number) < 8 else 1
+    number = whole_number(query.get("page"))
+    return min(max(1, number or 1), LAST_PAGE)
 
 
 def address_of(wanted: Filter, *, page: int = 1, path: str = "/") -> str:

@@ -79,7 +79,8 @@ async function night(browser) {
   return { left, undone };
 }
 
-// Slips of the finger: a key held down on the list; on a study's page, leaving with a review that is not saved.
+// Slips of the finger: a key held down on the list; on a study's page, leaving with a review that is not saved. Nor
+// is it lost when the service is away.
 async function slips(browser) {
   const page = await visitor(browser);
   await page.goto(asked.address + "/");
@@ -95,11 +96,17 @@ async function slips(browser) {
   const asking = page.waitForEvent("dialog", { timeout: 20000 });
   await page.keyboard.press("r");
   await asking;
+  await page.route("**/review", (route) => route.abort());
+  await page.keyboard.press("s");
+  await page.locator("#stale").waitFor({ state: "visible" });
+  const away = await page.locator("#stale").innerText();
+  await page.unroute("**/review");
+  seen.errors = seen.errors.filter((error) => !error.includes("ERR_FAILED"));
   const marked = await page.locator("#review input:checked").count();
   await Promise.all([page.waitForNavigation(), page.keyboard.press("s")]);
   const saved = await page.locator(".notice").innerText();
   await page.context().close();
-  return { held, asks, marked, saved };
+  return { held, asks, away, marked, saved };
 }
 
 // Refreshes while studies arrive: what has the focus, half-typed text and the place on the screen stay.

@@ -117,8 +117,29 @@ setInterval(() => { tell(); showMarks(); }, 1000);
 let unsaved = false; // claiming, reading or leaving would lose it: the browser asks first
 
 document.addEventListener("change", (event) => { unsaved ||= event.target.closest("#review") !== null; });
-document.addEventListener("submit", (event) => { if (event.target.id === "review") unsaved = false; });
+document.addEventListener("submit", (event) => {
+  if (event.target.id !== "review") return;
+  event.preventDefault();
+  save(event.target, event.submitter);
+});
 addEventListener("beforeunload", (event) => { if (unsaved) event.preventDefault(); });
+
+// Sent from the page and not in its place: where nobody answers, the marks are still there.
+async function save(form, button) {
+  const sent = { method: "POST", body: new URLSearchParams(new FormData(form, button)), redirect: "manual" };
+  const answer = await fetch(form.action, sent).catch(() => null);
+  if (answer?.type === "opaqueredirect") {
+    unsaved = false;
+    location.assign(form.dataset.saved);
+  } else {
+    showStale(answer ? await sentenceOf(answer) : "Not saved: the service does not answer. Your marks stay on this page: try again.");
+  }
+}
+
+async function sentenceOf(answer) {
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  return (page.querySelector("[role=alert]") ?? page.body).textContent.trim();
+}
 
 // ---------------------------------------------------------------------------------------------------------------- keys
 

@@ -1,0 +1,100 @@
+"""Whatever an address or a form holds, each of the site's routes answers in words: none fails."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from db import api_tokens, users
+from db.session import session_scope
+from tests.support.servers import fresh_database
+from tests.support.web import ADDRESS, Visitor, add_night, signed_in
+from worker.web.app import create_app
+from worker.web.passwords import digest_of
+from worker.web.requests import csrf_of
+
+# As they stand in an address or a form: percent-encoded.
+HOSTILE = {
+    "text and NUL": "2.25.1%00",
+    "a huge number": "9" * 4400,  # int() takes no more than 4300 digits
+    "a number beyond 64 bits": f"-{2**63 + 1}",
+    "bad UTF-8, and half a pair of UTF-16": "%FF%ED%A0%80",
+    "a script": "%3Cscript%3Ealert(1)%3C%2Fscript%3E",
+}
+NUMBERS = ("page", "per_page", "read", "requeued", "film")
+TEXTS = ("category", "finding", "flag", "stat", "overdue", "accession", "saved", "heat", "back", "next")
+FORM = ("back", "name", "next", "password", "reason", "rest", "study_instance_uid", "verdict-Mass")
+READS = {"GET", "HEAD"}
+
+
+@pytest.fixture(scope="module")
+def app(make_context, postgres_server_url) -> Iterator[Starlette]:
+    """On a real PostgreSQL: it keeps no NUL, and fails where it is asked for one."""
+    with fresh_database(postgres_server_url) as url:
+        context = make_context(database_url=url, checkpoint=None)
+        add_night(context)
+        yield create_app(context, first_token="once")
+        context.engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def anna(app) -> Visitor:
+    visitor = signed_in(app, "Anna", "administrator")
+    with session_scope(app.state.site.context.engine) as session:
+        api_tokens.issue(session, users.by_name(session, "Anna"), name="t", digest=digest_of("t"), days=None, by="t")
+    visitor.client.headers["Authorization"] = "Bearer t"
+    return visitor
+
+
+def routes(app: Starlette) -> list[Route]:
+    """All but signing out, which reads nothing and would be the end of Anna's visit."""
+    return [route for route in app.routes if isinstance(route, Route) and route.path != "/sign-out"]
+
+
+def ask(anna: Visitor, route: Route, path: str, value: str):
+    """The route's answer with this value in each field of the query, or of the form."""
+    query = NUMBERS if len(value) > 1000 else (*NUMBERS, *TEXTS)  # no client sends an address of 64 KB
+    fields = [f"{name}={value}" for name in (query if route.methods == READS else FORM)]
+    if route.methods == READS:
+        return anna.client.get(f"{path}?{'&'.join(fields)}")
+    body = "&".join([*fields, f"csrf={csrf_of(anna.token or '')}"])
+    return anna.client.post(path, content=body, headers={"Content-Type": "application/x-www-form-urlencoded"})
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE.keys())
+def test_no_route_fails_whatever_its_address_or_its_form_holds(app, anna, value):
+    known = {"token": "once", "finding": "Mass", "uid": "2.25.1"}
+    for route in routes(app):
+        paths = {
+            re.sub(r"{(\w+)(:\w+)?}", lambda name: known.get(name[1], "1"), route.path),
+            re.sub(r"{\w+(:\w+)?}", value, route.path),
+        }
+        for path in paths:
+            answer = ask(anna, route, path, value)
+            assert answer.status_code < 500, (route.path, path)
+            assert "<script>alert" not in answer.text, (route.path, path)
+            if answer.status_code in (400, 404):
+                assert 'role="alert"' in answer.text or answer.json()["error"], (route.path, path)
+
+
+def test_a_nul_is_said_and_a_number_that_no_row_has_is_nowhere(anna):
+    for path in ("/?accession=%00", "/studies/1?back=%00", "/api/studies/%00"):
+        answer = anna.get(path)
+        assert answer.status_code == 400, path
+        assert "NUL" in answer.text, path
+    for path in ("/studies/-1", f"/studies/{2**63}", "/studies/" + "9" * 4400, "/films/1.5.png"):
+        assert anna.get(path).status_code == 404, path
+    assert anna.get("/?page=-3").status_code == 200
+
+
+def test_a_body_that_is_no_form_is_refused(anna):
+    odd = 'multipart/form-data; boundary=x; charset="undefined"'
+    for kind in (odd, "application/json", "text/plain"):
+        body = b'--x\r\nContent-Disposition: form-data; name="csrf"\r\n\r\n1\r\n--x--\r\n'
+        answer = anna.client.post("/studies/1/claim", content=body, headers={"Content-Type": kind})
+        assert answer.status_code == 415, kind
+        assert 'role="alert"' in answer.text, kind
+    for target in ("/?" + "&".join(f"a{n}=1" for n in range(5000)), "/" + "a/" * 3000, f"/{ADDRESS}"):
+        assert anna.get(target).status_code < 500

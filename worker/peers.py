@@ -4,6 +4,7 @@ Errors name a peer by its name in the settings and never by what it was asked fo
 """
 
 import logging
+import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     import httpx
     from pynetdicom.association import Association
-    from pynetdicom.events import EventHandlerType
+    from pynetdicom.events import Event, EventHandlerType
     from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
     from pynetdicom.presentation import PresentationContext
 
@@ -57,7 +58,7 @@ def associated(
     handlers: "Sequence[EventHandlerType]" = (),
 ) -> "Iterator[Association]":
     """An association with a peer that has an AE title, ended with the block. Raises PeerAway and WrongSettings."""
-    from pynetdicom import AE
+    from pynetdicom import AE, evt
 
     quieten_pynetdicom()
     if peer.ae_title is None or peer.host is None:
@@ -73,7 +74,7 @@ def associated(
         ae_title=peer.ae_title,
         ext_neg=list(roles),
         tls_args=(tls_of(peer), peer.host) if peer.tls else None,
-        evt_handlers=list(handlers),
+        evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once), *handlers],
     )
     if not association.is_established:
         raise PeerAway(_why_not(peer, rejected=association.is_rejected))
@@ -82,6 +83,11 @@ def associated(
     finally:
         with suppress(RuntimeError):  # it ended meanwhile
             association.release()
+
+
+def _send_at_once(event: "Event") -> None:
+    """Let no message wait for the peer's word on the one before it (Nagle's algorithm): a query takes half the time."""
+    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def quieten_pynetdicom() -> None:

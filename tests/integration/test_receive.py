@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from threading import Event, Timer
+from typing import Any
 
 import psutil
 import pydicom
@@ -27,7 +28,7 @@ from pydicom.uid import (
     JPEG2000Lossless,
     generate_uid,
 )
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_context, evt
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance, Verification
@@ -43,6 +44,7 @@ from tests.support.contexts import seeded_context
 from tests.support.debian import need
 from tests.support.dicom_files import data_set_digest, make_film, save, texture
 from training.imaging.decoders import DECODERS
+from worker import peers
 from worker.context import Context
 from worker.dicom_network.echo import answers
 from worker.dicom_network.prune_films import prunable_films, prune_films
@@ -274,7 +276,7 @@ def test_a_copy_that_is_replaced_before_its_sender_hears_is_kept_on_record(embed
         assert sent(site.port, film) == 0x0000
         quarantined(site)
 
-        def receive_and_replace(*arguments: object, **options: object) -> Received:
+        def receive_and_replace(*arguments: Any, **options: Any) -> Received:
             outcome = receive(*arguments, **options)
             quarantined(site)
             save(better, embedded.receive_folder / "better.dcm")
@@ -335,7 +337,7 @@ def test_a_film_whose_registration_is_unknown_stays_until_the_database_says(
     """The database went away: before the film was committed, or after it, and before it said so."""
     film = make_film()
 
-    def receive_and_lose(*arguments: object, **options: object) -> Received:
+    def receive_and_lose(*arguments: Any, **options: Any) -> Received:
         if registered:
             receive(*arguments, **options)
         raise OperationalError("", {}, Exception())
@@ -355,7 +357,8 @@ def test_a_film_whose_registration_is_unknown_stays_until_the_database_says(
 
 def test_another_called_title_calling_title_or_network_is_rejected(embedded: Context) -> None:
     with receiving(embedded, calling_ae_titles=("MODALITY",)) as site:
-        for options in ({"called": "OTHER"}, {"title": "STRANGER"}):
+        wrong: tuple[dict[str, Any], ...] = {"called": "OTHER"}, {"title": "STRANGER"}
+        for options in wrong:
             with associated(site.port, **options) as association:
                 assert association.is_rejected
         assert sent(site.port, make_film()) == 0x0000
@@ -406,6 +409,13 @@ def test_over_tls_only_senders_whose_certificate_the_authority_signed_get_in(emb
         for wrong in ({"ca_file": others.file}, {"certificate_file": None, "key_file": None}, {"tls": False}):
             with pytest.raises(PeerAway):
                 answers(peer.model_copy(update=wrong), calling="MODALITY")
+
+
+def test_an_association_of_ours_lets_no_small_message_wait(embedded: Context) -> None:
+    with receiving(embedded) as site:
+        peer = Peer(name="receiver", ae_title="NIGHTREAD", host="127.0.0.1", port=site.port)
+        with peers.associated(peer, calling="MODALITY", contexts=[build_context(Verification)]) as association:
+            assert association.dul.socket.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 def test_a_uid_that_is_a_path_is_refused_and_nothing_is_written(embedded: Context) -> None:

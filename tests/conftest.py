@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support.contexts import MakeContext, seeded_context, site_settings
+from tests.support.values import present
 from worker.context import Context
 from worker.settings import Settings
 
@@ -13,10 +14,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For two processes (`make test`): a file's tests stay in one of them, and the group "servers" begins first.
+    """For several processes (`make test`): a file's tests stay in one of them, and the group "servers" begins first.
 
     That group is of files whose tests start servers and workers and wait for them with a time limit: they run one after
-    another, beside the other process, which has the rest.
+    another, beside the other processes, which have the rest.
     """
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
@@ -25,7 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _turn(item: pytest.Item) -> int:
-    if item.get_closest_marker("xdist_group").args == ("servers",):
+    if present(item.get_closest_marker("xdist_group")).args == ("servers",):
         return 0
     return 1 if "integration" in item.path.parts else 2
 

@@ -91,7 +91,7 @@ class Bce(Loss):
         return binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
 
-def make_loss(name: str, *, frequency: Tensor) -> nn.Module:
+def make_loss(name: str, *, frequency: Tensor) -> Loss:
     """A loss by its name; frequency (F,) is each finding's share of the training films, in [0, 1].
 
     wbce             as in the paper's source: positives weigh the frequency of negatives, negatives that of positives

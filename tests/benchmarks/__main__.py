@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from tests.benchmarks import films
@@ -38,7 +38,7 @@ def measurements_table(results: Results) -> Table:
     return table
 
 
-COLUMNS = (
+COLUMNS: tuple[tuple[str, JustifyMethod], ...] = (
     *(("", "left"), ("films", "left"), ("films/s", "right"), ("CPU ms/film", "right")),
     *(("peak MB", "right"), ("start-up s", "right"), ("of the machine, others had", "right")),
 )

@@ -31,7 +31,7 @@ NOTHING = facts.Arrivals({key: {} for key in facts.ATTRIBUTES}, {}, {})
 EVER = {"since": datetime(2000, 1, 1, tzinfo=UTC), "until": datetime(2100, 1, 1, tzinfo=UTC)}
 
 
-def rows_of(source: str, listed: set[str] | None) -> Iterator[tuple[Path, dict[str, str]]]:
+def rows_of(source: str, listed: set[str] | None) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Each frontal film's file, and its header attributes."""
     folder = DATA / f"{source}_films"
     with (folder / "labels.csv").open(newline="") as file:

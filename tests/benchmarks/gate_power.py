@@ -21,7 +21,7 @@ from training.gate import Check, Rules
 from worker.ranking.priority import DEFAULT_POLICY
 from worker.retraining.judging import Comparison
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 
 PREVALENCE = 0.1
 OWN_NOISE = 0.3  # the share of a network's noise, in variance, that the other has not

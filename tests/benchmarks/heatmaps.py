@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -135,7 +136,7 @@ def forgotten(checkpoint: Checkpoint, depth: float) -> nn.Module:
     network = build(checkpoint)
     layers = [module for module in network.modules() if hasattr(module, "reset_parameters")]
     for layer in layers[len(layers) - round(depth * len(layers)) :]:
-        layer.reset_parameters()
+        cast(nn.Linear, layer).reset_parameters()
     return network.eval()
 
 

@@ -4,6 +4,7 @@ python -m tests.benchmarks.simulation_checks  (3 minutes)
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.console import Console
 
@@ -15,7 +16,7 @@ FIFO = Discipline("FIFO")
 CONSOLE = Console(width=130)
 
 
-def steady(*, load: float, minutes: float, **fields: float) -> Department:
+def steady(*, load: float, minutes: float, **fields: Any) -> Department:
     return Department((60 * load / minutes,) * 24, (minutes,) * 24, **fields)
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import redis
@@ -183,8 +184,8 @@ class Site:
 
     def _make_study(self, stem: Path, kind: str) -> None:
         seed = self.dice.getrandbits(32)
-        changes = {"lateral": {"view_position": "LL"}, "broken": {"PixelData": b"\0\0"}}.get(kind, {})
-        first = make_film(stem.with_suffix(".1.dcm"), pixels=texture(seed=seed), bits=12, **changes)
+        fates: dict[str, dict[str, Any]] = {"lateral": {"view_position": "LL"}, "broken": {"PixelData": b"\0\0"}}
+        first = make_film(stem.with_suffix(".1.dcm"), pixels=texture(seed=seed), bits=12, **fates.get(kind, {}))
         if kind == "two films":
             uid = first.StudyInstanceUID
             make_film(stem.with_suffix(".2.dcm"), pixels=texture(seed=seed + 1), bits=12, StudyInstanceUID=uid)

@@ -336,7 +336,7 @@ def _cannot_write(site: Site, service: str) -> bool:
 
 def check_reader(site: Site, record: Record, port: int) -> None:
     """The reader's role: over TLS and with a password, the worklist and nothing else."""
-    address = {"host": "127.0.0.1", "port": port, "dbname": "nightread", "user": "nightread_reader",
+    address: dict[str, Any] = {"host": "127.0.0.1", "port": port, "dbname": "nightread", "user": "nightread_reader",
                "password": (site.secrets / "nightread_reader").read_text(), "connect_timeout": 10}  # fmt: skip
     authority = str(site.secrets / "ca_certificate")
     with psycopg.connect(**address, sslmode="verify-full", sslrootcert=authority, autocommit=True) as reader:

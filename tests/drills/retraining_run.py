@@ -26,6 +26,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,6 +43,7 @@ from tests.support.contexts import seeded_context, with_settings
 from tests.support.crew import enqueue, environment_of, running, start, totals, wait_until
 from tests.support.dicom_files import make_film
 from tests.support.servers import PostgresServer, RedisServer
+from tests.support.values import present
 from training.findings import FINDINGS
 from training.manifest import read_csv
 from worker import logs
@@ -108,6 +110,7 @@ def of_the_base(films: pd.DataFrame) -> "pd.Series[bool]":
 def write_site(films: pd.DataFrame, folder: Path) -> None:
     """The hospital's studies: one film each, with the patient, the view and an accession number."""
     folder.mkdir(parents=True)
+    film: Any  # a row, whose columns pandas' annotations do not know
     for number, film in enumerate(films.itertuples()):
         pixels = np.asarray(Image.open(FILMS / film.image).convert("L"))
         age = None if pd.isna(film.age_years) else f"{int(film.age_years):03d}Y"
@@ -120,6 +123,7 @@ def write_site(films: pd.DataFrame, folder: Path) -> None:
 def write_load(films: pd.DataFrame, folder: Path, *, seed: int, studies: int = LOAD) -> Path:
     """Studies that nobody confirms, at a size at which decoding costs something."""
     folder.mkdir(parents=True)
+    film: Any
     for number, film in enumerate(films.sample(studies, random_state=seed).itertuples()):
         picture = Image.open(FILMS / film.image).convert("L").resize((LOAD_SIDE, LOAD_SIDE))
         make_film(folder / f"{number}.dcm", pixels=np.asarray(picture), PatientID=f"LOAD-{seed}-{number}",
@@ -417,7 +421,7 @@ def killed(folder: Path, *, kills: int, seed: int) -> int:
                                      "WHERE state = 'running'"))  # fmt: skip
         else:
             nightread(context, "retrain", expect=1)  # noise for films: the gate does not let it pass
-        run = latest_run(context)
+        run = present(latest_run(context))
         with read_scope(context.engine) as session:
             runs, verdicts, challengers, digest = session.execute(text(
                 "SELECT (SELECT count(*) FROM training_run), (SELECT count(*) FROM gate_verdict), "

@@ -7,6 +7,7 @@ import sys
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -31,7 +32,7 @@ from worker.settings import Settings
 
 pytestmark = pytest.mark.xdist_group("servers")
 
-CANARY = {
+CANARY: dict[str, Any] = {
     "PatientName": "Kanarienvogel^Hansi",
     "PatientID": "CANARY-PATIENT-KV4711VK",
     "PatientBirthDate": "19310217",

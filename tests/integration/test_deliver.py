@@ -27,6 +27,7 @@ from db.session import read_scope, session_scope
 from tests.support.dicom_files import make_film
 from tests.support.orthanc import AE_TITLE, DICOM_PORT, Orthanc
 from tests.support.scored import score_at_once
+from tests.support.values import present
 from worker.cli.app import app
 from worker.context import Context
 from worker.delivery import outbox
@@ -182,7 +183,7 @@ def test_a_study_that_is_requeued_is_published_again(embedded: Context, sent: Se
     scored_film(context, first.StudyInstanceUID)
     outbox.publish(context)
     with session_scope(context.engine) as session:
-        session.scalars(select(Instance)).first().state = "quarantined"
+        present(session.scalars(select(Instance)).first()).state = "quarantined"
         assert ledger.requeue(session) == [1]
     assert outbox.publish(context) == 0
     score_at_once(context)
@@ -273,7 +274,7 @@ def test_one_that_goes_out_frees_what_waited_for_its_destination(embedded: Conte
     outbox.deliver_due(context)
     sent.fails.clear()
     with session_scope(context.engine) as session:
-        session.scalars(select(Delivery).order_by(Delivery.id)).first().not_before = None
+        present(session.scalars(select(Delivery).order_by(Delivery.id)).first()).not_before = None
     assert outbox.deliver_due(context) == 3
 
 
@@ -332,7 +333,7 @@ def test_an_archive_that_confirms_at_once_frees_what_waited_for_it_too(embedded:
     score_at_once(context)
     outbox.publish(context)
     with session_scope(context.engine) as session:
-        claimed = deliveries.claim(session, worker="w", lease_minutes=1)
+        claimed = present(deliveries.claim(session, worker="w", lease_minutes=1))
         later = database_now(session) + timedelta(minutes=30)
         waiting = update(Delivery).where(Delivery.state == "waiting")
         session.execute(waiting.values(not_before=later, reason=deliveries.AWAY))
@@ -418,7 +419,7 @@ def test_a_worker_that_lost_its_lease_writes_nothing(embedded: Context) -> None:
     scored_film(context)
     outbox.publish(context)
     with session_scope(context.engine) as session:
-        first = deliveries.claim(session, worker="slow", lease_minutes=10)
+        first = present(deliveries.claim(session, worker="slow", lease_minutes=10))
         session.execute(update(Delivery).values(held_by="quick"))
     with session_scope(context.engine) as session:
         deliveries.settle(session, first, "failed", worker="slow")

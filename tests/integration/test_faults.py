@@ -34,6 +34,7 @@ from tests.support.crew import enqueue, environment_of, running, start, totals, 
 from tests.support.dicom_files import make_film, texture
 from tests.support.hostile import decode_hostile_film
 from tests.support.servers import PostgresServer, RedisServer
+from tests.support.values import present
 from worker.cli import main as cli
 from worker.context import Context
 from worker.intake.receive import receive
@@ -41,6 +42,7 @@ from worker.monitoring.prometheus import WorkMetrics
 from worker.queue.app import make_app
 from worker.queue.maintenance import sweep
 from worker.queue.tasks import Service
+from worker.scoring.decoding import NetworkInput
 from worker.scoring.in_flight import InFlight
 from worker.scoring.pipeline import score_waiting
 from worker.scoring.scorer import open_scorer
@@ -369,14 +371,14 @@ def test_a_worker_that_is_recording_is_not_waited_for_by_the_sweep(
 def test_two_score_commands_on_one_sqlite_file_score_each_study_once(embedded: Context, tmp_path: Path):
     films_in(tmp_path / "films", 24)
     log = tmp_path / "log"
-    pipeline = [start(embedded, "score", log, tmp_path / "films") for _ in range(2)]
+    pipeline = [start(embedded, "score", log, str(tmp_path / "films")) for _ in range(2)]
     assert [process.wait(timeout=240) for process in pipeline] == [0, 0], log.read_text()
     assert totals(embedded).scored == score_rows(embedded) == totals(embedded).received == 24
 
 
 def test_both_connections_have_the_kernel_notice_a_network_that_swallows_packets(postgres_url: str, redis_url: str):
     with make_engine(postgres_url).connect() as database:
-        told = socket.socket(fileno=os.dup(database.connection.dbapi_connection.fileno()))
+        told = socket.socket(fileno=os.dup(present(database.connection.dbapi_connection).fileno()))
         assert told.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000  # milliseconds
         assert told.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         told.close()
@@ -445,7 +447,9 @@ def test_a_study_that_kills_every_worker_is_found_and_its_neighbours_are_scored(
         path, uid = session.execute(films.where(Study.study_instance_uid == killer[0])).one()
         network_input = scorer.decoders.submit(path, uid)
         wait_until(network_input.future.done)
-        digest = network_input.result().pixel_digest
+        decoded = network_input.result()
+        assert isinstance(decoded, NetworkInput)
+        digest = decoded.pixel_digest
     forks = multiprocessing.get_context("forkserver")  # torch is imported once, and no thread of it has run there
     forks.set_forkserver_preload(["worker.scoring.pipeline"])
     deaths = 0
@@ -549,7 +553,7 @@ def test_a_promoted_checkpoint_that_cannot_be_loaded_leaves_the_old_one_at_work(
     films_in(tmp_path / "films", 2)
     receive(context, [tmp_path / "films"])
     with read_scope(context.engine) as session:
-        first = session.scalar(select(func.min(Study.id)))
+        first = session.scalars(select(func.min(Study.id))).one()
     service.score(first)
     assert service.scorer().live.digest == before
     service.close()

@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, delete, func, insert, select, text, update
@@ -16,6 +17,7 @@ from db.models import FINDING_COLUMNS, FilmScore, Instance, Run, RunRank, Study,
 from db.results import FilmResult, PriorityResult
 from db.session import read_scope, session_scope
 from db.totals import Totals, add_up, kept_totals, read_totals, recount
+from tests.support.values import present
 from training.findings import FINDINGS
 
 UNSCORED = Placement("B", 0.4, "not_scored", None)
@@ -146,7 +148,7 @@ def test_a_lease_from_before_the_clock_stepped_back_is_not_waited_for(engine):
         session.execute(update(Study).values(lease_expires_at=ahead))
         ledger.shorten_leases(session, lease_minutes=1)
     with read_scope(engine) as session:
-        until = session.scalars(select(Study.lease_expires_at)).one()
+        until = present(session.scalars(select(Study.lease_expires_at)).one())
     assert until < datetime.now(UTC) + timedelta(minutes=2)
 
 
@@ -182,7 +184,7 @@ def test_stat_studies_are_claimed_first_then_the_oldest(engine):
     receive(engine, arrival(1), arrival(2), arrival(3, stat=True))
     order = [claim(engine, studies=1)[0].study_id for _ in range(3)]
     with read_scope(engine) as session:
-        uids = [session.get(Study, i).study_instance_uid for i in order]
+        uids = [session.get_one(Study, i).study_instance_uid for i in order]
     assert uids == ["2.25.3", "2.25.1", "2.25.2"]
 
 
@@ -362,16 +364,16 @@ def test_a_run_counts_what_it_settled_and_keeps_the_ranks(engine):
     receive(engine, arrival(1), arrival(2))
     checkpoint, policy = a_checkpoint(engine), a_policy(engine)
     with session_scope(engine) as session:
-        open_one = {"kind": "night", "checkpoint_id": checkpoint, "policy_id": policy, "settings": {}, "shared": True}
-        run = runs.open_run(session, **open_one)
-        assert runs.open_run(session, **open_one) == run
+        names: dict[str, Any] = {"kind": "night", "checkpoint_id": checkpoint, "policy_id": policy, "shared": True}
+        run = runs.open_run(session, settings={}, **names)
+        assert runs.open_run(session, settings={}, **names) == run
     for study in claim(engine):
         with session_scope(engine) as session:
             ledger.settle(session, [Outcome(study, "scored")], worker="w1", run_id=run)
     with session_scope(engine) as session:
         assert runs.close_idle(session, idle_minutes=0) == [run]
     with read_scope(engine) as session:
-        assert session.get(Run, run).scored == 2
+        assert session.get_one(Run, run).scored == 2
         assert [rank.priority_rank for rank in session.scalars(select(RunRank).order_by(RunRank.priority_rank))] == [
             1,
             2,

@@ -12,6 +12,7 @@ from db.models import PolicyFindingRow, StudyPriority
 from db.policies import active
 from db.session import read_scope, session_scope
 from tests.support.dicom_files import make_film
+from tests.support.values import present
 from training.checkpoint import SHIPPED, CheckpointError, Header, WrongPurpose, build, load_checkpoint, save_checkpoint
 from training.findings import FINDINGS
 from worker.checkpoints import promotion
@@ -53,7 +54,7 @@ def test_a_promoted_checkpoint_ranks_with_its_own_threshold_for_category_a(conte
     assert live.policy.version == old.policy.version + 1
     with read_scope(context.engine) as session:
         row = select(PolicyFindingRow.threshold).where(
-            PolicyFindingRow.policy_id == active(session).id, PolicyFindingRow.finding == "Pneumothorax"
+            PolicyFindingRow.policy_id == present(active(session)).id, PolicyFindingRow.finding == "Pneumothorax"
         )
         assert session.scalar(row) == pytest.approx(0.7)
 

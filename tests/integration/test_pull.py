@@ -6,6 +6,7 @@ import sys
 from datetime import UTC, date, datetime
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
@@ -42,7 +43,7 @@ def films(folder: Path, studies: int, *, day: date = NIGHT) -> list[Path]:
         study = f"1.2.826.0.1.3680043.8.498.{day:%Y%m%d}.{number + 1}"
         for view in ("PA", "LL"):
             paths.append(folder / f"{day:%d}-{number}-{view}.dcm")
-            date_of = {"StudyDate": f"{day:%Y%m%d}", "PatientName": "Kanarienvogel^Hansi"}
+            date_of: dict[str, Any] = {"StudyDate": f"{day:%Y%m%d}", "PatientName": "Kanarienvogel^Hansi"}
             make_film(paths[-1], view_position=view, StudyInstanceUID=study, **date_of)
     return paths
 
@@ -164,7 +165,7 @@ def test_a_peer_that_is_away_or_refuses_us_ends_its_own_run_only(
     peers = (
         web.model_copy(update={"name": "away", "dicomweb": "http://127.0.0.1:9/dicom-web"}),
         web.model_copy(update={"name": "locked", "password_file": tmp_path / "wrong"}),
-        web.model_copy(update={"name": "lost", "dicomweb": web.dicomweb + "/nowhere"}),
+        web.model_copy(update={"name": "lost", "dicomweb": f"{web.dicomweb}/nowhere"}),
         web,
     )
     with archive.namespace.entered():

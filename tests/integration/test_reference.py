@@ -1,5 +1,7 @@
 """A checkpoint's reference in SQL: lift and share as its header's quantiles give them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sqlalchemy import Engine, text
@@ -13,9 +15,9 @@ from training.findings import FINDINGS
 LOOKUP = text(f"SELECT {views_0001.share(':finding', 'CAST(:p AS real)', checkpoint='1')}")
 
 
-def add_checkpoint(engine: Engine, kept: dict[str, object]) -> int:
+def add_checkpoint(engine: Engine, kept: dict[str, Any]) -> int:
     with session_scope(engine) as session:
-        made = {"digest": "ab" * 32, "path": "/x", "network": "mobilenet", "header": {}, "by": "test"}
+        made: dict[str, Any] = {"digest": "ab" * 32, "path": "/x", "network": "mobilenet", "header": {}, "by": "test"}
         return registry.register(session, **made, reference=kept).id
 
 

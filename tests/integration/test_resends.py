@@ -15,6 +15,7 @@ from db.totals import read_totals
 from db.worklist import worklist
 from tests.support.crew import environment_of
 from tests.support.dicom_files import make_film, save, texture
+from tests.support.values import present
 from worker.cli import night
 from worker.context import Context
 from worker.explain import explain_file
@@ -188,7 +189,7 @@ def test_a_second_patient_under_one_study_uid_is_kept_apart_and_flagged(context,
     uid = two_patients(tmp_path)
     score(context, tmp_path)
     with read_scope(context.engine) as session:
-        study = lookup.study_named(session, uid)
+        study = present(lookup.study_named(session, uid))
         assert [(i.state, i.reason) for i in lookup.instances_of(session, study)] == [
             ("scored", None),
             ("skipped", "other_patient"),

@@ -41,7 +41,7 @@ def context(make_context: MakeContext, database_url: str, tmp_path: Path) -> Con
         session.execute(update(Study).where(old).values(received_at=LONG_AGO))
         session.execute(update(Study).where(old, Study.state == "scored").values(settled_at=LONG_AGO))
         session.execute(update(RejectedFile).values(received_at=LONG_AGO))
-        first = session.scalar(select(func.min(Study.id)))
+        first = session.scalars(select(func.min(Study.id))).one()
         session.add(Review(study_id=first, finding="Mass", verdict="absent", reader="r", reviewed_at=LONG_AGO))
         session.execute(update(StudyPriority).where(StudyPriority.study_id == first + 1).values(read_at=LONG_AGO))
     return context

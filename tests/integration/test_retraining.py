@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -39,6 +39,7 @@ from tests.support.confirmed import SIDE, confirm_films, save_beginner
 from tests.support.contexts import with_settings
 from tests.support.crew import environment_of, running, wait_until
 from tests.support.dicom_files import make_film, texture
+from tests.support.values import present
 from training.checkpoint import Checkpoint as LoadedCheckpoint
 from training.checkpoint import Header, build, load_checkpoint, read_header, save_checkpoint
 from training.findings import FINDINGS
@@ -53,8 +54,8 @@ from worker.queue.app import TRAINING, ask_for_retraining, make_app, schedule
 from worker.retraining import judging, labels
 from worker.retraining import run as retraining
 from worker.retraining.judging import judge_by_hand
-from worker.retraining.run import retrain
-from worker.scoring.decoding import DecodeOptions, decode_film
+from worker.retraining.run import Outcome, retrain
+from worker.scoring.decoding import DecodeOptions, NetworkInput, decode_film
 from worker.scoring.inference import prove
 
 QUICK = {"retrain": {"epochs": 2, "batch_size": 16, "min_new_films": 10, "min_positives": 1, "threads": 1},
@@ -80,6 +81,10 @@ def context(make_context, database_url, films, beginner) -> Context:
     with session_scope(context.engine) as session:
         confirm_films(session, films, films=FILMS)
     return context
+
+
+def retrained(context: Context, **asked: Any) -> Outcome:
+    return present(retrain(context, **asked))
 
 
 def the_run(context: Context) -> TrainingRun:
@@ -158,11 +163,11 @@ def test_a_second_retraining_finds_the_first_at_work(context):
 
 def test_the_lock_of_a_dead_process_comes_free_and_its_run_is_gone_on_with(context):
     with session_scope(context.engine) as session:
-        first = take(session, context)
+        first = present(take(session, context))
     with session_scope(context.engine) as session:
         expire(session)
     with session_scope(context.engine) as session:
-        second = take(session, context)
+        second = present(take(session, context))
     assert second.resumed
     assert second.run_id == first.run_id
     with pytest.raises(training_runs.Lost), session_scope(context.engine) as session:
@@ -177,7 +182,7 @@ def test_a_run_that_dies_again_and_again_is_given_up_and_nothing_begins_it_anew_
         assert take(session, context, cause=training_runs.RESUME, attempts=1) is None
     run = the_run(context)
     assert run.state == "failed"
-    assert "died 1 times" in run.reason
+    assert "died 1 times" in present(run.reason)
     assert retrain(context, cause=training_runs.RESUME) is None
 
 
@@ -185,7 +190,7 @@ def test_the_lineage_of_a_score_is_the_one_query_of_the_docs(context):
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "retraining.md").read_text()
     query = next(block for block in page.split("\n\n") if "FROM finding_score" in block).replace("= 7", "= 1")
     with session_scope(context.engine) as session:
-        now, champion = database_now(session), registry.champion(session)
+        now, champion = database_now(session), present(registry.champion(session))
         session.add(TrainingRun(state="passed", started_at=now, checkpoint_id=champion.id, data_digest="d" * 64,
                                 code_commit="abc", settings={}, counts={}, metrics={}))  # fmt: skip
         session.add(FilmScore(instance_id=1, checkpoint_id=champion.id, scored_at=now,
@@ -204,18 +209,18 @@ def test_the_lineage_of_a_score_is_the_one_query_of_the_docs(context):
 def test_a_retraining_leaves_a_judged_challenger_with_its_lineage_and_the_champion_where_it_was(context):
     before = context.live().digest
     stages: list[str] = []
-    outcome = retrain(context, say=stages.append)
+    outcome = retrained(context, say=stages.append)
     assert stages[1:] == ["labels", "inputs", "mix", "train", "judge"]
     assert outcome.state in ("passed", "undecided", "refused")
     run = the_run(context)
     assert run.state == outcome.state
-    assert len(run.data_digest) == 64
+    assert len(present(run.data_digest)) == 64
     assert run.code_commit
     assert run.counts["films"]["train"] + run.counts["films"]["validation"] + run.counts["films"]["test"] == FILMS
     assert run.metrics["judged"].keys() >= {"gold_champion", "gold_challenger"}
     with read_scope(context.engine) as session:
         challenger = session.get_one(Checkpoint, run.checkpoint_id)
-        verdict = gate.latest(session, challenger.id)
+        verdict = present(gate.latest(session, challenger.id))
         checks = gate.checks_of(session, verdict)
         header = read_header(context.file_of(challenger))
     assert challenger.state == ("refused" if verdict.result == "failed" else "challenger")
@@ -256,7 +261,7 @@ def test_three_outages_of_the_database_are_no_deaths(context, monkeypatch):
                 retrain(context)
         with session_scope(context.engine) as session:
             expire(session)
-    assert retrain(context).run_id == 1
+    assert retrained(context).run_id == 1
     assert the_run(context).state in ("passed", "undecided", "refused")
     assert the_run(context).attempts == 1
 
@@ -294,19 +299,19 @@ def test_an_internal_error_ends_the_run_and_is_not_tried_again(context, monkeypa
 
 @once
 def test_the_same_films_are_not_learned_from_twice(context):
-    first = retrain(context)
-    again = retrain(context)
+    first = retrained(context)
+    again = retrained(context)
     assert again.state == "ended"
-    assert f"retraining {first.run_id} learned the same" in again.reason
+    assert f"retraining {first.run_id} learned the same" in present(again.reason)
 
 
 @once
 def test_another_bound_of_the_gate_is_no_reason_to_learn_the_same_again(context):
-    first = retrain(context)
-    again = retrain(with_settings(context, gate={"finding_auroc": -0.5}))
+    first = retrained(context)
+    again = retrained(with_settings(context, gate={"finding_auroc": -0.5}))
     assert again.state == "ended"
-    assert f"retraining {first.run_id} learned the same" in again.reason
-    assert "models judge" in again.reason
+    assert f"retraining {first.run_id} learned the same" in present(again.reason)
+    assert "models judge" in present(again.reason)
 
 
 @once
@@ -337,6 +342,7 @@ def retrain_until(step: str, context: Context, monkeypatch: pytest.MonkeyPatch) 
 def test_a_film_in_whose_place_another_lies_is_not_learned_from(context, films):
     path = films / "1.dcm"
     there, was = path.read_bytes(), decode_film(str(path), "2.25.1.1", RULES)
+    assert isinstance(was, NetworkInput)
     with session_scope(context.engine) as session:
         session.execute(update(Instance).where(Instance.id == 1).values(pixel_digest=was.pixel_digest))
     try:
@@ -365,9 +371,9 @@ def confirm_more(context: Context, films: Path) -> None:
 def test_a_share_that_is_away_is_a_failure_that_says_so(context):
     with session_scope(context.engine) as session:
         session.execute(update(Instance).values(path="/mnt/away" + Instance.path))
-    outcome = retrain(context)
+    outcome = retrained(context)
     assert outcome.state == "failed"
-    assert "120 of 120 confirmed films cannot be read (file_unavailable 120)" in outcome.reason
+    assert "120 of 120 confirmed films cannot be read (file_unavailable 120)" in present(outcome.reason)
     with pytest.raises(labels.Unread, match="is their share mounted here"):
         judge_by_hand(context, champion_of(context))
 
@@ -379,7 +385,7 @@ def test_a_film_that_comes_back_amid_a_run_waits_for_the_next(context, films, tm
     away.rename(films / "1.dcm")
     with session_scope(context.engine) as session:
         expire(session)
-    outcome = retrain(context)
+    outcome = retrained(context)
     assert (outcome.run_id, outcome.state in ("passed", "undecided", "refused")) == (1, True), outcome.reason
     assert the_run(context).counts["unread"] == {"file_unavailable": 1}
 
@@ -400,9 +406,9 @@ def test_without_a_film_to_judge_on_nothing_is_trained(context, monkeypatch):
         assert 0 < len(tested) < FILMS
         session.execute(delete(Review).where(Review.study_id.in_(tested)))  # a study's film has its number
     monkeypatch.setattr(retraining, "fit", _killed)
-    outcome = retrain(context)
+    outcome = retrained(context)
     assert outcome.state == "ended"
-    assert "no confirmed film belongs to a test patient" in outcome.reason
+    assert "no confirmed film belongs to a test patient" in present(outcome.reason)
 
 
 @once
@@ -443,7 +449,7 @@ def test_a_retraining_that_is_killed_while_it_trains_is_gone_on_with_to_the_same
     assert (killed.state, killed.stage) == ("running", "train")
     with session_scope(context.engine) as session:
         expire(session)
-    outcome = retrain(context)
+    outcome = retrained(context)
     run = the_run(context)
     assert (run.id, run.attempts, run.data_digest) == (killed.id, 2, killed.data_digest)
     assert len(run.metrics["epochs"]) == 6, "it keeps what it was asked, whatever the settings say by now"
@@ -462,9 +468,9 @@ def test_a_retraining_that_is_killed_while_it_trains_is_gone_on_with_to_the_same
     ],
 )
 def test_too_little_to_learn_is_an_outcome_with_its_reason(context, changed, words):
-    outcome = retrain(with_settings(context, **changed))
+    outcome = retrained(with_settings(context, **changed))
     assert outcome.state == "ended"
-    assert words in outcome.reason
+    assert words in present(outcome.reason)
     assert the_run(context).reason == outcome.reason
 
 
@@ -472,7 +478,7 @@ def test_too_little_to_learn_is_an_outcome_with_its_reason(context, changed, wor
 def test_without_a_confirmed_film_it_says_how_to_confirm_one(context):
     with session_scope(context.engine) as session:
         session.execute(text("DELETE FROM review"))
-    assert "nightread review" in retrain(context).reason
+    assert "nightread review" in present(retrained(context).reason)
 
 
 @once
@@ -481,9 +487,9 @@ def test_a_full_disk_ends_the_run_and_says_so(context, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(retraining, "fit", full)
-    outcome = retrain(context)
+    outcome = retrained(context)
     assert outcome.state == "failed"
-    assert "disk of the state folder is full" in outcome.reason
+    assert "disk of the state folder is full" in present(outcome.reason)
     assert not (context.settings.state_folder / "retraining" / "run-1" / "site").exists()
 
 
@@ -493,9 +499,9 @@ def test_a_challenger_that_says_no_numbers_has_failed_and_is_not_judged(context,
         return np.full((len(prepared.manifest), len(FINDINGS)), np.nan, dtype=np.float32)
 
     monkeypatch.setattr(judging, "predict_logits", nonsense)
-    outcome = retrain(context)
+    outcome = retrained(context)
     assert outcome.state == "failed"
-    assert "no numbers" in outcome.reason
+    assert "no numbers" in present(outcome.reason)
 
 
 @once
@@ -508,7 +514,7 @@ def test_a_stop_lets_the_lock_go_at_once(context, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             retrain(context)
     monkeypatch.undo()
-    assert retrain(context).run_id == 1
+    assert retrained(context).run_id == 1
     assert the_run(context).attempts == 1
 
 
@@ -530,7 +536,7 @@ def pass_the_gate(
     """Let every check of a retraining's judging pass, but its last end as said, and something happen meanwhile."""
     judge = judging.judge
 
-    def lenient(*args: object, **named: object) -> judging.Judged:
+    def lenient(*args: Any, **named: Any) -> judging.Judged:
         verdict = judge(*args, **named)
         meanwhile()
         *others, final = (replace(check, result="passed") for check in verdict.checks)
@@ -542,12 +548,12 @@ def pass_the_gate(
 @once
 def test_a_promotion_that_somebody_forestalled_costs_no_verdict(context, challenger, monkeypatch):
     pass_the_gate(monkeypatch, meanwhile=lambda: promoted(context, challenger, override="meanwhile"))
-    outcome = retrain(with_settings(context, retrain={"promotes": True}))
+    outcome = retrained(with_settings(context, retrain={"promotes": True}))
     assert outcome.state == the_run(context).state == "passed"
-    assert "not promoted: checkpoint" in outcome.reason
-    assert "was judged beside another champion" in the_run(context).reason
+    assert "not promoted: checkpoint" in present(outcome.reason)
+    assert "was judged beside another champion" in present(the_run(context).reason)
     with read_scope(context.engine) as session:
-        assert gate.latest(session, the_run(context).checkpoint_id).result == "passed"
+        assert present(gate.latest(session, present(the_run(context).checkpoint_id))).result == "passed"
     assert context.live().digest == challenger.digest
 
 
@@ -555,12 +561,12 @@ def test_a_promotion_that_somebody_forestalled_costs_no_verdict(context, challen
 def test_an_undecided_challenger_waits_for_a_person_whatever_the_site_promotes_by_itself(context, monkeypatch):
     before = context.live().checkpoint_id
     pass_the_gate(monkeypatch, last="undecided")
-    outcome = retrain(with_settings(context, retrain={"promotes": True}))
+    outcome = retrained(with_settings(context, retrain={"promotes": True}))
     assert outcome.state == the_run(context).state == "undecided"
     assert outcome.reason == "undecided: macro_auroc"
     with read_scope(context.engine) as session:
         challenger = session.get_one(Checkpoint, the_run(context).checkpoint_id)
-        assert gate.latest(session, challenger.id).result == "undecided"
+        assert present(gate.latest(session, challenger.id)).result == "undecided"
         assert challenger.state == "challenger"
     assert context.live().checkpoint_id == before
 
@@ -568,8 +574,8 @@ def test_an_undecided_challenger_waits_for_a_person_whatever_the_site_promotes_b
 @once
 def test_a_passed_challenger_goes_live_where_the_site_says_so(context, monkeypatch):
     pass_the_gate(monkeypatch)
-    outcome = retrain(with_settings(context, retrain={"promotes": True}))
-    assert outcome.reason.endswith("; promoted")
+    outcome = retrained(with_settings(context, retrain={"promotes": True}))
+    assert present(outcome.reason).endswith("; promoted")
     assert context.live().checkpoint_id == the_run(context).checkpoint_id
 
 
@@ -632,7 +638,7 @@ def test_a_persons_word_on_what_is_undecided_is_not_enough_for_what_failed(conte
     with pytest.raises(promotion.NotPromoted, match="did not pass the gate"):
         promoted(context, challenger, accept_undecided="I like it")
     with pytest.raises(IntegrityError), session_scope(context.engine) as session:
-        judged(session, challenger, "maybe", champion_id=champion_id)
+        judged(session, challenger, cast(Result, "maybe"), champion_id=champion_id)
     assert context.live().checkpoint_id == champion_id
 
 
@@ -641,7 +647,7 @@ def test_an_override_is_somebodys_word_and_is_kept(context, challenger):
     with read_scope(context.engine) as session:
         row = session.get_one(Checkpoint, challenger.id)
         audits = session.scalars(select(Audit).where(Audit.action == "checkpoint champion")).all()
-    assert "against the gate: the gold set is too old" in row.state_reason
+    assert "against the gate: the gold set is too old" in present(row.state_reason)
     assert any(audit.detail["reason"] == row.state_reason for audit in audits)
 
 
@@ -669,7 +675,7 @@ def test_of_two_promotions_at_once_the_second_sees_the_first(context, challenger
             judged(session, each, "passed", champion_id=before.id)
     begun, go_on = threading.Event(), threading.Event()
 
-    def slowly(*args: object, **named: object) -> None:
+    def slowly(*args: Any, **named: Any) -> None:
         begun.set()
         assert go_on.wait(60)
         prove(*args, **named)

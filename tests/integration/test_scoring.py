@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -148,7 +149,7 @@ def test_a_file_replaced_by_another_instance_is_quarantined(context, tmp_path):
 
 
 def test_a_uid_with_other_pixels_is_rejected_and_the_first_is_kept(context, tmp_path):
-    uids = {"SOPInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid()}
+    uids: dict[str, Any] = {"SOPInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid()}
     make_film(tmp_path / "1.dcm", **uids)
     make_film(tmp_path / "2.dcm", pixels=texture(seed=9), bits=12, **uids)
     (tmp_path / "3.dcm").write_bytes((tmp_path / "1.dcm").read_bytes())

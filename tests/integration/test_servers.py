@@ -9,10 +9,13 @@ import psutil
 import psycopg
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from sqlalchemy import create_engine, text
 
 from tests.support.crew import wait_until
 from tests.support.servers import PostgresServer, RedisServer, ServerStartError, free_port, package_folder
+from tests.support.values import present
 
 pytestmark = pytest.mark.xdist_group("servers")
 
@@ -87,7 +90,8 @@ def test_paused_server_is_silent_until_it_is_resumed(own_redis: RedisServer, own
 
 def test_redis_with_a_password_refuses_a_client_without_it() -> None:
     with RedisServer(password="secret") as server:
-        with redis.Redis(port=server.port, retry=None) as stranger, pytest.raises(redis.AuthenticationError):
+        once = Retry(NoBackoff(), 0)
+        with redis.Redis(port=server.port, retry=once) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
         with redis.Redis.from_url(server.url) as client:
             assert client.ping()
@@ -113,7 +117,7 @@ def test_server_ends_with_the_process_that_started_it() -> None:
         text=True,
         env={**os.environ, "PYTHONPATH": here},
     ) as owner:
-        home = Path(owner.stdout.readline().strip())
+        home = Path(present(owner.stdout).readline().strip())
         server = psutil.Process(int((home / "server.pid").read_text()))
         owner.kill()
     psutil.wait_procs([server], timeout=10)

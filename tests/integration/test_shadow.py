@@ -17,6 +17,7 @@ from db.session import read_scope, session_scope
 from tests.support.crew import enqueue, environment_of, running, totals, wait_until
 from tests.support.dicom_files import make_film, texture
 from tests.support.untrained import save_untrained
+from tests.support.values import present
 from training.checkpoint import CheckpointError, UnsoundCheckpoint
 from worker.checkpoints import promotion
 from worker.cli import app as cli
@@ -140,10 +141,14 @@ class Fake:
         return np.full((len(inputs), 11), self.answer, dtype=np.float32)
 
 
+def fake(answer: object) -> Classifier:
+    return cast(Classifier, Fake(answer))
+
+
 def looking(answer: object, *, patience_seconds: float = 60) -> tuple[Shadow, WorkMetrics]:
     metrics = WorkMetrics()
     at_work = Shadow("d" * 64, metrics=metrics, patience_seconds=patience_seconds)
-    at_work.classifier = cast(Classifier, Fake(answer))
+    at_work.classifier = fake(answer)
     return at_work, metrics
 
 
@@ -170,7 +175,7 @@ def test_what_the_shadow_cannot_record_is_left_out(context, other, tmp_path):
     receive(context, [films(tmp_path / "films", 1)])
     put_into_shadow(context, other)
     metrics = WorkMetrics()
-    at_work = open_shadow(context, context.live(), Fake(0.5), metrics=metrics)
+    at_work = open_shadow(context, context.live(), fake(0.5), metrics=metrics)
     at_work.record(context.engine, [Seen(1, {99: (0.5,) * 11}, complete=True, blind=False)], run_id=None)
     assert shadow_places(context) == {}
     assert failures(metrics, "shadow_not_recorded") == 1
@@ -185,9 +190,9 @@ def test_only_a_challenger_goes_into_shadow_and_one_at_a_time(context, other, tm
     first = put_into_shadow(context, other)
     second = put_into_shadow(context, save_untrained(tmp_path / "third.safetensors", seed=2))
     with read_scope(context.engine) as session:
-        assert registry.shadow(session).id == second.id
+        assert present(registry.shadow(session)).id == second.id
         assert session.get_one(Checkpoint, first.id).state == "challenger"
-        champion = registry.champion(session)
+        champion = present(registry.champion(session))
     live = context.live()
     with pytest.raises(NoShadow, match="is champion"), session_scope(context.engine) as session:
         enter(context, session, champion, champion=live, reason="a test")
@@ -218,7 +223,7 @@ def test_a_shadow_beside_a_champion_with_other_squares_is_left_out(context, othe
         large = context.register(session, save_untrained(tmp_path / "large.safetensors", size=96))
         promotion.promote(context, session, large, reason="a test", override="a test")
     metrics = WorkMetrics()
-    assert open_shadow(context, context.live(), Fake(0.5), metrics=metrics).classifier is None
+    assert open_shadow(context, context.live(), fake(0.5), metrics=metrics).classifier is None
     assert failures(metrics, "shadow_not_loaded") == 1
 
 
@@ -227,7 +232,7 @@ def test_a_shadow_that_could_not_be_loaded_is_tried_again_after_a_minute(embedde
     kept, live = embedded.file_of(row), embedded.live()
     bytes_of_it = kept.read_bytes()
     kept.unlink()
-    at_work = open_shadow(embedded, live, Fake(0.5), metrics=WorkMetrics())
+    at_work = open_shadow(embedded, live, fake(0.5), metrics=WorkMetrics())
     assert not at_work.is_due
     kept.write_bytes(bytes_of_it)
     soon = time.monotonic() + 61

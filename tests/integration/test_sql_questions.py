@@ -162,7 +162,7 @@ def fill(session: Session) -> None:
     a2 = add_study(session, "A2", received_at=at(30), probabilities={"Pneumothorax": 0.35}, read_after_minutes=40)
     a3 = add_study(session, "A3", received_at=at(120), probabilities={"Effusion": 0.2}, read_after_minutes=480)
     a4 = add_study(session, "A4", received_at=at(180), probabilities={"Hernia": 0.1}, read_after_minutes=360, view="AP")
-    lateral = {"view": None, "state": "skipped", "reason": "lateral_view"}
+    lateral: dict[str, Any] = {"view": None, "state": "skipped", "reason": "lateral_view"}
     add_instance(session, session.get_one(Study, a1), "2", **lateral)
     add_study(session, "S1", received_at=at(240), **lateral)
     add_study(session, "Q1", received_at=at(270), state="quarantined", reason="truncated", attempts=3)

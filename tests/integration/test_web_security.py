@@ -200,14 +200,15 @@ def test_a_forged_host_is_refused(app):
 
 def test_another_host_is_served_when_it_is_named_and_only_over_tls(context):
     named = Context(context.settings.changed(web={"hosts": ("nightread.example",)}))
-    anna = signed_in(create_app(named), "Anna", "reader")
+    app = create_app(named)
+    anna = signed_in(app, "Anna", "reader")
     assert anna.get("/", host="nightread.example").status_code == 403, "a password would cross the network"
     anna.client.base_url = "https://nightread.example"
     anna.client.cookies.set(SESSION, anna.token, domain="nightread.example")
     answer = anna.get("/")
     assert answer.status_code == 200
     assert "strict-transport-security" in answer.headers
-    assert all("Secure" in cookie for cookie in Visitor(anna.client.app).client.get(
+    assert all("Secure" in cookie for cookie in Visitor(app).client.get(
         "https://nightread.example/sign-in").headers.get_list("set-cookie"))  # fmt: skip
 
 

@@ -22,7 +22,7 @@ class Sender(threading.Thread):
     def __init__(self, files: Sequence[Path], *, port: int, pause_seconds: float = 0.1) -> None:
         super().__init__(daemon=True)
         quieten_pynetdicom()
-        self._films = [pydicom.dcmread(file) for file in files]  # now: the files may go away meanwhile
+        self._films: list[Dataset] = [pydicom.dcmread(file) for file in files]  # now: the files may go away meanwhile
         self._port, self._pause_seconds = port, pause_seconds
         self.acknowledged: list[str] = []
         self.refused: list[int] = []

@@ -1,5 +1,7 @@
 """The draw of the blind share, and what being blind does and does not do to a study's place."""
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,7 +41,7 @@ def test_another_secret_draws_others_so_nobody_can_tell_without_it():
 
 @given(probabilities)
 def test_a_blind_study_stands_where_an_unscored_one_does_and_shows_nothing(values: list[float]):
-    rules = {"rules": DEFAULT_POLICY, "thresholds": THRESHOLDS}
+    rules: dict[str, Any] = {"rules": DEFAULT_POLICY, "thresholds": THRESHOLDS}
     blind = placed(1, values, checkpoint_id=1, blind=True, **rules)
     unscored = placed(1, None, checkpoint_id=None, **rules)
     assert (blind.category, blind.urgency) == (unscored.category, unscored.urgency) == ("B", 0.4)

@@ -1,5 +1,7 @@
 """The contact sheet: any rows, one picture."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,8 +9,8 @@ from PIL import Image
 from worker.demo.contact_sheet import CARD_WIDTH, CATEGORIES, Card, contact_sheet
 
 
-def card(rank: int = 1, **changes: object) -> Card:
-    values: dict[str, object] = {
+def card(rank: int = 1, **changes: Any) -> Card:
+    values: dict[str, Any] = {
         "rank": rank,
         "title": f"A{rank}",
         "category": "A",

@@ -7,6 +7,7 @@ import zlib
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom.filereader
@@ -45,7 +46,7 @@ def refusal(path: Path, *, limits: PixelLimits = DEFAULT_LIMITS) -> str:
     return refused.value.reason
 
 
-def header_refusal(**attributes: object) -> str:
+def header_refusal(**attributes: Any) -> str:
     with pytest.raises(UnusablePixels) as refused:
         PixelHeader.of(make_film(pixels=texture(8, 8, bits=8), **attributes), limits=DEFAULT_LIMITS)
     return refused.value.reason
@@ -231,7 +232,7 @@ def test_a_sequence_of_a_million_empty_items_is_refused_before_it_is_parsed(
     path.write_bytes(path.read_bytes().partition(b"\xe0\x7f\x10\x00")[0] + views)
     parsed = []
 
-    def read_partial(file: BytesIO, *args: object, **kwargs: object) -> Dataset:
+    def read_partial(file: BytesIO, *args: Any, **kwargs: Any) -> Dataset:
         parsed.append(len(file.getbuffer()))
         return pydicom.filereader.read_partial(file, *args, **kwargs)
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.benchmarks.heatmaps import likeness, middle_of, read_boxes, share_within
+from tests.support.values import present
 from training import explain
 from training.checkpoint import SHIPPED, Checkpoint, load_checkpoint, read_header
 from training.imaging.preprocessing import Preprocessing
@@ -25,11 +26,12 @@ class BrightSpots(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.block = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU())
+        spots = nn.Conv2d(1, 2, 1)
+        self.block = nn.Sequential(spots, nn.ReLU())
         self.head = nn.Linear(2, 2, bias=False)
         with torch.no_grad():
-            self.block[0].weight.copy_(torch.tensor([1.0, 0.5]).view(2, 1, 1, 1))
-            self.block[0].bias.zero_()
+            spots.weight.copy_(torch.tensor([1.0, 0.5]).view(2, 1, 1, 1))
+            present(spots.bias).zero_()
             self.head.weight.copy_(torch.tensor([[1.0, 1.0], [-1.0, -1.0]]))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -67,12 +69,12 @@ class TwoDepths(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fine = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU())
-        self.coarse = nn.Sequential(nn.Conv2d(1, 1, 32, stride=32, bias=False), nn.ReLU())
+        fine, coarse = nn.Conv2d(1, 1, 1, bias=False), nn.Conv2d(1, 1, 32, stride=32, bias=False)
+        self.fine, self.coarse = nn.Sequential(fine, nn.ReLU()), nn.Sequential(coarse, nn.ReLU())
         self.head = nn.Linear(1, 2, bias=False)
         with torch.no_grad():
-            self.fine[0].weight.fill_(1.0)
-            self.coarse[0].weight.fill_(1.0)
+            fine.weight.fill_(1.0)
+            coarse.weight.fill_(1.0)
             self.head.weight.copy_(torch.tensor([[1.0], [0.5]]))
 
     def forward(self, images: Tensor) -> Tensor:

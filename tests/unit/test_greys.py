@@ -96,7 +96,9 @@ def test_a_sigmoid_window_is_half_at_its_center_and_never_overflows() -> None:
 def test_a_film_is_inverted_at_most_once(
     photometric: str, shape: str | None, inverted: bool, window: dict[str, Any]
 ) -> None:
-    image = shown(photometric=photometric, **({"PresentationLUTShape": shape} if shape else {}), **window)
+    if shape:
+        window = window | {"PresentationLUTShape": shape}
+    image = shown(photometric=photometric, **window)
     assert image[0, 0] == (1 if inverted else 0)
     assert image[-1, -1] == (0 if inverted else 1)
 
@@ -159,7 +161,7 @@ def test_padding_is_black_and_kept_out_of_the_range(photometric: str, padding: i
 def test_padding_may_be_a_range_and_negative() -> None:
     pixels = np.array([[-2000, -1990, -1980], [0, 50, 100]], np.int16)
     image = shown(pixels, bits=16, PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1985)
-    np.testing.assert_allclose(image, [[0, 0, 0], [1980 / 2080, 2030 / 2080, 1]], atol=1e-6)
+    np.testing.assert_allclose(image, np.array([[0, 0, 0], [1980 / 2080, 2030 / 2080, 1]]), atol=1e-6)
 
 
 def test_a_film_that_is_all_padding_is_constant() -> None:

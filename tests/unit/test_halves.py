@@ -1,6 +1,7 @@
 """JPEG 2000 at half its resolution gives the network input of the whole film, or is not decoded so."""
 
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def thorax(rows: int, columns: int) -> NDArray[np.uint16]:
     return np.clip(np.rint(pixels), 0, 4095).astype(np.uint16)
 
 
-def film_in(syntax: UID, pixels: NDArray[np.uint16], **attributes: object) -> Dataset:
+def film_in(syntax: UID, pixels: NDArray[np.uint16], **attributes: Any) -> Dataset:
     return make_film(pixels=pixels, bits=12, transfer_syntax=syntax, **(WINDOW | attributes))
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -154,6 +155,6 @@ def test_a_second_pass_adds_to_the_sums_of_the_first_also_after_a_kill(tmp_path:
         ({"ridge_penalty": 0.0}, "above 0"),
     ],
 )
-def test_what_cannot_be_solved_is_refused(wrong: dict[str, object], said: str) -> None:
+def test_what_cannot_be_solved_is_refused(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(UnusableSettings, match=said):
         replace(SETTINGS, **wrong)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from training.losses import LOSSES, make_loss, shift_of, targets
+from training.losses import LOSSES, WeightedBce, make_loss, shift_of, targets
 from training.manifest import UNKNOWN
 
 RNG = np.random.default_rng(0)
@@ -33,6 +33,7 @@ def test_normalised_findings_count_alike_and_their_classes_too() -> None:
     silent = torch.zeros_like(LOGITS)  # every log likelihood is log 2
     assert make_loss("wbce_normalised", frequency=FREQUENCY)(silent, LABELS).item() == pytest.approx(3 * np.log(2))
     loss = make_loss("wbce_normalised", frequency=FREQUENCY)
+    assert isinstance(loss, WeightedBce)
     assert torch.allclose(loss.positive * FREQUENCY, torch.full((3,), 0.5, dtype=torch.float64))
     assert torch.allclose(loss.negative * (1 - FREQUENCY), torch.full((3,), 0.5, dtype=torch.float64))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.fx.experimental.optimization import fuse
 
-from training.networks import NETWORKS, AlexNet, UnknownNetwork, WrongWeights, input_of, make_network
+from training.networks import NETWORKS, AlexNet, MobileNetGrid, UnknownNetwork, WrongWeights, input_of, make_network
 
 
 def test_alexnet_has_the_papers_layers() -> None:
@@ -47,7 +47,7 @@ def test_the_papers_thousand_way_layer_is_a_variant() -> None:
 
 
 def test_the_grid_reads_four_depths_in_nine_cells_and_says_nothing_yet() -> None:
-    network = make_network("mobilenet_grid", findings=3).eval()
+    network = MobileNetGrid(findings=3).eval()
     images = torch.randn(2, 3, 96, 96)
     assert network.pooled(images).shape == (2, 9 * (32 + 64 + 96 + 160))
     assert torch.equal(network(images), torch.zeros(2, 3))
@@ -56,7 +56,7 @@ def test_the_grid_reads_four_depths_in_nine_cells_and_says_nothing_yet() -> None
 @torch.inference_mode()
 def test_a_cell_of_the_grid_tells_where_on_the_film_it_looks() -> None:
     """A change in the film's upper left corner moves the first cell of the earliest block most."""
-    network = make_network("mobilenet_grid").eval()
+    network = MobileNetGrid(findings=11).eval()
     film = torch.zeros(1, 3, 192, 192)
     changed = film.clone()
     changed[..., :32, :32] = 3
@@ -66,7 +66,7 @@ def test_a_cell_of_the_grid_tells_where_on_the_film_it_looks() -> None:
 
 
 def test_a_grid_keeps_its_probabilities_when_batch_norms_are_folded_for_serving() -> None:
-    network = make_network("mobilenet_grid").eval()
+    network = MobileNetGrid(findings=11).eval()
     torch.nn.init.normal_(network.evidence.weight)
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(fuse(network)(images), network(images), rtol=1e-4, atol=1e-4)
@@ -76,9 +76,10 @@ def test_a_grid_starts_from_a_whole_mobilenets_blocks(tmp_path: Path) -> None:
     imagenet = make_network("mobilenet_v2", findings=1000)
     torch.save(imagenet.state_dict(), tmp_path / "weights.pth")
     network = make_network("mobilenet_grid", pretrained=tmp_path / "weights.pth")
-    blocks = network.features.state_dict()
+    assert isinstance(network, MobileNetGrid)
+    blocks, whole = network.features.state_dict(), imagenet.state_dict()
     assert len(network.features) == 17
-    assert all(torch.equal(blocks[name], imagenet.features.state_dict()[name]) for name in blocks)
+    assert all(torch.equal(blocks[name], whole[f"features.{name}"]) for name in blocks)
     del (weights := imagenet.state_dict())["features.9.conv.0.0.weight"]
     torch.save(weights, tmp_path / "weights.pth")
     with pytest.raises(WrongWeights, match="do not fit"):

@@ -7,6 +7,7 @@ import pytest
 from pynetdicom import build_context
 from pynetdicom.sop_class import Verification
 
+from tests.support.values import present
 from worker.errors import Unavailable
 from worker.peers import associated, peer_named, peer_titled, web_client
 from worker.setting_peers import Peer
@@ -45,7 +46,7 @@ def test_a_file_of_peers_becomes_peers_by_name_and_by_title(peers_file):
     peers_file(PACS)
     settings = read_settings()
     assert [peer.name for peer in settings.peers] == ["pacs", "vna"]
-    assert (peer_titled(settings, "PACS ").port, peer_titled(settings, "VNA")) == (104, None)
+    assert (present(peer_titled(settings, "PACS ")).port, peer_titled(settings, "VNA")) == (104, None)
     assert peer_named(settings, "vna").dicomweb == "https://vna.example/dicom-web"
     with pytest.raises(WrongSettings, match="no peer has the name 'ris'; NIGHTREAD_PEERS names pacs, vna"):
         peer_named(settings, "ris")
@@ -89,7 +90,7 @@ def test_a_peer_is_called_with_its_secrets_and_verified(tmp_path):
     with web_client(peer) as client:
         request = client.build_request("GET", "studies")
         assert str(request.url) == "https://vna.example/dicom-web/studies"
-        sent = next(client.auth.auth_flow(request))
+        sent = next(present(client.auth).auth_flow(request))
         assert sent.headers["Authorization"] == "Basic dTpnZWhlaW0="
     token = Peer(name="vna", dicomweb="https://vna.example", token_file=tmp_path / "password")
     with web_client(token) as client:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import data_store
 import numpy as np
@@ -64,7 +65,7 @@ def test_the_pixel_digest_tells_other_pixels_shapes_and_photometrics_apart() -> 
 
 @pytest.mark.parametrize("value", [0, 1000, 4095])
 @pytest.mark.parametrize("window", [{}, {"WindowCenter": 2048, "WindowWidth": 4096}])
-def test_a_film_of_one_value_shows_nothing(value: int, window: dict[str, int]) -> None:
+def test_a_film_of_one_value_shows_nothing(value: int, window: dict[str, Any]) -> None:
     with pytest.raises(ConstantImage):
         read_film(make_film(pixels=np.full((9, 9), value, np.uint16), bits=12, **window))
 

@@ -8,9 +8,12 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from tests.support.values import present
 from training import plots
 from training.findings import FINDINGS
 
@@ -34,8 +37,13 @@ def epochs() -> pd.DataFrame:
     return validation.assign(epoch=epoch, train_loss=2 / epoch)
 
 
+def points(line: Line2D) -> NDArray[np.float64]:
+    """The x and the y of a line's points."""
+    return np.asarray(line.get_data(), dtype=float)
+
+
 def lines(figure: Figure) -> dict[str, list[float]]:
-    return {str(line.get_label()): list(line.get_ydata()) for axes in figure.axes for line in axes.get_lines()}
+    return {str(line.get_label()): points(line)[1].tolist() for axes in figure.axes for line in axes.get_lines()}
 
 
 def test_bars_stand_beside_their_findings_even_where_sampling_changes_their_order() -> None:
@@ -83,13 +91,13 @@ def test_the_curves_name_their_areas_and_leave_out_what_nobody_has() -> None:
     labels[:, 2] = 0
     said = np.clip(0.4 * labels + draw.random((200, 3)) * 0.6, 0, 1)
     roc, precision = plots.rankings(labels, said, findings=("Mass", "Edema", "Hernia")).axes
-    names = [text.get_text() for text in roc.get_legend().get_texts()]
+    names = [text.get_text() for text in present(roc.get_legend()).get_texts()]
     assert names == [
         f"{f}, AUROC {roc_auc_score(labels[:, k], said[:, k]):.3f}" for k, f in enumerate(("Mass", "Edema"))
     ]
-    assert precision.get_legend().get_texts()[0].get_text().startswith("Mass, AUPRC ")
-    mass = roc.get_lines()[1]
-    assert np.trapezoid(mass.get_ydata(), mass.get_xdata()) == pytest.approx(roc_auc_score(labels[:, 0], said[:, 0]))
+    assert present(precision.get_legend()).get_texts()[0].get_text().startswith("Mass, AUPRC ")
+    x, y = points(roc.get_lines()[1])
+    assert np.trapezoid(y, x) == pytest.approx(roc_auc_score(labels[:, 0], said[:, 0]))
 
 
 def test_a_line_per_learning_rate_highest_first(epochs: pd.DataFrame, tmp_path: Path) -> None:
@@ -106,8 +114,8 @@ def test_a_calibrated_network_lies_on_the_diagonal() -> None:
     seen = (np.random.default_rng(1).random((20_000, 2)) < probabilities).astype(int)
     figure = plots.reliability(seen, probabilities, findings=("Mass", "Hernia"))
     assert "ECE 0.0" in figure.axes[0].get_title()
-    points = figure.axes[0].get_lines()[1]
-    assert np.abs(points.get_xdata() - points.get_ydata()).max() < 0.05
+    x, y = points(figure.axes[0].get_lines()[1])
+    assert np.abs(x - y).max() < 0.05
 
 
 def test_wilsons_interval_is_the_published_one() -> None:

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,7 +48,7 @@ def names() -> list[str]:
 @pytest.fixture
 def manifest() -> pd.DataFrame:
     labels = pd.DataFrame(np.eye(FILMS, len(FINDINGS), dtype=np.uint8), columns=list(FINDINGS))
-    described = {
+    described: dict[str, Any] = {
         "image": names(), "patient_id": [str(k // 2) for k in range(FILMS)], "age_years": 50.0, "sex": "F",
         "view_position": "PA", "split": "", "source": "",
     }  # fmt: skip
@@ -139,7 +140,7 @@ def test_a_killed_preparation_goes_on_and_ends_byte_for_byte_the_same(
     """)
     for films in (11, 30):
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        command = [sys.executable, "-c", killed, tmp_path, str(films), str(processes)]
+        command = [sys.executable, "-c", killed, str(tmp_path), str(films), str(processes)]
         # Its output ends when the last process that holds it is gone: the pool's too.
         ended = subprocess.run(command, env=environment, check=False, capture_output=True, timeout=60)
         assert ended.returncode == -9
@@ -200,7 +201,7 @@ def test_bad_films_are_reported_and_leave_gaps(manifest: pd.DataFrame, tmp_path:
     opened = prepared.open_prepared(tmp_path / "out")
     assert opened.manifest.index.tolist() == [k for k in range(FILMS) if k not in (3, 7, 9, 11)]
     assert brightness(opened) == opened.manifest.index.tolist()
-    assert np.isnan(opened.manifest.loc[2, "age_years"])
+    assert np.isnan(opened.manifest["age_years"][2])
 
 
 def test_missing_films_are_taken_up_when_their_archive_arrives(

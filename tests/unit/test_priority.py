@@ -4,6 +4,7 @@ import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def probabilities(**given_findings: float) -> dict[str, float]:
     return dict.fromkeys(FINDINGS, 0.0) | given_findings
 
 
-def with_finding(finding: str, /, **changes: object) -> priority.Policy:
+def with_finding(finding: str, /, **changes: Any) -> priority.Policy:
     findings = tuple(replace(row, **changes) if row.finding == finding else row for row in DEFAULT_POLICY.findings)
     return replace(DEFAULT_POLICY, findings=findings)
 

@@ -1,6 +1,7 @@
 """The worklist obeys the reading order, and readings last as long as they should."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ FLAT = (6.0,) * 24
 MAX_WAIT = 100.0
 
 
-def department(*minutes: float, **fields: object) -> Department:
+def department(*minutes: float, **fields: Any) -> Department:
     return Department(arrivals_per_hour=FLAT, reading_minutes=minutes or (10.0,) * 24, **fields)
 
 

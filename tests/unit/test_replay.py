@@ -1,6 +1,7 @@
 """Replays of histories that were worked out by hand."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def row(rows: list[Row], discipline: str, group: str) -> Row:
 MIDNIGHT = datetime(2026, 11, 20, tzinfo=UTC)
 
 
-def read(received: float, read_at: float, category: str = "D", urgency: float = 0.0, **fields: object) -> HistoryRow:
+def read(received: float, read_at: float, category: str = "D", urgency: float = 0.0, **fields: Any) -> HistoryRow:
     came, was_read = (MIDNIGHT + timedelta(minutes=m) for m in (received, read_at))
     return HistoryRow(came, was_read, Standing(category, urgency), **fields)
 

@@ -77,7 +77,8 @@ def test_help_describes_every_command() -> None:
 def test_files_for_github_keep_to_their_schema(schema: str, pattern: str) -> None:
     paths = list((REPOSITORY / ".github").glob(pattern))
     assert paths
-    command = [Path(sys.executable).parent / "check-jsonschema", "--builtin-schema", f"vendor.{schema}", *paths]
+    program = str(Path(sys.executable).parent / "check-jsonschema")
+    command = [program, "--builtin-schema", f"vendor.{schema}", *map(str, paths)]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
 

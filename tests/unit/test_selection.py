@@ -93,7 +93,7 @@ def test_a_word_that_means_nothing_is_refused(make) -> None:
 
 
 def select_by(split: str) -> Prepared:
-    empty = pd.DataFrame({"image": ["a"], "patient_id": ["1"], "split": [""], "Mass": np.uint8([1])})
+    empty = pd.DataFrame({"image": ["a"], "patient_id": ["1"], "split": [""], "Mass": np.ones(1, np.uint8)})
     return select(
         Prepared(empty, np.zeros((1, 32, 32), np.uint8), Preprocessing(size=32)), Selection(split=split), seed=0
     )

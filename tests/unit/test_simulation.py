@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ FIFO = Discipline("FIFO")
 A_FIRST = Discipline("A first", ahead="A")
 
 
-def steady(*, load: float, minutes: float, readers: int = 1, **fields: float) -> Department:
+def steady(*, load: float, minutes: float, readers: int = 1, **fields: Any) -> Department:
     """The same arrivals and reading times in every hour."""
     return Department((60 * load * readers / minutes,) * 24, (minutes,) * 24, readers=readers, **fields)
 
@@ -252,7 +253,8 @@ def test_the_times_of_single_studies_are_those_of_the_figures_and_know_their_fil
 
 def test_two_networks_meet_the_same_studies():
     present = np.arange(40)[:, None] % 20 == np.arange(11)
-    discipline, ask = default_disciplines(DEFAULT_POLICY)[-1], {"policy": DEFAULT_POLICY, "extent": Extent(20, seeds=1)}
+    discipline = default_disciplines(DEFAULT_POLICY)[-1]
+    ask: dict[str, Any] = {"policy": DEFAULT_POLICY, "extent": Extent(20, seeds=1)}
     sees, blind = (
         times_to_report("Pneumothorax", cases=EvaluatedCases(present, each), discipline=discipline, **ask)
         for each in (present * 0.8 + 0.1, np.full(present.shape, 0.1))
@@ -271,7 +273,7 @@ def test_readers_who_cannot_keep_up_are_an_error():
 
 @pytest.mark.parametrize("minutes", [10.0, 3.7, 0.9])
 def test_a_load_of_1_is_refused_and_one_just_below_is_not_whatever_is_drawn(minutes):
-    ask = {"cases": pneumothorax(0.1, auc=0.9), "disciplines": [FIFO]}
+    ask: dict[str, Any] = {"cases": pneumothorax(0.1, auc=0.9), "disciplines": [FIFO]}
     for first_seed in range(5):
         ask["extent"] = Extent(days=1, seeds=2, warmup_days=0, first_seed=first_seed)
         with pytest.raises(SimulationError, match="cannot keep up: 100%"):
@@ -284,8 +286,9 @@ ONE_IN_FIVE = np.eye(5, 11, dtype=bool) & (np.arange(11) == 0)
 
 @pytest.mark.parametrize("cases", [pneumothorax(0.2, auc=0.9), EvaluatedCases(ONE_IN_FIVE, np.zeros((5, 11)))])
 def test_the_load_counts_how_long_abnormal_and_stat_studies_are_expected_to_take(cases):
-    slow = {"stat_share": 0.5, "stat_reading_factor": 0.5, "abnormal_reading_factor": 3.0}  # .75 x (.8 + .2 x 3)
-    ask = {
+    # .75 x (.8 + .2 x 3)
+    slow: dict[str, Any] = {"stat_share": 0.5, "stat_reading_factor": 0.5, "abnormal_reading_factor": 3.0}
+    ask: dict[str, Any] = {
         "cases": cases,
         "disciplines": [FIFO],
         "thresholds": dict.fromkeys(FINDINGS, 1.0),

@@ -31,7 +31,7 @@ def report() -> highdicom.sr.Comprehensive3DSR:
     return report
 
 
-def groups(report: highdicom.sr.Comprehensive3DSR) -> dict[str, highdicom.sr.MeasurementsAndQualitativeEvaluations]:
+def groups(report: highdicom.sr.Comprehensive3DSR) -> dict[str, Any]:
     content: Any = report.content  # a MeasurementReport, which highdicom's annotation does not say
     return {group.tracking_identifier: group for group in content.get_image_measurement_groups()}
 
@@ -89,7 +89,7 @@ def test_a_successor_names_its_predecessor() -> None:
 
 
 def test_uids_differ_by_study_checkpoint_policy_revision_and_kind() -> None:
-    known = {"checkpoint_digest": "a", "policy_version": 1, "revision": 1}
+    known: dict[str, Any] = {"checkpoint_digest": "a", "policy_version": 1, "revision": 1}
     uids = {
         object_uid("sr", "1.2", **known),
         object_uid("sc", "1.2", **known),

@@ -41,7 +41,7 @@ def code(value: str, meaning: str = "", *, modifier: Dataset | None = None) -> D
     return item
 
 
-def header(**attributes: object) -> Dataset:
+def header(**attributes: Any) -> Dataset:
     """A CR chest film with ViewPosition PA, changed by `attributes`; None takes an attribute away."""
     dataset = Dataset()
     usual = {"SOPClassUID": CR, "Modality": "CR", "BodyPartExamined": "CHEST", "ViewPosition": "PA"}
@@ -438,7 +438,7 @@ def test_values_of_any_type_are_survived(keyword: str, vr: str, value: object) -
 
 @pytest.mark.parametrize(("name", "expected"), [("RG1_UNCR.dcm", "PA"), ("RG3_UNCR.dcm", "body_part_not_chest")])
 def test_the_chest_film_of_pydicom_data_is_kept_and_its_extremity_refused(name: str, expected: str) -> None:
-    path = get_testdata_file(name, download=False)
+    path = str(get_testdata_file(name, download=False))
     assert outcome(frontal(pydicom.dcmread(path, specific_tags=list(HEADER_TAGS), stop_before_pixels=True))) == expected
 
 

@@ -169,7 +169,7 @@ class Shadow:
             self.give_up("shadow_too_slow")
         return probabilities
 
-    def record(self, engine: Engine, studies: Sequence[Seen], *, run_id: int) -> None:
+    def record(self, engine: Engine, studies: Sequence[Seen], *, run_id: int | None) -> None:
         """Write its scores and places of studies that the champion has settled."""
         if self.live is None or not studies:
             return

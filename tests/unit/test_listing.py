@@ -44,7 +44,7 @@ def test_a_narrow_terminal_shows_accession_numbers_whole_and_within_its_width():
 
 def test_a_study_without_an_accession_number_of_its_own_is_named_by_its_uid():
     rows = [ROW | {"accession_number": None}, ROW | {"study_instance_uid": f"{UID}.1"}, ROW | {"accession_number": "A"}]
-    listing = worklist(*rows, shared={ROW["accession_number"]})
+    listing = worklist(*rows, shared={str(ROW["accession_number"])})
     cells = [line.split("\t")[7] for line in shown(listing, terminal=False).splitlines()[1:]]
     assert cells == [UID, f"{UID}.1", "A"]
 

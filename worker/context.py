@@ -148,6 +148,11 @@ class Context:
         return self.state_folder / "received" if folder is None else folder.expanduser().resolve()
 
     @property
+    def pictures_folder(self) -> Path:
+        """Where the web page keeps the pictures of films that it drew, and morning pages."""
+        return self.state_folder / "pictures"
+
+    @property
     def retraining_folder(self) -> Path:
         """Where films lie while they are learned from or judged on."""
         return self.state_folder / "retraining"

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from sqlalchemy import Engine
 
 from db import retention
 from db.retention import Prunable
 from db.session import read_scope, session_scope
+from worker.context import Context
 
 STUDIES_PER_TRANSACTION = 500  # so that the workers never wait for long
 
@@ -40,6 +42,23 @@ def prune(engine: Engine, pruning: Pruning, *, by: str) -> Prunable:
         retention.prune_rejected_files(session, before=pruning.before)
         retention.note_pruning(session, vars(found), before=pruning.before, by=by)
     return found
+
+
+def prunable_pictures(context: Context, pruning: Pruning) -> list[Path]:
+    """Pictures of films and morning pages that the web page made before that day; it makes again what is asked for."""
+    before, found = pruning.before.timestamp(), sorted(context.pictures_folder.glob("*"))
+    return [path for path in found if path.is_file() and path.stat().st_mtime < before]
+
+
+def prune_pictures(context: Context, pruning: Pruning, *, by: str) -> list[Path]:
+    """Remove them, and write to the audit who did; returns what went."""
+    pictures = prunable_pictures(context, pruning)
+    for path in pictures:
+        path.unlink(missing_ok=True)
+    if pictures:
+        with session_scope(context.engine) as session:
+            retention.note_pruning(session, {"pictures": len(pictures)}, before=pruning.before, by=by)
+    return pictures
 
 
 def _prune_some(engine: Engine, pruning: Pruning) -> int:

@@ -20,6 +20,7 @@ from tests.support.web import Visitor, add_night, add_user, rows_of, signed_in
 from training.findings import FINDINGS
 from worker.cli.app import app as commands
 from worker.context import Context
+from worker.web.api import SCORES
 from worker.web.app import create_app
 from worker.web.passwords import digest_of
 
@@ -265,8 +266,17 @@ def test_a_blind_study_tells_nothing_before_or_after_its_review(blind):
         assert anna.post("/studies/1/review", rest="absent").status_code == 303
 
 
-def test_where_the_review_comes_first_a_reader_sees_scores_only_after_their_own(embedded):
-    context = Context(embedded.settings.changed(web={"review_first": True}))
+@pytest.fixture
+def review_first(embedded):
+    """Of study 1 the list names a finding."""
+    with session_scope(embedded.engine) as session:
+        seen = {"top_finding": "Pneumothorax", "top_probability": 0.9}
+        session.execute(update(StudyPriority).where(StudyPriority.study_id == 1).values(**seen))
+    return Context(embedded.settings.changed(web={"review_first": True}))
+
+
+def test_where_the_review_comes_first_a_reader_sees_scores_only_after_their_own(review_first):
+    context = review_first
     app = create_app(context)
     anna, ben = (signed_in(app, name, "reader") for name in ("Anna", "Ben"))
     assert ben.post("/studies/1/review", **{"verdict-Mass": "present"}).status_code == 303
@@ -280,7 +290,44 @@ def test_where_the_review_comes_first_a_reader_sees_scores_only_after_their_own(
     assert rows_of(listed) == [1], "a filter by finding is none"
     assert anna.post("/studies/1/review", rest="absent").status_code == 303
     assert "What adds to its urgency" in anna.get("/studies/1").text
-    assert "after your review" not in anna.get("/?accession=ACC00001").text
+    shown = re.sub(r"(?s)<form.*?</form>", "", anna.get("/?accession=ACC00001").text)
+    assert ("after your review" in shown, "Pneumothorax" in shown) == (False, True)
+
+
+def test_where_the_review_comes_first_a_reader_s_token_tells_no_more_and_a_viewer_s_tells_all(review_first):
+    context = review_first
+    app = create_app(context)
+    anna = signed_in(app, "Anna", "reader")
+    add_user(context, "ris", "viewer")
+    with session_scope(context.engine) as session:
+        for name in ("Anna", "ris"):
+            digest = digest_of(f"of {name}")
+            api_tokens.issue(session, users.by_name(session, name), name="t", digest=digest, days=None, by="t")
+
+    def told(name: str, path: str):
+        return Visitor(app).get(f"/api/{path}", authorization=f"Bearer of {name}")
+
+    def scores(name: str) -> list:
+        listed, study = told(name, "worklist").json()["studies"][0], told(name, "studies/2.25.1").json()
+        return [listed[column] for column in SCORES[:-1]] + [study["place"][column] for column in SCORES] + [
+            study["findings"], study["reviews"]]  # fmt: skip
+
+    assert set(scores("Anna")) == {None}
+    assert told("Anna", "worklist?finding=Mass").status_code == 400
+    for shown in told("ris", "worklist").json()["studies"][0], told("ris", "studies/2.25.1").json()["place"]:
+        assert shown["top_finding"] == "Pneumothorax", "a RIS may have them: what it shows is the site's to say"
+    assert told("ris", "worklist?finding=Mass").status_code == 200
+    assert anna.post("/studies/1/review", rest="absent").status_code == 303
+    assert scores("Anna") == scores("ris")
+    assert told("Anna", "studies/2.25.2").json()["findings"] is None, "of another study"
+
+
+def test_where_the_review_comes_first_no_page_of_the_site_is_the_morning_page(review_first):
+    app = create_app(review_first)
+    eve = signed_in(app, "Eve", "administrator")
+    assert 'href="/system/runs/1"' not in eve.get("/system").text
+    refused = eve.get("/system/runs/1")
+    assert (refused.status_code, "`nightread report`" in refused.text) == (403, True)
 
 
 def test_earlier_studies_of_the_patient_are_listed_and_the_viewer_is_linked(embedded):

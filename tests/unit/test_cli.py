@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -531,6 +532,21 @@ def test_prune_keeps_what_nobody_has_read_and_asks_before_it_deletes(folder):
     assert json.loads(nightread("status", "--json").stdout)["received"] == 3
     assert "gone: 3 studies (3 of them unread)" in nightread(*tomorrow, "--unread", "--yes").output
     assert json.loads(nightread("status", "--json").stdout)["received"] == 0
+
+
+def test_prune_removes_old_pictures_and_morning_pages_of_the_web_page(settings):
+    pictures = settings.state_folder / "pictures"
+    pictures.mkdir(parents=True)
+    old, new = [pictures / "run-1.html", pictures / "of-a-film.png"], pictures / "run-2.html"
+    for file in (*old, new):
+        file.write_text("a page")
+    for file in old:
+        os.utime(file, (0, 0))
+    before = ("prune", "--before", "2020-01-01")
+    assert "2 pictures and pages of the web page" in nightread(*before, "--dry-run").output
+    assert sorted(pictures.iterdir()) == sorted([*old, new])
+    assert "2 pictures and pages of the web page" in nightread(*before, "--films-only", "--yes").output
+    assert list(pictures.iterdir()) == [new]
 
 
 def test_a_checkpoint_that_gives_no_probabilities_is_not_registered(tmp_path, monkeypatch, capsys):

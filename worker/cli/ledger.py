@@ -22,6 +22,7 @@ from worker.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from sqlalchemy import Engine
 
@@ -189,17 +190,19 @@ def prune(
 ) -> None:
     """Delete finished studies received before a date.
 
-    Their results go with them, and so do films in the receiver's folder; files elsewhere are not touched. Unread and
-    reviewed studies are kept unless --unread or --reviewed is given. What still waits is always kept.
+    Their results go with them, and so do films in the receiver's folder and old pictures that the web page keeps; files
+    elsewhere are not touched. Unread and reviewed studies are kept unless --unread or --reviewed is given. What still
+    waits is always kept.
     """
     from worker.context import actor
     from worker.dicom_network.prune_films import prunable_films, prune_films
-    from worker.retention import Pruning, prunable
+    from worker.retention import Pruning, prunable, prunable_pictures, prune_pictures
     from worker.retention import prune as delete
 
     context, pruning = open_context(log_level="warning"), Pruning(before.astimezone(), reviewed=reviewed, unread=unread)
     found = None if films_only else prunable(context.engine, pruning)
-    words = _prunable_words(found, prunable_films(context, pruning, results_stay=films_only))
+    films, pictures = prunable_films(context, pruning, results_stay=films_only), prunable_pictures(context, pruning)
+    words = _prunable_words(found, films, pictures)
     if dry_run:
         say(f"would go: {words}")
         return
@@ -208,17 +211,19 @@ def prune(
     if not films_only:
         found = delete(context.engine, pruning, by=actor())
     films = prune_films(context, pruning, by=actor(), results_stay=films_only)
-    say(f"gone: {_prunable_words(found, films)}")
+    pictures = prune_pictures(context, pruning, by=actor())
+    say(f"gone: {_prunable_words(found, films, pictures)}")
 
 
-def _prunable_words(found: "Prunable | None", films: "OldFilms") -> str:
-    received = f"{counted(len(films.paths), 'received film')} ({films.size_bytes / 2**20:,.0f} MB)"
+def _prunable_words(found: "Prunable | None", films: "OldFilms", pictures: "Sequence[Path]") -> str:
+    received = (f"{counted(len(films.paths), 'received film')} ({films.size_bytes / 2**20:,.0f} MB), "
+                f"{counted(len(pictures), 'picture or page', 'pictures and pages')} of the web page")  # fmt: skip
     if found is None:
         return received
     of_them = f" ({found.unread:,} of them unread)" if found.unread else ""
     kept = f"; {counted(found.unread_kept, 'unread study', 'unread studies')} kept" if found.unread_kept else ""
     return (f"{counted(found.studies, 'study', 'studies')}{of_them} with {counted(found.instances, 'instance')}, "
-            f"{counted(found.rejected_files, 'rejected file')}, and {received}{kept}")  # fmt: skip
+            f"{counted(found.rejected_files, 'rejected file')}, {received}{kept}")  # fmt: skip
 
 
 def _ask_to_delete(words: str) -> None:

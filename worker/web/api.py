@@ -7,7 +7,6 @@ from importlib.metadata import version
 from typing import Any
 
 import structlog
-from sqlalchemy import RowMapping
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
@@ -21,19 +20,23 @@ from db.session import is_away, read_scope, session_scope
 from training.findings import FINDINGS
 from worker.reasons import FLAG_SENTENCES
 from worker.web.passwords import digest_of
-from worker.web.requests import Visit, places_of, require_text, whole_number
+from worker.web.requests import Person, Visit, places_of, require_text, whole_number
 from worker.web.study import may_see_scores
-from worker.web.worklist import filter_of, page_of
+from worker.web.worklist import filter_of, hidden_from, page_of
 
 log = structlog.get_logger()
 
 PER_PAGE, MOST_PER_PAGE = 50, 500  # studies
 
-Answer = Callable[[Request, str], Mapping[str, Any]]
+# What the model saw, of the columns of worklist and study_place.
+SCORES = ("urgency", "top_finding", "top_probability", "top_lift", "top_share", "above_next_because")
+TELLS = "the filter finding tells what the model saw, which this site shows a reader after their own review"
+
+Answer = Callable[[Visit], Mapping[str, Any]]
 
 
 def json_route(path: str, answer: Answer) -> Route:
-    """A JSON page for who brings a token: its user's name goes to `answer`."""
+    """A JSON page for who brings a token: its user is the visit's person."""
 
     async def endpoint(request: Request) -> Response:
         return await run_in_threadpool(_respond, answer, request)
@@ -44,7 +47,7 @@ def json_route(path: str, answer: Answer) -> Route:
 def _respond(answer: Answer, request: Request) -> Response:
     try:
         require_text(request)
-        return _json(answer(request, _user_of(request)))
+        return _json(answer(Visit(request, request.app.state.site, _person_of(request))))
     except HTTPException as error:
         headers = {"WWW-Authenticate": "Bearer"} if error.status_code == 401 else None
         return _json({"error": error.detail}, error.status_code, headers)
@@ -60,38 +63,43 @@ def _json(value: Mapping[str, Any], status: int = 200, headers: Mapping[str, str
     return Response(text, status, headers, "application/json")
 
 
-def _user_of(request: Request) -> str:
+def _person_of(request: Request) -> Person:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token:
         with read_scope(request.app.state.site.context.engine) as session:
             user = api_tokens.user_of(session, digest_of(token.strip()))
             if user is not None:
-                return user.name
+                return Person(user.name, user.role)
     raise HTTPException(401, "send a valid token: Authorization: Bearer ...")
 
 
-def api_worklist(request: Request, _user: str) -> Mapping[str, Any]:
+def api_worklist(visit: Visit) -> Mapping[str, Any]:
     """The unread studies in reading order, some at a time."""
-    query, engine = request.query_params, request.app.state.site.context.engine
+    query, engine = visit.request.query_params, visit.site.context.engine
     page, limit = page_of(query), whole_number(query.get("per_page", str(PER_PAGE)))
     if limit is None or not 1 <= limit <= MOST_PER_PAGE:
         raise HTTPException(400, f"per_page is a number from 1 to {MOST_PER_PAGE}")
+    wanted = filter_of(query)
+    if wanted.finding is not None and _review_first(visit):
+        raise HTTPException(400, TELLS)
     with read_scope(engine) as session:
-        part = worklist.part(session, filter_of(query), offset=(page - 1) * limit, limit=limit)
+        part = worklist.part(session, wanted, offset=(page - 1) * limit, limit=limit)
         names = worklist.columns(session)
-    studies = [{name: row[name] for name in names} for row in part.rows]
+        hidden = _hidden_from(session, visit, [row["study_id"] for row in part.rows])
+    studies = [_told({name: row[name] for name in names}, hidden=row["study_id"] in hidden) for row in part.rows]
     return {"page": page, "per_page": limit, "total": part.total, "studies": studies}
 
 
-def api_study(request: Request, user: str) -> Mapping[str, Any]:
+def api_study(visit: Visit) -> Mapping[str, Any]:
     """One study: its place, what the model saw if the study stands by it, and what readers confirmed."""
-    with session_scope(request.app.state.site.context.engine) as session:
-        study = lookup.study_with_uid(session, request.path_params["uid"])
+    with session_scope(visit.site.context.engine) as session:
+        study = lookup.study_with_uid(session, visit.request.path_params["uid"])
         if study is None:
             raise HTTPException(404, "no study has this Study Instance UID")
-        audit.record(session, actor=user, action="study viewed", study_ids=[study.id])
+        audit.record(session, actor=visit.me.name, action="study viewed", study_ids=[study.id])
         found = lookup.place_of(session, study)
-        scores = may_see_scores(found[0] if found else None)
+        place, hidden = worklist.place(session, study.id), bool(_hidden_from(session, visit, [study.id]))
+        scores = may_see_scores(found[0] if found else None) and not hidden
         return {
             "study_instance_uid": study.study_instance_uid,
             "accession_number": study.accession_number,
@@ -103,17 +111,30 @@ def api_study(request: Request, user: str) -> Mapping[str, Any]:
             "received_at": study.received_at,
             "read_at": found[0].read_at if found else None,
             "read_by": found[0].read_by if found else None,
-            "place": _mapping(worklist.place(session, study.id)),
+            "place": None if place is None else _told(dict(place), hidden=hidden),
             "findings": _findings(session, study.id) if scores else None,
-            "reviews": [
-                {"finding": r.finding, "verdict": r.verdict, "reader": r.reader, "reviewed_at": r.reviewed_at}
-                for r in reading.reviews_of(session, study.id)
-            ],
+            "reviews": None if hidden else _reviews(session, study.id),
         }
 
 
-def _mapping(row: RowMapping | None) -> dict[str, Any] | None:
-    return None if row is None else dict(row)
+def _review_first(visit: Visit) -> bool:
+    """Whether this token's user reviews before they see scores. A viewer reviews nothing: such a token is a program's,
+    as that of a RIS."""
+    return visit.site.context.settings.web.review_first and visit.me.may("reader")
+
+
+def _hidden_from(session: Session, visit: Visit, study_ids: list[int]) -> set[int]:
+    return hidden_from(session, visit, study_ids) if _review_first(visit) else set()
+
+
+def _told(row: Mapping[str, Any], *, hidden: bool) -> dict[str, Any]:
+    """The row, without what the model saw where that is hidden."""
+    return {name: None if hidden and name in SCORES else value for name, value in row.items()}
+
+
+def _reviews(session: Session, study_id: int) -> list[dict[str, Any]]:
+    names = ("finding", "verdict", "reader", "reviewed_at")
+    return [{name: getattr(row, name) for name in names} for row in reading.reviews_of(session, study_id)]
 
 
 def _findings(session: Session, study_id: int) -> list[dict[str, Any]]:
@@ -183,7 +204,7 @@ def openapi(columns: list[str]) -> dict[str, Any]:
                     ],
                     "responses": {
                         "200": _ok({"type": "object", "properties": {**counts, "studies": listed}}),
-                        "400": {"description": "per_page is out of range"},
+                        "400": {"description": "per_page is out of range, or a filter may not be used here"},
                         **_ERRORS,
                     },
                 }
@@ -191,7 +212,7 @@ def openapi(columns: list[str]) -> dict[str, Any]:
             "/api/studies/{study_instance_uid}": {
                 "get": {
                     "summary": "One study: state, place, findings with their part of the urgency, reviews. A study of "
-                    "the blind share has no findings.",
+                    "the blind share has no findings; nor has one that a reader must review first.",
                     "parameters": [
                         parameter("study_instance_uid", "(0020,000D)", type="string") | {"in": "path", "required": True}
                     ],

@@ -50,7 +50,7 @@ class Pictures:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._folder = context.state_folder / "pictures"
+        self._folder = context.pictures_folder
         self._pools: dict[Preprocessing, DecoderPool] = {}
         self._loaded: _Loaded | None = None
         self._turn = threading.Lock()  # one film at a time: scoring needs the processor more
@@ -108,8 +108,8 @@ class Pictures:
             self._tidy()
 
     def _tidy(self) -> None:
-        """Remove the oldest pictures that are more than the settings allow."""
-        files = sorted(((file.stat(), file) for file in self._folder.glob("*.png")), key=lambda pair: -pair[0].st_mtime)
+        """Remove the oldest pictures and morning pages that are more than the settings allow."""
+        files = sorted(((file.stat(), file) for file in self._folder.glob("*")), key=lambda pair: -pair[0].st_mtime)
         used, allowed = 0, self._context.settings.web.pictures_mb * 2**20
         for stat, file in files:
             used += stat.st_size

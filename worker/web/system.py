@@ -15,6 +15,10 @@ from worker.report.page import write_report
 from worker.web.requests import Visit, see_other, whole_number
 
 RUNS, CHECKPOINTS, AUDITED, QUARANTINED = 14, 20, 50, 200  # rows shown
+REVIEW_FIRST = (
+    "The morning page shows the scores of all studies, and on this site a review comes before them. "
+    "For whoever does not review, `nightread report` makes it."
+)
 # The morning page brings its style and its pictures within itself.
 MORNING_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
@@ -59,15 +63,16 @@ def requeue(visit: Visit) -> Response:
 
 def morning_page(visit: Visit) -> Response:
     """The morning page of a run, kept once the run has ended; each look is noted."""
-    number = str(visit.number("run_id"))
-    context = visit.site.context
+    number, context = str(visit.number("run_id")), visit.site.context
+    if context.settings.web.review_first:
+        raise HTTPException(403, REVIEW_FIRST)
     with session_scope(context.engine) as session:
         try:
             ended = run_named(session, number).finished_at is not None
         except NoSuchRun:
             raise HTTPException(404) from None
         audit.record(session, actor=visit.me.name, action="morning page viewed", run=int(number))
-    kept = context.state_folder / "pictures" / f"run-{number}{'' if ended else '-open'}.html"
+    kept = context.pictures_folder / f"run-{number}{'' if ended else '-open'}.html"
     if not (ended and kept.exists()):
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_report(context, run=number, output=kept)

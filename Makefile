@@ -15,13 +15,14 @@ STUDIES ?= 500
 FILMS ?= 200
 KILLS ?= 20
 SECONDS ?= 60
+MINUTES ?= 10
 
 # All tests run in three processes, by the groups of tests/conftest.py and in their order, each with one thread for torch.
 # One of them has what waits for servers: the other two keep two cores busy.
 IN_THREE := --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: demo test suite unit coverage lint bench chaos fuzz receiver retraining containers machines gpu demo-checkpoint audit lock help
+.PHONY: demo test suite unit coverage lint bench chaos fuzz receiver retraining containers machines away gpu demo-checkpoint audit lock help
 
 demo: $(VENV)/installed  ## Score forty generated studies and show the morning they make
 	$(BIN)/nightread demo
@@ -65,6 +66,9 @@ containers: $(VENV)/installed-for-tests  ## Build the images and run the Compose
 
 machines: $(VENV)/installed-for-tests  ## Score a night on two machines made of namespaces; cut one off: make machines STUDIES=500
 	$(BIN)/python -m tests.drills.two_machines --studies $(STUDIES)
+
+away: $(VENV)/installed-for-tests  ## Kill an Orthanc to which results are due, and start it again: make away MINUTES=10 (as root)
+	$(BIN)/python -m tests.drills.archive_away --minutes $(MINUTES)
 
 gpu: $(VENV)/installed-for-tests  ## Measure this machine's GPU: films, precision, memory, training, decoding (five minutes)
 	$(BIN)/python -m tests.drills.gpu

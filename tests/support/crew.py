@@ -22,8 +22,11 @@ from worker.settings import Settings
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The variables that make another process's settings the same; what is unset keeps its default."""
-    values = settings.model_dump(mode="json", exclude_none=True)
+    """The variables that make another process's settings the same; what is unset keeps its default.
+
+    The peers are those of the file that NIGHTREAD_PEERS names in this process.
+    """
+    values = settings.model_dump(mode="json", exclude_none=True, exclude={"peers"})
     groups = {name: values.pop(name) for name, value in list(values.items()) if isinstance(value, dict)}
     values |= {f"{group}_{name}": value for group, fields in groups.items() for name, value in fields.items()}
     texts = {name: ",".join(value) if isinstance(value, list) else str(value) for name, value in values.items()}

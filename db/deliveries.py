@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, and_, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, RowMapping, and_, case, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from db.base import database_now
@@ -32,7 +32,9 @@ from db.upsert import insert
 
 LONGEST_PAUSE_SECONDS = 3600.0
 AWAY = "destination_away"  # the reason of what waits for a destination that does not answer
+LEFT = "delivery_left"  # the reason of what a worker began to send and left
 NOT_SENT: tuple[DeliveryState, ...] = ("waiting", "sending", "failed")
+MAYBE_THERE: tuple[DeliveryState, ...] = ("sending", "sent", "confirmed")  # the destination may have it
 
 
 # ------------------------------------------------------------------------------------------------------ publishing
@@ -96,24 +98,24 @@ def _received(moment: Any) -> Any:
 
 
 def _results() -> Any:
-    """Results that no row stands for, or of which one was superseded and that are the last word again; as the columns
-    of Publishable.
+    """Results of which no row says that they are, or will be, a destination's newest; as the columns of Publishable.
 
-    A blind study's place names no checkpoint; the run that scored it does.
+    A result that returns, as after a promotion that was rolled back, gets the next revision: archives take the object
+    that came last for the newest. A blind study's place names no checkpoint; the run that scored it does.
     """
     checkpoint_id = func.coalesce(StudyPriority.checkpoint_id, Run.checkpoint_id)
-    known = select(Delivery.id).where(
-        Delivery.study_id == Study.id,
-        Delivery.revision == Study.revision,
-        Delivery.checkpoint_id == Checkpoint.id,
-        Delivery.policy_id == PolicyRow.id,
-    )
-    superseded = known.where(Delivery.state == "superseded")
+    same = and_(Delivery.checkpoint_id == Checkpoint.id, Delivery.policy_id == PolicyRow.id)
+    known = select(Delivery.id).where(Delivery.study_id == Study.id, Delivery.revision == Study.revision, same)
+    superseded = known.where(Delivery.state == "superseded").exists()
+    newest = known.with_only_columns(func.max(Delivery.id)).scalar_subquery()
+    of_study = (Delivery.study_id == Study.id, Delivery.state.in_(MAYBE_THERE))
+    newest_there = select(func.max(Delivery.id)).where(*of_study).scalar_subquery()
+    returns = or_(superseded, newest_there > newest)
     return (
         select(
             Study.id,
             Study.study_instance_uid,
-            Study.revision,
+            case((returns, Study.revision + 1), else_=Study.revision),
             Checkpoint.id,
             Checkpoint.digest,
             PolicyRow.id,
@@ -124,29 +126,23 @@ def _results() -> Any:
         .outerjoin(Run, Run.id == Study.run_id)
         .join(Checkpoint, Checkpoint.id == checkpoint_id)
         .join(PolicyRow, PolicyRow.id == StudyPriority.policy_id)
-        .where(or_(~known.exists(), superseded.exists()))
+        .where(or_(~known.exists(), returns))
     )
 
 
 def publish(session: Session, study: Publishable, deliveries: Sequence[NewDelivery]) -> None:
-    """Make the rows of one result. What of the study still waits to be sent is out of date from now on.
-
-    A row of this very result that was superseded before it was sent is made anew, after the rows of the other result.
-    """
+    """Make the rows of one result. What of the study still waits to be sent is out of date from now on."""
     now = database_now(session)
+    session.execute(update(Study).where(Study.id == study.study_id).values(revision=study.revision))
     outdated = update(Delivery).where(Delivery.study_id == study.study_id, Delivery.state == "waiting")
     session.execute(outdated.values(state="superseded"))
-    result = {
-        "study_id": study.study_id,
-        "checkpoint_id": study.checkpoint_id,
-        "policy_id": study.policy_id,
-        "revision": study.revision,
-    }
-    session.execute(delete(Delivery).filter_by(**result, state="superseded"))
     times = {"published_at": now, "queued_at": now}
     rows = [
         {
-            **result,
+            "study_id": study.study_id,
+            "checkpoint_id": study.checkpoint_id,
+            "policy_id": study.policy_id,
+            "revision": study.revision,
             **times,
             "kind": new.kind,
             "destination": new.destination,
@@ -195,12 +191,17 @@ def _due(now: datetime) -> ColumnElement[bool]:
 
 
 def claim(session: Session, *, worker: str, lease_minutes: float, apart_from: Collection[str] = ()) -> Claimed | None:
-    """Take the oldest delivery that is due, to none of the destinations `apart_from`; None while all are stopped."""
+    """Take the oldest delivery that is due, to none of the destinations `apart_from`; None while all are stopped.
+
+    While another result of its study is on its way to the same destination it waits: the newest must come last.
+    """
     if is_paused(session):
         return None
-    now = database_now(session)
+    now, other = database_now(session), aliased(Delivery)
     due = select(Delivery).where(Delivery.state == "waiting", _due(now), Delivery.destination.not_in(apart_from))
-    ordered = due.order_by(Delivery.published_at, Delivery.id).limit(1)
+    same = (other.study_id == Delivery.study_id, other.destination == Delivery.destination)
+    on_its_way = select(other.id).where(*same, other.kind == Delivery.kind, other.state == "sending")
+    ordered = due.where(~on_its_way.exists()).order_by(Delivery.published_at, Delivery.id).limit(1)
     row = session.scalars(ordered.with_for_update(skip_locked=True)).first()
     if row is None:
         return None
@@ -210,14 +211,19 @@ def claim(session: Session, *, worker: str, lease_minutes: float, apart_from: Co
     return Claimed(row.id, row.study_id, row.kind, row.destination, row.object_uid, row.attempts, row.refusals, hours)
 
 
-def release_expired(session: Session, *, lease_minutes: float) -> int:
-    """End leases that ran out, or end later than any can; what was sent may be sent again, which adds nothing."""
+def release_expired(session: Session, *, lease_minutes: float, max_refusals: int) -> int:
+    """End leases that ran out, or end later than any can; what was sent may be sent again, which adds nothing.
+
+    A try whose worker ended counts as a refusal: a result that ends every worker must be given up too.
+    """
     now = database_now(session)
     lost = or_(Delivery.lease_expires_at < now, Delivery.lease_expires_at > now + timedelta(minutes=2 * lease_minutes))
     rows = session.scalars(select(Delivery).where(Delivery.state == "sending", lost).with_for_update(skip_locked=True))
     released = rows.all()
     for row in released:
-        row.state, row.held_by, row.lease_expires_at = "waiting", None, None
+        row.refusals += 1
+        row.state = "waiting" if row.refusals < max_refusals else "failed"
+        row.reason, row.held_by, row.lease_expires_at = LEFT, None, None
     return len(released)
 
 
@@ -235,6 +241,12 @@ def settle(session: Session, claimed: Claimed, state: DeliveryState, *, worker: 
         others = update(Delivery).where(Delivery.state == "waiting", Delivery.destination == claimed.destination)
         freed = others.where(Delivery.reason == AWAY).values(not_before=None, reason=None)
         session.execute(freed.execution_options(synchronize_session=False))
+
+
+def put_back(session: Session, claimed: Claimed, *, worker: str) -> None:
+    """Let a delivery wait as if it had not been claimed."""
+    if row := _held(session, claimed, worker):
+        row.state, row.held_by, row.lease_expires_at, row.attempts = "waiting", None, None, row.attempts - 1
 
 
 def put_off(session: Session, claimed: Claimed, *, worker: str, reason: str, seconds: float) -> None:

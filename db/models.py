@@ -540,7 +540,7 @@ class Delivery(Base):
     reason: Mapped[str | None] = mapped_column(String(64))
     object_uid: Mapped[str] = mapped_column(String(64))
     attempts: Mapped[int] = mapped_column(server_default="0")
-    refusals: Mapped[int] = mapped_column(server_default="0")  # the attempts that were answered
+    refusals: Mapped[int] = mapped_column(server_default="0")  # the attempts that were answered, or ended their worker
     not_before: Mapped[datetime | None]
     held_by: Mapped[str | None] = mapped_column(String(64))
     lease_expires_at: Mapped[datetime | None]

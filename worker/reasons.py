@@ -30,7 +30,8 @@ WorkReason = Literal[
 """Given while a study is worked on."""
 DeliveryReason = Literal[
     "ack_error", "ack_rejected", "ack_unreadable", "bundle_refused", "commitment_failed", "credentials_refused",
-    "delivery_raised", "destination_away", "object_refused", "peer_unusable", "picture_impossible", "sop_class_refused",
+    "delivery_left", "delivery_raised", "destination_away", "object_refused", "peer_unusable", "picture_impossible",
+    "sop_class_refused",
 ]  # fmt: skip
 """Why a result is not (yet) where it should be; others are those of files and the flags blind and two_patients."""
 Flag = Literal["blind", "not_scored", "two_patients", "partly_scored"]
@@ -92,6 +93,7 @@ DELIVERY_SENTENCES: Final[Mapping[DeliveryReason, str]] = {
     "bundle_refused": "The FHIR server refused the bundle.",
     "commitment_failed": "The archive reports that it has not kept the object; it is sent again.",
     "credentials_refused": "The server does not accept our user, password or token.",
+    "delivery_left": "The process that was sending the result ended before it said how that went; it is sent again.",
     "delivery_raised": "Making or sending the result failed with an unexpected error; see the log.",
     "destination_away": "The destination does not answer, or it rejects our association.",
     "object_refused": "The archive refused the object.",

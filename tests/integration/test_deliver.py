@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from db import deliveries, ledger
 from db.base import database_now
-from db.models import Audit, Delivery, Instance, Study, StudyPriority
+from db.models import Audit, Checkpoint, Delivery, Instance, PolicyRow, Study, StudyPriority
 from db.session import read_scope, session_scope
 from tests.support.dicom_files import make_film
 from tests.support.orthanc import AE_TITLE, DICOM_PORT, Orthanc
@@ -32,6 +32,7 @@ from worker.cli.app import app
 from worker.context import Context
 from worker.delivery import outbox
 from worker.delivery.errors import DestinationAway, Refused
+from worker.delivery.send import MAKERS
 from worker.dicom_network.commitment import commitment_request, note_report
 from worker.dicom_network.storage_scp import Receiver, listening
 from worker.doctor import examine_role
@@ -201,7 +202,51 @@ def test_a_result_that_is_the_last_word_again_after_it_was_superseded_is_sent(co
     assert outbox.publish(context) == 1
     assert outbox.publish(context) == 0
     assert outbox.deliver_due(context) == 1
-    assert states(context) == ["sent"]
+    assert states(context) == ["superseded", "sent"]
+    assert outbox.publish(context) == 0
+
+
+def ranked_by(context: Context, checkpoint_id: int) -> None:
+    """Let another checkpoint say the last word on every study, as `rescore --live` does."""
+    with session_scope(context.engine) as session:
+        session.execute(update(StudyPriority).values(checkpoint_id=checkpoint_id))
+
+
+def test_a_result_that_returns_after_another_was_sent_is_sent_as_its_successor(context: Context, sent: Sent) -> None:
+    """Archives take the object that came last for the newest, so the first one must not be left to speak again."""
+    context = delivering(context, ARCHIVE)
+    scored_film(context)
+    first = context.live().checkpoint_id
+    with session_scope(context.engine) as session:
+        columns = {key: value for key, value in vars(session.get_one(Checkpoint, first)).items() if key[0] != "_"}
+        session.add(Checkpoint(**columns | {"id": first + 1, "digest": "0d" * 32, "state": "retired"}))
+    for checkpoint in (first, first + 1, first, first + 1):
+        ranked_by(context, checkpoint)
+        assert outbox.publish(context) == 1
+        assert outbox.publish(context) == 0, "once"
+        assert outbox.deliver_due(context) == 1
+    assert [(row.checkpoint_id - first, row.revision, row.state) for row in rows(context)] == [
+        (0, 1, "sent"), (1, 1, "sent"), (0, 2, "sent"), (1, 2, "sent")]  # fmt: skip
+    assert len({row.object_uid for row in rows(context)}) == 4
+    with session_scope(context.engine) as session:
+        session.execute(update(Delivery).where(Delivery.id == rows(context)[-1].id).values(state="waiting"))
+        claimed = deliveries.claim(session, worker="w", lease_minutes=1)
+        assert deliveries.content_of(session, claimed).predecessor.object_uid == rows(context)[2].object_uid
+
+
+def test_a_result_that_returns_before_another_was_sent_needs_no_successor(embedded: Context, sent: Sent) -> None:
+    context = delivering(embedded, ARCHIVE)
+    scored_film(context)
+    outbox.publish(context)
+    outbox.deliver_due(context)
+    with session_scope(context.engine) as session:
+        (row,) = session.scalars(select(Delivery))
+        policy = session.get_one(PolicyRow, row.policy_id)
+        columns = {key: value for key, value in vars(policy).items() if key[0] != "_" and key != "id"}
+        session.add(other := PolicyRow(**columns | {"version": policy.version + 1, "active": False}))
+        session.flush()
+        values = {key: value for key, value in vars(row).items() if key[0] != "_" and key != "id"}
+        session.add(Delivery(**values | {"policy_id": other.id, "state": "superseded", "sent_at": None}))
     assert outbox.publish(context) == 0
 
 
@@ -414,6 +459,52 @@ def test_a_worker_that_died_while_it_sent_delays_a_delivery_and_loses_none(conte
     assert states(context) == ["sent"]
 
 
+def lease_over(context: Context) -> None:
+    """End every lease: its worker is gone."""
+    with session_scope(context.engine) as session:
+        session.execute(update(Delivery).values(lease_expires_at=database_now(session) - timedelta(seconds=1)))
+
+
+def test_a_result_that_ends_every_worker_is_given_up(context: Context, sent: Sent) -> None:
+    context = delivering(context, ARCHIVE, max_refusals=3)
+    scored_film(context)
+    outbox.publish(context)
+
+    def die() -> None:
+        raise KeyboardInterrupt
+
+    sent.before = die
+    for lost in range(3):
+        assert [(row.state, row.refusals) for row in rows(context)] == [
+            ("waiting" if not lost else "sending", max(0, lost - 1))
+        ]
+        with pytest.raises(KeyboardInterrupt):
+            outbox.deliver_due(context)
+        lease_over(context)
+    assert outbox.deliver_due(context) == 0
+    assert [(row.state, row.reason, row.attempts) for row in rows(context)] == [("failed", "delivery_left", 3)]
+    with read_scope(context.engine) as session:
+        assert [row["reason"] for row in deliveries.listed(session, limit=10)] == ["delivery_left"]
+
+
+def test_a_newer_result_waits_until_an_older_one_is_no_longer_on_its_way(context: Context, sent: Sent) -> None:
+    other = ARCHIVE.model_copy(update={"name": "other"})
+    context = delivering(context, ARCHIVE, other)
+    first = scored_film(context)
+    outbox.publish(context)
+    with session_scope(context.engine) as session:
+        slow = deliveries.claim(session, worker="slow", lease_minutes=10)
+    scored_film(context, first.StudyInstanceUID)
+    outbox.publish(context)
+    scored_film(context)
+    outbox.publish(context)
+    assert outbox.deliver_due(context) == 3
+    assert sorted(sent.kinds) == ["sr archive", "sr other", "sr other"], "another study's, and the other destination's"
+    with session_scope(context.engine) as session:
+        deliveries.settle(session, slow, "sent", worker="slow")
+    assert outbox.deliver_due(context) == 1
+
+
 def test_a_worker_that_lost_its_lease_writes_nothing(embedded: Context) -> None:
     context = delivering(embedded, ARCHIVE)
     scored_film(context)
@@ -497,6 +588,27 @@ def test_the_command_lists_retries_and_stops(embedded: Context, sent: Sent, monk
     assert len(json.loads(deliver("--list", "--all", "--json"))) == 1
     with read_scope(context.engine) as session:
         assert [row["state"] for row in deliveries.of_study(session, 1)] == ["sent"]
+
+
+def test_a_result_that_was_being_made_when_everything_was_stopped_is_not_sent(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = delivering(context, ARCHIVE)
+    for _ in range(2):
+        film(context)
+    score_at_once(context)
+    outbox.publish(context)
+    given: list[Peer] = []
+
+    def make(making: Context, _result: Any, peer: Peer) -> Callable[[], object]:
+        with session_scope(making.engine) as session:
+            deliveries.set_paused(session, True, by="test")
+        return lambda: given.append(peer)
+
+    monkeypatch.setitem(MAKERS, "sr", make)
+    assert outbox.deliver_due(context) == 0
+    assert given == []
+    assert [(row.state, row.attempts, row.held_by) for row in rows(context)] == [("waiting", 0, None)] * 2
 
 
 # -------------------------------------------------------------------------------------------------------- archives

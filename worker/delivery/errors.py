@@ -24,3 +24,7 @@ class Refused(DeliveryError):
 
 class OutOfDate(Exception):
     """What the delivery would say is not what the database says of the study any more."""
+
+
+class Stopped(Exception):
+    """Somebody has stopped all deliveries since this one was claimed."""

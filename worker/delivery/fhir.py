@@ -102,7 +102,6 @@ def _place(result: Result) -> Resource:
 
 def _finding(result: Result, finding: FindingResult) -> Resource:
     code = (SNOMED, finding.snomed_ct) if finding.snomed_ct else (OUR_CODES, finding.finding)
-    interpretation = ("POS", "Positive") if finding.counts else ("NEG", "Negative")
     observation = _observation(
         result,
         finding.finding,
@@ -110,8 +109,9 @@ def _finding(result: Result, finding: FindingResult) -> Resource:
         value=finding.probability,
         category=finding.category,
     )
-    observation["interpretation"] = [_concept(f"{TERMINOLOGY}/v3-ObservationInterpretation", *interpretation)]
     if finding.threshold is not None:
+        interpretation = ("POS", "Positive") if finding.counts else ("NEG", "Negative")
+        observation["interpretation"] = [_concept(f"{TERMINOLOGY}/v3-ObservationInterpretation", *interpretation)]
         range_ = {"high": _quantity(finding.threshold), "text": "below the threshold from which the finding counts"}
         observation["referenceRange"] = [range_]
     return observation

@@ -108,8 +108,10 @@ def _observations(result: Result) -> list[Observation]:
 def _finding(finding: FindingResult, unit: tuple[str, ...]) -> Observation:
     scheme = OUR_CODES if finding.snomed_ct is None else "SCT"
     code = (finding.snomed_ct or finding.finding, finding.words, scheme)
-    below = "" if finding.threshold is None else f"<{finding.threshold:.6f}"
-    return ("NM", code, f"{finding.probability:.6f}", unit, below, "A" if finding.counts else "N")
+    below, flag = "", ""  # without a threshold nothing says whether it is normal
+    if finding.threshold is not None:
+        below, flag = f"<{finding.threshold:.6f}", "A" if finding.counts else "N"
+    return ("NM", code, f"{finding.probability:.6f}", unit, below, flag)
 
 
 def _observation(

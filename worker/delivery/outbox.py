@@ -21,7 +21,7 @@ from db.deliveries import AWAY, LONGEST_PAUSE_SECONDS, Claimed, NewDelivery, Pub
 from db.models import DeliveryKind, DeliveryState
 from db.session import is_away, read_scope, session_scope
 from worker.context import Context, process_name
-from worker.delivery.errors import DeliveryError, DestinationAway, OutOfDate, Refused
+from worker.delivery.errors import DeliveryError, DestinationAway, OutOfDate, Refused, Stopped
 from worker.delivery.identifiers import object_uid
 from worker.delivery.send import send
 from worker.peers import peer_named
@@ -122,14 +122,18 @@ def _not_sent(study: Publishable) -> str | None:
 def deliver_due(context: Context, *, should_stop: Callable[[], bool] = lambda: False) -> int:
     """Send everything that is due, one by one; returns how many went out.
 
-    A destination that is away is left alone for the rest of the pass. The stop switch is read before every one.
+    A destination that is away is left alone for the rest of the pass. The stop switch is read before every one is made,
+    and once more before it goes out.
     """
-    worker, away, sent = process_name(), set[str](), 0
+    worker, away, sent, max_refusals = process_name(), set[str](), 0, context.settings.deliver.max_refusals
     with session_scope(context.engine) as session:
-        deliveries.release_expired(session, lease_minutes=LEASE_MINUTES)
+        deliveries.release_expired(session, lease_minutes=LEASE_MINUTES, max_refusals=max_refusals)
     while not should_stop() and (claimed := _claimed(context, worker, away)) is not None:
         try:
             send(context, claimed)
+        except Stopped:
+            with session_scope(context.engine) as session:
+                deliveries.put_back(session, claimed, worker=worker)
         except OutOfDate:
             _settle(context, claimed, "superseded", worker=worker)
         except DeliveryError as error:

@@ -1,13 +1,9 @@
-"""The peers of the settings, and how a connection to one is made: an association (PS3.8), or HTTP for DICOMweb.
+"""The peers of the settings, and HTTP to one of them; an association is made in dicom_network/association.py.
 
 Errors name a peer by its name in the settings and never by what it was asked for.
 """
 
-import logging
-import socket
 import ssl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from worker.errors import Unavailable
@@ -18,16 +14,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import httpx
-    from pynetdicom.association import Association
-    from pynetdicom.events import Event, EventHandlerType
-    from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
-    from pynetdicom.presentation import PresentationContext
 
 CONNECT_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 60.0  # until the next bytes come: an archive may fetch a film from tape first
-
-
-PDU_BYTES: Final = 256 * 1024  # pynetdicom's own 16 KiB make a transfer several times as dear
 
 
 class PeerAway(Unavailable):
@@ -46,65 +35,6 @@ def peer_named(settings: Settings, name: str) -> Peer:
 def peer_titled(settings: Settings, ae_title: str) -> Peer | None:
     """The first peer with this AE title, or None."""
     return next((peer for peer in settings.peers if peer.ae_title == ae_title.strip()), None)
-
-
-@contextmanager
-def associated(
-    peer: Peer,
-    *,
-    calling: str,
-    contexts: "Sequence[PresentationContext]",
-    roles: "Sequence[SCP_SCU_RoleSelectionNegotiation]" = (),
-    handlers: "Sequence[EventHandlerType]" = (),
-) -> "Iterator[Association]":
-    """An association with a peer that has an AE title, ended with the block. Raises PeerAway and WrongSettings."""
-    from pynetdicom import AE, evt
-
-    quieten_pynetdicom()
-    if peer.ae_title is None or peer.host is None:
-        raise WrongSettings(f"peer {peer.name} has no ae_title and host in NIGHTREAD_PEERS")
-    entity = AE(ae_title=calling)
-    entity.maximum_pdu_size = PDU_BYTES
-    entity.connection_timeout = entity.acse_timeout = CONNECT_SECONDS
-    entity.dimse_timeout = entity.network_timeout = ANSWER_SECONDS
-    association = entity.associate(
-        peer.host,
-        peer.port,
-        contexts=list(contexts),
-        ae_title=peer.ae_title,
-        ext_neg=list(roles),
-        tls_args=(tls_of(peer), peer.host) if peer.tls else None,
-        evt_handlers=[(evt.EVT_CONN_OPEN, _send_at_once), *handlers],
-    )
-    if not association.is_established:
-        raise PeerAway(_why_not(peer, rejected=association.is_rejected))
-    try:
-        yield association
-    finally:
-        with suppress(RuntimeError):  # it ended meanwhile
-            association.release()
-
-
-def _send_at_once(event: "Event") -> None:
-    """Let no message wait for the peer's word on the one before it (Nagle's algorithm): a query takes half the time."""
-    event.assoc.dul.socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def quieten_pynetdicom() -> None:
-    """Let pynetdicom log nothing that a peer sends or is sent: identifiers and data sets name patients."""
-    from pynetdicom import _config
-
-    _config.LOG_HANDLER_LEVEL = "none"
-    _config.LOG_REQUEST_IDENTIFIERS = False
-    _config.LOG_RESPONSE_IDENTIFIERS = False
-    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
-
-
-def _why_not(peer: Peer, *, rejected: bool) -> str:
-    if rejected:
-        return f"peer {peer.name} rejects our association: compare the AE titles on both sides"
-    tls = " and its certificate" if peer.tls else ""
-    return f"peer {peer.name} does not answer at its host and port: look at both{tls}, and at the network between"
 
 
 def web_client(peer: Peer) -> "httpx.Client":

@@ -230,8 +230,9 @@ def test_a_result_that_returns_after_another_was_sent_is_sent_as_its_successor(c
     assert len({row.object_uid for row in rows(context)}) == 4
     with session_scope(context.engine) as session:
         session.execute(update(Delivery).where(Delivery.id == rows(context)[-1].id).values(state="waiting"))
-        claimed = deliveries.claim(session, worker="w", lease_minutes=1)
-        assert deliveries.content_of(session, claimed).predecessor.object_uid == rows(context)[2].object_uid
+        claimed = present(deliveries.claim(session, worker="w", lease_minutes=1))
+        before = present(present(deliveries.content_of(session, claimed)).predecessor)
+        assert before.object_uid == rows(context)[2].object_uid
 
 
 def test_a_result_that_returns_before_another_was_sent_needs_no_successor(embedded: Context, sent: Sent) -> None:
@@ -493,7 +494,7 @@ def test_a_newer_result_waits_until_an_older_one_is_no_longer_on_its_way(context
     first = scored_film(context)
     outbox.publish(context)
     with session_scope(context.engine) as session:
-        slow = deliveries.claim(session, worker="slow", lease_minutes=10)
+        slow = present(deliveries.claim(session, worker="slow", lease_minutes=10))
     scored_film(context, first.StudyInstanceUID)
     outbox.publish(context)
     scored_film(context)

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from fhir.resources.R4B.bundle import Bundle
 from pydicom.uid import Comprehensive3DSRStorage
 
 from tests.integration.test_deliver import delivering, rows, scored_film
+from tests.support.certificates import Authority
 from tests.support.orthanc import PASSWORD, USER, Orthanc
 from worker.context import Context
 from worker.delivery import hl7, http, outbox
@@ -30,19 +32,25 @@ class Listener:
 
     pieces: Sequence[bytes] = (b"\x0bMSH|^~\\&|RIS\rMSA|AA|{id}\r\x1c\r",)
     messages: list[str] = field(default_factory=list)
+    tls: ssl.SSLContext | None = None
 
     @contextmanager
     def listening(self) -> Iterator[Peer]:
         with socket.create_server(("127.0.0.1", 0)) as server:
             thread = threading.Thread(target=self._serve, args=(server,), daemon=True)
             thread.start()
-            yield Peer(name="ris", mllp=f"mllp://127.0.0.1:{server.getsockname()[1]}/RIS/HOSPITAL")
+            scheme = "mllp" if self.tls is None else "mllps"
+            yield Peer(name="ris", mllp=f"{scheme}://127.0.0.1:{server.getsockname()[1]}/RIS/HOSPITAL")
             server.shutdown(socket.SHUT_RDWR)  # also ends the wait for a connection
 
     def _serve(self, server: socket.socket) -> None:
         while True:
             try:
                 connection, _ = server.accept()
+                if self.tls is not None:
+                    connection = self.tls.wrap_socket(connection, server_side=True)
+            except ssl.SSLError:  # a sender that it does not trust, or that does not trust it
+                continue
             except OSError:  # it was closed
                 return
             with connection:
@@ -103,6 +111,40 @@ def test_a_message_that_is_not_accepted_waits_with_its_reason(embedded: Context,
     with Listener(pieces).listening() as peer:
         context = delivered(embedded, peer, oru=("ris",))
     assert [(row.state, row.reason) for row in rows(context)] == [("waiting", reason)]
+
+
+def test_a_message_goes_by_tls_with_our_certificate_to_a_ris_that_is_verified(
+    embedded: Context, tmp_path: Path
+) -> None:
+    authority, key, certificate = trusted(tmp_path)
+    asking = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.file))
+    ris_key, ris_certificate = authority.certify("ris")
+    asking.load_cert_chain(ris_certificate, ris_key)
+    asking.verify_mode = ssl.CERT_REQUIRED
+    listener = Listener(tls=asking)
+    with listener.listening() as ris:
+        files = {"ca_file": authority.file, "certificate_file": certificate, "key_file": key}
+        peers = {
+            "ris": files,
+            "stranger": {"ca_file": authority.file},
+            "believer": {"certificate_file": certificate, "key_file": key},
+        }
+        context = delivering(embedded, sr=(), oru=tuple(peers))
+        named = tuple(ris.model_copy(update={"name": name, **entries}) for name, entries in peers.items())
+        context = Context(context.settings.changed(peers=named))
+        scored_film(context)
+        outbox.publish(context)
+        outbox.deliver_due(context)
+    away = "destination_away"
+    assert {row.destination: row.reason or row.state for row in rows(context)} == {
+        "ris": "sent", "stranger": away, "believer": away}  # fmt: skip
+    assert len(listener.messages) == 1
+
+
+def trusted(folder: Path) -> tuple[Authority, Path, Path]:
+    """An authority, and the key and certificate that it gave us."""
+    authority = Authority(folder, "hospital")
+    return authority, *authority.certify("nightread")
 
 
 def test_a_ris_that_is_away_is_waited_for(embedded: Context) -> None:

@@ -44,8 +44,8 @@ from tests.support.contexts import seeded_context
 from tests.support.debian import need
 from tests.support.dicom_files import data_set_digest, make_film, save, texture
 from training.imaging.decoders import DECODERS
-from worker import peers
 from worker.context import Context
+from worker.dicom_network import association as outward
 from worker.dicom_network.echo import answers
 from worker.dicom_network.prune_films import prunable_films, prune_films
 from worker.dicom_network.storage_classes import TRANSFER_SYNTAXES
@@ -414,7 +414,7 @@ def test_over_tls_only_senders_whose_certificate_the_authority_signed_get_in(emb
 def test_an_association_of_ours_lets_no_small_message_wait(embedded: Context) -> None:
     with receiving(embedded) as site:
         peer = Peer(name="receiver", ae_title="NIGHTREAD", host="127.0.0.1", port=site.port)
-        with peers.associated(peer, calling="MODALITY", contexts=[build_context(Verification)]) as association:
+        with outward.associated(peer, calling="MODALITY", contexts=[build_context(Verification)]) as association:
             assert association.dul.socket.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE
 from pynetdicom.association import Association
 
-from worker.peers import quieten_pynetdicom
+from worker.dicom_network.association import quieten_pynetdicom
 
 REFUSED_FOR_GOOD = 0xC000  # and above: this film, not this moment, is the fault (PS3.4 table B.2-1)
 

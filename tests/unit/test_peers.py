@@ -8,8 +8,9 @@ from pynetdicom import build_context
 from pynetdicom.sop_class import Verification
 
 from tests.support.values import present
+from worker.dicom_network.association import associated
 from worker.errors import Unavailable
-from worker.peers import associated, peer_named, peer_titled, web_client
+from worker.peers import peer_named, peer_titled, web_client
 from worker.setting_peers import Peer
 from worker.settings import WrongSettings, read_settings
 

@@ -11,8 +11,9 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 from worker.context import Context
 from worker.delivery import http
 from worker.delivery.errors import DestinationAway, Refused
+from worker.dicom_network.association import associated
 from worker.dicom_network.commitment import commitment_request
-from worker.peers import PeerAway, associated
+from worker.peers import PeerAway
 from worker.setting_peers import Peer
 
 SUCCESS: Final = 0x0000

@@ -11,7 +11,8 @@ from pynetdicom.sop_class import Verification
 
 from worker.context import Context
 from worker.delivery.outbox import Destination, destinations
-from worker.peers import PeerAway, associated, http_client, peer_named
+from worker.dicom_network.association import associated
+from worker.peers import PeerAway, http_client, peer_named
 from worker.setting_peers import Peer
 
 CONNECT_SECONDS: Final = 5.0

@@ -26,8 +26,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from db import deliveries, lookup
 from db.session import read_scope, session_scope
 from worker.context import Context
+from worker.dicom_network.association import associated
 from worker.errors import Unavailable
-from worker.peers import associated, peer_titled
+from worker.peers import peer_titled
 from worker.setting_peers import Peer
 from worker.settings import WrongSettings
 

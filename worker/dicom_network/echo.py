@@ -6,7 +6,8 @@ from pynetdicom import AE, build_context
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification
 
-from worker.peers import associated
+from worker.dicom_network.association import ANSWER_BYTES, PDU_BYTES, associated
+from worker.dicom_network.bounds import reading_within
 from worker.setting_peers import Peer
 
 ECHO_SECONDS = 5.0
@@ -30,7 +31,9 @@ def echo(host: str, port: int, *, called: str, calling: str, tls: bool = False) 
     if tls:
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    association = entity.associate(host, port, ae_title=called, tls_args=(context, host) if context else None)
+    bounded = reading_within(pdu_bytes=PDU_BYTES, message_bytes=ANSWER_BYTES)
+    tls_args = (context, host) if context else None
+    association = entity.associate(host, port, ae_title=called, tls_args=tls_args, evt_handlers=[bounded])
     if not association.is_established:
         return False
     try:

@@ -23,12 +23,13 @@ from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelMove,
 )
 
+from worker.dicom_network.association import associated
 from worker.dicom_network.pull_archive import OFFER_KEYWORDS, FilmFailed, Offer, patiently
 from worker.dicom_network.storage_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
-from worker.dicom_network.transport import BoundedReader, Bounds, receive_to_files
+from worker.dicom_network.transport import receive_to_files
 from worker.intake.header import is_uid
 from worker.intake.view_evidence import text_of
-from worker.peers import PDU_BYTES, PeerAway, associated
+from worker.peers import PeerAway
 from worker.setting_peers import Peer
 from worker.settings import Settings, WrongSettings
 
@@ -42,6 +43,8 @@ PENDING: Final = frozenset({0xFF00, 0xFF01})
 MOVE_DESTINATION_UNKNOWN: Final = 0xA801
 SERVICES: Final = {FIND: "C-FIND", GET: "C-GET: set retrieve to move", MOVE: "C-MOVE: set retrieve to get"}
 IDLE_SECONDS: Final = 10.0
+MOST_ANSWERS: Final = 10_000  # to one query: a day's studies, a study's series, a series' films
+MOST_ANSWER_BYTES: Final = 64 * 2**20
 RETRIEVE_SECONDS: Final = 600.0  # an archive may send nothing while it fetches a film from tape
 
 
@@ -139,12 +142,15 @@ class DimseArchive:
         for keyword, value in query.items():
             setattr(wanted, keyword, value)
         found: list[Dataset] = []
+        association.reader.begin_message()
         for status, item in association.send_c_find(wanted, FIND):
             code = self._code(status, "c_find")
             if code not in PENDING and code != SUCCESS:
                 raise PeerAway(f"peer {self._peer.name} answers a C-FIND with status {code:04X}")
             if item is not None:
                 found.append(item)
+            if len(found) > MOST_ANSWERS:
+                raise PeerAway(f"peer {self._peer.name} answers a C-FIND with more than {MOST_ANSWERS:,} items")
         return found
 
     def _code(self, status: Dataset, operation: str) -> int:
@@ -172,7 +178,8 @@ class DimseArchive:
         except RuntimeError:  # sent on an association that had ended
             self._close(model)
             raise PeerAway(f"peer {self._peer.name} broke off the association") from None
-        except Exception:  # an association in an unknown state is used by nobody else
+        except Exception:  # an association in an unknown state is used by nobody else, and a release might wait long
+            association.abort()
             self._close(model)
             raise
         self._used_at[model] = time.monotonic()
@@ -187,16 +194,13 @@ class DimseArchive:
                 contexts=[build_context(model), *_storage_contexts(classes)],
                 roles=[build_role(each, scp_role=True) for each in classes],  # the archive sends, we store
                 handlers=[(evt.EVT_C_STORE, self._stored)] if model == GET else [],
+                message_bytes=self._settings.max_file_mb * 2**20 if model == GET else MOST_ANSWER_BYTES,
             )
         )
         self._open[model] = (association, stack)
         if model not in {context.abstract_syntax for context in association.accepted_contexts}:
             self._close(model)
             raise WrongSettings(f"peer {self._peer.name} does not offer us {SERVICES[model]}")
-        most_bytes = self._settings.max_file_mb * 2**20
-        bounds = Bounds(PDU_BYTES, message_bytes=most_bytes, connections=1, first_word_seconds=RETRIEVE_SECONDS)
-        association.reader = BoundedReader(association, bounds)
-        association.dul.socket.recv = association.reader.recv
         association.dimse_timeout = association.network_timeout = RETRIEVE_SECONDS
         return association
 

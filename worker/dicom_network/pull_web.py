@@ -21,6 +21,7 @@ from worker.setting_peers import Peer
 from worker.settings import WrongSettings
 
 PAGE_STUDIES: Final = 200
+MOST_STUDIES: Final = 10_000  # of one day: a server that makes up new ones for every page would never end
 MOST_JSON_BYTES: Final = 64 * 2**20
 FILM_SECONDS: Final = 600.0
 JSON: Final = {"Accept": "application/dicom+json"}
@@ -64,6 +65,8 @@ class WebArchive:
             if not new:
                 return list(found)
             found |= dict.fromkeys(new)
+            if len(found) > MOST_STUDIES:
+                raise PeerAway(f"peer {self._peer.name} lists more than {MOST_STUDIES:,} studies of one day")
             received += len(page)
 
     def offers(self, study_instance_uid: str, modalities: Sequence[str]) -> Sequence[Offer]:

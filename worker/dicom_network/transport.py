@@ -1,13 +1,11 @@
-"""Bounds on what a peer can cost before and while it sends: PDU length, time, connections, message size.
+"""The receiver's server: it waits for no peer that is silent, and takes a limited number of connections.
 
-pynetdicom bounds none of these: a PDU that announces 800 MB is read into memory before any association exists. What is
-replaced here is `AssociationSocket.recv`, which reads every PDU, and the server's way to accept a connection;
-tests/integration/test_receive.py fails where a new pynetdicom no longer calls them.
+pynetdicom bounds neither. What is replaced here is the server's way to accept a connection; the reading of each is
+bounds.py's.
 """
 
 import socket as sockets
 import ssl
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,25 +13,16 @@ from threading import Lock
 from typing import Any
 
 from pynetdicom import _config
-from pynetdicom.association import Association
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
-from worker.peers import quieten_pynetdicom
-
-READ_BYTES = 256 * 1024  # pynetdicom's own 4 KiB a call cost most of the processor time of a transfer
-FIRST_PDU_BYTES = 128 * 1024  # an A-ASSOCIATE-RQ with 128 presentation contexts of 30 transfer syntaxes takes 110 KB
-PDU_SECONDS = 60.0  # the rest of a PDU whose first bytes have come
-PDU_SLACK_BYTES = 1024  # headers beside the maximum length that we announce (PS3.8 D.1)
+from worker.dicom_network.association import quieten_pynetdicom
+from worker.dicom_network.bounds import BoundedReader
 
 
 def receive_to_files() -> None:
     """Let pynetdicom write each film to a file while it comes, in `tempfile`'s folder, and log nothing of it."""
     _config.STORE_RECV_CHUNKED_DATASET = True
     quieten_pynetdicom()
-
-
-class OutOfBounds(OSError):
-    """The peer sent more, or more slowly, than this receiver accepts."""
 
 
 @dataclass(frozen=True)
@@ -46,37 +35,6 @@ class Bounds:
     message_bytes: int
     connections: int
     first_word_seconds: float
-
-
-class BoundedReader:
-    """Reads one connection, of which every PDU, and every message, is bounded in length and in time."""
-
-    def __init__(self, association: Association, bounds: Bounds) -> None:
-        self._association, self._bounds = association, bounds
-        self._connection: sockets.socket = association.dul.socket.socket
-        self._message_bytes = 0
-
-    def begin_message(self) -> None:
-        """Count from 0 again: the message before this one is complete."""
-        self._message_bytes = 0
-
-    def recv(self, nr_bytes: int) -> bytearray:
-        """Read `nr_bytes`, or fewer where the peer closes. Raises OutOfBounds, which ends the connection."""
-        limit = self._bounds.pdu_bytes + PDU_SLACK_BYTES if self._association.is_established else FIRST_PDU_BYTES
-        self._message_bytes += nr_bytes
-        if nr_bytes > limit or self._message_bytes > self._bounds.message_bytes:
-            raise OutOfBounds("the peer announced more than this receiver accepts")
-        buffer, filled, deadline = bytearray(nr_bytes), 0, time.monotonic() + PDU_SECONDS
-        with memoryview(buffer) as view:
-            while filled < nr_bytes:
-                count = self._connection.recv_into(view[filled : filled + READ_BYTES])
-                if not count:
-                    break
-                filled += count
-                if time.monotonic() > deadline:
-                    raise OutOfBounds("the peer sends too slowly")
-        del buffer[filled:]
-        return buffer
 
 
 class BoundedHandler(RequestHandler):  # type: ignore[misc]
@@ -107,8 +65,8 @@ class BoundedHandler(RequestHandler):  # type: ignore[misc]
 
     def _create_association(self) -> Any:
         association = super()._create_association()
-        association.reader = BoundedReader(association, self.server.bounds)
-        association.dul.socket.recv = association.reader.recv
+        bounds = self.server.bounds
+        BoundedReader(association, pdu_bytes=bounds.pdu_bytes, message_bytes=bounds.message_bytes)
         return association
 
 

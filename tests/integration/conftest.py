@@ -11,9 +11,8 @@ import pytest
 import redis
 from sqlalchemy import Engine
 
-from db import schema
 from db.session import make_engine
-from tests.support.contexts import MakeContext
+from tests.support.contexts import MakeContext, bring_schema
 from tests.support.orthanc import Orthanc, orthanc
 from tests.support.servers import PostgresServer, RedisServer, Server, ServerStartError, fresh_database
 from worker.context import Context
@@ -110,9 +109,30 @@ def archive(orthanc_server: Orthanc) -> Orthanc:
     return orthanc_server
 
 
+@pytest.fixture(scope="session")
+def postgres_with_schema(postgres_server_url: str) -> Iterator[str]:
+    """The URL of a PostgreSQL database with the schema, of which others are made as copies."""
+    with fresh_database(postgres_server_url) as url:
+        bring_schema(url)
+        yield url
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URL of an empty database; tests that ask for it run once on SQLite and once on PostgreSQL."""
+def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a database with the schema; tests that ask for it run once on SQLite and once on PostgreSQL."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path_factory.mktemp('database') / 'nightread.db'}"
+        bring_schema(url)
+        yield url
+    else:
+        server, made = (request.getfixturevalue(name) for name in ("postgres_server_url", "postgres_with_schema"))
+        with fresh_database(server, like=made) as url:
+            yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of an empty database, once on SQLite and once on PostgreSQL."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path_factory.mktemp('database') / 'nightread.db'}"
     url: str = request.getfixturevalue("postgres_url")
@@ -123,7 +143,6 @@ def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 def engine(database_url: str) -> Iterator[Engine]:
     """An engine on a database that has the schema."""
     engine = make_engine(database_url)
-    schema.upgrade(engine)
     yield engine
     engine.dispose()
 

@@ -13,8 +13,8 @@ from db.base import Base
 from db.session import make_engine
 
 
-def test_up_and_up_again_ends_at_the_head_with_every_table(database_url):
-    engine = make_engine(database_url)
+def test_up_and_up_again_ends_at_the_head_with_every_table(empty_database_url):
+    engine = make_engine(empty_database_url)
     assert schema.current_revision(engine) is None
     schema.upgrade(engine)
     schema.upgrade(engine)
@@ -44,11 +44,11 @@ def test_every_constraint_has_a_name(engine: Engine):
         assert all(constraint["name"] for constraint in constraints), table
 
 
-def test_several_processes_may_upgrade_at_once(database_url):
+def test_several_processes_may_upgrade_at_once(empty_database_url):
     errors: list[BaseException] = []
 
     def upgrade() -> None:
-        own = make_engine(database_url)
+        own = make_engine(empty_database_url)
         try:
             schema.upgrade(own)
         except BaseException as error:  # noqa: BLE001 - a thread's failure must reach the test

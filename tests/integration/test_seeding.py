@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from db import registry, schema
+from db import registry
 from db.models import Audit, Checkpoint, PolicyRow
-from db.session import make_engine, read_scope, session_scope
+from db.session import read_scope, session_scope
 from tests.support.contexts import MakeContext, site_settings, with_settings
 from training.checkpoint import SHIPPED
 from worker.context import Context, NothingSeeded
@@ -18,9 +18,6 @@ from worker.context import Context, NothingSeeded
 @pytest.fixture
 def bare(database_url: str, tmp_path: Path, untrained_checkpoint: Path) -> Context:
     """A context on a database with the schema and nothing in it."""
-    engine = make_engine(database_url)
-    schema.upgrade(engine)
-    engine.dispose()
     return Context(site_settings(tmp_path, database_url=database_url, checkpoint=untrained_checkpoint))
 
 

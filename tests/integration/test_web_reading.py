@@ -16,6 +16,7 @@ from db.session import read_scope, session_scope
 from db.set_aside import set_aside
 from db.worklist import worklist
 from tests.support.night_rows import add_champion, add_studies, open_run
+from tests.support.values import present
 from tests.support.web import Visitor, add_night, add_user, rows_of, signed_in
 from training.findings import FINDINGS
 from worker.cli.app import app as commands
@@ -424,7 +425,7 @@ def test_a_finding_below_its_threshold_has_a_sentence_where_its_heat_map_would_b
     for typed in ("Mass", "Nothing"):
         assert anna.get(f"/films/2/heat/{typed}.png").status_code == 404, "nor by an address typed by hand"
     with session_scope(embedded.engine) as session:
-        row = registry.champion(session)
+        row = present(registry.champion(session))
         no_better = {"Pneumothorax": {"boxes": 100, "hits": 10, "chance": 0.1}}
         row.header = {**row.header, "training": {"pointing": no_better}}
     assert anna.get("/films/2/heat/Pneumothorax.png").status_code == 404, "its maps point no better than chance"

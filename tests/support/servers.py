@@ -275,12 +275,16 @@ class RedisServer(Server):
 
 
 @contextmanager
-def fresh_database(server_url: str) -> Iterator[str]:
-    """The SQLAlchemy URL of a new, empty database on that server; dropped at the end, open sessions and all."""
+def fresh_database(server_url: str, *, like: str | None = None) -> Iterator[str]:
+    """The SQLAlchemy URL of a new database on that server, empty or a copy of `like`, and dropped at the end.
+
+    Nobody may be connected to the one that is copied.
+    """
     name = f"nightread_test_{uuid4().hex[:12]}"
     engine = create_engine(server_url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+        template = f"TEMPLATE {make_url(like).database}" if like else ""
+        connection.execute(text(f"CREATE DATABASE {name} {template}"))
     try:
         yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
     finally:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from db import schema
 from db.session import make_engine
+from tests.support.contexts import bring_schema
 from tests.support.dicom_files import make_film, texture
 from tests.support.untrained import save_unsound
 from worker.cli import app as cli
@@ -35,7 +36,7 @@ def environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NIGHTREAD_BROKER_URL", raising=False)
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr("os.umask", lambda _mask: 0)  # the command's is for its whole process, which here is pytest's
-    schema.upgrade(make_engine(settings.database_url))
+    bring_schema(settings.database_url)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from alembic.script import ScriptDirectory
 
 from db import schema
-from db.session import make_engine
+from tests.support.contexts import bring_schema
 from worker.settings import Settings
 
 pytestmark = pytest.mark.slow  # starts the command in processes of its own
@@ -37,7 +37,7 @@ def heavy_modules_of(*arguments: str, environment: dict[str, str]) -> set[str]:
 
 @pytest.fixture
 def environment(settings: Settings) -> dict[str, str]:
-    schema.upgrade(make_engine(settings.database_url))
+    bring_schema(settings.database_url)
     return {"NIGHTREAD_DATABASE_URL": settings.database_url, "NIGHTREAD_CHECKPOINT": str(settings.checkpoint)}
 
 

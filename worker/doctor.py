@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import URL, Engine, make_url
 from sqlalchemy.exc import DBAPIError
 
-from db import deliveries, schema, training_runs
+from db import deliveries, pulls, schema, training_runs
 from db.base import database_now
 from db.health import head_of_queue, seconds_since_settled
 from db.session import make_engine, read_scope
@@ -20,11 +21,13 @@ from worker.context import Context, NothingSeeded, file_digest
 from worker.database import reason_of, require_database
 from worker.errors import Unavailable
 from worker.intake.view_rules import outdated, outdated_hint
+from worker.peers import peer_named
 from worker.setting_peers import Peer
 from worker.settings import Settings, WrongSettings
 
 LEAST_FREE_MB = 500
 MOST_SKEW_SECONDS = 5.0
+MOST_PULL_DAYS = 2  # a watermark that is older stands still: a pull that comes to its end sets it to its last day
 WEB_PORT = 8080  # where `nightread serve` listens unless told otherwise
 STALLED_SECONDS = 300.0  # studies wait and none was settled for this long: the workers stand still
 
@@ -223,6 +226,19 @@ def _receiver_answers(context: Context) -> str:
     return f"answers a C-ECHO on {host}:{receive.port}"
 
 
+def _pulling_goes_on(context: Context) -> str:
+    """Whether each archive of NIGHTREAD_PULL_PEERS answers, and every day up to the last ones was pulled."""
+    settings = context.settings
+    with read_scope(context.engine) as session:
+        days = {name: pulls.watermark(session, name) for name in settings.pull.peers}
+    for name in days:
+        _peer_answers(context, peer_named(settings, name))
+    today = datetime.now(ZoneInfo(settings.time_zone)).date()
+    if late := [f"{name} (up to {day})" for name, day in days.items() if day and (today - day).days > MOST_PULL_DAYS]:
+        raise CheckFailed(f"no pull came to its end lately from {', '.join(late)}: see the log of the pulling worker")
+    return ", ".join(f"{name}: {f'up to {day}' if day else 'nothing pulled yet'}" for name, day in days.items())
+
+
 def _delivery_answers(context: Context) -> str:
     """Whether each destination answers, and whether anything was given up."""
     from worker.delivery.probe import silent_destinations
@@ -273,6 +289,7 @@ ROLES = {
     "beat": _beat_progress,
     "training": _training_progress,
     "receiver": _receiver_answers,
+    "puller": _pulling_goes_on,
     "delivery": _delivery_answers,
     "web": _web_answers,
 }

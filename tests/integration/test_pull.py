@@ -3,27 +3,31 @@
 import os
 import subprocess
 import sys
-from datetime import UTC, date, datetime
+import time
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from threading import Event
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
 from sqlalchemy import delete, select
 
+from db import pulls
 from db.models import Instance, Study
 from db.session import read_scope, session_scope
 from tests.support.crew import environment_of, wait_until
 from tests.support.dicom_files import data_set_digest, make_film
 from tests.support.orthanc import AE_TITLE, DICOM_PORT, PASSWORD, USER, Orthanc
+from tests.support.values import present
 from worker.context import Context
 from worker.dicom_network.pull import DAY, Pace, Pulled, Wish, planned, pull_each
 from worker.dicom_network.pull_archive import FilmFailed, Offer
 from worker.dicom_network.pull_web import WebArchive
 from worker.dicom_network.storage_scp import Receiver, listening
-from worker.doctor import examine
-from worker.monitoring.prometheus import ReceiveMetrics
+from worker.doctor import examine, examine_role
+from worker.monitoring.prometheus import PullMetrics, ReceiveMetrics
 from worker.peers import PeerAway
 from worker.queue.puller import pull_by_settings
 from worker.setting_peers import Peer
@@ -234,11 +238,36 @@ def test_the_doctor_says_of_each_peer_whether_it_answers(
     assert not checks["peer away"].ok
 
 
-def test_the_pulling_worker_s_task_pulls_from_the_peers_of_the_settings(
-    embedded: Context, archive: Orthanc, web: Peer, tmp_path: Path
+def test_the_pulling_worker_s_task_pulls_from_the_peers_of_the_settings_and_counts_what_it_did(
+    embedded: Context, archive: Orthanc, web: Peer, dimse: Peer, tmp_path: Path
 ) -> None:
     archive.upload(films(tmp_path, 2, day=datetime.now(UTC).date()))
-    context = Context(embedded.settings.changed(peers=(web,), pull={"peers": ("pacs",), "rate": "100/s"}))
+    away = dimse.model_copy(update={"name": "away", "port": 9})
+    named = {"peers": ("pacs", "away"), "rate": "100/s"}
+    context, metrics = Context(embedded.settings.changed(peers=(web, away), pull=named)), PullMetrics()
     with archive.namespace.entered():
-        pull_by_settings(context, stopping=Event())
-        assert len(kept(context)) == 2
+        pull_by_settings(context, stopping=Event(), metrics=metrics)
+    assert len(kept(context)) == 2
+    value = metrics.registry.get_sample_value
+    assert value("nightread_pulled_films_total") == 2
+    assert value("nightread_pulls_total", {"outcome": "whole"}) == 1
+    assert value("nightread_pulls_total", {"outcome": "ended_early"}) == 1
+    assert time.time() - present(value("nightread_last_whole_pull_timestamp_seconds")) < 600
+
+
+def test_the_doctor_of_the_puller_asks_every_archive_and_names_one_that_stands_still(
+    embedded: Context, archive: Orthanc, web: Peer
+) -> None:
+    today = datetime.now(ZoneInfo(embedded.settings.time_zone)).date()
+    context = Context(embedded.settings.changed(peers=(web,), pull={"peers": ("pacs",)}))
+    with archive.namespace.entered():
+        (fresh,) = examine_role(context, "puller")
+        assert (fresh.ok, fresh.text) == (True, "pacs: nothing pulled yet")
+        for days, ok in ((9, False), (1, True)):
+            with session_scope(context.engine) as session:
+                pulls.raise_watermark(session, "pacs", today - timedelta(days=days))
+            (found,) = examine_role(context, "puller")
+            assert found.ok == ok
+            assert f"up to {today - timedelta(days=days)}" in found.text
+    (away,) = examine_role(context, "puller")
+    assert not away.ok

@@ -13,7 +13,9 @@ app = typer.Typer()
 def doctor(
     role: Annotated[
         str | None,
-        typer.Option(help="worker, beat, training, receiver, delivery or web: check only that it makes progress."),
+        typer.Option(
+            help="worker, beat, training, receiver, puller, delivery or web: only whether it goes on."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -48,7 +48,8 @@ def secondary_capture(context: Context, result: Result) -> SCImage:
     checkpoint = _checkpoint(context, result)
     pointing = pointing_of(checkpoint.training)
     without = no_map_because(first.finding, probability=first.probability, threshold=first.threshold, pointing=pointing)
-    shown = _film_shown(context, checkpoint, film, heat_of=first.finding if without is None else None)
+    with DecoderPool(DecodeOptions.of(context, checkpoint.preprocessing), decoders=1) as decoders:
+        shown = _film_shown(decoders, checkpoint, film, heat_of=first.finding if without is None else None)
     words = words_of(result) if without is None else [*words_of(result), without]
     return as_dicom(with_words(shown, words), result, film)
 
@@ -129,15 +130,15 @@ def with_words(film: Picture, words: list[str]) -> Picture:
 # --------------------------------------------------------------------------------------------------- film and heat
 
 
-def _film_shown(context: Context, checkpoint: Checkpoint, film: FilmOfStudy, *, heat_of: str | None) -> Picture:
+def _film_shown(decoders: DecoderPool, checkpoint: Checkpoint, film: FilmOfStudy, *, heat_of: str | None) -> Picture:
     """The film in its own shape, LONGER_SIDE at its longer side, under the heat map of a finding, or of none."""
     from training.explain import overlay
 
-    size, grey = _size(film), _decoded(context, film, Preprocessing(size=LONGER_SIDE))
+    size, grey = _size(film), _decoded(decoders, film, Preprocessing(size=LONGER_SIDE))
     shown = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC))
     if heat_of is None:
         return np.repeat(shown[..., None], 3, axis=2)
-    heat = _heat(checkpoint, _decoded(context, film, checkpoint.preprocessing), heat_of)
+    heat = _heat(checkpoint, _decoded(decoders, film, checkpoint.preprocessing), heat_of)
     warm = np.asarray(Image.fromarray(heat).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
     return overlay(shown, warm)
 
@@ -163,10 +164,9 @@ def _checkpoint(context: Context, result: Result) -> Checkpoint:
         raise Refused("picture_impossible") from None
 
 
-def _decoded(context: Context, film: FilmOfStudy, preprocessing: Preprocessing) -> Picture:
+def _decoded(decoders: DecoderPool, film: FilmOfStudy, preprocessing: Preprocessing) -> Picture:
     """The film as the preprocessing makes it, decoded as the scorer does: in a process of its own, within limits."""
-    with DecoderPool(DecodeOptions.of(context, preprocessing), decoders=1) as decoders:
-        outcome = decoders.submit(film.path, film.sop_instance_uid, film.pixel_digest).awaited()
+    outcome = decoders.picture(film, preprocessing)
     if isinstance(outcome, Failure):
         raise Refused(outcome.reason)
     return outcome.image

@@ -28,6 +28,7 @@ from worker.dicom_network.pull_web import WebArchive
 from worker.errors import Unavailable
 from worker.intake.header import is_uid
 from worker.intake.view_rules import ViewRules
+from worker.monitoring.prometheus import PullMetrics
 from worker.pacing import Window, per_minute_of, window_of
 from worker.patience import PATIENCE_SECONDS
 from worker.peers import PeerAway, web_client
@@ -149,28 +150,41 @@ def pull_each(
     pace: Pace,
     stopping: threading.Event | None = None,
     on_films: Callable[[], None] = lambda: None,
+    metrics: PullMetrics | None = None,
 ) -> None:
     """Pull what was planned, peer by peer; one that is away, or refuses us, costs the others nothing.
 
     Raises InboxFull, and SQLAlchemyError while the database is away. The runs hold what was done also then. `on_films`
     is called after every study that brought a film.
     """
+    stopping, metrics = stopping or threading.Event(), metrics or PullMetrics()
     for run in runs:
         try:
-            _pull(context, run, wish, pace=pace, stopping=stopping or threading.Event(), on_films=on_films)
+            _pull(context, run, wish, pace=pace, stopping=stopping, on_films=on_films, metrics=metrics)
+            metrics.ended(whole=not stopping.is_set())
         except (PeerAway, WrongSettings) as error:
             run.error = error
+            metrics.ended(whole=False)
             log.warning("pull_ended_early", peer=run.peer.name, error=type(error).__name__)
 
 
 def _pull(
-    context: Context, run: Pulled, wish: Wish, *, pace: Pace, stopping: threading.Event, on_films: Callable[[], None]
+    context: Context,
+    run: Pulled,
+    wish: Wish,
+    *,
+    pace: Pace,
+    stopping: threading.Event,
+    on_films: Callable[[], None],
+    metrics: PullMetrics,
 ) -> None:
     keeper = Keeper.of(context, arriving=PULLING)
     with archive_of(context, run.peer) as archive, keeper.inbox.opened():
         if not wish.dry_run and keeper.register_leftovers():
             on_films()
-        puller = _Puller(context, archive, keeper, run, pace=pace, stopping=stopping, dry_run=wish.dry_run)
+        puller = _Puller(
+            context, archive, keeper, run, pace=pace, stopping=stopping, dry_run=wish.dry_run, metrics=metrics
+        )
         moves = not wish.dry_run and wish.last is None and _joins(run)
         day = run.first
         while day <= run.last and not stopping.is_set():
@@ -208,7 +222,9 @@ class _Puller:
         pace: Pace,
         stopping: threading.Event,
         dry_run: bool,
+        metrics: PullMetrics,
     ) -> None:
+        self._metrics = metrics
         self._context, self._archive, self._keeper, self._pulled = context, archive, keeper, pulled
         self._pace, self._stopping, self._dry_run = pace, stopping, dry_run
         self._rules = ViewRules.of(context.settings)
@@ -242,7 +258,7 @@ class _Puller:
             if offer.sop_instance_uid in known:
                 self._pulled.known += 1
             elif not is_uid(offer.sop_instance_uid):
-                self._pulled.failed["sop_uid_illegal"] += 1
+                self._failed("sop_uid_illegal")
             elif reason := offer.left_out_because(self._rules):
                 self._pulled.left_out[reason] += 1
             elif self._dry_run:
@@ -266,6 +282,7 @@ class _Puller:
             elif not self._is_known(offer):
                 raise FilmFailed("not_at_our_receiver")
             self._pulled.fetched += 1
+            self._metrics.fetched()
         except FilmFailed as error:
             self._failed(error.reason)
         finally:
@@ -273,6 +290,7 @@ class _Puller:
 
     def _failed(self, reason: str) -> None:
         self._pulled.failed[reason] += 1
+        self._metrics.failed(reason)
         log.warning("film_not_pulled", peer=self._pulled.peer.name, reason=reason)
 
     def _is_known(self, offer: Offer) -> bool:

@@ -122,6 +122,42 @@ class ReceiveMetrics:
         self._associations.inc()
 
 
+class PullMetrics:
+    """Metrics of one pulling process since it started."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._films = Counter("nightread_pulled_films", "Films fetched from archives.", registry=self.registry)
+        self._failures = Counter(
+            "nightread_pull_failures",
+            "Films that could not be fetched and studies that could not be listed, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self._runs = Counter(
+            "nightread_pulls",
+            "Pulls from one archive each: whole, or ended_early where it was away or refused us.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self._last = Gauge(
+            "nightread_last_whole_pull_timestamp_seconds",
+            "When a pull last came to its last day (Unix time).",
+            registry=self.registry,
+        )
+
+    def fetched(self) -> None:
+        self._films.inc()
+
+    def failed(self, reason: str) -> None:
+        self._failures.labels(code(reason)).inc()
+
+    def ended(self, *, whole: bool) -> None:
+        self._runs.labels("whole" if whole else "ended_early").inc()
+        if whole:
+            self._last.set(time.time())
+
+
 class LedgerCollector(Collector):
     """The ledger as gauges, read from the database when Prometheus asks, at most once in `max_age_seconds`.
 

@@ -9,6 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker.context import Context
 from worker.dicom_network.pull import Pace, Wish, planned, pull_each
 from worker.errors import Unavailable
+from worker.monitoring.prometheus import PullMetrics, page
 from worker.peers import peer_named
 from worker.queue.app import PULL, PULLING, consume, make_app
 from worker.queue.maintenance import notifier
@@ -27,25 +28,27 @@ def run_pulling_worker(context: Context) -> None:
     for name in context.settings.pull.peers:
         peer_named(context.settings, name)
     context.seed()
+    settings, metrics = context.settings.metrics, PullMetrics()
     celery, stopping = make_app(context.settings), threading.Event()
-    register(celery, context, stopping=stopping)
-    consume(celery, PULLING, stopping=stopping)
+    register(celery, context, stopping=stopping, metrics=metrics)
+    with page(metrics.registry, port=settings.port, address=settings.address):
+        consume(celery, PULLING, stopping=stopping)
 
 
-def register(app: Celery, context: Context, *, stopping: threading.Event) -> None:
+def register(app: Celery, context: Context, *, stopping: threading.Event, metrics: PullMetrics) -> None:
     """Give the app its one task."""
 
     @app.task(name=PULL)  # type: ignore[untyped-decorator]
     def pull() -> None:
-        pull_by_settings(context, stopping=stopping)
+        pull_by_settings(context, stopping=stopping, metrics=metrics)
 
 
-def pull_by_settings(context: Context, *, stopping: threading.Event) -> None:
+def pull_by_settings(context: Context, *, stopping: threading.Event, metrics: PullMetrics) -> None:
     """One pull from every peer of the settings. What breaks is logged: the next message goes on from there."""
     settings, wish = context.settings, Wish()
     pace = Pace.of(settings.pull.between, settings.pull.rate, time_zone=settings.time_zone)
     try:
         runs = [planned(context, peer_named(settings, name), wish) for name in settings.pull.peers]
-        pull_each(context, runs, wish, pace=pace, stopping=stopping, on_films=notifier(context))
+        pull_each(context, runs, wish, pace=pace, stopping=stopping, on_films=notifier(context), metrics=metrics)
     except (Unavailable, SQLAlchemyError, OSError) as error:
         log.error("pull_failed", error=type(error).__name__)

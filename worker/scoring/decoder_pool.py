@@ -9,6 +9,7 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -16,6 +17,7 @@ import structlog
 from pebble import ProcessExpired, ProcessPool
 
 from training.imaging.look_ahead import look_ahead
+from training.imaging.preprocessing import Preprocessing
 from worker.errors import Unavailable
 from worker.reasons import sentence
 from worker.scoring.decoder_proof import begin_proof
@@ -88,14 +90,27 @@ class DecoderPool:
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
 
-    def submit(self, path: str, sop_instance_uid: str, pixel_digest: str | None = None) -> "PendingFilm":
-        """Begin to read one film."""
+    def submit(
+        self,
+        path: str,
+        sop_instance_uid: str,
+        pixel_digest: str | None = None,
+        *,
+        preprocessing: Preprocessing | None = None,
+    ) -> "PendingFilm":
+        """Begin to read one film, by the pool's own preprocessing unless another is named."""
+        options = self.options if preprocessing is None else replace(self.options, preprocessing=preprocessing)
 
         def schedule(*, again: bool) -> "Future[Any]":
-            args, longest = (path, sop_instance_uid, self.options, pixel_digest), self.options.timeout_seconds
+            args, longest = (path, sop_instance_uid, options, pixel_digest), options.timeout_seconds
             return self._schedule(decode_film, args=args, timeout=longest if again else min(FIRST_TRY_SECONDS, longest))
 
         return PendingFilm(schedule, second_tries=self._second_tries)
+
+    def picture(self, film: ScoredFilm, preprocessing: Preprocessing) -> NetworkInput | Failure:
+        """A film that was scored, as a preprocessing makes it. Raises DecodersGone."""
+        pending = self.submit(film.path, film.sop_instance_uid, film.pixel_digest, preprocessing=preprocessing)
+        return pending.awaited()
 
     def begin_proof(self) -> Callable[[], None]:
         """Begin to prove that a film can be decoded within the limits; returns what waits for the end of that, and

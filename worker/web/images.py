@@ -51,15 +51,14 @@ class Pictures:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._folder = context.pictures_folder
-        self._pools: dict[Preprocessing, DecoderPool] = {}
+        self._decoders = DecoderPool(DecodeOptions.of(context, Preprocessing(size=FILM_PIXELS)), decoders=1)
         self._loaded: _Loaded | None = None
         self._turn = threading.Lock()  # one film at a time: scoring needs the processor more
         self._drawn = 0
 
     def close(self) -> None:
         """End the decoder processes."""
-        for pool in self._pools.values():
-            pool.__exit__(None, None, None)
+        self._decoders.__exit__(None, None, None)
 
     def film(self, film: Film) -> bytes:
         """A film in grey, as large as it is kept. Raises NoPicture."""
@@ -138,10 +137,7 @@ class Pictures:
         return self._loaded
 
     def _network_input(self, film: Film, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-        if preprocessing not in self._pools:
-            self._pools[preprocessing] = DecoderPool(DecodeOptions.of(self._context, preprocessing), decoders=1)
-        pending = self._pools[preprocessing].submit(film.path, film.sop_instance_uid, film.pixel_digest)
-        decoded = pending.awaited()
+        decoded = self._decoders.picture(film, preprocessing)
         if isinstance(decoded, Failure):
             raise NoPicture
         return decoded.image

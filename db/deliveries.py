@@ -284,7 +284,7 @@ class FilmOfStudy:
 
 @dataclass(frozen=True)
 class Predecessor:
-    """What was sent to the same destination before, and by which checkpoint."""
+    """The result that went to the same destination before, and its checkpoint."""
 
     object_uid: str
     checkpoint_digest: str
@@ -292,7 +292,7 @@ class Predecessor:
 
 @dataclass(frozen=True)
 class Content:
-    """What a delivery says: the rows behind it."""
+    """The rows behind a delivery."""
 
     delivery: Delivery
     study: Study
@@ -304,7 +304,7 @@ class Content:
 
 
 def content_of(session: Session, claimed: Claimed) -> Content | None:
-    """What there is to say in a delivery; None where it is not what the database says of the study any more."""
+    """The content of a delivery; None where it is not what the database says of the study any more."""
     delivery = session.get_one(Delivery, claimed.id)
     study, place = session.get_one(Study, delivery.study_id), session.get(StudyPriority, delivery.study_id)
     now = (study.state, study.revision, place and place.checkpoint_id, place and place.policy_id)
@@ -386,7 +386,7 @@ def send_again(session: Session, delivery: Delivery, *, reason: str, seconds: fl
 
 
 def of_study(session: Session, study_id: int) -> Sequence[RowMapping]:
-    """What was sent of a study, where, and how far each of them is; the newest first."""
+    """The deliveries of a study, each with its destination and state; the newest first."""
     return session.execute(_listed().where(Delivery.study_id == study_id)).mappings().all()
 
 

@@ -1,4 +1,4 @@
-"""What each finding's threshold means: the view finding_rule."""
+"""The meaning of each finding's threshold: the view finding_rule."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

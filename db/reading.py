@@ -120,7 +120,7 @@ def record_opinions(session: Session, opinions: Sequence[Opinion]) -> list[Answe
 
 
 def reviews_of(session: Session, study_id: int) -> Sequence[Review]:
-    """What readers confirmed of a study, by reader."""
+    """The reviews of a study, by reader."""
     rows = select(Review).where(Review.study_id == study_id).order_by(Review.reader, Review.id)
     return session.scalars(rows).all()
 

@@ -1,4 +1,4 @@
-"""What was not scored, one by one: instances that were skipped or quarantined, and whole studies that were."""
+"""Single instances, and whole studies, that were skipped or quarantined."""
 
 from collections.abc import Sequence
 from typing import Literal

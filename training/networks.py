@@ -115,7 +115,7 @@ class MobileNetGrid(nn.Module):
         self.features = models.mobilenet_v2(weights=None).features[: max(self.READ) + 1]
         self.norm = nn.BatchNorm1d(values, affine=False)
         self.evidence = nn.Linear(values, findings, bias=False)
-        nn.init.zeros_(self.evidence.weight)  # so many inputs, drawn at random, would say much at first
+        nn.init.zeros_(self.evidence.weight)  # 3,168 inputs, drawn at random, would say much at first
         self.classifier = nn.Linear(findings, findings)
         nn.init.eye_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
@@ -142,7 +142,7 @@ class MobileNetGrid(nn.Module):
 
     def train(self, mode: bool = True) -> "MobileNetGrid":
         """As any module, but the norm learns its statistics in the first epoch alone: then, and where they come from a
-        checkpoint, they stand. A scale that moves under so many inputs is noise."""
+        checkpoint, they stand. A scale that moves under 3,168 inputs is noise."""
         super().train(mode)
         if int(self.norm.num_batches_tracked or 0) > 0:
             self.norm.eval()

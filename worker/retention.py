@@ -16,7 +16,7 @@ STUDIES_PER_TRANSACTION = 500  # so that the workers never wait for long
 
 @dataclass(frozen=True)
 class Pruning:
-    """What to delete: finished studies received and settled before `before` (aware); of the reviewed and the unread
+    """The rows to delete: finished studies received and settled before `before` (aware); of the reviewed and the unread
     ones only where the flag says so."""
 
     before: datetime

@@ -65,7 +65,7 @@ def words_in(value: object) -> object:
 
 
 def from_toml(path: str, made: Callable[[dict[str, Any]], T], allowed: str) -> T:
-    """What a TOML file makes. Raises ValueError that names the file and the entry, and says what is allowed."""
+    """The entries of a TOML file. Raises ValueError that names the file and the entry, and says what is allowed."""
     try:
         return made(tomllib.loads(Path(path).read_text(encoding="utf-8")))
     except OSError as error:

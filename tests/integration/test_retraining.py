@@ -161,7 +161,7 @@ def test_a_second_retraining_finds_the_first_at_work(context):
         retrain(context)
 
 
-def test_the_lock_of_a_dead_process_comes_free_and_its_run_is_gone_on_with(context):
+def test_the_lock_of_a_dead_process_comes_free_and_its_run_is_resumed(context):
     with session_scope(context.engine) as session:
         first = present(take(session, context))
     with session_scope(context.engine) as session:
@@ -432,7 +432,7 @@ def test_a_challenger_of_another_input_size_is_judged_by_hand(context, tmp_path)
 
 
 @once
-def test_a_retraining_that_is_killed_while_it_trains_is_gone_on_with_to_the_same_data(context):
+def test_a_retraining_that_is_killed_while_it_trains_is_resumed_on_the_same_data(context):
     process = subprocess.Popen(
         [sys.executable, "-m", "worker.cli", "retrain"],
         env=os.environ | environment_of(with_settings(context, retrain={"epochs": 6}).settings),

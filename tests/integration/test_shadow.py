@@ -152,7 +152,7 @@ def looking(answer: object, *, patience_seconds: float = 60) -> tuple[Shadow, Wo
     return at_work, metrics
 
 
-SQUARES = np.zeros((2, 64, 64), dtype=np.uint8)
+INPUTS = np.zeros((2, 64, 64), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +160,14 @@ SQUARES = np.zeros((2, 64, 64), dtype=np.uint8)
 )
 def test_what_a_shadow_raises_or_gets_wrong_is_counted_and_goes_no_further(answer):
     at_work, metrics = looking(answer)
-    assert at_work.look(SQUARES) is None
+    assert at_work.look(INPUTS) is None
     assert failures(metrics, "shadow_failed") == 1
 
 
 def test_a_shadow_that_takes_a_quarter_of_a_lease_is_left_out_from_then_on():
     at_work, metrics = looking(0.5, patience_seconds=-1)
-    assert at_work.look(SQUARES) is not None
-    assert at_work.look(SQUARES) is None
+    assert at_work.look(INPUTS) is not None
+    assert at_work.look(INPUTS) is None
     assert failures(metrics, "shadow_too_slow") == 1
 
 
@@ -201,7 +201,7 @@ def test_only_a_challenger_goes_into_shadow_and_one_at_a_time(context, other, tm
         end_shadow(context)
 
 
-def test_a_checkpoint_that_reads_other_squares_is_refused_with_both_sizes(context, tmp_path):
+def test_a_checkpoint_that_takes_other_inputs_is_refused_with_both_sizes(context, tmp_path):
     with pytest.raises(NoShadow, match=r"squash, 96 pixels.*squash, 64 pixels"):
         put_into_shadow(context, save_untrained(tmp_path / "large.safetensors", size=96))
 
@@ -217,7 +217,7 @@ def test_a_damaged_file_does_not_go_into_shadow(context, other):
         assert registry.shadow(session) is None
 
 
-def test_a_shadow_beside_a_champion_with_other_squares_is_left_out(context, other, tmp_path):
+def test_a_shadow_beside_a_champion_with_other_inputs_is_left_out(context, other, tmp_path):
     put_into_shadow(context, other)
     with session_scope(context.engine) as session:
         large = context.register(session, save_untrained(tmp_path / "large.safetensors", size=96))

@@ -50,7 +50,7 @@ def digest_of(outcome: NetworkInput | Failure) -> str:
     return outcome.pixel_digest
 
 
-def test_a_film_becomes_a_square_of_the_checkpoints_size(tmp_path):
+def test_a_film_becomes_an_input_of_the_checkpoints_size(tmp_path):
     film = make_film(tmp_path / "a.dcm")
     network_input = decode_film(str(tmp_path / "a.dcm"), film.SOPInstanceUID, RULES)
     assert isinstance(network_input, NetworkInput)

@@ -23,7 +23,7 @@ class Refused(DeliveryError):
 
 
 class OutOfDate(Exception):
-    """What the delivery would say is not what the database says of the study any more."""
+    """The delivery would say something else than the database says of the study by now."""
 
 
 class Stopped(Exception):

@@ -156,7 +156,7 @@ def _connected(peer: Peer) -> socket.socket:
 
 
 def _framed(connection: socket.socket, deadline: float) -> bytes:
-    """What stands between the frame's first byte and its end, however many pieces it comes in."""
+    """The message between a frame's first byte and its end, however many pieces it comes in."""
     received = b""
     while END not in received:
         connection.settimeout(max(0.001, deadline - time.monotonic()))

@@ -89,7 +89,7 @@ class Result:
 
 
 def result_of(context: Context, claimed: Claimed) -> Result:
-    """What a delivery says. Raises OutOfDate, and Refused where the film's header cannot be read now."""
+    """The content of a delivery. Raises OutOfDate, and Refused where the film's header cannot be read now."""
     with read_scope(context.engine) as session:
         content = deliveries.content_of(session, claimed)
         if content is None:

@@ -85,7 +85,7 @@ def structured_report(result: Result) -> Comprehensive3DSR:
 
 
 def describe(dataset: Dataset, result: Result) -> None:
-    """What every object of a result says alike, and highdicom leaves out or takes from the clock."""
+    """Attributes that all objects of a result share, and that highdicom leaves out or takes from the clock."""
     at = result.published_at.astimezone(UTC)
     dataset.InstanceCreationDate, dataset.InstanceCreationTime = f"{at:%Y%m%d}", f"{at:%H%M%S.%f}"
     dataset.TimezoneOffsetFromUTC = "+0000"

@@ -66,7 +66,7 @@ class Place:
 
     @property
     def found(self) -> list[Mapping[str, Any]]:
-        """What reaches its threshold."""
+        """The findings that reach their thresholds."""
         return [part for part in self.parts if part["counts"]]
 
     @property

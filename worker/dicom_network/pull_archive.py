@@ -74,7 +74,7 @@ class FilmFailed(Exception):
 
 
 class Archive(Protocol):
-    """What pull asks of an archive. Every method raises PeerAway, and WrongSettings where the peer refuses us."""
+    """Questions to an archive. Every method raises PeerAway, and WrongSettings where the peer refuses us."""
 
     def studies(self, day: date, modality: str) -> Sequence[str]:
         """Study Instance UIDs of a day that have a series of this modality."""

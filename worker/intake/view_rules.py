@@ -56,6 +56,6 @@ def outdated(engine: Engine, settings: Settings) -> int:
 
 
 def outdated_hint(count: int) -> str:
-    """What to do about instances that were skipped under other settings."""
+    """Hint on instances that were skipped under other settings."""
     verb = "was" if count == 1 else "were"
     return f"{counted(count, 'instance')} {verb} skipped under other settings: `nightread redecide` decides again"

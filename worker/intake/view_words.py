@@ -79,7 +79,7 @@ _BUILT_IN: Final = {
     # Pictures made from a film to show bone or soft tissue alone, and planning pictures: the model has not seen such.
     "processed": "BONE_SUPPRESS* SOFT_TISSUE COMPANION SUBTRACT* LOCALIZER SCOUT TOPOGRAM",
 }
-"""What a word says -> the words. The first six are the values of VIEW_CODES; a site may add to each of them."""
+"""Meaning of a word -> the words. The first six are the values of VIEW_CODES; a site may add to each of them."""
 _VIEWS: Final = ("AP", "PA", "frontal", "lateral", "oblique", "special")
 
 _TWO_VIEWS: Final = _words("(?:2|TWO|ZWEI|DEUX|DUE|DOS)_?(?:V|VW|VIEWS?|EBENEN|INCIDENCES|P|PROIEZ*|PROYEC*|PROJ*)")

@@ -54,12 +54,11 @@ from worker.terminal.tables import verdict_table
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 FILMS = SHARED / "nih_films"
 WEIGHTS = SHARED / "weights" / "mobilenet_v2-b0353104.pth"
-SIZE = 224  # pixels, as the checkpoint that ships
 BASE_PATIENTS = 4  # one in this many patients is the base's, the others are the hospital's
-LOAD, LOAD_SIDE = 200, 1536  # studies that measure the scoring, and the side of their films in pixels
+LOAD, LOAD_SIDE = 150, 1536  # studies that measure the scoring, and the side of their films in pixels
 BASE_RATIO = 0.1  # base films per confirmed one: a training is the longest part
 LEARNING_RATE = 3e-4  # for few epochs
-NIGHT = 1600  # studies of the night in whose middle the champion is rolled back: longer than the command takes to start
+NIGHT = 1000  # studies of the night in whose middle the champion is rolled back: longer than the command takes to start
 SHUFFLED = "Effusion"
 SOMETHING_LEFT_OUT = 3
 PARTS = (
@@ -151,6 +150,7 @@ class Site:
     folder: Path
     context: Context
     films: pd.DataFrame
+    size: int  # of the network's inputs, in pixels
     workers: list[int] = field(default_factory=list)  # process ids of those that score
 
     @property
@@ -158,13 +158,13 @@ class Site:
         return self.folder / "crew.log"
 
 
-def prepare_base(films: pd.DataFrame, folder: Path) -> Path:
-    """The base as a user prepares it."""
+def prepare_base(films: pd.DataFrame, folder: Path, *, size: int) -> Path:
+    """The base as a user prepares it; `size` in pixels."""
     table = folder / "base.csv"
     films.assign(path=films["image"], view=films["view_position"], age=films["age_years"]).drop(
         columns=["image", "view_position", "age_years"]
     ).to_csv(table, index=False)
-    train("prepare", folder / "base", "--table", table, "--images", FILMS, "--size", SIZE)
+    train("prepare", folder / "base", "--table", table, "--images", FILMS, "--size", size)
     return folder / "base"
 
 
@@ -242,12 +242,12 @@ def over(context: Context) -> bool:
     return run is not None and run.state != "running"
 
 
-def whole_story(folder: Path, *, champion_epochs: int, epochs: int, worse_epochs: int) -> int:
+def whole_story(folder: Path, *, size: int, champion_epochs: int, epochs: int, worse_epochs: int) -> int:
     """The drill from its beginning to its end; its exit code."""
     films, done = labelled(), set[str]()
     base_films, site_films = films[of_the_base(films)], films[~of_the_base(films)].reset_index(drop=True)
     say(f"{len(base_films)} films for the base, {len(site_films)} for the hospital")
-    base = prepare_base(base_films, folder)
+    base = prepare_base(base_films, folder, size=size)
     champion = from_imagenet(base, folder / "first", epochs=champion_epochs)
     say("the first champion is trained")
     write_site(site_films, folder / "site")
@@ -261,7 +261,7 @@ def whole_story(folder: Path, *, champion_epochs: int, epochs: int, worse_epochs
             gate={"min_positives": 5},  # these films have no more of the rare findings
             drift={"schedule": ""},
         )  # fmt: skip
-        site = Site(folder, Context(settings), site_films)
+        site = Site(folder, Context(settings), site_films, size)
         nightread(with_settings(site.context, checkpoint=champion), "db", "upgrade")  # it becomes the champion
         for _ in range(2):
             site.workers.append(stack.enter_context(running(site.context, "worker", site.log)).pid)
@@ -379,7 +379,7 @@ def train_worse_ones(site: Site, *, epochs: int) -> dict[str, Path]:
     for name, table in (("shuffled", shuffled), ("ap-only", films[films["view_position"] == "AP"])):
         folder = site.folder / name
         folder.mkdir()
-        prepared = prepare_base(table, folder)
+        prepared = prepare_base(table, folder, size=site.size)
         checkpoints[name] = from_imagenet(prepared, folder / "run", epochs=epochs, threads=1)
         say(f"trained: {name}")
     return checkpoints
@@ -450,6 +450,9 @@ def _small_context(folder: Path) -> Context:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--size", type=int, default=224, help="of the networks' inputs, in pixels; less takes less time"
+    )
     parser.add_argument("--champion-epochs", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--worse-epochs", type=int, default=2)
@@ -461,7 +464,7 @@ def main() -> int:
         if arguments.kills:
             return killed(Path(made), kills=arguments.kills, seed=arguments.seed)
         return whole_story(
-            Path(made), champion_epochs=arguments.champion_epochs, epochs=arguments.epochs,
+            Path(made), size=arguments.size, champion_epochs=arguments.champion_epochs, epochs=arguments.epochs,
             worse_epochs=arguments.worse_epochs,
         )  # fmt: skip
 

@@ -293,6 +293,17 @@ def test_jpeg_lossless_is_used_up_to_its_last_bit(predictor: int) -> None:
         jpeg_lossless.require_used_up(codestream[:-4] + codestream[-2:], pixels)
 
 
+def test_an_rle_segment_with_one_pixel_too_many_is_refused_unless_it_is_filled_up_with_a_zero() -> None:
+    pixels = texture(20, 20, bits=8) | np.uint8(1)  # no zeros
+    film = make_film(pixels=pixels, bits=8, transfer_syntax=RLELossless)
+    frame = get_frame(film.PixelData, 0, number_of_frames=1)
+    film.PixelData = encapsulate([frame + b"\0\0"])
+    np.testing.assert_array_equal(stored(film), pixels)
+    longer = np.append(pixels, np.uint8(7))
+    film.PixelData = encapsulate([frame[:64] + imagecodecs.packbits_encode(longer)])
+    assert refusal(film) == "undecodable"
+
+
 @pytest.mark.parametrize("predictor", [1, 4])
 def test_jpeg_lossless_that_decodes_to_more_than_its_samples_hold_is_refused(predictor: int) -> None:
     pixels = texture(50, 40, bits=12)

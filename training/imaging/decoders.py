@@ -337,7 +337,8 @@ def _run_length(frame: bytes, header: PixelHeader) -> Pixels:
             raise Undecodable from error
         if len(plane) < size:
             raise Truncated
-        if len(plane) > size + 1:  # some writers fill a segment up to an even length with a byte of its own
+        filled_up = frame[start:end].endswith(b"\0\0")  # by some writers, to an even length: it reads as one zero
+        if len(plane) > size + filled_up:
             raise Undecodable("The RLE data holds more pixels than the header says: it is damaged.")
         planes[:, itemsize - 1 - segment] = plane[:size]
     return planes.view(f"<u{itemsize}").reshape(header.rows, header.columns)

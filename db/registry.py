@@ -52,7 +52,8 @@ def by_digest(session: Session, digest: str) -> Checkpoint:
     """The one checkpoint whose digest begins with `digest` (8 characters or more are enough for people)."""
     found = session.scalars(select(Checkpoint).where(Checkpoint.digest.startswith(digest, autoescape=True))).all()
     if len(found) != 1:
-        raise UnknownCheckpoint(f"{len(found)} registered checkpoints have a digest that begins with {digest!r}")
+        how_many = "several registered checkpoints have" if found else "no registered checkpoint has"
+        raise UnknownCheckpoint(f"{how_many} a digest that begins with {digest!r}: see `nightread models list`")
     return found[0]
 
 

@@ -172,7 +172,7 @@ def read_header(path: Path) -> Header:
             size = int.from_bytes(file.read(8), "little")  # safetensors: u64, then that many bytes of JSON
             return _parse_header(file.read(min(size, _MAX_HEADER_BYTES)))
     except OSError as error:
-        raise MissingCheckpoint(f"cannot read checkpoint {path.name}: {error.strerror}") from error
+        raise MissingCheckpoint(f"cannot read checkpoint {path}: {error.strerror}") from error
 
 
 def load_checkpoint(
@@ -189,7 +189,7 @@ def load_checkpoint(
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise MissingCheckpoint(f"cannot read checkpoint {path.name}: {error.strerror}") from error
+        raise MissingCheckpoint(f"cannot read checkpoint {path}: {error.strerror}") from error
     digest = hashlib.sha256(data).hexdigest()
     if expected_digest is not None and digest != expected_digest.lower():
         raise WrongDigest(f"{path.name} has digest {digest[:12]}…, expected {expected_digest[:12]}…")

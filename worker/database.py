@@ -46,6 +46,12 @@ def open_database(settings: Settings) -> Engine:
     return engine
 
 
+def name_of(settings: Settings) -> str:
+    """The database in an error's sentence: SQLite, unlike a server, does not say which file it could not open."""
+    url = make_url(settings.database_url)
+    return f"the database {url.database}" if url.get_backend_name() == "sqlite" else "the database"
+
+
 def reason_of(error: DBAPIError) -> str:
     """The driver's own words, which name host, port and cause; of a refused value only its kind, for they quote it."""
     sqlstate = getattr(error.orig, "sqlstate", None) or ""

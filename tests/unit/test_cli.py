@@ -432,6 +432,13 @@ def test_requeue_of_a_reason_that_nothing_has_is_refused(monkeypatch, capsys, fo
     assert "nonsense" in capsys.readouterr().err
 
 
+def test_requeue_tells_a_study_without_anything_in_quarantine_from_none(monkeypatch, capsys, tmp_path):
+    film = make_film(tmp_path / "a.dcm")
+    nightread("score", tmp_path)
+    assert main(monkeypatch, "requeue", "--study", str(film.StudyInstanceUID)) == 2
+    assert "this study has nothing in quarantine" in capsys.readouterr().err
+
+
 def test_runs_lists_each_score(folder):
     nightread("score", folder)
     (run,) = json.loads(nightread("runs", "--json").stdout)
@@ -454,7 +461,9 @@ def test_models_list_as_json_has_whole_digests(folder):
         (("report", "--output", "/nowhere/at/all/page.html"), "/nowhere/at/all"),
         (("simulate", "--plot", "/nowhere/at/all/x.png"), "/nowhere/at/all"),
         (("score", "/nowhere/film.dcm"), "/nowhere/film.dcm"),
-        (("models", "verdict", "0123"), "0123"),
+        (("models", "verdict", "0123"), "no registered checkpoint has a digest that begins with '0123'"),
+        (("prune", "--before", "tomorrow"), "'tomorrow' is no day: write it as 2026-11-30"),
+        (("requeue", "--study", "1.2.3"), "no study has the UID '1.2.3'"),
     ],
 )
 def test_wrong_usage_is_one_line_that_begins_with_the_commands_name(monkeypatch, capsys, words, part):
@@ -462,6 +471,13 @@ def test_wrong_usage_is_one_line_that_begins_with_the_commands_name(monkeypatch,
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("nightread: ")
     assert part in line
+
+
+def test_the_champion_is_not_promoted_again(monkeypatch, capsys, folder):
+    nightread("score", folder)
+    (row,) = json.loads(nightread("models", "list", "--json").stdout)
+    assert main(monkeypatch, "models", "promote", row["digest"][:12], "--reason", "a test") == 2
+    assert "is the champion already" in capsys.readouterr().err
 
 
 def test_score_of_what_is_no_dicom_is_refused(monkeypatch, capsys, tmp_path):
@@ -475,6 +491,13 @@ def test_what_is_no_database_url_is_named(monkeypatch, capsys, url):
     monkeypatch.setenv("NIGHTREAD_DATABASE_URL", url)
     assert main(monkeypatch, "worklist") == 2
     assert "NIGHTREAD_DATABASE_URL" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_database_is_named(monkeypatch, capsys, tmp_path):
+    (tmp_path / "letter.txt").write_text("Dear colleague, " * 100)
+    monkeypatch.setenv("NIGHTREAD_DATABASE_URL", f"sqlite:///{tmp_path}/letter.txt")
+    assert main(monkeypatch, "worklist") == 3
+    assert f"the database {tmp_path}/letter.txt does not answer or refuses: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [("worklist",), ("doctor",)])

@@ -299,9 +299,10 @@ def test_an_rle_segment_with_one_pixel_too_many_is_refused_unless_it_is_filled_u
     frame = get_frame(film.PixelData, 0, number_of_frames=1)
     film.PixelData = encapsulate([frame + b"\0\0"])
     np.testing.assert_array_equal(stored(film), pixels)
-    longer = np.append(pixels, np.uint8(7))
-    film.PixelData = encapsulate([frame[:64] + imagecodecs.packbits_encode(longer)])
-    assert refusal(film) == "undecodable"
+    for end in (b"\7", b"\0" * 30):
+        longer = np.append(pixels.ravel()[: 401 - len(end)], np.frombuffer(end, dtype=np.uint8))
+        film.PixelData = encapsulate([frame[:64] + imagecodecs.packbits_encode(longer)])
+        assert refusal(film) == "undecodable"
 
 
 @pytest.mark.parametrize("predictor", [1, 4])

@@ -331,17 +331,21 @@ def _run_length(frame: bytes, header: PixelHeader) -> Pixels:
     size = header.rows * header.columns
     planes = np.empty((size, itemsize), dtype=np.uint8)  # little endian: the high byte is the last
     for segment, (start, end) in enumerate(pairwise((*offsets[:count], len(frame)))):
-        try:
-            plane = np.frombuffer(imagecodecs.packbits_decode(frame[start:end]), dtype=np.uint8)
-        except (RuntimeError, ValueError) as error:
-            raise Undecodable from error
+        plane = _unpacked(frame[start:end])
         if len(plane) < size:
             raise Truncated
-        filled_up = frame[start:end].endswith(b"\0\0")  # by some writers, to an even length: it reads as one zero
-        if len(plane) > size + filled_up:
+        # Some writers fill a segment up to an even length: with a pixel more, in two bytes of its own.
+        if len(plane) > size and len(_unpacked(frame[start : end - 2])) != size:
             raise Undecodable("The RLE data holds more pixels than the header says: it is damaged.")
         planes[:, itemsize - 1 - segment] = plane[:size]
     return planes.view(f"<u{itemsize}").reshape(header.rows, header.columns)
+
+
+def _unpacked(segment: bytes) -> NDArray[np.uint8]:
+    try:
+        return np.frombuffer(imagecodecs.packbits_decode(segment), dtype=np.uint8)
+    except (RuntimeError, ValueError) as error:
+        raise Undecodable from error
 
 
 def _described(codestream: bytes, syntax: UID) -> Stream:

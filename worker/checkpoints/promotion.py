@@ -68,8 +68,10 @@ def _objection(session: Session, row: Checkpoint, verdict: GateVerdict | None) -
     champion, short = registry.champion(session), row.short
     if purpose := row.header.get("purpose"):
         return NotPromoted(f"checkpoint {short} must not rank real films; its only purpose: {purpose}")
-    if champion is None or row.id == champion.id:
+    if champion is None:
         return None
+    if row.id == champion.id:
+        return NotPromoted(f"checkpoint {short} is the champion already")
     if row.state == "retired" and (verdict is None or verdict.champion_id != champion.id):
         return None
     if verdict is None:

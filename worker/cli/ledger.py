@@ -156,19 +156,22 @@ def requeue(
     reason: Annotated[str | None, typer.Option(help="Only those with this reason, as `status` names it.")] = None,
 ) -> None:
     """Let quarantined studies try again."""
-    from db import ledger
+    from db import ledger, lookup
     from db.session import session_scope
 
     engine = open_engine()
     with session_scope(engine) as session:
+        known = study is None or lookup.study_with_uid(session, study) is not None
         code = reason.replace(" ", "_") if reason else None
         ids = ledger.requeue(session, study_instance_uid=study, reason=code)
     if ids:
         verb = "waits" if len(ids) == 1 else "wait"
         say(f"{counted(len(ids), 'study', 'studies')} {verb} again; "
                   "`nightread score` or the next sweep takes them.")  # fmt: skip
+    elif not known:
+        refuse(f"no study has the UID {study!r}; `nightread status --quarantined` lists those that can be requeued")
     elif study is not None:
-        refuse("this study has nothing in quarantine, or the database does not know it")
+        refuse("this study has nothing in quarantine" + (f" with the reason {reason!r}" if reason else ""))
     elif reason is not None:
         refuse(f"nothing in quarantine has the reason {reason!r}; `nightread status --quarantined` lists what there is")
     else:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from typer.exceptions import TyperException
 
 
+NO_DATE = "does not match the formats '%Y-%m-%d'"  # typer's words
+
+
 @contextmanager
 def usage_errors(*kinds: type[Exception], code: int = WRONG_USAGE) -> Iterator[None]:
     """End the command, by default as wrongly used, with the error's own sentence if the block raises one."""
@@ -47,9 +50,9 @@ def refusal_of(error: Exception) -> tuple[str, int] | None:
 
     from db.schema import UnknownRevision, WrongEncoding
     from training.checkpoint import CheckpointError
-    from worker.database import reason_of
+    from worker.database import name_of, reason_of
     from worker.errors import Unavailable
-    from worker.settings import WrongSettings
+    from worker.settings import WrongSettings, read_settings
 
     match error:
         case WrongSettings():
@@ -63,7 +66,8 @@ def refusal_of(error: Exception) -> tuple[str, int] | None:
         case ArgumentError() | NoSuchModuleError():
             return "NIGHTREAD_DATABASE_URL is no database URL: postgresql+psycopg://... or sqlite:///path", WRONG_USAGE
         case DBAPIError():
-            return f"the database does not answer or refuses: {reason_of(error)}; see `nightread doctor`", UNAVAILABLE
+            where = name_of(read_settings())
+            return f"{where} does not answer or refuses: {reason_of(error)}; see `nightread doctor`", UNAVAILABLE
         case OSError():  # without the path, which a sender may have named
             return f"{error.strerror or type(error).__name__}: check the folders that the settings name", UNAVAILABLE
     return None
@@ -76,4 +80,5 @@ def _refuse_words(error: "TyperException") -> NoReturn:
         typer.echo(message, err=True)
         raise SystemExit(WRONG_USAGE)
     hint = "" if context is None else f"; see `{context.command_path} --help`"
+    message = message.replace("Value error, ", "").replace(NO_DATE, "is no day: write it as 2026-11-30")
     refuse(message[:1].lower() + message[1:].rstrip(".") + hint)

@@ -13,9 +13,7 @@ app = typer.Typer()
 def doctor(
     role: Annotated[
         str | None,
-        typer.Option(
-            help="worker, beat, training, receiver, puller, delivery or web: only whether it goes on."
-        ),
+        typer.Option(help="worker, beat, training, receiver, puller, delivery or web: only whether it goes on."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from training.checkpoint import Checkpoint, build
 from training.imaging.preprocessing import Preprocessing
+from training.networks import MobileNetGrid
 from training.pointing import findings_without_map
 
 NetworkInput = npt.NDArray[np.uint8]
@@ -53,17 +54,22 @@ def heatmaps(network: nn.Module, image: NetworkInput, *, preprocessing: Preproce
 
     `network` is built and gives logits; `image` is the uint8 (size, size) input that `preprocessing.image` made. A map
     of zeros means that nothing on the film speaks for that finding. The network is left in eval mode, its parameters
-    without gradients. HiResCAM (Draelos and Carin 2020) at several depths, merged. Raises NoFeatureMaps.
+    without gradients. Of a network whose evidence is a sum over places, that evidence; of any other HiResCAM (Draelos
+    and Carin 2020) at several depths, merged. Raises NoFeatureMaps.
     """
+    if not outputs:
+        return np.zeros((0, *image.shape), dtype=np.float32)
+    if isinstance(network, MobileNetGrid):
+        with _one_thread(), torch.inference_mode():
+            places = network.eval().evidence_by_place(_input(network, image, preprocessing))
+            return _summed([layer[list(outputs)] for layer in places], image.shape)
     films = _input(network, image, preprocessing).requires_grad_()
-    with _one_thread(), torch.enable_grad(), _kept(_read_blocks(network)) as kept:
+    with _one_thread(), torch.enable_grad(), _kept(dict(_blocks(network))) as kept:
         logits = network.eval()(films)
         grids = _grids(kept.values())
         maps = [_evidence(logits[0, output], grids) for output in outputs]
-    if not maps:
-        return np.zeros((0, *image.shape), dtype=np.float32)
     layers = (torch.cat(layer) for layer in zip(*maps, strict=True))  # of each grid (outputs, h, w)
-    return _merged([_grown(layer / layer.max().clamp(min=_TINY), image.shape) for layer in layers])
+    return _merged([_resized(layer / layer.max().clamp(min=_TINY), image.shape).clamp(min=0) for layer in layers])
 
 
 def _grids(outputs: Iterable[Tensor]) -> list[Tensor]:
@@ -83,23 +89,38 @@ def _evidence(logit: Tensor, grids: Sequence[Tensor]) -> list[Tensor]:
     return [(gradient * grid).sum(dim=1).clamp(min=0).detach() for grid, gradient in pairs]
 
 
+def _summed(layers: Sequence[Tensor], shape: tuple[int, ...]) -> Maps:
+    """Evidence of all depths, (outputs, h, w) each, finest first, where the deepest speaks for the finding as well: the
+    geometric mean of the two. What the deepest alone does not see is texture, and points less well."""
+    finest = layers[0].shape[1:]
+    grown = [_resized(layer, finest) * (layer[0].numel() / layers[0][0].numel()) for layer in layers]  # sums stay
+    total, deepest = (
+        _smooth(maps, width=3, times=3).clamp(min=0) for maps in (torch.stack(grown).sum(dim=0), grown[-1])
+    )
+    return _scaled(_resized((total * deepest).sqrt(), shape).clamp(min=0))
+
+
 def _merged(layers: Sequence[Tensor]) -> Maps:
     """The geometric mean of maps (outputs, h, w) of several depths: what is warm at every depth stays warm."""
-    product = _smooth(torch.stack(list(layers)).prod(dim=0) ** (1 / len(layers)))
-    return np.asarray((product / product.max().clamp(min=_TINY)).numpy(), dtype=np.float32)
+    mean = torch.stack(list(layers)).prod(dim=0) ** (1 / len(layers))
+    # Two means over a cell, so that an empty cell cuts no edge into its neighbours; odd, so that nothing shifts.
+    return _scaled(_smooth(mean, width=mean.shape[-1] // LEAST_CELLS | 1, times=2))
 
 
-def _smooth(maps: Tensor) -> Tensor:
-    """Maps (outputs, h, w) without the edges that an empty cell cuts into its neighbours: two means over a cell."""
-    width = maps.shape[-1] // LEAST_CELLS | 1  # odd, so that nothing shifts
-    for _ in range(2):
+def _scaled(maps: Tensor) -> Maps:
+    return np.asarray((maps / maps.max().clamp(min=_TINY)).numpy(), dtype=np.float32)
+
+
+def _smooth(maps: Tensor, *, width: int, times: int) -> Tensor:
+    """Maps (outputs, h, w), each place the mean of those around it, a few times over."""
+    for _ in range(times):
         maps = nn.functional.avg_pool2d(maps, width, stride=1, padding=width // 2, count_include_pad=False)
     return maps
 
 
-def _grown(layer: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Cells (outputs, h, w) as a smooth picture of the film's size."""
-    return nn.functional.interpolate(layer[:, None], size=shape, mode="bicubic")[:, 0].clamp(min=0)
+def _resized(layer: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Cells (outputs, h, w) as a smooth picture of this shape."""
+    return nn.functional.interpolate(layer[:, None], size=shape, mode="bicubic")[:, 0]
 
 
 @contextmanager
@@ -241,12 +262,6 @@ def _unit(maps: Maps) -> Maps:
     """Each filter scaled to [0, 1]; one that says the same everywhere is 0."""
     low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
     return np.asarray((maps - low) / np.where(high > low, high - low, 1), dtype=np.float32)
-
-
-def _read_blocks(network: nn.Module) -> dict[str, nn.Module]:
-    """The blocks from which evidence is read: those that the network names (`evidence_blocks`), else every block."""
-    named = getattr(network, "evidence_blocks", None)
-    return dict(_blocks(network)) if named is None else {name: network.get_submodule(name) for name in named}
 
 
 def _blocks(network: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -4,14 +4,14 @@ Every network takes (N, channels, size, size) as ``Preprocessing.tensor`` makes 
 Source of the first two: Zhou, "Multi-Label Classification of X-Rays using Convolutional Neural Networks", 2020.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
 
 from training.imaging.preprocessing import Preprocessing
 from training.torchvision_models import models
@@ -120,11 +120,6 @@ class MobileNetGrid(nn.Module):
         nn.init.eye_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
 
-    @property
-    def evidence_blocks(self) -> list[str]:
-        """The blocks that the head reads, by which `training.explain` draws its heat maps."""
-        return [f"features.{block}" for block in self.READ]
-
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, size, size) -> logits (N, findings)."""
         return self.last_layer(self.pooled(images))
@@ -157,12 +152,39 @@ class MobileNetGrid(nn.Module):
 
     def pooled(self, images: Tensor) -> Tensor:
         """(N, 3, size, size) -> the means of every cell, (N, 3168)."""
-        cells = []
+        return torch.cat([adaptive_avg_pool2d(read, self.CELLS).flatten(1) for read in self._read(images)], dim=1)
+
+    def evidence_by_place(self, images: Tensor) -> list[Tensor]:
+        """(1, 3, size, size) -> what every place of each block that is read adds to the logits, (findings, h, w).
+
+        Exact, not by gradients: a place counts by its share of its cell's mean, less what the films had there on
+        average. All places of all blocks sum to the logits less the bias.
+        """
+        sizes = [channels * self.CELLS**2 for channels in self.READ.values()]
+        mean, variance = self.norm.get_buffer("running_mean"), self.norm.get_buffer("running_var")
+        weights = torch.split(self.evidence.weight / (variance + self.norm.eps).sqrt(), sizes, dim=1)
+        grid, places = (-1, self.CELLS, self.CELLS), []
+        for read, weight, usual in zip(self._read(images), weights, torch.split(mean, sizes), strict=True):
+            each, usual = weight.reshape(len(weight), *grid), usual.reshape(grid)  # (F, C, 3, 3), (C, 3, 3)
+            rows, columns = (_shares(side, cells=self.CELLS, like=weight) for side in read.shape[2:])
+            there = torch.einsum("fcij,ih,jw,chw->fhw", each, rows, columns, read[0])
+            places.append(there - torch.einsum("fcij,cij,ih,jw->fhw", each, usual, rows, columns))
+        evidence = torch.stack([layer.sum(dim=(1, 2)) for layer in places]).sum(dim=0)
+        kept = torch.where(
+            evidence == 0, 1, evidence.asinh() / evidence
+        )  # what asinh leaves of each finding's evidence
+        return [torch.einsum("gf,f,fhw->ghw", self.classifier.weight, kept, layer) for layer in places]
+
+    def _read(self, images: Tensor) -> Iterator[Tensor]:
         for number, block in enumerate(self.features):
             images = block(images)
             if number in self.READ:
-                cells.append(adaptive_avg_pool2d(images, self.CELLS).flatten(1))
-        return torch.cat(cells, dim=1)
+                yield images
+
+
+def _shares(side: int, *, cells: int, like: Tensor) -> Tensor:
+    """The share that each of `side` places has in each cell's mean, (cells, side)."""
+    return adaptive_avg_pool1d(torch.eye(side).to(like), cells).T
 
 
 class Small(nn.Module):

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 class Pointing(NamedTuple):
     """How often a finding's maps had their highest point in what a radiologist outlined.
 
-    chance: the share of hits of a point that knows nothing of the film, drawn at random or always in the centre,
-    whichever hits more often.
+    chance: the share of hits of a point that knows nothing of the film, drawn at random, always in the centre, or
+    highest in the map of another film, whichever hits more often.
     """
 
     boxes: int

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from tests.benchmarks.heatmaps import likeness, middle_of, read_boxes, share_within
 from tests.support.values import present
 from training import explain
-from training.checkpoint import SHIPPED, Checkpoint, load_checkpoint, read_header
+from training.checkpoint import SHIPPED, Checkpoint, build, load_checkpoint, read_header
 from training.imaging.preprocessing import Preprocessing
-from training.networks import input_of, make_network
+from training.networks import MobileNetGrid, input_of, make_network
 from training.pointing import Pointing, no_map_because, pointing_of, wilson
 
 SIZE = 64
@@ -108,12 +108,30 @@ def test_a_map_is_made_of_at_least_twenty_cells_on_a_side() -> None:
     assert [grid.shape[-1] for grid in explain._grids(outputs)] == [5, 10, 20]
 
 
-def test_the_grid_networks_maps_are_made_of_the_blocks_that_its_head_reads() -> None:
-    network, preprocessing = make_network("mobilenet_grid").eval(), Preprocessing(size=160)
-    with torch.no_grad(), explain._kept(explain._read_blocks(network)) as kept:
-        network(preprocessing.tensor(np.zeros((1, 160, 160), dtype=np.uint8)))
-    assert list(kept) == ["features.6", "features.10", "features.13", "features.16"]
-    assert [grid.shape[-1] for grid in explain._grids(kept.values())] == [5, 10, 20]
+@torch.inference_mode()
+def test_the_places_of_the_grid_network_sum_to_its_logits_less_the_bias() -> None:
+    checkpoint = load_checkpoint(SHIPPED)
+    network = build(checkpoint)
+    assert isinstance(network, MobileNetGrid)
+    film = np.random.default_rng(1).integers(0, 255, (1, 160, 160), dtype=np.uint8)
+    images = checkpoint.preprocessing.tensor(film)
+    network.classifier.weight[0, 1] = 0.5  # as after a fine-tune: outputs that share evidence
+    places = network.evidence_by_place(images)
+    assert [tuple(layer.shape) for layer in places] == [(11, side, side) for side in (20, 10, 10, 5)]
+    summed = torch.stack([layer.sum((1, 2)) for layer in places]).sum(0)
+    torch.testing.assert_close(summed, network(images)[0] - network.classifier.bias, atol=1e-3, rtol=1e-3)
+
+
+def test_summed_evidence_is_warm_only_where_the_deepest_block_speaks_for_the_finding_too() -> None:
+    fine, deep = torch.zeros(2, 20, 20), torch.full((2, 5, 5), -1.0)
+    fine[0, 5, 14] = fine[0, 15, 4] = 10  # two spots of the first finding; half of one of the second
+    fine[1, 5, 14] = 5
+    deep[:, 1, 3] = 1  # the deepest sees the upper right one alone
+    first, second = explain._summed([fine, deep], (160, 160))
+    row, column = np.unravel_index(first.argmax(), first.shape)
+    assert (32 <= row < 64, 96 <= column < 128) == (True, True)
+    assert first[90:, :70].max() == pytest.approx(0, abs=0.01)
+    assert (first.max(), second.max() < 0.95) == (1, True)
 
 
 def test_a_network_that_forgot_its_weights_draws_another_map() -> None:

@@ -1,6 +1,6 @@
 """The benchmark's films: the transfer syntaxes that archives hold, at the sizes and with the texture of real films."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,11 +54,14 @@ class Films:
         return self.folder / name.replace(" ", "_")
 
 
-def write_films(folder: Path, *, seed: int = 0) -> Films:
-    """Twenty different films, each written many times under UIDs of its own: a study is a study by its UID."""
+def write_films(folder: Path, *, seed: int = 0, only: Collection[str] = SETS) -> Films:
+    """Twenty different films, each written many times under UIDs of its own: a study is a study by its UID.
+
+    only: the sets to write, by name.
+    """
     films = Films(folder, tuple(folder / "mix" / f"000-{i:02d}.dcm" for i in range(len(MIX))))
     drawn = list(_drawn(np.random.default_rng(seed)))
-    for name, syntaxes in SETS.items():
+    for name, syntaxes in ((name, SETS[name]) for name in only):
         films.of(name).mkdir(parents=True)
         chosen = [(i, film) for i, film in enumerate(drawn) if film.file_meta.TransferSyntaxUID in syntaxes]
         for count in range(STUDIES[name]):

@@ -2,8 +2,10 @@
 
 import json
 import re
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import select, text, update
@@ -434,9 +436,9 @@ def test_a_finding_below_its_threshold_has_a_sentence_where_its_heat_map_would_b
 def test_serve_listens_for_others_only_where_its_hosts_are_named_and_makes_the_first_user_here_alone(
     embedded, monkeypatch
 ):
-    served: list[dict] = []
+    served: list[Any] = []  # uvicorn's configurations
     monkeypatch.setattr("os.umask", lambda _mask: 0)
-    monkeypatch.setattr("uvicorn.run", lambda app, **options: served.append({"app": app, **options}))
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, **_sockets: served.append(server.config))
     for name in ("database_url", "state_folder"):
         monkeypatch.setenv(f"NIGHTREAD_{name.upper()}", str(getattr(embedded.settings, name)))
 
@@ -446,14 +448,17 @@ def test_serve_listens_for_others_only_where_its_hosts_are_named_and_makes_the_f
     refused = serve("--host", "192.0.2.1")
     assert (refused.exit_code, served) == (2, [])
     assert "NIGHTREAD_WEB_HOSTS" in refused.stderr
-    here = serve()
-    assert served[0]["host"] == "127.0.0.1"
-    assert not served[0]["access_log"], "an address can hold an accession number"
-    path = re.search(r"http://127\.0\.0\.1:8080(/first/\S+)", here.stdout)
+    here = serve("--port", "0")
+    assert not served[0].access_log, "an address can hold an accession number"
+    path = re.search(r"http://127\.0\.0\.1:[1-9]\d*(/first/\S+)", here.stdout)
     assert path is not None
-    assert Visitor(served[0]["app"]).get(path[1]).status_code == 200
+    assert Visitor(served[0].app).get(path[1]).status_code == 200
     monkeypatch.setenv("NIGHTREAD_WEB_HOSTS", "nightread.example")
-    assert "/first/" not in (others := serve("--host", "192.0.2.1").stdout)
+    with socket.create_server(("127.0.0.1", 0)) as taken, monkeypatch.context() as patch:
+        in_use = serve("--port", str(taken.getsockname()[1]))
+        assert (in_use.exit_code, "in use" in in_use.stderr, in_use.stdout) == (2, True, "")
+        patch.setattr("worker.cli.serve._listening", lambda _host, _port: taken.dup())
+        assert "/first/" not in (others := serve("--host", "192.0.2.1").stdout)
     assert "nightread users add" in others
     add_user(embedded, "Anna", "reader")
-    assert "Nobody may sign in" not in serve().stdout
+    assert "Nobody may sign in" not in serve("--port", "0").stdout

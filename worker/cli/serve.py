@@ -1,6 +1,8 @@
 """`nightread serve`: the worklist in a browser."""
 
 import ipaddress
+import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,7 +20,7 @@ NO_USERS = "Nobody may sign in yet: add a user with `nightread users add NAME --
 @app.command()
 def serve(
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: a free one.")] = 8080,
 ) -> None:
     """Show the worklist in a browser: read, claim, review.
 
@@ -30,11 +32,21 @@ def serve(
         refuse("to listen for other machines, name the hosts by which browsers reach it: NIGHTREAD_WEB_HOSTS, "
                "such as nightread.hospital.example")  # fmt: skip
     first_token = _first_token(context, local=local)
-    address = f"http{'s' if context.settings.web.tls_certificate_file else ''}://{_shown(host, local=local)}:{port}"
-    say(f"The worklist is at {address}/ (Ctrl-C ends it).")
-    if first_token is not None:
-        say(f"Nobody may sign in yet. Make the first user, once, at {address}/first/{first_token}")
-    _run(context, host=host, port=port, first_token=first_token)
+    with _listening(host, port) as listener:
+        port = listener.getsockname()[1]
+        address = f"http{'s' if context.settings.web.tls_certificate_file else ''}://{_shown(host, local=local)}:{port}"
+        say(f"The worklist is at {address}/ (Ctrl-C ends it).")
+        if first_token is not None:
+            say(f"Nobody may sign in yet. Make the first user, once, at {address}/first/{first_token}")
+        _run(context, listener, first_token=first_token)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that takes connections before the server is there: whoever follows the address at once only waits."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        refuse(f"nothing can listen on {host}, port {port} ({error.strerror}): name another with --host or --port")
 
 
 def _is_local(host: str) -> bool:
@@ -68,16 +80,14 @@ def _first_token(context: "Context", *, local: bool) -> str | None:
     return None
 
 
-def _run(context: "Context", *, host: str, port: int, first_token: str | None) -> None:
+def _run(context: "Context", listener: socket.socket, *, first_token: str | None) -> None:
     import uvicorn
 
     from worker.web.app import create_app
 
     web = context.settings.web
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(context, first_token=first_token),
-        host=host,
-        port=port,
         log_config=None,
         access_log=False,  # an address can hold an accession number
         server_header=False,
@@ -87,3 +97,5 @@ def _run(context: "Context", *, host: str, port: int, first_token: str | None) -
         ssl_keyfile=web.tls_key_file,
         timeout_graceful_shutdown=10,
     )
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how it ends
+        uvicorn.Server(config).run(sockets=[listener])

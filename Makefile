@@ -21,6 +21,9 @@ MINUTES ?= 10
 # One of them has what waits for servers: the other two keep two cores busy.
 IN_THREE := --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
+# Whatever the shell says: without compiled modules each worker and decoder of a test compiles torch again, for 8 seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: demo test suite unit coverage lint bench chaos fuzz receiver retraining containers machines away gpu demo-checkpoint audit lock help
 
@@ -93,18 +96,15 @@ help:  ## List these commands
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
 # An environment stands as long as what it was made from. Torch alone holds a minute's worth of modules that nobody will
-# import, hence --no-compile; what is imported is compiled here, once, also where PYTHONDONTWRITEBYTECODE is set: without
-# it every worker and decoder that a test starts would compile torch again, eight seconds each.
+# import, hence --no-compile; what is imported is compiled then, once. What a worker imports is compiled here: the time
+# limits of films and tests do not allow for it.
 $(VENV)/installed: EXTRAS :=
-$(VENV)/installed: IMPORTED := worker.scoring.pipeline, worker.demo.run, alembic.command
 $(VENV)/installed-for-tests: EXTRAS := [dev]
-$(VENV)/installed-for-tests: IMPORTED := worker.scoring.pipeline, worker.report.page, worker.retraining.run, worker.queue.tasks, training.plots, \
-  training.explain, alembic.command, hypothesis, pytest
 $(VENV)/installed $(VENV)/installed-for-tests: $(BIN)/python pyproject.toml constraints.txt
 	@echo "Installing into $(VENV), in a few minutes: torch with CUDA is 5.5 GB (without it: see the top of the Makefile)"
 	$(if $(TORCH_INDEX),$(PIP) install --no-compile --constraint constraints.txt --index-url $(TORCH_INDEX) torch torchvision)
 	$(PIP) install --no-compile --constraint constraints.txt --editable '.$(EXTRAS)'
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'import $(IMPORTED)'
+	$(BIN)/python -c 'import worker.queue.tasks, worker.scoring.pipeline'
 	@touch $@
 
 $(BIN)/python:

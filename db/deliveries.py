@@ -211,13 +211,19 @@ def claim(session: Session, *, worker: str, lease_minutes: float, apart_from: Co
     return Claimed(row.id, row.study_id, row.kind, row.destination, row.object_uid, row.attempts, row.refusals, hours)
 
 
-def release_expired(session: Session, *, lease_minutes: float, max_refusals: int) -> int:
-    """End leases that ran out, or end later than any can; what was sent may be sent again, which adds nothing.
+def release_lost(session: Session, *, worker: str, lease_minutes: float, max_refusals: int) -> int:
+    """End leases that ran out, or end later than any can, or are `worker`'s own: it sends nothing now,
+    so the database was away when it had sent.
 
-    A try whose worker ended counts as a refusal: a result that ends every worker must be given up too.
+    What was sent may be sent again, which adds nothing. The try counts as a refusal: a result that ends every process
+    must be given up too.
     """
     now = database_now(session)
-    lost = or_(Delivery.lease_expires_at < now, Delivery.lease_expires_at > now + timedelta(minutes=2 * lease_minutes))
+    lost = or_(
+        Delivery.held_by == worker,
+        Delivery.lease_expires_at < now,
+        Delivery.lease_expires_at > now + timedelta(minutes=2 * lease_minutes),
+    )
     rows = session.scalars(select(Delivery).where(Delivery.state == "sending", lost).with_for_update(skip_locked=True))
     released = rows.all()
     for row in released:

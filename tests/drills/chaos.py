@@ -1,16 +1,20 @@
 """Score a load of generated studies while everything around it breaks: make chaos SEED=7 STUDIES=500.
 
-Two workers, two beats and a DICOM receiver, as processes with the default leases and sweeps, on a PostgreSQL and a
-Redis of their own. Studies arrive in portions, from a folder and from a sender that sends each film until it is taken;
-while they are read, at a random moment, something breaks and is mended, and more studies
-arrive. It ends with the totals and a verdict: nothing lost, nothing twice, nobody blamed for a neighbour, and no fault
-after which studies waited, a worker was up and none was settled for two minutes. That silence, and not the time until
-the last one is settled, is what a fault costs on a slow machine too (where a worker may take minutes to start); both
-are printed. The seed draws the studies, the order of the faults and their moments; how the processes interleave is the
-machine's. Leases make it last: some twenty minutes.
+Two workers, two delivery workers, two beats and a DICOM receiver, as processes with the default leases and sweeps, on a
+PostgreSQL and a Redis of their own. Studies arrive in portions, from a folder and from a sender that sends each film
+until it is taken; while they are read, at a random moment, something breaks and is mended, and more studies arrive.
+Results go to an archive by DICOM and to a RIS by HL7, which refuse, hang, and drop connections after they have kept
+what came; some studies are blind. It ends with the totals and a verdict: nothing lost, nothing twice, nobody blamed for
+a neighbour, each result once at each destination and none of a blind study, and no fault after which studies waited, a
+worker was up and none was settled for two minutes. That silence, and not the time until the last one is settled, is
+what a fault costs on a slow machine too (where a worker may take minutes to start); both are printed. The seed draws
+the studies, the order of the faults and their moments; how the processes interleave is the machine's.
+
+Leases make it last: some twenty minutes. Only those of delivery workers that were killed, of ten minutes, end at once.
 """
 
 import argparse
+import os
 import random
 import signal
 import subprocess
@@ -22,26 +26,30 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 import redis
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import OperationalError
 
-from db import ledger, lookup
-from db.models import FilmScore, Study
+from db import deliveries, ledger, lookup
+from db.base import database_now
+from db.models import Delivery, FilmScore, Study, StudyPriority
 from db.session import read_scope, session_scope
 from db.totals import Totals, read_totals
 from tests.support.contexts import seeded_context
 from tests.support.crew import start
+from tests.support.destinations import Archive, Mood, Ris
 from tests.support.dicom_files import make_film, texture
 from tests.support.sender import Sender
 from tests.support.servers import PostgresServer, RedisServer, free_port
 from tests.support.untrained import save_untrained
 from worker import logs
 from worker.context import Context
+from worker.delivery.identifiers import message_id
 from worker.intake.receive import receive
 from worker.queue.app import make_app, notify
 from worker.settings import Settings
@@ -49,14 +57,19 @@ from worker.settings import Settings
 RECOVERY_SECONDS = 120
 FIRST_START_SECONDS = 600  # on a machine that may be busy
 GIVE_UP_SECONDS = 1800
+DELIVERY_SECONDS = 900  # a lease of a delivery and some pauses
+QUIET_SECONDS = 2
+BLIND_SHARE = 0.2
 
 
 COMMANDS = {
-    "worker 1": "worker",
-    "worker 2": "worker",
-    "beat 1": "beat",
-    "beat 2": "beat",
-    "receiver": "receive",
+    "worker 1": ("worker",),
+    "worker 2": ("worker",),
+    "delivery 1": ("worker", "--queue", "delivery"),
+    "delivery 2": ("worker", "--queue", "delivery"),
+    "beat 1": ("beat",),
+    "beat 2": ("beat",),
+    "receiver": ("receive",),
 }
 """The processes of the crew -> the command that each of them is."""
 
@@ -71,11 +84,11 @@ class Crew:
 
     def tend(self) -> None:
         """Start whoever does not run."""
-        for name, command in COMMANDS.items():
+        for name, (command, *options) in COMMANDS.items():
             if name not in self._processes or self._processes[name].poll() is not None:
                 log = log_of(name)
                 self._logged_before[name] = log.stat().st_size if log.exists() else 0
-                self._processes[name] = start(self._context, command, log)
+                self._processes[name] = start(self._context, command, log, *options)
 
     def has_a_worker(self) -> bool:
         """Whether one of the workers has loaded its checkpoint, as it does before it listens."""
@@ -128,6 +141,8 @@ class Site:
     crew: Crew
     films: Path
     dice: random.Random
+    archive: Archive
+    ris: Ris
     expected: Expected = field(default_factory=Expected)
     senders: list[Sender] = field(default_factory=list)
 
@@ -172,6 +187,34 @@ class Site:
                     silent = 0.0
             time.sleep(0.2)
         return longest
+
+    def deliver_all(self) -> bool:
+        """Wait until every result is out; False where one is not in time."""
+        deadline = time.monotonic() + DELIVERY_SECONDS
+        while time.monotonic() < deadline:
+            self.crew.tend()
+            with suppress(OperationalError), read_scope(self.context.engine) as session:
+                found = Counter(session.scalars(select(Delivery.state)))
+                unpublished = deliveries.still_unquiet(session, max_age_hours=24)
+                if not unpublished and not found["waiting"] and not found["sending"]:
+                    return True
+            time.sleep(1)
+        return False
+
+    def become(self, mood: Mood) -> None:
+        """Change the mood of both destinations."""
+        for destination in (self.archive, self.ris):
+            destination.becomes(mood)
+
+    def misbehave(self, mood: Mood) -> None:
+        """Let both destinations be in a mood until each has been tried in it, and for some seconds more."""
+        self.become(mood)
+        deadline = time.monotonic() + 60
+        while not (self.archive.tries and self.ris.tries) and time.monotonic() < deadline:
+            self.crew.tend()
+            time.sleep(0.1)
+        time.sleep(self.dice.uniform(1, 6))
+        self.become("well")
 
     def make_studies(self, number: int, *, name: str, of_a_sender: bool = False) -> Path:
         """A folder of new studies: of twenty, one lateral, one with a broken film and two with two films."""
@@ -296,6 +339,32 @@ def the_receiver_sleeps_past_its_senders_patience(site: Site) -> None:
     site.crew.send("receiver", signal.SIGCONT)
 
 
+def results_are_refused(site: Site) -> None:
+    site.misbehave("refuses")
+
+
+def results_hang_at_their_destinations(site: Site) -> None:
+    site.misbehave("hangs")
+
+
+def results_are_kept_and_connections_dropped(site: Site) -> None:
+    site.misbehave("drops")
+
+
+def both_senders_of_results_are_killed_in_mid_send(site: Site) -> None:
+    site.become("hangs")
+    deadline = time.monotonic() + 60
+    while site.archive.tries + site.ris.tries < 2 and time.monotonic() < deadline:
+        site.crew.tend()
+        time.sleep(0.1)
+    for name in ("delivery 1", "delivery 2"):
+        site.crew.send(name, signal.SIGKILL)
+    with session_scope(site.context.engine) as session:
+        over = database_now(session) - timedelta(seconds=1)  # as ten minutes later
+        session.execute(update(Delivery).where(Delivery.state == "sending").values(lease_expires_at=over))
+    site.become("well")
+
+
 FAULTS: tuple[Callable[[Site], None], ...] = (
     a_worker_is_killed,
     both_workers_are_killed,
@@ -315,6 +384,10 @@ FAULTS: tuple[Callable[[Site], None], ...] = (
     the_receiver_is_killed_while_films_are_sent,
     the_receiver_is_asked_to_stop,
     the_receiver_sleeps_past_its_senders_patience,
+    results_are_refused,
+    results_hang_at_their_destinations,
+    results_are_kept_and_connections_dropped,
+    both_senders_of_results_are_killed_in_mid_send,
 )
 
 
@@ -326,6 +399,13 @@ def open_site(seed: int) -> Iterator[Site]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nightread-chaos-")))
         postgres, broker = stack.enter_context(PostgresServer()), stack.enter_context(RedisServer())
+        archive, ris = Archive(), Ris()
+        peers = folder / "peers.toml"
+        os.environ["NIGHTREAD_PEERS"] = str(peers)
+        peers.write_text(
+            f'[archive]\nae_title = "ARCHIVE"\nhost = "127.0.0.1"\nport = {stack.enter_context(archive.listening())}\n'
+            f'[ris]\nmllp = "mllp://127.0.0.1:{stack.enter_context(ris.listening())}/RIS/HOSPITAL"\n'
+        )
         settings = Settings(
             database_url=postgres.url,
             broker_url=broker.url,
@@ -336,11 +416,13 @@ def open_site(seed: int) -> Iterator[Site]:
             device="cpu",
             log={"format": "json"},
             receive={"port": free_port(), "free_mb": 1},
+            deliver={"sr": ("archive",), "oru": ("ris",), "quiet_seconds": QUIET_SECONDS},
+            blind_share=BLIND_SHARE,
         )
         context = seeded_context(settings, champion=settings.checkpoint)
         crew = Crew(context)
         stack.callback(crew.end)
-        yield Site(context, postgres, broker, crew, folder / "films", random.Random(seed))
+        yield Site(context, postgres, broker, crew, folder / "films", random.Random(seed), archive, ris)
 
 
 def night(site: Site, *, studies: int, faults: Sequence[Callable[[Site], None]]) -> bool:
@@ -395,6 +477,40 @@ def faults_found(site: Site, *, studies: int, in_time: bool) -> list[str]:
     return [text for text, holds in checks.items() if not holds]
 
 
+def faults_of_deliveries(site: Site) -> list[str]:
+    """Errors in what the destinations hold in the end, beside the ledger."""
+    with read_scope(site.context.engine) as session:
+        rows = session.scalars(select(Delivery).order_by(Delivery.id)).all()
+        scored = {
+            study_id: (uid, flag == "blind")
+            for study_id, uid, flag in session.execute(
+                select(Study.id, Study.study_instance_uid, StudyPriority.flag)
+                .join(StudyPriority, StudyPriority.study_id == Study.id)
+                .where(Study.state == "scored")
+            )
+        }
+    blind = {uid for uid, is_blind in scored.values() if is_blind}
+    wrong: dict[str, bool] = {f"no study of {len(scored)} is blind: nothing was tried": bool(blind)}
+    for name, destination in (("archive", site.archive), ("ris", site.ris)):
+        key = (lambda row: row.object_uid) if name == "archive" else (lambda row: message_id(row.object_uid))
+        own = [row for row in rows if row.destination == name]
+        out = {key(row) for row in own if row.state in ("sent", "confirmed")}
+        newest = {row.study_id: key(row) for row in own}
+        lost = [study for study, (_, is_blind) in scored.items() if not is_blind and newest.get(study) not in out]
+        states = Counter(row.state for row in own)
+        wrong |= {
+            f"{name}: {len(lost)} studies have no result that is out: {dict(states)}": not lost,
+            f"{name}: {len(out - destination.held.keys())} results are not there that were sent": out
+            <= destination.held.keys(),
+            f"{name}: it holds what no row stands for": destination.held.keys() <= {key(row) for row in own},
+            f"{name}: {len(destination.changed)} results came again with other content": not destination.changed,
+            f"{name}: it holds results of blind studies": blind.isdisjoint(destination.held.values()),
+        }
+        print(f"{name}: {len(destination.held)} results held for {len(scored) - len(blind)} studies, "
+              f"{sum(row.attempts for row in own)} attempts, {dict(states)}")  # fmt: skip
+    return [text for text, holds in wrong.items() if not holds]
+
+
 def say(text: str, totals: Totals | None) -> None:
     state = "database away" if totals is None else f"{totals.scored} scored, {totals.skipped} skipped, " + (
         f"{totals.quarantined} quarantined, {totals.waiting} waiting of {totals.received}"
@@ -415,6 +531,8 @@ def main() -> int:
         faults = site.dice.sample(chosen, len(chosen))
         in_time = night(site, studies=arguments.studies, faults=faults)
         wrong = faults_found(site, studies=arguments.studies, in_time=in_time)
+        wrong += [] if site.deliver_all() else ["results still wait"]
+        wrong += faults_of_deliveries(site)
         say("the totals", site.totals())
     print(
         "\n".join(f"WRONG: {text}" for text in wrong) or "nothing lost, nothing twice, nobody blamed: the night holds"

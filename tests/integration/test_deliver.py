@@ -18,6 +18,7 @@ from pydicom.uid import Comprehensive3DSRStorage, generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 from sqlalchemy import select, text, update
+from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner
 
 from db import deliveries, ledger
@@ -486,6 +487,24 @@ def test_a_result_that_ends_every_worker_is_given_up(context: Context, sent: Sen
     assert [(row.state, row.reason, row.attempts) for row in rows(context)] == [("failed", "delivery_left", 3)]
     with read_scope(context.engine) as session:
         assert [row["reason"] for row in deliveries.listed(session, limit=10)] == ["delivery_left"]
+
+
+def test_a_lease_of_this_process_that_it_could_not_end_ends_with_its_next_pass(context: Context, sent: Sent) -> None:
+    """The database went away after the result was sent."""
+    context = delivering(context, ARCHIVE)
+    scored_film(context)
+    outbox.publish(context)
+
+    def go_away() -> None:
+        raise OperationalError("settle", {}, Exception())
+
+    sent.before = go_away
+    with pytest.raises(OperationalError):
+        outbox.deliver_due(context)
+    assert states(context) == ["sending"]
+    sent.before = lambda: None
+    assert outbox.deliver_due(context) == 1
+    assert [(row.state, row.refusals) for row in rows(context)] == [("sent", 1)]
 
 
 def test_a_newer_result_waits_until_an_older_one_is_no_longer_on_its_way(context: Context, sent: Sent) -> None:

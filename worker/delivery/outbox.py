@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import structlog
@@ -125,9 +126,9 @@ def deliver_due(context: Context, *, should_stop: Callable[[], bool] = lambda: F
     A destination that is away is left alone for the rest of the pass. The stop switch is read before every one is made,
     and once more before it goes out.
     """
-    worker, away, sent, max_refusals = process_name(), set[str](), 0, context.settings.deliver.max_refusals
+    worker, away, sent, max_refusals = _this_process(), set[str](), 0, context.settings.deliver.max_refusals
     with session_scope(context.engine) as session:
-        deliveries.release_expired(session, lease_minutes=LEASE_MINUTES, max_refusals=max_refusals)
+        deliveries.release_lost(session, worker=worker, lease_minutes=LEASE_MINUTES, max_refusals=max_refusals)
     while not should_stop() and (claimed := _claimed(context, worker, away)) is not None:
         try:
             send(context, claimed)
@@ -141,7 +142,7 @@ def deliver_due(context: Context, *, should_stop: Callable[[], bool] = lambda: F
                 away.add(claimed.destination)
             _failed(context, claimed, error, worker=worker)
         except SQLAlchemyError:
-            raise  # the lease runs out, and whoever has the database again goes on
+            raise  # the next pass of this process ends the lease, or another one when it runs out
         except Exception as error:  # noqa: BLE001 - whatever one result raises, the others go out
             log.error("delivery_raised", delivery_id=claimed.id, kind=claimed.kind, error=type(error).__name__)
             _failed(context, claimed, Refused("delivery_raised"), worker=worker)
@@ -149,6 +150,12 @@ def deliver_due(context: Context, *, should_stop: Callable[[], bool] = lambda: F
             _settle(context, claimed, "sent", worker=worker)
             sent += 1
     return sent
+
+
+@cache
+def _this_process() -> str:
+    """The name under which this process holds leases, one after the other."""
+    return process_name()
 
 
 def _claimed(context: Context, worker: str, away: set[str]) -> Claimed | None:

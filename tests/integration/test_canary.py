@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 import redis
+from prometheus_client import CollectorRegistry, generate_latest
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGLosslessSV1
 from sqlalchemy import create_engine, inspect, select, text
@@ -27,6 +28,7 @@ from tests.support.orthanc import AE_TITLE, DICOM_PORT, PASSWORD, USER, Orthanc
 from tests.support.scored import score_at_once
 from tests.support.servers import free_port
 from worker.intake.receive import receive
+from worker.monitoring.prometheus import LedgerCollector
 from worker.queue.app import SCORE
 from worker.settings import Settings
 
@@ -42,6 +44,7 @@ CANARY: dict[str, Any] = {
     "StudyDescription": "CANARY STUDY TEXT",
     "OtherPatientIDs": "CANARY-OTHER",
 }
+METRICS_PORT = 9100  # of the receiver, in a namespace of its own
 NONSENSE = encapsulate([b"Kanarienvogel^Hansi " * 50])
 # None of them may come about by chance: four digits alone do, in a digest or a clock, now and then.
 WORDS = ("kanarienvogel", "hansi", "canary", "kv4711vk", "19310217", ".dcm")
@@ -152,7 +155,8 @@ def test_a_patient_in_an_archive_shows_up_in_no_word_of_a_pull_or_of_the_receive
             seeded_context(own, champion=settings.checkpoint)
             if name == "move":
                 log = stack.enter_context((tmp_path / "receiver.log").open("wb"))
-                receiver = subprocess.Popen([*command, "receive"], env=environment, stdout=log, stderr=log)
+                shown = environment | {"NIGHTREAD_METRICS_PORT": str(METRICS_PORT)}
+                receiver = subprocess.Popen([*command, "receive"], env=shown, stdout=log, stderr=log)
                 stack.callback(receiver.wait, timeout=60)
                 stack.callback(receiver.terminate)
                 wait_until(lambda: b"receiver_listening" in (tmp_path / "receiver.log").read_bytes())
@@ -166,6 +170,10 @@ def test_a_patient_in_an_archive_shows_up_in_no_word_of_a_pull_or_of_the_receive
                 "a good film, and one of which the view is not known"
             )
             seen[name] = ran.stdout + ran.stderr
+            assert '"event": "pulled"' in seen[name], "nothing was logged"
+        with archive.namespace.entered(), urllib.request.urlopen(f"http://127.0.0.1:{METRICS_PORT}/metrics") as page:
+            seen["receiver's metrics"] = page.read().decode()
+    assert "nightread_received_films_total 2.0" in seen["receiver's metrics"]
     seen["receiver"] = (tmp_path / "receiver.log").read_text()
     assert '"event": "files_received"' in seen["receiver"]
     leaks = {
@@ -222,8 +230,8 @@ def test_results_that_are_sent_and_refused_name_nobody_in_logs_and_tables(settin
     score_at_once(context)
     log = tmp_path / "deliver.log"
     refusal = b"\x0bMSH|^~\\&|RIS\rMSA|AE|{id}|Kanarienvogel^Hansi is unknown\r\x1c\r"
-    ris, ehr = Listener((refusal,)), Server(status=422, answer={"diagnostics": "Kanarienvogel^Hansi"})
-    with ris.listening() as peer, ehr.listening() as url, Node().listening() as node, log.open("wb") as output:
+    ris, ehr, pacs = Listener((refusal,)), Server(status=422, answer={"diagnostics": "Kanarienvogel^Hansi"}), Node()
+    with ris.listening() as peer, ehr.listening() as url, pacs.listening() as node, log.open("wb") as output:
         peers = tmp_path / "peers.toml"
         peers.write_text(
             f'[ris]\nmllp = "{peer.mllp}"\n[ehr]\nfhir = "{url}"\n'
@@ -247,9 +255,16 @@ def test_results_that_are_sent_and_refused_name_nobody_in_logs_and_tables(settin
             process.terminate()
             process.wait(timeout=60)
     assert "Kanarienvogel" in ris.messages[0], "the message itself names the patient"
+    assert str(pacs.got[0].PatientName) == CANARY["PatientName"]
+    assert CANARY["PatientID"].encode() in ehr.bodies[0]
+    registry = CollectorRegistry()
+    registry.register(LedgerCollector(context.engine))
+    metrics = generate_latest(registry).decode()
+    assert 'nightread_deliveries{kind="oru",state="waiting"} 1.0' in metrics
     said = log.read_text().lower().replace(str(tmp_path).lower(), "")
-    assert '"event": "delivery_sent"' in said
-    assert [word for word in (*WORDS, *uids) if word in said] == []
+    for event in ("delivery_sent", "delivery_put_off"):
+        assert f'"event": "{event}"' in said
+    assert [word for word in (*WORDS, *uids) if word in said + metrics.lower()] == []
     with read_scope(context.engine) as session:
         kept = [str(vars(row)).lower() for row in session.scalars(select(Delivery))]
     assert [word for word in NEVER_STORED if any(word in row for row in kept)] == []

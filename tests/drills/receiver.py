@@ -9,6 +9,9 @@ out, with a sentence, where it may not.
 2. The receiver is killed in mid-transfer, KILLS times. Every film whose sender heard of success is on disk and in the
    ledger, and no half film is registered.
 
+3. Where --small asks for it, that many small films are sent to one receiver, whose memory must stay flat from a quarter
+   of them on.
+
 Ends with exit code 0 when all of it held, 1 when something did not, 2 when a part was left out.
 """
 
@@ -30,6 +33,7 @@ from pathlib import Path
 
 import psutil
 import pydicom
+from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from db.lookup import path_of
@@ -45,20 +49,22 @@ ROUND = 40  # films sent to one receiver before the other has its turn
 SIDES = (2048, 2304, 2560, 2828)  # pixels: 8 to 16 MB at two bytes each
 MOST_TIMES_STORESCP = 2.0
 MOST_MEMORY_MB = 200
+MOST_GROWTH_MB = 8  # from a quarter of the small films to all of them
 
 
 def make_films(folder: Path, count: int, *, seed: int) -> list[Path]:
     """`count` films of their own studies, of 8 to 16 MB each."""
     films = [make_film(pixels=texture(side, side, seed=seed + side)) for side in SIDES]
-    paths = []
-    for number in range(count):
-        film = films[number % len(films)]
-        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
-            setattr(film, keyword, generate_uid())
-        film.file_meta.MediaStorageSOPInstanceUID = film.SOPInstanceUID
-        paths.append(folder / f"{number:04}.dcm")
-        save(film, paths[-1])
-    return paths
+    return [save_as_own_study(films[number % len(films)], folder / f"{number:04}.dcm") for number in range(count)]
+
+
+def save_as_own_study(film: Dataset, path: Path) -> Path:
+    """Write the film under new UIDs."""
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        setattr(film, keyword, generate_uid())
+    film.file_meta.MediaStorageSOPInstanceUID = film.SOPInstanceUID
+    save(film, path)
+    return path
 
 
 @contextmanager
@@ -184,6 +190,30 @@ def under_kills(context: Context, films: list[Path], log: Path, *, kills: int, r
     return len(acknowledged), len(lost)
 
 
+def memory_over(context: Context, count: int, folder: Path) -> list[float]:
+    """Resident memory in MB of one receiver after each quarter of `count` small films, each of its own study."""
+    folder.mkdir()
+    with receiver(context, folder / "log") as process:
+        found = []
+        for quarter in range(4):
+            films = make_small_films(folder / str(quarter), count // 4, seed=quarter)
+            for sender in send(films, port=context.settings.receive.port, called="NIGHTREAD"):
+                sender.communicate()
+            found.append(psutil.Process(process.pid).memory_info().rss / 2**20)
+    with read_scope(context.engine) as session:
+        received = read_totals(session).received
+    if received != 4 * (count // 4):
+        raise RuntimeError(f"{received} of {count} small films arrived")
+    return found
+
+
+def make_small_films(folder: Path, count: int, *, seed: int) -> list[Path]:
+    """`count` films of their own studies, of 120 KB each."""
+    folder.mkdir()
+    film = make_film(pixels=texture(256, 240, seed=seed))
+    return [save_as_own_study(film, folder / f"{number:04}.dcm") for number in range(count)]
+
+
 def confirmed_by(output: str) -> set[Path]:
     """The files after whose name storescu printed a response of success."""
     confirmed, current = set(), None
@@ -207,6 +237,7 @@ def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--films", type=int, default=200)
     asked.add_argument("--kills", type=int, default=20)
+    asked.add_argument("--small", type=int, default=0, help="small films, over which memory must be flat")
     asked.add_argument("--seed", type=int, default=int(time.time()))
     chosen = asked.parse_args()
     if shutil.which("storescu") is None:
@@ -231,7 +262,16 @@ def main() -> int:
         again.seed()
         count, lost = under_kills(again, few, folder / "log", kills=chosen.kills, rng=random.Random(chosen.seed))
         print(f"{chosen.kills} kills (seed {chosen.seed}): {count} films acknowledged, {lost} of them lost")
-    held = load.all_there and not lost and count and load.peak_mb < MOST_MEMORY_MB
+        memory: list[float] = []
+        if chosen.small:
+            shutil.rmtree(again.receive_folder)
+            third = Context(context.settings.changed(database_url=f"sqlite:///{folder / 'small.db'}"))
+            third.seed()
+            memory = memory_over(third, chosen.small, folder / "small")
+            print(f"memory over {chosen.small} small films, after each quarter: "
+                  f"{', '.join(f'{each:.1f}' for each in memory)} MB")  # fmt: skip
+    flat = not memory or memory[-1] - memory[0] < MOST_GROWTH_MB
+    held = load.all_there and not lost and count and load.peak_mb < MOST_MEMORY_MB and flat
     if load.rivals is None:
         print("left out: the comparison with storescp, which needs a network namespace (root and iproute2)")
         return 2 if held else 1

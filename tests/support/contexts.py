@@ -48,6 +48,7 @@ def bring_schema(url: str) -> None:
     """Today's schema, in a database that may have it; on SQLite as a copy, which costs next to nothing."""
     file = Path(make_url(url).database or "")
     if url.startswith("sqlite:") and not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(_file_with_schema())
         return
     engine = make_engine(url)

@@ -28,6 +28,7 @@ from db.session import read_scope, session_scope
 from tests.support.dicom_files import make_film
 from tests.support.orthanc import AE_TITLE, DICOM_PORT, Orthanc
 from tests.support.scored import score_at_once
+from tests.support.sender import Sender
 from tests.support.values import present
 from worker.cli.app import app
 from worker.context import Context
@@ -776,3 +777,43 @@ def test_an_orthanc_gets_a_successor_that_names_its_predecessor(embedded: Contex
     (study,) = report.PredecessorDocumentsSequence
     assert study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == before.object_uid
     assert len(archive.instances(SOPClassUID=Comprehensive3DSRStorage)) == 2
+
+
+def test_films_of_an_association_each_make_one_report_and_a_late_one_a_successor_in_an_orthanc(
+    embedded: Context, archive: Orthanc
+) -> None:
+    """As a modality sends them: two films ten seconds apart, and one a minute after the report of both."""
+    context = delivering(embedded, ARCHIVE, quiet_seconds=30)
+    study = generate_uid()
+
+    def arrives() -> None:
+        path = context.state_folder / f"{generate_uid()}.dcm"
+        made = make_film(path, StudyInstanceUID=study)
+        sender = Sender([path], port=11112)
+        sender.start()
+        sender.join(timeout=60)
+        assert sender.acknowledged == [made.SOPInstanceUID]
+        score_at_once(context)
+        assert outbox.publish(context) == 0, "another film may follow"
+
+    def passes(seconds: float) -> None:
+        earlier(context, received=timedelta(seconds=seconds), published=timedelta(seconds=seconds))
+
+    with archive.namespace.entered(), receiving(context):
+        arrives()
+        passes(10)
+        arrives()
+        passes(31)
+        assert (outbox.publish(context), outbox.deliver_due(context)) == (1, 1)
+        passes(60)
+        arrives()
+        passes(31)
+        assert (outbox.publish(context), outbox.deliver_due(context)) == (1, 1)
+        wait_until(lambda: states(context) == ["confirmed"] * 2)
+    assert [row.revision for row in rows(context)] == [2, 3]
+    reports = [
+        pydicom.dcmread(BytesIO(archive.file(found["ID"])))
+        for found in archive.instances(SOPClassUID=Comprehensive3DSRStorage)
+    ]
+    assert sorted("PredecessorDocumentsSequence" in report for report in reports) == [False, True]
+    assert len(archive.instances(StudyInstanceUID=study)) == 2

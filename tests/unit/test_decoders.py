@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
+    HTJ2K,
     UID,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
@@ -291,6 +292,18 @@ def test_jpeg_lossless_is_used_up_to_its_last_bit(predictor: int) -> None:
         jpeg_lossless.require_used_up(more, pixels)
     with pytest.raises(Truncated):
         jpeg_lossless.require_used_up(codestream[:-4] + codestream[-2:], pixels)
+
+
+@pytest.mark.parametrize(("brighter", "sound"), [(300, True), (2500, False)])
+def test_lossy_htj2k_may_overshoot_at_edges_and_no_further(brighter: int, sound: bool) -> None:
+    pixels = np.full((64, 64), 4000, dtype=np.uint16)
+    pixels[20:40, 20:40] += np.uint16(brighter)
+    film = make_film(pixels=texture(64, 64), bits=12, transfer_syntax=HTJ2K)
+    film.PixelData = encapsulate([bytes(imagecodecs.htj2k_encode(pixels, reversible=False))])
+    if sound:
+        assert stored(film).max() > 4095
+    else:
+        assert refusal(film) == "undecodable"
 
 
 def test_an_rle_segment_with_one_pixel_too_many_is_refused_unless_it_is_filled_up_with_a_zero() -> None:

@@ -480,6 +480,15 @@ def test_the_champion_is_not_promoted_again(monkeypatch, capsys, folder):
     assert "is the champion already" in capsys.readouterr().err
 
 
+def test_a_question_that_is_left_by_ctrl_d_ends_in_a_sentence(monkeypatch, capsys, folder):
+    nightread("score", folder)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    assert main(monkeypatch, "prune", "--before", "2999-01-01", "--unread") == 130
+    assert "nightread: stopped without an answer" in capsys.readouterr().err
+    assert json.loads(nightread("status", "--json").stdout)["received"] == 3
+
+
 def test_score_of_what_is_no_dicom_is_refused(monkeypatch, capsys, tmp_path):
     (tmp_path / "letter.txt").write_text("Dear colleague")
     assert main(monkeypatch, "score", str(tmp_path / "letter.txt")) == 2

@@ -57,6 +57,20 @@ def test_a_long_uid_is_folded_and_never_cut():
     assert "…" not in text
 
 
+def test_words_that_do_not_all_fit_are_folded_and_no_column_is_cut():
+    listing = Listing("x", [Column(heading) for heading in ("reason", "accession number", "Study", "file")])
+    cells = ("modality_not_accepted", "2008050417172310", UID, "/work/shared/data/dicom/rare/pylibjpeg-data.dcm")
+    listing.add(*cells)
+    listing.add("x", "12345", "1.2.3", "/a/b-twenty-letters-long")
+
+    def letters(width: int) -> list[str]:
+        return sorted("".join(shown(listing, terminal=True, width=width).split()).replace("─", ""))
+
+    for width in (80, 60, 40):
+        assert max(map(len, shown(listing, terminal=True, width=width).splitlines())) <= width
+        assert letters(width) == letters(1000)
+
+
 def test_wide_shows_every_column_in_one_line():
     lines = shown(worklist(ROW), terminal=True, wide=True).splitlines()
     assert any(UID in line and "CT:100:7-ABCDEFG" in line and "1.250" in line for line in lines)

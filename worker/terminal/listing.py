@@ -6,14 +6,16 @@ from itertools import chain
 from typing import TypeAlias
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 Cell: TypeAlias = str | Text
 
-WHOLE_CHARACTERS = 24  # a word up to this length is never folded: accession numbers, digests, reasons
+WHOLE_CHARACTERS = 24  # a word up to this length is not folded where there is room: accession numbers, digests, reasons
 UNBOUNDED_COLUMNS = 10_000
+GAP_CHARACTERS = 2  # between two columns
 
 
 @dataclass(frozen=True)
@@ -43,27 +45,40 @@ class Listing:
         self.styles[len(self.rows)] = style
         self.rows.append([_printable(cell) for cell in cells])
 
-    def __rich__(self) -> Table:
-        return self.table()
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.table(width=options.max_width)
 
-    def table(self, *, wide: bool = False) -> Table:
-        """For a terminal: cells are wrapped, and folded where a word does not fit."""
+    def table(self, *, wide: bool = False, width: int = UNBOUNDED_COLUMNS) -> Table:
+        """For a terminal of `width` characters: cells are wrapped, and folded where a word does not fit."""
         caption = "\n".join(self.remarks) or None
         with_headings = any(column.heading for column in self.columns)
         table = Table(title=self.title, title_justify="left", caption=caption, caption_justify="left", box=SIMPLE_HEAD,
                       show_header=with_headings, padding=(0, 1, 0, 0), show_edge=False)  # fmt: skip
         shown = [number for number, column in enumerate(self.columns) if wide or not column.wide]
-        for number in shown:
+        for number, characters in zip(shown, self._widths(shown, width=width), strict=True):
             column = self.columns[number]
-            cells = (column.heading, *(str(row[number]) for row in self.rows))
-            words = (word for cell in cells for word in cell.split())
-            longest = max((len(word) for word in words if len(word) <= WHOLE_CHARACTERS), default=0)
             table.add_column(
-                column.heading, justify="right" if column.right else "left", overflow="fold", min_width=longest
+                column.heading, justify="right" if column.right else "left", overflow="fold", width=characters
             )
         for number, row in enumerate(self.rows):
             table.add_row(*(row[column] for column in shown), style=self.styles.get(number, ""))
         return table
+
+    def _widths(self, shown: Sequence[int], *, width: int) -> list[int]:
+        """The columns' widths: a long word is folded only where there is no room for it, and the longest first. Rich's
+        own would be wider than the terminal, and cut, where words ask for more than their share."""
+        cells = [[self.columns[n].heading, *(str(row[n]) for row in self.rows)] for n in shown]
+        whole = [max(1, *map(cell_len, of_column)) for of_column in cells]
+        words = [{cell_len(word) for cell in of_column for word in cell.split()} for of_column in cells]
+        room = width - GAP_CHARACTERS * len(shown)
+        widths = [1] * len(shown)
+        for longest in range(1, WHOLE_CHARACTERS + 1):
+            least = [max((n for n in lengths if n <= longest), default=1) for lengths in words]
+            widths = least if sum(least) <= room else widths
+        while sum(widths) < room and widths != whole:
+            narrow = [n for n, characters in enumerate(widths) if characters < whole[n]]
+            widths[min(narrow, key=lambda n: widths[n])] += 1
+        return widths
 
     def lines(self, rows: Iterable[Sequence[Cell]]) -> Iterator[str]:
         """For a program: headings and these rows, every column, cells parted by tabs."""
@@ -83,7 +98,8 @@ def show(*listings: Listing, console: Console, wide: bool = False) -> None:
             sentences = [listing.empty or listing.title, *listing.remarks]
             console.print("\n".join(sentences), soft_wrap=True, highlight=False)
         elif console.is_terminal:
-            (_unbounded(console) if wide else console).print(listing.table(wide=wide))
+            terminal = _unbounded(console) if wide else console
+            terminal.print(listing.table(wide=wide, width=terminal.width))
         else:
             _print_plain(listing, listing.rows, console, titled=listing.titled or len(listings) > 1)
 

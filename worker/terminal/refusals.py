@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from worker.terminal.console import UNAVAILABLE, WRONG_USAGE, refuse
+from worker.terminal.console import STOPPED, UNAVAILABLE, WRONG_USAGE, refuse
 
 if TYPE_CHECKING:
     from typer.exceptions import TyperException
@@ -27,10 +27,12 @@ def usage_errors(*kinds: type[Exception], code: int = WRONG_USAGE) -> Iterator[N
 @contextmanager
 def refusals() -> Iterator[None]:
     """The same for whatever any command can raise: wrong words, settings, checkpoints, databases, files."""
-    from typer.exceptions import TyperException
+    from typer.exceptions import Abort, TyperException
 
     try:
         yield
+    except Abort:  # Ctrl-C or Ctrl-D at a question
+        refuse("stopped without an answer", code=STOPPED)
     except TyperException as error:
         _refuse_words(error)
     except Exception as error:  # of any library; what no person at the terminal can mend is raised again

@@ -1,4 +1,5 @@
-"""Whatever an address or a form holds, each of the site's routes answers in words: none fails."""
+"""Each of the site's routes: who has not signed in and a form from elsewhere are refused, and whatever an address or a
+form holds, the answer is in words."""
 
 import re
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ NUMBERS = ("page", "per_page", "read", "requeued", "film")
 TEXTS = ("category", "finding", "flag", "stat", "overdue", "accession", "saved", "heat", "back", "next")
 FORM = ("back", "name", "next", "password", "reason", "rest", "study_instance_uid", "verdict-Mass")
 READS = {"GET", "HEAD"}
+KNOWN = {"token": "once", "finding": "Mass", "uid": "2.25.1"}
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +65,32 @@ def ask(anna: Visitor, route: Route, path: str, value: str):
     return anna.client.post(path, content=body, headers={"Content-Type": "application/x-www-form-urlencoded"})
 
 
+def path_of(route: Route) -> str:
+    """An address of this route that there is."""
+    return re.sub(r"{(\w+)(:\w+)?}", lambda name: KNOWN.get(name[1], "1"), route.path)
+
+
+def test_no_route_but_the_doors_answers_whoever_has_not_signed_in(app):
+    doors = {"/sign-in", "/first/{token}", "/alive"}
+    for route in [route for route in app.routes if isinstance(route, Route) and route.path not in doors]:
+        answer = Visitor(app).get(path_of(route)) if route.methods == READS else Visitor(app).post(path_of(route))
+        to_the_door = (answer.status_code, answer.headers.get("location", "")[:14]) == (303, "/sign-in?next=")
+        assert to_the_door or answer.status_code in (401, 403), route.path
+        assert not re.search(r"ACC0|2\.25\.|Pneumothorax", answer.text), route.path
+
+
+def test_no_form_is_taken_without_the_token_of_its_session(app, anna):
+    targets = [route for route in app.routes if isinstance(route, Route) and route.methods == {"POST"}]
+    assert len(targets) >= 11
+    for route in targets:
+        for token in ("", csrf_of("another session")):
+            assert anna.client.post(path_of(route), data={"csrf": token}).status_code == 403, route.path
+
+
 @pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE.keys())
 def test_no_route_fails_whatever_its_address_or_its_form_holds(app, anna, value):
-    known = {"token": "once", "finding": "Mass", "uid": "2.25.1"}
     for route in routes(app):
-        paths = {
-            re.sub(r"{(\w+)(:\w+)?}", lambda name: known.get(name[1], "1"), route.path),
-            re.sub(r"{\w+(:\w+)?}", value, route.path),
-        }
-        for path in paths:
+        for path in {path_of(route), re.sub(r"{\w+(:\w+)?}", value, route.path)}:
             answer = ask(anna, route, path, value)
             assert answer.status_code < 500, (route.path, path)
             assert "<script>alert" not in answer.text, (route.path, path)

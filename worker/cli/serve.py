@@ -91,6 +91,7 @@ def _run(context: "Context", listener: socket.socket, *, first_token: str | None
         log_config=None,
         access_log=False,  # an address can hold an accession number
         server_header=False,
+        ws="none",
         proxy_headers=bool(web.proxies),
         forwarded_allow_ips=list(web.proxies),
         ssl_certfile=web.tls_certificate_file,

@@ -16,7 +16,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For several processes (`make test`): a file's tests stay in one of them, and the group "servers" begins first.
 
-    That group is of files whose tests start servers and workers and wait for them with a time limit: they run one after
+    That group is of files whose tests start workers and wait for them with a time limit: they run one after
     another, beside the other processes, which have the rest.
     """
     for item in items:

@@ -33,8 +33,6 @@ from worker.queue.puller import pull_by_settings
 from worker.setting_peers import Peer
 from worker.settings import WrongSettings
 
-pytestmark = pytest.mark.xdist_group("servers")
-
 NIGHT = date(2026, 1, 1)  # of make_film's films
 ONE_NIGHT = Wish(NIGHT, NIGHT)
 NO_PACE = {"between": "", "rate": "", "time_zone": "UTC"}

@@ -56,8 +56,6 @@ from worker.peers import PeerAway
 from worker.retention import Pruning, prune
 from worker.setting_peers import Peer
 
-pytestmark = pytest.mark.xdist_group("servers")
-
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 SMALL = {"free_mb": 1, "port": 0}
 

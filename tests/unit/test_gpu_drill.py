@@ -1,8 +1,5 @@
 """The GPU drill: what runs on a CPU too, what it judges, and how it ends where there is no GPU."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -30,7 +27,11 @@ def test_precision_and_a_batch_that_was_not_halved_are_failures() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
-def test_without_a_gpu_it_ends_with_a_sentence() -> None:
-    ended = subprocess.run([sys.executable, "-m", "tests.drills.gpu"], capture_output=True, text=True, check=False)
-    assert ended.returncode == 2
-    assert ended.stderr == "There is no GPU that torch can use here: nothing was measured.\n"
+def test_without_a_gpu_it_ends_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "There is no GPU that torch can use here: nothing was measured.\n"

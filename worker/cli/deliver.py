@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.terminal.console import AsJson, Wide, open_context, open_engine, out, print_json, refuse, say
+from worker.terminal.console import AsJson, Wide, open_context, open_engine, refuse, say
 from worker.wording import counted
 
 if TYPE_CHECKING:
@@ -48,16 +48,13 @@ def deliver(
 def _list(*, everything: bool, wide: bool, as_json: bool) -> None:
     from db import deliveries
     from db.session import read_scope
-    from worker.terminal.listing import show
+    from worker.terminal.listing import answer
     from worker.terminal.tables import deliveries_table
 
     with read_scope(open_engine()) as session:
         rows = [dict(row) for row in deliveries.listed(session, everything=everything, limit=SHOWN)]
         paused = deliveries.is_paused(session)
-    if as_json:
-        print_json(rows)
-    else:
-        show(deliveries_table(rows, paused=paused), console=out, wide=wide)
+    answer(rows, deliveries_table(rows, paused=paused), as_json=as_json, wide=wide)
 
 
 def _retry(ids: list[int], *, everything: bool) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from worker.terminal.console import DONE, UNAVAILABLE, WRONG_USAGE, AsJson, open_context, out, print_json
+from worker.terminal.console import DONE, UNAVAILABLE, WRONG_USAGE, AsJson, open_context
 
 app = typer.Typer()
 
@@ -23,7 +23,7 @@ def doctor(
     """
     from worker.doctor import ROLES, CheckResult, examine, examine_role
     from worker.settings import WrongSettings
-    from worker.terminal.listing import show
+    from worker.terminal.listing import answer
     from worker.terminal.tables import doctor_table
 
     if role is not None and role not in ROLES:
@@ -34,8 +34,5 @@ def doctor(
         results = list(examine(context) if role is None else examine_role(context, role))
     except WrongSettings as error:
         results, failed = [CheckResult("settings", False, str(error))], WRONG_USAGE
-    if as_json:
-        print_json([vars(result) for result in results])
-    else:
-        show(doctor_table(results), console=out)
+    answer([vars(result) for result in results], doctor_table(results), as_json=as_json)
     raise typer.Exit(DONE if all(result.ok for result in results) else failed)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_context, out, print_json, refuse
+from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_context, refuse
 
 if TYPE_CHECKING:
     from worker.monitoring.drift import Judged
@@ -32,7 +32,7 @@ def drift(
     The figures are kept. Ends with 1 when the last day has drifted so far that somebody must act, else with 0.
     """
     from worker.monitoring.drift import ACT, daily, last_day
-    from worker.terminal.listing import show
+    from worker.terminal.listing import answer
     from worker.terminal.tables import drift_table
 
     context = open_context(log_level="warning")  # the table says it all
@@ -40,10 +40,7 @@ def drift(
     if last is None:
         refuse("no study is finished yet, so there is nothing to judge; `nightread status` counts what waits")
     judged = [daily(context, day=last - timedelta(days=back)) for back in reversed(range(days))]
-    if as_json:
-        print_json([_record(each) for each in judged])
-    else:
-        show(*(drift_table(each) for each in judged), console=out)
+    answer([_record(each) for each in judged], *(drift_table(each) for each in judged), as_json=as_json)
     raise typer.Exit(SOME_LEFT_OUT if judged[-1].level == ACT else DONE)
 
 

@@ -13,7 +13,6 @@ from worker.terminal.console import (
     err,
     open_context,
     open_engine,
-    out,
     print_json,
     refuse,
     say,
@@ -106,7 +105,7 @@ def print_totals(engine: "Engine", settings: "Settings", *, as_json: bool) -> No
     else:
         listing = totals_table(totals)
         listing.remarks = [outdated_hint(others)] if others else []
-        show(listing, console=out)
+        show(listing)
 
 
 def _print_set_aside(engine: "Engine", state: Literal["skipped", "quarantined"], *, wide: bool, as_json: bool) -> None:
@@ -123,13 +122,10 @@ def _print(
     rows: "Sequence[Mapping[Any, Any]]", table: "Callable[[Sequence[Mapping[str, Any]]], Listing]", *, wide: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
-    from worker.terminal.listing import show
+    from worker.terminal.listing import answer
 
     found = [dict(row) for row in rows]
-    if as_json:
-        print_json(found)
-    else:
-        show(table(found), console=out, wide=wide)
+    answer(found, table(found), as_json=as_json, wide=wide)
 
 
 @app.command()

@@ -15,7 +15,6 @@ from worker.terminal.console import (
     Wide,
     open_context,
     open_engine,
-    out,
     print_json,
     refuse,
     say,
@@ -37,7 +36,7 @@ def list_(wide: Wide = False, as_json: AsJson = False) -> None:
     """List the registered checkpoints, newest first."""
     from db import registry
     from db.session import read_scope
-    from worker.terminal.listing import show
+    from worker.terminal.listing import answer
     from worker.terminal.tables import checkpoints_table
 
     names = ("digest", "network", "state", "state_changed_at", "state_changed_by", "state_reason", "registered_at")
@@ -46,10 +45,7 @@ def list_(wide: Wide = False, as_json: AsJson = False) -> None:
             {name: getattr(row, name) for name in names} | {"purpose": row.header.get("purpose") or "real films"}
             for row in registry.everything(session)
         ]
-    if as_json:
-        print_json(rows)
-    else:
-        show(checkpoints_table(rows), console=out, wide=wide)
+    answer(rows, checkpoints_table(rows), as_json=as_json, wide=wide)
 
 
 @app.command()
@@ -121,7 +117,7 @@ def _print_checks(checks: "Sequence[Any]") -> None:
     from worker.terminal.listing import show
     from worker.terminal.tables import verdict_table
 
-    show(verdict_table(checks), console=out)
+    show(verdict_table(checks))
 
 
 def _print_verdict_json(digest: str, checks: "Sequence[Any]", *, result: str) -> None:
@@ -216,7 +212,7 @@ def compare(
     from db.session import read_scope
     from worker.checkpoints.comparison import compare, pairs_by_night
     from worker.scoring.shadow import beside
-    from worker.terminal.listing import show
+    from worker.terminal.listing import answer
     from worker.terminal.tables import comparison_tables
 
     context = open_context()
@@ -229,10 +225,8 @@ def compare(
         studies = rows.of_night(session, f"{night:%Y-%m-%d}") if night else rows.of_days(session, days)
         nights = pairs_by_night(session, studies, champion, beside(context, row, champion))
         found = [compare(name, pairs, now=database_now(session)) for name, pairs in nights.items()]
-    if as_json:
-        print_json([asdict(comparison) for comparison in found])
-    else:
-        show(*comparison_tables(found, titles=("champion", row.short)), console=out)
+    tables = comparison_tables(found, titles=("champion", row.short))
+    answer(map(asdict, found), *tables, as_json=as_json)
 
 
 def _registry_errors(*kinds: type[Exception]) -> AbstractContextManager[None]:

@@ -15,7 +15,6 @@ from worker.terminal.console import (
     err,
     open_context,
     open_engine,
-    out,
     print_json,
     require_folder_of,
     say,
@@ -55,7 +54,7 @@ def worklist(
         else:
             category_a = category_meaning("A", shares_by_finding(rules_in_force(connection), "A"))
             listing = worklist_table(category_a=category_a)
-            show_stream(listing, _worklist_rows(connection, rows), console=out, wide=wide)
+            show_stream(listing, _worklist_rows(connection, rows), wide=wide)
 
 
 def _worklist_rows(connection: "Connection", rows: Iterable[Mapping[Any, Any]]) -> "Iterator[Sequence[Cell]]":
@@ -104,7 +103,7 @@ def explain(
 ) -> None:
     """Say why a file is scored or not, or a study stands where it is."""
     from worker.explain import NoFilm, NothingToExplain, explain_file, explain_named, write_heatmaps
-    from worker.terminal.listing import show
+    from worker.terminal.listing import answer
     from worker.terminal.refusals import usage_errors
     from worker.terminal.tables import explained_tables
 
@@ -114,7 +113,5 @@ def explain(
         pictures = [] if heatmap is None else write_heatmaps(context, what, heatmap, layers=layers)
     for path in pictures:
         err.print(f"wrote {path}", soft_wrap=True)
-    if as_json:
-        print_json({"heading": found.heading, "facts": found.facts, "tables": found.tables, **found.structured})
-    else:
-        show(*explained_tables(found), console=out)
+    told = {"heading": found.heading, "facts": found.facts, "tables": found.tables, **found.structured}
+    answer(told, *explained_tables(found), as_json=as_json)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from worker.terminal.console import AsJson, open_context, out, print_json, progress, refuse, say
+from worker.terminal.console import AsJson, open_context, print_json, progress, refuse, say
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -39,11 +39,14 @@ def show(
     from db import policies
     from db.session import read_scope
     from worker.ranking import policy
+    from worker.terminal.listing import answer
+    from worker.terminal.tables import policies_table
 
     context = open_context()
     with _policy_errors(), read_scope(context.engine) as session:
         if every:
-            _print_versions([_history(row) for row in policies.versions(session)], as_json=as_json)
+            rows = [_history(row) for row in policies.versions(session)]
+            answer(rows, policies_table(rows), as_json=as_json)
             return
         row = _chosen(session, version)
         shown = _history(row) | asdict(policy.from_rows(session, row))
@@ -207,16 +210,6 @@ def _history(row: "PolicyRow") -> dict[str, Any]:
     return {name: getattr(row, name) for name in names}
 
 
-def _print_versions(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
-    from worker.terminal.listing import show
-    from worker.terminal.tables import policies_table
-
-    if as_json:
-        print_json(rows)
-    else:
-        show(policies_table(rows), console=out)
-
-
 def _print_policy(shown: dict[str, Any]) -> None:
     from worker.terminal.listing import show
     from worker.terminal.tables import policy_table
@@ -225,4 +218,4 @@ def _print_policy(shown: dict[str, Any]) -> None:
     say(f"Version {shown['version']}, {state}, by {shown['created_by']}: {shown['note'] or '-'}")  # fmt: skip
     say(f"Overdue after {shown['max_wait_minutes']:g} minutes; category A is meant for "
               f"{shown['category_a_share']:.0%} of the films.")  # fmt: skip
-    show(policy_table(shown["findings"]), console=out)
+    show(policy_table(shown["findings"]))

@@ -13,7 +13,6 @@ from worker.terminal.console import (
     AsJson,
     err,
     open_context,
-    out,
     print_json,
     progress,
     refuse,
@@ -53,7 +52,7 @@ def rescore(
     found = rescoring.preview(context, looking, read=read)
     if not as_json:
         titles = ("as it stands", f"with {looking.short}")
-        show(*comparison_tables([found], titles=titles), console=out)
+        show(*comparison_tables([found], titles=titles))
     if left:
         err.print(f"{counted(left, 'film')} could not be read or changed; the studies stay where they are.")
     moved = None

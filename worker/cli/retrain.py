@@ -5,7 +5,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from worker.terminal.console import DONE, SOME_LEFT_OUT, UNAVAILABLE, AsJson, err, open_context, out, print_json, say
+from worker.terminal.console import DONE, SOME_LEFT_OUT, UNAVAILABLE, AsJson, err, open_context, print_json, say
 
 app = typer.Typer()
 
@@ -42,7 +42,7 @@ def retrain(
         print_json(outcome.record())
     else:
         if outcome.judged is not None:
-            show(verdict_table(outcome.judged.checks), console=out)
+            show(verdict_table(outcome.judged.checks))
         say(f"retraining {outcome.run_id} {outcome.state}: {outcome.reason}")
     raise typer.Exit(DONE if outcome.state in ("passed", "ended") else SOME_LEFT_OUT)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.terminal.console import AsJson, open_context, out, print_json, require_folder_of
+from worker.terminal.console import AsJson, open_context, require_folder_of
 
 if TYPE_CHECKING:
     from worker.context import Context
@@ -47,7 +47,7 @@ def simulate(
     from worker.simulation import plot as plotting
     from worker.simulation import simulate as simulation
     from worker.simulation.reading_room import SimulationError
-    from worker.terminal.listing import show
+    from worker.terminal.listing import answer
     from worker.terminal.refusals import usage_errors
     from worker.terminal.tables import simulation_table
 
@@ -69,10 +69,9 @@ def simulate(
             )
         if plot is not None:
             plotting.plot(rows, plot)
-    if as_json:
-        print_json(simulation.as_records(rows))
-    else:
-        show(simulation_table(rows, groups=None if everything else MAIN_GROUPS), console=out)
+    answer(
+        simulation.as_records(rows), simulation_table(rows, groups=None if everything else MAIN_GROUPS), as_json=as_json
+    )
 
 
 def _replayed(context: "Context", *, days: int) -> "list[Row]":

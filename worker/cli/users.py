@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from worker.terminal.console import AsJson, open_engine, out, print_json, refuse, say
+from worker.terminal.console import AsJson, open_engine, refuse, say
 
 app = typer.Typer(no_args_is_help=True, help="Keep the users of the web page and the tokens of programs.")
 
@@ -37,15 +37,12 @@ def list_users(as_json: AsJson = False) -> None:
     """List the users."""
     from db import users
     from db.session import read_scope
-    from worker.terminal.listing import show
+    from worker.terminal.listing import answer
     from worker.terminal.tables import users_table
 
     with read_scope(open_engine()) as session:
         rows = [_row(user) for user in users.everyone(session)]
-    if as_json:
-        print_json(rows)
-    else:
-        show(users_table(rows), console=out)
+    answer(rows, users_table(rows), as_json=as_json)
 
 
 def _row(user: Any) -> dict[str, Any]:

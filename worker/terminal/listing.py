@@ -1,15 +1,17 @@
 """A list as a person at a terminal sees it, and as plain lines for a program behind a pipe. Neither cuts a cell."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
+
+from worker.terminal.console import out, print_json
 
 Cell: TypeAlias = str | Text
 
@@ -89,7 +91,15 @@ class Listing:
             yield "\t".join(str(_printable(cell)) for cell in row)
 
 
-def show(*listings: Listing, console: Console, wide: bool = False) -> None:
+def answer(found: Mapping[str, Any] | Iterable[Any], *listings: Listing, as_json: bool, wide: bool = False) -> None:
+    """What a command found: as JSON for a program, else as lists."""
+    if as_json:
+        print_json(found)
+    else:
+        show(*listings, wide=wide)
+
+
+def show(*listings: Listing, console: Console = out, wide: bool = False) -> None:
     """Print lists to a terminal as tables, elsewhere as plain lines; an empty one as its sentence."""
     for number, listing in enumerate(listings):
         if number:
@@ -104,7 +114,9 @@ def show(*listings: Listing, console: Console, wide: bool = False) -> None:
             _print_plain(listing, listing.rows, console, titled=listing.titled or len(listings) > 1)
 
 
-def show_stream(listing: Listing, rows: Iterable[Sequence[Cell]], *, console: Console, wide: bool = False) -> None:
+def show_stream(
+    listing: Listing, rows: Iterable[Sequence[Cell]], *, console: Console = out, wide: bool = False
+) -> None:
     """`show` for rows that memory should not hold: plain lines are written as they come. A table holds them all."""
     rows = iter(rows)
     first = next(rows, None)

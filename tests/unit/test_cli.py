@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from worker.cli import app as cli
 from worker.cli.main import main as run_main
 from worker.context import Context
 from worker.settings import Settings
+from worker.terminal.console import print_json
 
 # DESIGN's contract, and what later pieces added.
 COMMANDS = {
@@ -148,6 +150,29 @@ def test_the_worklist_comes_as_table_json_and_csv(folder):
     assert [row["priority_rank"] for row in rows] == [1, 2, 3]
     from_csv = list(csv.DictReader(io.StringIO(nightread("worklist", "--csv", "--limit", "2").stdout)))
     assert [row["study_instance_uid"] for row in from_csv] == [row["study_instance_uid"] for row in rows[:2]]
+
+
+@pytest.mark.parametrize("options", [(), ("--json",), ("--csv",)])
+def test_a_terminal_without_a_senders_letters_shows_the_list_all_the_same(monkeypatch, tmp_path, options):
+    make_film(tmp_path / "a.dcm", AccessionNumber="Ω1", SpecificCharacterSet="ISO_IR 192")
+    nightread("score", tmp_path)
+    output = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr("sys.stdout", output)
+    assert main(monkeypatch, "worklist", *options) == 0
+    output.flush()
+    assert b"1" in output.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def test_json_rows_are_written_as_they_come(capsys):
+    printed = []
+
+    def rows() -> Iterator[int]:
+        for number in range(3):
+            printed.append(capsys.readouterr().out)
+            yield number
+
+    print_json(rows())
+    assert [text.strip("[],\n ") for text in [*printed, capsys.readouterr().out]] == ["", "0", "1", "2"]
 
 
 def test_a_study_whose_accession_number_names_another_one_too_is_listed_by_its_uid(tmp_path):

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from db import schema
-from db.session import make_engine
+from db.health import health
+from db.session import make_engine, read_scope
 
 # One row per finding, the answer itself, one cell of it, and the one active policy; each is short at any size.
 SHORT = ("CONSTANT ROW", "n", "study_findings", "deciding", "policy USING INDEX uq_policy_active")
@@ -43,3 +45,26 @@ def scans(engine: Engine, query: str) -> set[str]:
 )
 def test_a_question_about_one_study_scans_no_table(engine: Engine, query: str) -> None:
     assert scans(engine, query) == set()
+
+
+def test_what_a_metrics_page_asks_scans_no_study_and_no_film(engine: Engine) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def note(_connection: object, _cursor: object, statement: str, values: Any, *_others: object) -> None:
+        asked.append((statement, values))
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        with read_scope(engine) as session:
+            health(session)
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    with engine.connect() as connection:
+        steps = [
+            row[-1]
+            for statement, values in asked
+            if statement.startswith("SELECT")
+            for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)
+        ]
+    assert len(asked) > 3
+    assert not [step for step in steps if step.startswith(("SCAN study", "SCAN instance", "SCAN film_score"))]

@@ -160,7 +160,7 @@ def test_a_terminal_without_a_senders_letters_shows_the_list_all_the_same(monkey
     monkeypatch.setattr("sys.stdout", output)
     assert main(monkeypatch, "worklist", *options) == 0
     output.flush()
-    assert b"1" in output.buffer.getvalue()  # type: ignore[attr-defined]
+    assert b"1" in output.buffer.getvalue()
 
 
 def test_json_rows_are_written_as_they_come(capsys):

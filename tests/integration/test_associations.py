@@ -140,8 +140,9 @@ def storescp(inside: Namespace, authority: Authority, folder: Path) -> Iterator[
 
 
 def test_a_report_goes_to_an_archive_by_tls_with_our_certificate_and_not_without(
-    embedded: Context, inside: Namespace, authority: Authority, tmp_path: Path
+    embedded: Context, inside: Namespace, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(association, "CONNECT_SECONDS", 3.0)  # storescp waits for the plain one's TLS as long as we do
     (folder := tmp_path / "archive").mkdir()
     key, certificate = authority.certify("nightread")
     address = {"ae_title": "ARCHIVE", "host": "127.0.0.1", "port": 11113, "tls": True}

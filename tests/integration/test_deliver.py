@@ -14,7 +14,7 @@ import pydicom
 import pytest
 from prometheus_client import CollectorRegistry
 from pydicom.dataset import Dataset
-from pydicom.uid import Comprehensive3DSRStorage, generate_uid
+from pydicom.uid import Comprehensive3DSRStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
 from sqlalchemy import select, text, update
@@ -640,6 +640,7 @@ class Node:
     """A storage node in this process, which promises to keep what it got."""
 
     status: int = 0x0000
+    syntaxes: tuple[str, ...] = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
     got: list[Dataset] = field(default_factory=list)
     asked: list[Dataset] = field(default_factory=list)
 
@@ -647,7 +648,7 @@ class Node:
     def listening(self) -> Iterator[Peer]:
         entity = AE(ae_title="NODE")
         entity.add_supported_context(Verification)
-        entity.add_supported_context(Comprehensive3DSRStorage)
+        entity.add_supported_context(Comprehensive3DSRStorage, list(self.syntaxes))
         entity.add_supported_context(StorageCommitmentPushModel)
         handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_N_ACTION, self._asked)]
         server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
@@ -679,6 +680,18 @@ def test_a_report_is_stored_in_the_films_study_and_sending_it_again_changes_noth
     assert first.to_json_dict() == second.to_json_dict()
     assert (first.StudyInstanceUID, first.PatientID) == (made.StudyInstanceUID, made.PatientID)
     assert str(first.PatientName) == "Müller^Jürgen"
+
+
+def test_an_archive_that_knows_the_default_transfer_syntax_alone_gets_its_report(embedded: Context) -> None:
+    node = Node(syntaxes=(ImplicitVRLittleEndian,))
+    with node.listening() as peer:
+        context = delivering(embedded, peer)
+        scored_film(context, PatientName="Müller^Jürgen", SpecificCharacterSet="ISO_IR 100")
+        outbox.publish(context)
+        assert outbox.deliver_due(context) == 1
+    (report,) = node.got
+    assert str(report.PatientName) == "Müller^Jürgen"
+    assert report.ContentTemplateSequence[0].TemplateIdentifier == "1500"
 
 
 @pytest.mark.parametrize(("status", "state", "reason"), [

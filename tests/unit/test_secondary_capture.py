@@ -7,12 +7,15 @@ import numpy as np
 import pydicom
 import pytest
 
+from db.deliveries import FilmOfStudy
 from tests.support.contexts import MakeContext
 from tests.support.results import a_result
 from training.checkpoint import Checkpoint
 from training.findings import FINDINGS
+from training.imaging.preprocessing import Preprocessing
 from worker.delivery import secondary_capture
 from worker.delivery.secondary_capture import Picture, as_dicom, with_words, words_of
+from worker.scoring.decoding import DecodeOptions, NetworkInput
 
 
 def test_the_words_say_what_was_found_by_whom_and_that_it_is_not_for_diagnosis() -> None:
@@ -64,3 +67,32 @@ def test_a_finding_whose_maps_do_not_point_has_a_bare_film_and_a_sentence(
     image = secondary_capture.secondary_capture(make_context(checkpoint=None), replace(result, films=films))
     assert "2 of 40 outlines hit" in told[-1]
     assert (image.pixel_array[-100:, 200:300] == 90).all()
+
+
+def test_film_and_heat_map_are_decoded_by_one_pool(monkeypatch: pytest.MonkeyPatch, make_context: MakeContext) -> None:
+    """A decoder process takes seconds to start."""
+    sizes: list[list[int]] = []
+
+    class CountingPool:
+        def __init__(self, _options: DecodeOptions, *, decoders: int) -> None:
+            assert decoders == 1
+            sizes.append([])
+
+        def __enter__(self) -> "CountingPool":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            """Nothing."""
+
+        def picture(self, _film: FilmOfStudy, preprocessing: Preprocessing) -> NetworkInput:
+            sizes[-1].append(preprocessing.size)
+            return NetworkInput(np.full((preprocessing.size,) * 2, 90, dtype=np.uint8), "digest")
+
+    checkpoint = Checkpoint(network="mobilenet", preprocessing=Preprocessing(size=64))
+    monkeypatch.setattr(secondary_capture, "_checkpoint", lambda *_: checkpoint)
+    monkeypatch.setattr(secondary_capture, "DecoderPool", CountingPool)
+    monkeypatch.setattr(secondary_capture, "_heat", lambda *_: np.ones((64, 64), dtype=np.float32))
+    result = a_result("sc")
+    films = tuple(replace(film, probabilities=(0.9,) * len(FINDINGS)) for film in result.films)
+    secondary_capture.secondary_capture(make_context(checkpoint=None), replace(result, films=films))
+    assert sizes == [[secondary_capture.LONGER_SIDE, 64]]

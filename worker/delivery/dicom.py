@@ -4,6 +4,7 @@ from io import BytesIO
 from typing import Any, Final
 
 from pydicom import Dataset, dcmwrite
+from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import build_context
 from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
@@ -32,10 +33,11 @@ def store(context: Context, dataset: Dataset, peer: Peer) -> None:
 def _store_by_association(context: Context, dataset: Dataset, peer: Peer) -> None:
     """C-STORE and, where the archive offers storage commitment, the request to keep the object.
 
+    The default transfer syntax is offered too (PS3.5 10.1); pynetdicom writes the object in the one that is accepted.
     It reports to our own AE title on an association of its own, which `nightread receive` answers.
     """
     contexts = [
-        build_context(dataset.SOPClassUID, dataset.file_meta.TransferSyntaxUID),
+        build_context(dataset.SOPClassUID, [dataset.file_meta.TransferSyntaxUID, ImplicitVRLittleEndian]),
         build_context(StorageCommitmentPushModel),
     ]
     try:

@@ -284,7 +284,7 @@ def test_where_the_review_comes_first_a_reader_sees_scores_only_after_their_own(
     anna, ben = (signed_in(app, name, "reader") for name in ("Anna", "Ben"))
     assert ben.post("/studies/1/review", **{"verdict-Mass": "present"}).status_code == 303
     page, listed = anna.get("/studies/1").text, anna.get("/?accession=ACC00001&finding=Mass").text
-    assert "<strong>Pneumothorax 90 %</strong>" not in page
+    assert "<strong>Pneumothorax 90\xa0%</strong>" not in page
     assert "What adds to its urgency" not in page
     assert "heat/" not in page
     assert "Confirmed so far" not in page, "another's verdict would tell too"
@@ -295,7 +295,7 @@ def test_where_the_review_comes_first_a_reader_sees_scores_only_after_their_own(
     assert anna.post("/studies/1/review", rest="absent").status_code == 303
     page = anna.get("/studies/1").text
     assert "What adds to its urgency" in page
-    assert "<strong>Pneumothorax 90 %</strong>" in page, "what the list names first stands at the top"
+    assert "<strong>Pneumothorax 90\xa0%</strong>" in page, "what the list names first stands at the top"
     shown = re.sub(r"(?s)<form.*?</form>", "", anna.get("/?accession=ACC00001").text)
     assert ("after your review" in shown, "Pneumothorax" in shown) == (False, True)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from training.provenance import code_commit
-from training.settings import Selection, Settings
+from training.settings import Selection, Settings, UnusableSettings, read_settings
 
 if TYPE_CHECKING:
     from training.prepared import Prepared
@@ -23,12 +23,37 @@ Run = Annotated[Path, typer.Argument(help="The run's folder (made, or resumed)."
 Size = Annotated[int | None, typer.Option(help="Which of the prepared sizes, in pixels; the smallest when not given.")]
 
 
+def _read_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Let the settings of a file stand where the command line says nothing; what it says wins."""
+    if path is not None:
+        options = {each.name for each in context.command.params if each.param_type_name == "option" and each.name}
+        try:
+            context.default_map = read_settings(path, known=options - {"settings_file", "help"})
+        except UnusableSettings as wrong:
+            raise typer.BadParameter(str(wrong)) from wrong
+    return path
+
+
+SettingsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--settings",
+        help="TOML file of these options (batch_size = 32); those on the command line win.",
+        dir_okay=False,
+        is_eager=True,
+        callback=_read_file,
+    ),
+]
+
+
 def _options_of(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for every field of these dataclasses, and the command the dataclasses, made of them."""
+    """Give a command an option for every field of these dataclasses, and one for a file of them all; and the command
+    the dataclasses, made of them."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def called(**values: Any) -> None:
+            del values["settings_file"]  # it was read before the options
             try:
                 made = {
                     name: kind(**{field.name: values.pop(field.name) for field in fields(kind)})
@@ -49,6 +74,9 @@ def _options_of(**groups: type) -> Callable[[Callable[..., None]], Callable[...,
             for kind in groups.values()
             for field in fields(kind)
         ]
+        asked.append(
+            inspect.Parameter("settings_file", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=SettingsFile)
+        )
         called.__signature__ = inspect.Signature([*own, *asked])  # type: ignore[attr-defined]
         called.__annotations__ = {each.name: each.annotation for each in (*own, *asked)}
         return called
@@ -90,7 +118,7 @@ def prepare(
     if table is None or not images:
         raise typer.BadParameter("give --table and --images, or --kaggle")
     try:
-        manifest = nih.read_table(table, lists=lists, keep_unknown=keep_unknown_view)
+        manifest, left_out = nih.read_table(table, lists=lists, keep_unknown=keep_unknown_view)
         with _bar("films", total=len(manifest)) as advance:
             outcomes = prepared.prepare(
                 manifest, images, folder, sizes=size or (224,), processes=processes, progress=advance
@@ -98,6 +126,8 @@ def prepare(
     except (ManifestError, prepared.NotPrepared, AmbiguousImage, FileNotFoundError) as wrong:
         raise typer.BadParameter(str(wrong)) from wrong
     typer.echo(f"{len(manifest):,} frontal films: " + ", ".join(f"{n:,} {what}" for what, n in outcomes.items()))
+    if left_out:
+        typer.echo(f"rows of {table} left out: " + ", ".join(f"{n:,} {why}" for why, n in left_out.most_common()))
     if set(outcomes) - {prepared.READY}:
         typer.echo(f"the others, one by one: {folder / 'bad_files.csv'}")
     if not set(outcomes) & set(prepared.KEPT):
@@ -108,7 +138,18 @@ def prepare(
 
 @app.command()
 @_options_of(settings=Settings, selection=Selection)
-def fit(folder: Folder, run: Run, *, size: Size = None, settings: Settings, selection: Selection) -> None:
+def fit(
+    folder: Folder,
+    run: Run,
+    *,
+    size: Size = None,
+    logger: Annotated[
+        list[str] | None,
+        typer.Option(help="mlflow or wandb: figures go there too, beside TensorBoard's files. May be given again."),
+    ] = None,
+    settings: Settings,
+    selection: Selection,
+) -> None:
     """Train one network.
 
     Interrupted, the same command goes on from the last whole epoch.
@@ -118,7 +159,7 @@ def fit(folder: Folder, run: Run, *, size: Size = None, settings: Settings, sele
     with usage_errors():
         films = _select(folder, size, selection, seed=settings.seed)
         split = selection.split if selection.lists is None else "lists"
-        checkpoint = train(films, settings, run, code_commit=code_commit(), split=split)
+        checkpoint = train(films, settings, run, code_commit=code_commit(), split=split, loggers=logger or ())
         _draw(run)
     _tell(checkpoint)
 
@@ -296,7 +337,13 @@ def _open(folder: Path, size: int | None) -> "Prepared":
 def _select(folder: Path, size: int | None, selection: Selection, *, seed: int) -> "Prepared":
     from training.selection import select
 
-    return select(_open(folder, size), selection, seed=seed)
+    films = _open(folder, size)
+
+    def tell(count: int, reason: str) -> None:
+        if count:
+            typer.echo(f"{count:,} of {len(films.manifest):,} films left out: {reason}")
+
+    return select(films, selection, seed=seed, on_left_out=tell)
 
 
 def _draw(run: Path) -> list[Path]:

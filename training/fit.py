@@ -5,7 +5,7 @@
     metrics.csv              a row per epoch
     checkpoint.safetensors   the best epoch by macro AUROC on validation, calibrated there; without validation the last
     resume.ckpt              all that is needed to go on from the end of an epoch
-    events.out.tfevents...   the same figures for TensorBoard
+    events.out.tfevents...   the same figures for TensorBoard (and, if asked for, for MLflow or W&B)
 
 Lightning Fabric brings devices, strategies, nodes and precision; the loop is ours. All chance comes from (seed, epoch)
 and (seed, place in the stream of films), so a run that was killed and started again ends like one that was not.
@@ -40,6 +40,7 @@ from training.errors import TrainingFailed
 from training.imaging.allocator import keep_freed_memory
 from training.imaging.look_ahead import look_ahead
 from training.imaging.preprocessing import Preprocessing
+from training.loggers import make_logger
 from training.losses import make_loss, shift_of, targets
 from training.manifest import UNKNOWN, prevalence
 from training.metrics import evaluate
@@ -103,6 +104,7 @@ def fit(
     code_commit: str = "",
     progress: bool = True,
     split: str = "",
+    loggers: Sequence[str] = (),
 ) -> Path:
     """Train on the films whose split is "train"; the path of the checkpoint, which records how they were split.
 
@@ -112,10 +114,10 @@ def fit(
     Started again on its own folder, after a kill at any moment, it goes on from the last whole epoch; on a CPU with as
     many threads the figures and the checkpoint's digest are those of an undisturbed run. Asked for more epochs, a
     finished run goes on; the cosine schedule then follows the new length from there. Raises OtherRun when the folder
-    holds an epoch with other settings or films, Diverged, UnusableSettings, and WrongWeights or a CheckpointError for
-    weights that cannot be the start.
+    holds an epoch with other settings or films, Diverged, UnusableSettings (so for a logger that is not installed), and
+    WrongWeights or a CheckpointError for weights that cannot be the start.
     """
-    fabric = launch(settings, folder)
+    fabric = launch(settings, folder, loggers=loggers)
     asked = _asked(folder, prepared, settings)
     train, validation = Films.of(prepared, "train"), Films.of(prepared, "validation")
     preprocessing = input_of(settings.network, size=prepared.preprocessing.size)
@@ -165,6 +167,8 @@ def fit(
         # Last, so that a kill before it repeats the epoch, which writes the same checkpoint once more.
         _save_resumable(fabric, folder, state)
         fabric.log_dict(state["history"][-1], step=epoch + 1)
+    for logger in fabric.loggers:
+        logger.finalize("success")
     return folder / CHECKPOINT
 
 
@@ -268,8 +272,8 @@ def rate_at(step: int, learner: Learner) -> float:
     return settings.learning_rate * rise * ((1 + math.cos(math.pi * done)) / 2 if settings.schedule == "cosine" else 1)
 
 
-def launch(settings: Settings, folder: Path) -> Fabric:
-    """Start the processes, or join them; figures go to TensorBoard files in the folder."""
+def launch(settings: Settings, folder: Path, *, loggers: Sequence[str] = ()) -> Fabric:
+    """Start the processes, or join them; figures go to TensorBoard files in the folder, and to these loggers."""
     keep_freed_memory()  # every layer's output is a large block: a seventh more images/s on a CPU
     precision: Any = settings.precision  # Fabric checks the word itself
     fabric = Fabric(
@@ -278,7 +282,7 @@ def launch(settings: Settings, folder: Path) -> Fabric:
         devices=settings.devices,
         num_nodes=settings.nodes,
         precision=precision,
-        loggers=TensorBoardLogger(folder, name="", version=""),
+        loggers=[TensorBoardLogger(folder, name="", version=""), *(make_logger(name, folder) for name in loggers)],
     )
     fabric.launch()
     return fabric

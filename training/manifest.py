@@ -63,6 +63,11 @@ def frontal(manifest: pd.DataFrame, *, keep_unknown: bool = False) -> pd.DataFra
 
 
 def read_csv(path: Path, *, keep_unknown: bool = False) -> pd.DataFrame:
+    """The AP and PA films of `read_rows`; with `keep_unknown` also those whose view is empty."""
+    return frontal(read_rows(path), keep_unknown=keep_unknown)
+
+
+def read_rows(path: Path) -> pd.DataFrame:
     """A manifest from any CSV with a path, a patient, a view and finding columns.
 
     Column names are matched without regard to case; "file" or "path" serve for the image, "view" for the view position
@@ -86,7 +91,7 @@ def read_csv(path: Path, *, keep_unknown: bool = False) -> pd.DataFrame:
         sources = [by_name[label.lower()] for label in _labels_of(finding) if label.lower() in by_name]
         if sources:
             manifest[finding] = pd.concat([_zero_or_one(table[name]) for name in sources], axis=1).max(axis=1)
-    return frontal(checked(manifest), keep_unknown=keep_unknown)
+    return checked(manifest)
 
 
 def checked(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The networks, whole: the paper's AlexNet, its MobileNet, ours, and any torchvision classifier by its name.
+"""The networks, whole: the paper's AlexNet, its MobileNet, ours, and any of torchvision's or timm's by its name.
 
 Every network takes (N, channels, size, size) as ``Preprocessing.tensor`` makes it and gives logits (N, findings).
 Source of the first two: Zhou, "Multi-Label Classification of X-Rays using Convolutional Neural Networks", 2020.
@@ -24,8 +24,11 @@ _TORCHVISION = tuple(
 NETWORKS: tuple[str, ...] = ("alexnet", "small", "mobilenet", "mobilenet_1000", "mobilenet_grid", *_TORCHVISION)
 
 
+TIMM: Final = "timm/"  # before the name of one of timm's networks
+
+
 class UnknownNetwork(ValueError):
-    """A name that is neither in the paper nor in torchvision."""
+    """A name that is neither in the paper nor in torchvision, nor in timm where that is installed."""
 
 
 class WrongWeights(ValueError):
@@ -36,10 +39,12 @@ def make_network(name: str, *, findings: int = 11, pretrained: Path | bool = Fal
     """A network that gives logits (N, findings).
 
     pretrained: a file of torchvision ImageNet weights, or True to let torchvision fetch its own; all layers but the
-    last start from them. Raises UnknownNetwork, or WrongWeights when the weights do not fit.
+    last start from them. So with timm's. Raises UnknownNetwork, or WrongWeights when the weights do not fit.
     """
+    if name.startswith(TIMM):
+        return _of_timm(name.removeprefix(TIMM), findings=findings, pretrained=pretrained)
     if name not in NETWORKS:
-        raise UnknownNetwork(f"no network is called {name!r}; try alexnet, mobilenet, small or torchvision's")
+        raise UnknownNetwork(f"no network is called {name!r}; try alexnet, mobilenet, small, torchvision's, timm/NAME")
     if name in ("alexnet", "small"):
         if pretrained:
             raise WrongWeights(f"{name} takes one gray channel; no ImageNet weights exist for it")
@@ -54,6 +59,26 @@ def make_network(name: str, *, findings: int = 11, pretrained: Path | bool = Fal
         imagenet = network = models.get_model(torchvision_name, weights=None, num_classes=findings)
     if pretrained:
         start_from(imagenet, _imagenet_weights(torchvision_name, pretrained))
+    return network
+
+
+def _of_timm(name: str, *, findings: int, pretrained: Path | bool) -> nn.Module:
+    """One of timm's networks; it is built without its weights first, so that a name that is none is told apart."""
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise UnknownNetwork(f"{TIMM}{name} needs timm, which is not installed here: pip install timm") from error
+    if not timm.is_model(name):
+        raise UnknownNetwork(f"timm {timm.__version__} has no network called {name!r}")
+    if pretrained is True:
+        try:
+            network: nn.Module = timm.create_model(name, pretrained=True, num_classes=findings)
+        except (OSError, RuntimeError) as error:  # no network; no weights of that name
+            raise WrongWeights(f"no weights for {TIMM}{name} to start from ({error}): give a file of them") from error
+        return network
+    network = timm.create_model(name, pretrained=False, num_classes=findings)
+    if pretrained:
+        start_from(network, _weights_in(Path(pretrained)))
     return network
 
 
@@ -218,12 +243,19 @@ def _convolution(inputs: int, outputs: int, *, kernel: int, stride: int = 1, pad
 
 
 def _imagenet_weights(torchvision_name: str, pretrained: Path | bool) -> dict[str, Tensor]:
+    if isinstance(pretrained, Path):
+        return _weights_in(pretrained)
     try:
-        if isinstance(pretrained, Path):
-            weights: dict[str, Tensor] = torch.load(pretrained, map_location="cpu", weights_only=True)
-        else:
-            weights = models.get_model_weights(torchvision_name).DEFAULT.get_state_dict(check_hash=True)
-    except (OSError, UnpicklingError) as error:  # no such file or no network; a file of something else
+        weights: dict[str, Tensor] = models.get_model_weights(torchvision_name).DEFAULT.get_state_dict(check_hash=True)
+    except OSError as error:  # no network
+        raise WrongWeights(f"no ImageNet weights to start from ({error}): give a file of them") from error
+    return weights
+
+
+def _weights_in(path: Path) -> dict[str, Tensor]:
+    try:
+        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, UnpicklingError) as error:  # no such file; a file of something else
         raise WrongWeights(f"no ImageNet weights to start from ({error}): give a file of them") from error
     return weights
 

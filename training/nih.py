@@ -4,6 +4,7 @@ Wang et al., ChestX-ray8, CVPR 2017, pp. 3462-3471; images and tables: https://n
 """
 
 import zlib
+from collections import Counter
 from gzip import BadGzipFile
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from training.findings import FINDINGS, findings_of
-from training.manifest import ManifestError, checked, frontal, read_csv, years
+from training.manifest import ManifestError, checked, frontal, read_rows, years
 
 KAGGLE: Final = "nih-chest-xrays/data"
 TRAIN_VAL_LIST: Final = "train_val_list.txt"
@@ -32,18 +33,25 @@ _NO_CSV: Final = (
 _ADJUDICATED: Final = {"Nodule or mass": "Mass", "Airspace opacity": "Consolidation", "Pneumothorax": "Pneumothorax"}
 
 
-def read_table(table: Path, *, lists: Path | None = None, keep_unknown: bool = False) -> pd.DataFrame:
-    """The manifest of NIH's own table or of anybody else's.
+def read_table(
+    table: Path, *, lists: Path | None = None, keep_unknown: bool = False
+) -> tuple[pd.DataFrame, Counter[str]]:
+    """The manifest of NIH's own table or of anybody else's, and how many of its rows are left out, by their view.
 
     Raises ManifestError, which names the file, when it is no CSV or does not say what a manifest needs.
     """
     try:
-        return read_nih(table, lists=lists) if is_nih(table) else read_csv(table, keep_unknown=keep_unknown)
+        if is_nih(table):
+            return read_nih(table, lists=lists), Counter()  # all its films are AP or PA
+        rows = read_rows(table)
     except ManifestError as wrong:
         raise ManifestError(f"{table}: {wrong}") from wrong
     except _NO_CSV as error:
         reason = str(error).partition("\n")[0]
         raise ManifestError(f"{table} is no CSV in UTF-8: {reason or type(error).__name__}") from error
+    manifest = frontal(rows, keep_unknown=keep_unknown)
+    views = rows.loc[~rows["image"].isin(manifest["image"]), "view_position"]
+    return manifest, Counter(f"view {view}" if view else "no view" for view in views)
 
 
 def is_nih(table: Path) -> bool:

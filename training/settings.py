@@ -1,5 +1,7 @@
 """Settings of a training run. The commands make their options from these fields, so each is described once."""
 
+import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +10,26 @@ from training.errors import TrainingFailed
 
 class UnusableSettings(TrainingFailed, ValueError):
     """Settings that exist, but not for these films or this network; the message says which."""
+
+
+def read_settings(path: Path, *, known: Collection[str]) -> dict[str, str | list[str]]:
+    """Settings of a TOML file, as words: who reads options from a command line checks them in the same way.
+
+    Raises UnusableSettings, which names the file and the key, for a key that is not known and for a value that is none.
+    """
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UnusableSettings(f"{path.name} is no TOML file that can be read: {error}") from error
+    settings: dict[str, str | list[str]] = {}
+    for key, value in given.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise UnusableSettings(f"{path.name}: no setting is called {key!r}; there are {', '.join(sorted(known))}")
+        if isinstance(value, dict):
+            raise UnusableSettings(f"{path.name}: {key!r} is a table; settings stand at the top, each with one value")
+        settings[name] = [str(each) for each in value] if isinstance(value, list) else str(value)
+    return settings
 
 
 def _help(text: str) -> dict[str, str]:
@@ -23,7 +45,10 @@ class Settings:
 
     network: str = field(
         default="mobilenet",
-        metadata=_help("alexnet, mobilenet, mobilenet_1000, small, or a torchvision classifier by its name"),
+        metadata=_help(
+            "alexnet, mobilenet, mobilenet_1000, mobilenet_grid, small, a torchvision classifier by its name, or "
+            "timm/NAME where timm is installed"
+        ),
     )
     start: str = field(
         default="imagenet",

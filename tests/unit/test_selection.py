@@ -29,6 +29,18 @@ def shares(prepared: Prepared) -> dict[Any, int]:
     return prepared.manifest["split"].value_counts().to_dict()
 
 
+def test_films_that_a_selection_does_not_use_are_counted_with_the_reason(prepared: Prepared, tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("".join(f"{k}.png\n" for k in range(150)))
+    for name in ("validation", "test"):
+        (tmp_path / f"{name}.txt").write_text("")
+    told: dict[str, int] = {}
+    selection = Selection(lists=tmp_path, undersample=True)
+    chosen = select(prepared, selection, seed=1, on_left_out=lambda count, reason: told.update({reason: count}))
+    learned = shares(chosen)["train"]
+    assert 0 < learned < 100
+    assert told == {"in none of the split's lists": 50, "by undersampling": 150 - learned}
+
+
 def test_patients_are_split_as_asked_and_alike_for_the_same_seed(prepared: Prepared) -> None:
     selection = Selection(shares=(0.5, 0.2, 0.3))
     chosen = select(prepared, selection, seed=1)

@@ -42,6 +42,7 @@ def test_prepare_tells_how_many_films_are_ready(films: Path) -> None:
     assert code == 0
     assert "7 frontal films: 6 ready, 1 not_dicom" in told
     assert "bad_files.csv" in told.replace("\n", "")
+    assert "left out: 1 no view" in told.replace("\n", "")
     assert open_prepared(films / "out", size=64).images.shape == (7, 64, 64)
 
 

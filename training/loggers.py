@@ -1,0 +1,26 @@
+"""Figures of a run for MLflow or Weights & Biases, by Lightning's own loggers, where those are installed."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from training.settings import UnusableSettings
+
+PACKAGES: Final = {"mlflow": "mlflow", "wandb": "wandb"}  # a logger: the package that pip knows it by
+
+
+def make_logger(name: str, folder: Path) -> Any:
+    """The logger of a run, which is called as its folder. Where figures go, MLflow and W&B read from their own
+    environment (MLFLOW_TRACKING_URI, WANDB_MODE, ...). Raises UnusableSettings."""
+    if name not in PACKAGES:
+        raise UnusableSettings(f"no logger is called {name!r}; there are {', '.join(PACKAGES)}")
+    from lightning.pytorch import loggers  # more than a second, and only who asks for it pays
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if name == "mlflow":
+            import mlflow  # Lightning's default is a folder, which MLflow has given up; MLflow's own is a database
+
+            return loggers.MLFlowLogger("nightread", run_name=folder.name, tracking_uri=mlflow.get_tracking_uri())
+        return loggers.WandbLogger(name=folder.name, project="nightread", save_dir=str(folder))
+    except ModuleNotFoundError as error:
+        raise UnusableSettings(f"the logger {name} is not installed: pip install {PACKAGES[name]}") from error

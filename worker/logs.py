@@ -1,7 +1,10 @@
 """Logging: structlog, one line per event, to standard error; JSON for machines, colours for people."""
 
+import io
 import logging
 import sys
+import threading
+from types import TracebackType
 from typing import Literal, TextIO
 
 import structlog
@@ -21,6 +24,25 @@ class _StandardError(logging.StreamHandler[TextIO]):
     @stream.setter
     def stream(self, _stream: TextIO) -> None:
         """The base class sets it once."""
+
+
+class _Lines(io.TextIOBase):
+    """A stream of which each whole line is an event of the log."""
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self._begun = ""
+        self._lock = threading.RLock()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            *lines, self._begun = (self._begun + text).split("\n")
+        for line in filter(str.strip, lines):
+            structlog.get_logger("worker.output").log(self._level, line.rstrip())
+        return len(text)
 
 
 def configure(*, level: str, style: Literal["console", "json"]) -> None:
@@ -54,3 +76,20 @@ def configure(*, level: str, style: Literal["console", "json"]) -> None:
         logging.getLogger(library).setLevel(logging.CRITICAL + 1)
     logging.getLogger("worker").setLevel(level.upper())
     quieten_pydicom()
+
+
+def take_over_output() -> None:
+    """Make everything that this process writes from now on lines of the log: what it prints, what a library prints,
+    an uncaught error. For a service whose log is read by a program."""
+    (configured,) = logging.getLogger().handlers
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(configured.formatter)
+    logging.getLogger().handlers[:] = [handler]
+    sys.stdout, sys.stderr = _Lines(logging.INFO), _Lines(logging.ERROR)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda given: _log_uncaught(given.exc_type, given.exc_value, given.exc_traceback)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None) -> None:
+    raised = error if error is not None else kind()
+    structlog.get_logger("worker.output").critical("uncaught_error", exc_info=(kind, raised, traceback))

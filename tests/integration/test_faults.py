@@ -4,6 +4,7 @@
 """
 
 import ast
+import json
 import multiprocessing
 import os
 import signal
@@ -126,6 +127,7 @@ def night(
         sweep_seconds=1.0,
         renotify_minutes=0.05,
         straggler_seconds=0.2,
+        log={"format": "json"},
     )
     log = folder / "log"
     with running(context, "beat", log) as beat:
@@ -208,6 +210,11 @@ def test_a_worker_and_a_beat_go_on_by_themselves_when(fault: Callable[[Night], N
     found = totals(night.context)
     assert (found.scored, found.quarantined) == (found.received, 0)
     assert score_rows(night.context) == found.received
+
+
+def test_all_that_both_wrote_meanwhile_is_json(night: Night):
+    events = {json.loads(line)["event"] for line in night.log.read_text().splitlines()}
+    assert {"listening", "beat_started"} <= events
 
 
 SLOW_COMMIT = """

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -21,3 +22,29 @@ def test_a_line_goes_to_the_standard_error_of_its_moment(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "stderr", now)
     logging.getLogger("worker").warning("after it was closed")
     assert json.loads(now.getvalue())["event"] == "after it was closed"
+
+
+PRINTING = """
+import sys, threading
+from worker import logs
+logs.configure(level="info", style="json")
+logs.take_over_output()
+print("printed")
+print("in", "parts", end=" ")
+print("of a line")
+thread = threading.Thread(target=lambda: 1 / 0)
+thread.start()
+thread.join()
+raise ValueError("two\\nlines")
+"""
+
+
+def test_what_a_service_prints_and_what_nobody_catches_are_lines_of_the_log() -> None:
+    ended = subprocess.run([sys.executable, "-c", PRINTING], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    printed, parts, *uncaught = map(json.loads, ended.stderr.splitlines())
+    assert (printed["event"], printed["level"]) == ("printed", "info")
+    assert parts["event"] == "in parts of a line"
+    assert [line["event"] for line in uncaught] == ["uncaught_error", "uncaught_error"]
+    assert "ZeroDivisionError" in uncaught[0]["exception"]
+    assert "ValueError: two\nlines" in uncaught[1]["exception"]

@@ -20,7 +20,7 @@ def upgrade() -> None:
     from db.session import make_engine
     from worker.context import Context
 
-    settings = settings_with_logs()
+    settings = settings_with_logs(service=True)
     engine = make_engine(settings.database_url)
     before = schema.current_revision(engine)
     schema.upgrade(engine)
@@ -39,7 +39,7 @@ def roles(
     from db.roles import ROLES, create_roles
     from db.session import make_engine
 
-    engine = make_engine(settings_with_logs().database_url)
+    engine = make_engine(settings_with_logs(service=True).database_url)
     if engine.dialect.name != "postgresql":
         raise typer.BadParameter("roles are PostgreSQL's; for SQLite the file's permissions decide")
     try:

@@ -130,19 +130,19 @@ def worker(
     if queue == "training":
         from worker.queue.trainer import run_training_worker
 
-        run_training_worker(open_context())
+        run_training_worker(open_context(service=True))
     elif queue == "delivery":
         from worker.queue.deliverer import run_delivery_worker
 
-        run_delivery_worker(open_context())
+        run_delivery_worker(open_context(service=True))
     elif queue == "pulling":
         from worker.queue.puller import run_pulling_worker
 
-        run_pulling_worker(open_context())
+        run_pulling_worker(open_context(service=True))
     elif queue == "scoring":
         from worker.queue.service import run_worker
 
-        run_worker(open_context())
+        run_worker(open_context(service=True))
     else:
         raise typer.BadParameter("the queue is scoring, training, delivery or pulling")
 
@@ -155,7 +155,7 @@ def beat() -> None:
     """
     from worker.queue.beat import run_beat
 
-    run_beat(open_context())
+    run_beat(open_context(service=True))
 
 
 def _existing(paths: Sequence[Path]) -> list[Path]:

@@ -22,7 +22,7 @@ def receive() -> None:
     from worker.monitoring.prometheus import ReceiveMetrics, page
     from worker.queue.maintenance import notifier
 
-    context, metrics, stopping = open_context(), ReceiveMetrics(), threading.Event()
+    context, metrics, stopping = open_context(service=True), ReceiveMetrics(), threading.Event()
     context.seed()
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda *_: stopping.set())

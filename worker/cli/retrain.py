@@ -28,7 +28,7 @@ def retrain(
     from worker.terminal.refusals import usage_errors
     from worker.terminal.tables import verdict_table
 
-    context = open_context()
+    context = open_context(service=cause != "hand")
     in_background()
     # Also where a shell's "&" or cron made this process ignore SIGINT, by which a lost lease ends the work.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -41,7 +41,7 @@ def retrain(
     if as_json:
         print_json(outcome.record())
     else:
-        if outcome.judged is not None:
+        if outcome.judged is not None and cause == "hand":
             show(verdict_table(outcome.judged.checks))
         say(f"retraining {outcome.run_id} {outcome.state}: {outcome.reason}")
     raise typer.Exit(DONE if outcome.state in ("passed", "ended") else SOME_LEFT_OUT)

@@ -27,7 +27,7 @@ def serve(
     It listens on this machine alone unless --host says otherwise; then NIGHTREAD_WEB_HOSTS must name its hosts.
     """
     local = _is_local(host)
-    context = open_context()
+    context = open_context(service=True)
     if not local and not context.settings.web.hosts:
         refuse("to listen for other machines, name the hosts by which browsers reach it: NIGHTREAD_WEB_HOSTS, "
                "such as nightread.hospital.example")  # fmt: skip

@@ -1,17 +1,21 @@
 """The Celery app: broker, queues, schedule. What the tasks do stands in tasks.py and below it."""
 
+import logging
 import socket
 import ssl
 import threading
 from typing import Any
 
+import structlog
 from celery import Celery
 from celery.schedules import crontab
-from celery.signals import worker_shutting_down
+from celery.signals import worker_ready, worker_shutting_down
 from kombu.entity import Queue
 
 from worker.errors import Unavailable
 from worker.settings import Settings
+
+log = structlog.get_logger()
 
 SCORING, TRAINING, DELIVERY, PULLING = "scoring", "training", "delivery", "pulling"
 SCORE, SWEEP, DRIFT, RETRAIN = "nightread.score", "nightread.sweep", "nightread.drift", "nightread.retrain"
@@ -127,12 +131,30 @@ def consume(app: Celery, queue: str, *, stopping: threading.Event) -> None:
         stopping.set()
 
     worker_shutting_down.connect(stop, weak=False)
-    app.worker_main(
-        ["worker", f"--queues={queue}", "--pool=threads", "--concurrency=1", "--loglevel=WARNING",
-         "--without-gossip", "--without-mingle"]
-    )  # fmt: skip
+    worker_ready.connect(lambda **_: log.info("listening", queue=queue), weak=False)
+    _of_few_words(app)(
+        queues=[queue],
+        pool_cls="threads",
+        concurrency=1,
+        loglevel=logging.WARNING,
+        without_gossip=True,
+        without_mingle=True,
+        quiet=True,
+    ).start()
     if not stopping.is_set():  # Celery logs what it did not survive and returns as if all were well
         raise Unavailable("the worker's connection to the queue ended by an error; start it again")
+
+
+def _of_few_words(app: Celery) -> Any:
+    """Celery's worker, whose banner (`quiet`) and last words are no lines of the log: it prints neither."""
+    from celery.apps.worker import install_worker_term_handler  # a quarter of a second, which `enqueue` need not wait
+
+    class Worker(app.Worker):  # type: ignore[misc]
+        def install_platform_tweaks(self, worker: Any) -> None:
+            super().install_platform_tweaks(worker)
+            install_worker_term_handler(worker, verbose=False)
+
+    return Worker
 
 
 def ask_for_retraining(app: Celery, cause: str, *, expires_seconds: float = DROPPED_AFTER_SECONDS) -> None:

@@ -29,23 +29,26 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 Wide = Annotated[bool, typer.Option("--wide", help="Every column, however wide the terminal is.")]
 
 
-def settings_with_logs(*, log_level: str | None = None) -> "Settings":
-    """The settings, with the logs configured by them."""
+def settings_with_logs(*, log_level: str | None = None, service: bool = False) -> "Settings":
+    """The settings, with the logs configured by them. Of a process that runs by itself (`service`), all that it writes
+    is JSON where the logs are."""
     from worker import logs
     from worker.settings import read_settings
 
     settings = read_settings()
     logs.configure(level=log_level or settings.log.level, style=settings.log.format)
+    if service and settings.log.format == "json":
+        logs.take_over_output()
     return settings
 
 
-def open_context(*, log_level: str | None = None, create: bool = False) -> "Context":
+def open_context(*, log_level: str | None = None, create: bool = False, service: bool = False) -> "Context":
     """The context of the settings. A command that may begin a new SQLite database says `create`; the others refuse one
     that is not there."""
     from worker.context import Context
     from worker.database import require_database
 
-    settings = settings_with_logs(log_level=log_level)
+    settings = settings_with_logs(log_level=log_level, service=service)
     if not create:
         require_database(settings)
     return Context(settings)

@@ -47,6 +47,7 @@ from training.imaging.decoders import DECODERS
 from worker.context import Context
 from worker.dicom_network import association as outward
 from worker.dicom_network.echo import answers
+from worker.dicom_network.inbox import ABANDONED_SECONDS
 from worker.dicom_network.prune_films import prunable_films, prune_films
 from worker.dicom_network.storage_classes import TRANSFER_SYNTAXES
 from worker.dicom_network.storage_scp import Receiver, listening
@@ -515,11 +516,21 @@ def test_a_film_that_was_kept_before_a_kill_is_registered_at_the_next_start(embe
         kept = site.receiver.keeper.inbox.keep(tmp_path / "arrived.dcm")
         assert site.received() == 0
         copy = site.receiver.keeper.inbox.keep(tmp_path / "arrived.dcm")
-        (site.context.receive_folder / "arriving" / "half").write_bytes(b"DICM")
     with receiving(embedded) as site:
         assert site.files() in ([kept], [copy]), "a second copy goes"
         assert site.received() == 1
         assert site.receiver.keeper.register_leftovers() == 0
+
+
+def test_a_receiver_that_starts_leaves_the_films_that_another_one_is_receiving(embedded: Context) -> None:
+    """Two of them share one folder on a cluster, and while a new version takes over."""
+    with receiving(embedded) as site:
+        arriving = site.context.receive_folder / "arriving"
+        for name, age_seconds in (("on_its_way", 0), ("given_up", ABANDONED_SECONDS)):
+            (arriving / name).write_bytes(b"DICM")
+            os.utime(arriving / name, (0, time.time() - age_seconds))
+        with receiving(embedded):
+            assert [path.name for path in arriving.iterdir()] == ["on_its_way"]
 
 
 def test_every_film_that_was_acknowledged_before_a_kill_is_on_disk_and_in_the_ledger(

@@ -1,7 +1,8 @@
 """The folder of received films: a film is there whole under a name of our own, or it is not there.
 
-    FOLDER/arriving/     one file per film on its way in; what a killed receiver left there is removed at its start
-    FOLDER/pulling/      the same for `nightread pull`, of which several may run: half films go once nobody writes them
+    FOLDER/arriving/     one file per film on its way in; half films go once nobody writes them, for
+                         several receivers may share the folder
+    FOLDER/pulling/      the same for `nightread pull`
     FOLDER/2026-11-28/   the films of a day (UTC), each under a random name
     FOLDER/refused/      films that could not be used, each once, under the SHA-256 of its bytes
 
@@ -44,7 +45,7 @@ class Inbox:
         the same file system, so that a film is renamed and never copied.
         """
         self._arriving.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.remove_abandoned(older_than_seconds=0 if self.arriving == ARRIVING else ABANDONED_SECONDS)
+        self.remove_abandoned()
         before, tempfile.tempdir = tempfile.tempdir, str(self._arriving)
         try:
             yield

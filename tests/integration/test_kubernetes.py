@@ -110,9 +110,53 @@ def test_every_command_option_setting_and_role_exists(manifests: list[Manifest])
     assert set(settings) <= set(Settings.variables())
     for name, pod in pods(manifests).items():
         require_command(name, container(pod)["args"])
-        for probe in ("startupProbe", "livenessProbe"):
-            if probe in container(pod):
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            if "exec" in container(pod).get(probe, {}):
                 assert container(pod)[probe]["exec"]["command"][-1] in ROLES, name
+
+
+def test_no_restart_is_asked_for_what_no_restart_mends(manifests: list[Manifest]) -> None:
+    delivery = container(pods(manifests)["delivery"])
+    assert "livenessProbe" not in delivery, "doctor --role delivery fails while a peer is away"
+    assert delivery["readinessProbe"]["exec"]["command"] == ["nightread", "doctor", "--role", "delivery"]
+
+
+def test_only_a_pod_that_must_have_the_peers_file_reads_it(manifests: list[Manifest]) -> None:
+    """A peers file that is named and not there keeps a process from starting."""
+    (settings,) = (each["data"] for each in of_kind(manifests, "ConfigMap"))
+    assert "NIGHTREAD_PEERS" not in settings
+    for each in of_kind(manifests, "Deployment"):
+        pod, name = each["spec"]["template"]["spec"], each["metadata"]["name"]
+        secrets = [volume["secret"] for volume in pod["volumes"] if volume["name"] == "peers"]
+        if any(variable["name"] == "NIGHTREAD_PEERS" for variable in container(pod).get("env", [])):
+            assert each["spec"]["replicas"] == 0, f"{name} would wait for a secret that a site may not have"
+            assert [secret.get("optional", False) for secret in secrets] == [False], name
+        else:
+            assert all(secret["optional"] for secret in secrets), name
+
+
+def test_only_who_keeps_films_may_write_where_they_are_kept(manifests: list[Manifest]) -> None:
+    mounts = {
+        name: {mount["mountPath"]: mount.get("readOnly", False) for mount in container(pod)["volumeMounts"]}
+        for name, pod in pods(manifests).items()
+    }
+    assert {name for name, found in mounts.items() if not found["/received"]} == {"receiver", "puller", "beat"}
+    assert all(found["/dicom"] and found["/run/secrets"] for found in mounts.values())
+
+
+def test_the_schema_is_brought_up_to_date_before_a_pod_starts_and_after_what_its_own_pod_needs(
+    manifests: list[Manifest],
+) -> None:
+    """Argo CD's sync waves: all else is in wave 0, or where its volumes are bound by the pod that needs them."""
+    waves = {
+        (each["kind"], each["metadata"]["name"]): int(
+            each["metadata"].get("annotations", {}).get("argocd.argoproj.io/sync-wave", "0")
+        )
+        for each in manifests
+    }
+    assert {wave for (kind, _), wave in waves.items() if kind == "Deployment"} == {2}
+    assert waves["Job", "migrate"] == 1
+    assert {wave for (kind, _), wave in waves.items() if kind == "PersistentVolumeClaim"} == {1}
 
 
 def test_the_web_page_knows_its_host_and_believes_the_ingress_that_tls_is_there(manifests: list[Manifest]) -> None:

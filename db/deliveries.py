@@ -27,6 +27,7 @@ from db.models import (
     Site,
     Study,
     StudyPriority,
+    TotalChange,
 )
 from db.upsert import insert
 
@@ -440,9 +441,11 @@ def retry(session: Session, ids: Sequence[int] | None, *, by: str) -> int:
 
 
 def counts(session: Session) -> Mapping[tuple[str, str], int]:
-    """Deliveries by kind and state."""
-    grouped = select(Delivery.kind, Delivery.state, func.count()).group_by(Delivery.kind, Delivery.state)
-    return {(kind, state): count for kind, state, count in session.execute(grouped)}
+    """Deliveries by kind and state, as the totals are kept: millions that went out are not counted again."""
+    kind, state = TotalChange.reason, TotalChange.state
+    kept = select(kind, state, func.sum(TotalChange.change)).where(TotalChange.counted == "delivery")
+    rows = session.execute(kept.group_by(kind, state))
+    return {(kind or "", state): int(count) for kind, state, count in rows if count}
 
 
 def oldest_waiting_seconds(session: Session) -> float:

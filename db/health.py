@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from db import deliveries, drift
 from db.base import database_now
-from db.ledger import pressing
+from db.ledger import PRESSING, pressing
 from db.models import Drift, Run, Study
 from db.totals import Totals, kept_totals
 
@@ -29,11 +29,7 @@ class Health:
 
 def health(session: Session) -> Health:
     now = database_now(session)
-    # A study that was settled before and waits again (requeued, rescored) is old without being late.
-    unsettled = select(func.min(Study.received_at)).where(
-        Study.state.in_(("waiting", "claimed")), Study.settled_at.is_(None)
-    )
-    oldest = session.scalar(unsettled)
+    oldest = _oldest_unsettled(session)
     figures = drift.latest(session)
     return Health(
         totals=kept_totals(session),
@@ -44,6 +40,20 @@ def health(session: Session) -> Health:
         deliveries=deliveries.counts(session),
         oldest_delivery_seconds=deliveries.oldest_waiting_seconds(session),
     )
+
+
+def _oldest_unsettled(session: Session) -> datetime | None:
+    """When the oldest study came that was never settled. One that waits again (requeued, rescored) is old without being
+    late.
+
+    Looks at the two heads of the index of waiting studies and at those of claimed ones. PostgreSQL would look for one
+    minimum of all among the settled studies, and for an order by `received_at` alone too.
+    """
+    unsettled = select(Study.received_at).where(Study.settled_at.is_(None))
+    waiting = unsettled.where(Study.state == "waiting").order_by(*PRESSING).limit(1)
+    claimed = unsettled.with_only_columns(func.min(Study.received_at)).where(Study.state == "claimed")
+    looks = (waiting.where(Study.stat.is_(True)), waiting.where(Study.stat.is_(False)), claimed)
+    return min(filter(None, map(session.scalar, looks)), default=None)
 
 
 def seconds_since_settled(session: Session) -> float | None:

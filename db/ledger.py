@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, and_, case, func, or_, select, update
+from sqlalchemy import Select, and_, case, func, or_, select, union, update
 from sqlalchemy.orm import Session
 
 from db.arrivals import OTHER_PATIENT
 from db.base import database_now
 from db.bulk import in_parts, update_many
-from db.models import Instance, SettledState, Study
+from db.models import SETTLED, Instance, SettledState, Study
 
 # An attempt that did not count. A study that was reopened while it was claimed has none left to take back.
 ONE_LESS = case((Study.attempts > 0, Study.attempts - 1), else_=0)
+PRESSING = (Study.stat.desc(), Study.received_at, Study.id)  # the order of claims, and of an index
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 600.0  # between two tries to reach a study's files
 
 
@@ -91,9 +92,7 @@ def pressing(now: datetime) -> Select[int]:
     """
     longest = now + timedelta(seconds=LONGEST_PAUSE_SECONDS)
     due = or_(Study.not_before.is_(None), Study.not_before <= now, Study.not_before > longest)
-    return (
-        select(Study.id).where(Study.state == "waiting", due).order_by(Study.stat.desc(), Study.received_at, Study.id)
-    )
+    return select(Study.id).where(Study.state == "waiting", due).order_by(*PRESSING)
 
 
 # --------------------------------------------------------------------------------------------- claiming and settling
@@ -144,8 +143,15 @@ def is_waiting(session: Session, study_id: int) -> bool:
 
 
 def any_held(session: Session) -> bool:
-    """Whether some worker holds a study."""
-    return session.scalar(select(Study.id).where(Study.state == "claimed").limit(1)) is not None
+    """Whether some worker holds a study. In an index's order, or the planner may look for one among the settled."""
+    held = select(Study.id).where(Study.state == "claimed").order_by(Study.lease_expires_at)
+    return session.scalar(held.limit(1)) is not None
+
+
+def any_waiting(session: Session) -> bool:
+    """Whether some study waits, be it for a pause to end."""
+    waiting = select(Study.id).where(Study.state == "waiting").order_by(*PRESSING)
+    return session.scalar(waiting.limit(1)) is not None
 
 
 def _claimed(session: Session, ids: Sequence[int], now: datetime) -> list[ClaimedStudy]:
@@ -332,14 +338,19 @@ def requeue(session: Session, *, study_instance_uid: str | None = None, reason: 
 
     That is also a study of which some films were scored and one was not. What it is scored as then is another revision.
     """
-    broken = select(Instance.study_id).where(Instance.state == "quarantined")
-    settled = Study.state.in_(("scored", "skipped"))
-    chosen = select(Study.id).where(or_(Study.state == "quarantined", settled & Study.id.in_(broken)))
-    if study_instance_uid is not None:
-        chosen = chosen.where(Study.study_instance_uid == study_instance_uid)
+    failed, broken = Study.state == "quarantined", Instance.state == "quarantined"
     if reason is not None:
-        chosen = chosen.where(or_(Study.reason == reason, Study.id.in_(broken.where(Instance.reason == reason))))
-    ids = list(session.scalars(chosen.with_for_update(skip_locked=True)))
+        failed &= Study.reason == reason
+        broken &= or_(Study.reason == reason, Instance.reason == reason)
+    named = [] if study_instance_uid is None else [Study.study_instance_uid == study_instance_uid]
+    found = union(  # each by its index
+        select(Study.id).where(failed, *named),
+        select(Study.id).join(Instance, Instance.study_id == Study.id).where(broken, *named),
+    )
+    ids: list[int] = []
+    for part in in_parts(session.scalars(found).all()):
+        chosen = select(Study.id).where(Study.id.in_(part), Study.state.in_(SETTLED))
+        ids += session.scalars(chosen.with_for_update(skip_locked=True))
     waits = {"state": "waiting", "reason": None, "detail": None, "not_before": None, "notified_at": None}
     for part in in_parts(ids):
         again = {"attempts": 0, "suspect": False, "revision": Study.revision + 1}

@@ -53,6 +53,11 @@ def _one_of(column: str, values: Any) -> CheckConstraint:
     return CheckConstraint(f"{column} IN ({', '.join(repr(word) for word in get_args(values))})", name=column)
 
 
+def _index_of_path(name: str) -> Index:
+    """Finds a file that the ledger refers to. Hashed on PostgreSQL: a path can be longer than a B-tree's entry may."""
+    return Index(name, "path", postgresql_using="hash")
+
+
 class Site(Base):
     """One row: the secret that makes this site's patient keys, drawn when the database is made, and the stop switch of
     all deliveries."""
@@ -103,7 +108,12 @@ class Instance(Base):
     """One SOP instance of a study. A film is an instance whose view is AP or PA."""
 
     __tablename__ = "instance"
-    __table_args__ = (_one_of("state", InstanceState), Index("ix_instance_study_id", "study_id"))
+    __table_args__ = (
+        _one_of("state", InstanceState),
+        Index("ix_instance_study_id", "study_id"),
+        Index("ix_instance_received_at", "received_at"),
+        _index_of_path("ix_instance_path"),
+    )
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("study.id", ondelete="CASCADE"))
     sop_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
@@ -133,7 +143,10 @@ class InstanceVersion(Base):
     """An instance as it was before another file took its place, or before it was decided again. Append only."""
 
     __tablename__ = "instance_version"
-    __table_args__ = (Index("ix_instance_version_instance_id", "instance_id"),)
+    __table_args__ = (
+        Index("ix_instance_version_instance_id", "instance_id"),
+        _index_of_path("ix_instance_version_path"),
+    )
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     instance_id: Mapped[int] = mapped_column(BigKey, ForeignKey("instance.id", ondelete="CASCADE"))
     path: Mapped[str] = mapped_column(Text)
@@ -152,7 +165,10 @@ class RejectedFile(Base):
     """A file that could not become an instance, and why: not DICOM, no usable UID, a UID taken by other pixels."""
 
     __tablename__ = "rejected_file"
-    __table_args__ = (Index("ix_rejected_file_sop_instance_uid", "sop_instance_uid"),)
+    __table_args__ = (
+        Index("ix_rejected_file_sop_instance_uid", "sop_instance_uid"),
+        _index_of_path("ix_rejected_file_path"),
+    )
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     path_digest: Mapped[str] = mapped_column(String(64), unique=True)
     path: Mapped[str] = mapped_column(Text)
@@ -362,10 +378,11 @@ class RunCategory(Base):
 
 
 class TotalChange(Base):
-    """A part of the totals: how many studies, instances or rejected files of one kind there are more (or fewer).
+    """A part of the totals: how many studies, instances, rejected files or deliveries of one kind there are more (or
+    fewer).
 
-    Written by triggers with what it counts, in one transaction; the sums are what there is. `decided_under`: the
-    settings by which an instance was decided.
+    Written by triggers with what it counts, in one transaction; the sums are what there is. `reason`: of a delivery,
+    its kind. `decided_under`: the settings by which an instance was decided.
     """
 
     __tablename__ = "total_change"
@@ -526,7 +543,6 @@ class Delivery(Base):
         _one_of("state", DeliveryState),
         UniqueConstraint("study_id", "checkpoint_id", "policy_id", "revision", "destination", "kind",
                          name="uq_delivery_once"),
-        Index("ix_delivery_state", "state", "kind"),
         Index("ix_delivery_object_uid", "object_uid"),
     )  # fmt: skip
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
@@ -636,6 +652,13 @@ _partial_index("ix_study_waiting", Study.stat.desc(), Study.received_at, Study.i
 _partial_index("ix_instance_waiting", Instance.study_id, where="state = 'waiting' AND view IS NOT NULL")
 # Publishing: what was scored lately.
 _partial_index("ix_study_scored", Study.settled_at, where="state = 'scored'")
+# Whether a film that nobody has decoded is a waiting study's.
+_partial_index("ix_study_unsettled", Study.id, where="state IN ('waiting', 'claimed')")
+# What people look for among millions that went well: what failed, and what was read since.
+_partial_index("ix_study_quarantined", Study.settled_at, where="state = 'quarantined'")
+_partial_index("ix_instance_quarantined", Instance.study_id, where="state = 'quarantined'")
+_partial_index("ix_study_priority_read_at", StudyPriority.read_at, where="read_at IS NOT NULL")
+_partial_index("ix_delivery_not_sent", Delivery.id, where="state IN ('waiting', 'sending', 'failed')")
 # Sending: what is due, the oldest first.
 _partial_index("ix_delivery_waiting", Delivery.published_at, Delivery.id, where="state = 'waiting'")
 # The sweep: leases that ran out.

@@ -90,18 +90,21 @@ def _read_since(session: Session, moment: datetime) -> dict[str, int]:
     return dict(rows.all())
 
 
-def _order(run: Run) -> Subquery:
-    """The ranks that a run left, or the worklist as it stands while the run goes on."""
+def _order(run: Run, *, top: int) -> Subquery:
+    """The first ranks that a run left, or of the worklist as it stands while the run goes on. With a limit, which tells
+    the planner that they are few."""
     if run.finished_at is None:
         typed = [column(name, Boolean) if name == "overdue" else column(name) for name in _PLACE]
-        return select(*typed).select_from(table("worklist", *typed)).subquery("place")
-    ranks = [getattr(RunRank, name) for name in _PLACE]
-    return select(*ranks).where(RunRank.run_id == run.id).subquery("place")
+        ranks = select(*typed).select_from(table("worklist", *typed)).order_by(column("priority_rank"))
+    else:
+        kept = [getattr(RunRank, name) for name in _PLACE]
+        ranks = select(*kept).where(RunRank.run_id == run.id).order_by(RunRank.priority_rank)
+    return ranks.limit(min(top, runs.HEAD)).subquery("place")
 
 
 def ranked(session: Session, run: Run, *, top: int) -> Sequence[RowMapping]:
     """The first `top` studies of the list, in reading order; runs.HEAD at most."""
-    place = _order(run).c
+    place = _order(run, top=top).c
     return (
         session.execute(
             select(
@@ -118,7 +121,6 @@ def ranked(session: Session, run: Run, *, top: int) -> Sequence[RowMapping]:
             )
             .join(Study, Study.id == place.study_id)
             .join(StudyPriority, StudyPriority.study_id == place.study_id)
-            .where(place.priority_rank <= min(top, runs.HEAD))
             .order_by(place.priority_rank)
         )
         .mappings()
@@ -181,6 +183,7 @@ def scores_before(session: Session, run: Run, *, days: int) -> Iterator[tuple[fl
     """The same checkpoint's probabilities of the films received in the `days` before this run, scored by other runs."""
     earlier = (
         Study.received_at >= run.started_at - timedelta(days=days),
+        Study.received_at < run.started_at,  # as what was scored before it began; so no newer study is looked at
         Study.run_id.is_distinct_from(run.id),
         FilmScore.scored_at < run.started_at,
     )

@@ -60,8 +60,9 @@ def prune_studies(
     session: Session, *, before: datetime, limit: int, reviewed: bool = False, unread: bool = False
 ) -> int:
     """Delete up to `limit` studies with their instances, scores, places, reviews and kept ranks; returns how many."""
-    chosen = select(Study.id).where(*_old(before, reviewed=reviewed, unread=unread)).order_by(Study.id).limit(limit)
-    ids = list(session.scalars(chosen.with_for_update(skip_locked=True)))
+    # The oldest first, by their index: in the order of ids the last call would look at every study that stays.
+    oldest = select(Study.id).where(*_old(before, reviewed=reviewed, unread=unread)).order_by(Study.received_at)
+    ids = list(session.scalars(oldest.limit(limit).with_for_update(skip_locked=True)))
     for part in in_parts(ids):
         session.execute(delete(Study).where(Study.id.in_(part)))  # the rest follows by its foreign keys
     return len(ids)

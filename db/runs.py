@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import RowMapping, Select, case, func, insert, literal, select, text, update
 from sqlalchemy.orm import Session
 
-from db import policies, totals
+from db import ledger, policies, totals
 from db.base import database_now
 from db.models import Checkpoint, Instance, Run, RunCategory, Site, Study, StudyPriority
 
@@ -20,8 +20,7 @@ KEEP_RANKS = """
     INSERT INTO run_rank (run_id, study_id, priority_rank, category, urgency, overdue)
     SELECT :run_id, w.study_id, w.priority_rank, w.category, w.urgency, w.overdue
     FROM worklist w
-    JOIN study s ON s.id = w.study_id
-    WHERE w.priority_rank <= :head OR s.run_id = :run_id"""
+    WHERE w.priority_rank <= :head OR w.study_id IN (SELECT id FROM study WHERE run_id = :run_id)"""
 COUNTS = ("category", "studies", "stat", "overdue", "flagged", "oldest_received_at")
 
 
@@ -92,7 +91,7 @@ def list_counts(session: Session) -> Select[Any]:
 
 def close_idle(session: Session, *, idle_minutes: float) -> list[int]:
     """End the open night runs when nothing waits any more and nothing was settled lately; returns their ids."""
-    if session.scalar(select(Study.id).where(Study.state.in_(("waiting", "claimed"))).limit(1)) is not None:
+    if ledger.any_waiting(session) or ledger.any_held(session):
         return []
     before = database_now(session) - timedelta(minutes=idle_minutes)
     quiet = func.coalesce(Run.last_settled_at, Run.started_at) < before

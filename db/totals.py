@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
-from db.models import SETTLED, Instance, RejectedFile, Site, Study, StudyState, TotalChange
+from db.models import SETTLED, Delivery, Instance, RejectedFile, Site, Study, StudyState, TotalChange
 
 KIND = ("counted", "state", "reason", "decided_under")  # columns of total_change
 _KIND = [getattr(TotalChange, name) for name in KIND]
@@ -97,8 +97,11 @@ def kept_totals(session: Session) -> Totals:
 
 
 def _settled_undecoded() -> Select[int]:
-    undecoded = select(Instance.study_id).where(Instance.state == "waiting", Instance.view.is_not(None))
-    return select(func.count()).select_from(Study).where(Study.id.in_(undecoded), Study.state.in_(SETTLED))
+    """Settled studies with an undecoded film, by the indexes of what waits: no settled study is looked at, unless one
+    has such a film."""
+    unsettled = select(Study.id).where(Study.id == Instance.study_id, Study.state.in_(("waiting", "claimed")))
+    undecoded = (Instance.state == "waiting", Instance.view.is_not(None))
+    return select(func.count(Instance.study_id.distinct())).where(*undecoded, ~unsettled.exists())
 
 
 def add_up(session: Session, *, most: int = MOST_CHANGES) -> None:
@@ -127,6 +130,7 @@ def recount(session: Session) -> int:
         _counted(literal("study"), Study.state, Study.reason, nothing),
         _counted(literal("instance"), *instance),
         _counted(literal("rejected_file"), literal("rejected"), RejectedFile.reason, nothing),
+        _counted(literal("delivery"), Delivery.state, Delivery.kind, nothing),
     )
     kept = select(*_KIND, (-func.sum(TotalChange.change)).label("change")).group_by(*_KIND)
     both = union_all(*there_is, kept).subquery()

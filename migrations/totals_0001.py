@@ -1,5 +1,5 @@
-"""The triggers of revision 0001, as they were then: every change of a study, an instance or a rejected file is noted in
-`total_change`, whose sums are the totals.
+"""The triggers of revision 0001, as they were then: every change of a study, an instance, a rejected file or a delivery
+is noted in `total_change`, whose sums are the totals.
 
 On PostgreSQL each statement appends its net changes, so that two writers never wait for each other; what was appended
 is added up now and then (db/totals.py). SQLite has one writer, and keeps one row for each kind.
@@ -24,6 +24,7 @@ COUNTED = {
         ("state", "reason", "decided_under"),
     ),
     "rejected_file": (Kind("'rejected_file'", "'rejected'", "{}reason", "NULL"), ("reason",)),
+    "delivery": (Kind("'delivery'", "{}state", "{}kind", "NULL"), ("state", "kind")),
 }
 COLUMNS = ", ".join(Kind._fields)
 

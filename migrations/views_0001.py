@@ -114,12 +114,13 @@ URGENT = ("category_a DESC", "urgency DESC", "received_at", "study_id")
 ORDER = """p.stat DESC, p.overdue DESC, CASE WHEN p.overdue THEN p.received_at END,
     p.category_a DESC, p.urgency DESC, p.received_at, p.study_id"""
 
+# An outer join, though every place has its study: what asks for no column of the study then does not look at it.
 RANKED = f"""
     SELECT {{rank}} AS priority_rank, s.study_instance_uid, s.accession_number, p.category, p.urgency,
            {TOP}, s.acquired_at, p.received_at, p.overdue, p.stat,
            p.flag, c.digest AS checkpoint_digest, y.version AS policy_version, p.study_id
     FROM ({{rows}}) p
-    JOIN study s ON s.id = p.study_id
+    LEFT JOIN study s ON s.id = p.study_id
     LEFT JOIN checkpoint c ON c.id = p.checkpoint_id
     LEFT JOIN policy y ON y.id = p.policy_id"""  # noqa: S608
 

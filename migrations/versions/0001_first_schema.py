@@ -97,6 +97,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("path_digest", name=op.f("uq_rejected_file_path_digest")),
     )
     op.create_index("ix_rejected_file_sop_instance_uid", "rejected_file", ["sop_instance_uid"])
+    op.create_index("ix_rejected_file_path", "rejected_file", ["path"], postgresql_using="hash")
     op.create_table(
         "site",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -253,6 +254,8 @@ def upgrade() -> None:
         sa.UniqueConstraint("sop_instance_uid", name=op.f("uq_instance_sop_instance_uid")),
     )
     op.create_index("ix_instance_study_id", "instance", ["study_id"])
+    op.create_index("ix_instance_received_at", "instance", ["received_at"])
+    op.create_index("ix_instance_path", "instance", ["path"], postgresql_using="hash")
     op.create_table(
         "instance_version",
         sa.Column("id", BIG_KEY, nullable=False),
@@ -273,6 +276,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_instance_version")),
     )
     op.create_index("ix_instance_version_instance_id", "instance_version", ["instance_id"])
+    op.create_index("ix_instance_version_path", "instance_version", ["path"], postgresql_using="hash")
     op.create_table(
         "review",
         sa.Column("id", BIG_KEY, nullable=False),
@@ -497,7 +501,6 @@ def upgrade() -> None:
             "study_id", "checkpoint_id", "policy_id", "revision", "destination", "kind", name="uq_delivery_once"
         ),
     )
-    op.create_index("ix_delivery_state", "delivery", ["state", "kind"])
     op.create_index("ix_delivery_object_uid", "delivery", ["object_uid"])
     op.create_index(
         "ix_delivery_waiting",
@@ -513,6 +516,14 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'scored'"),
         sqlite_where=sa.text("state = 'scored'"),
     )
+    for name, table, column, where in (
+        ("ix_study_unsettled", "study", "id", "state IN ('waiting', 'claimed')"),
+        ("ix_study_quarantined", "study", "settled_at", "state = 'quarantined'"),
+        ("ix_instance_quarantined", "instance", "study_id", "state = 'quarantined'"),
+        ("ix_study_priority_read_at", "study_priority", "read_at", "read_at IS NOT NULL"),
+        ("ix_delivery_not_sent", "delivery", "id", "state IN ('waiting', 'sending', 'failed')"),
+    ):
+        op.create_index(name, table, [column], postgresql_where=sa.text(where), sqlite_where=sa.text(where))
     _create_web_tables()
     op.create_index(
         "ix_study_waiting",

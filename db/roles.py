@@ -1,8 +1,8 @@
 """PostgreSQL roles: who may do what. `nightread db roles` makes or mends them; every upgrade grants what it added.
 
 nightread_migrate owns the tables and changes the schema; nightread_worker reads and writes rows; nightread_web reads
-what its pages show and writes what readers do; nightread_reader sees the views and nothing else. SQLite has no roles:
-there the file's permissions decide.
+what its pages show and writes what readers do; nightread_reader sees the views and nothing else; nightread_scaler
+sees how many studies wait. SQLite has no roles: there the file's permissions decide.
 
 PostgreSQL lets every role change its own password and the settings its sessions start with, and nobody can take that
 away. So one who holds the reader's password can shut the other readers out, until `nightread db roles` mends it.
@@ -17,7 +17,8 @@ from sqlalchemy import Connection, Engine, inspect, text
 from db.schema import require_utf8
 
 MIGRATE, WORKER, WEB, READER = "nightread_migrate", "nightread_worker", "nightread_web", "nightread_reader"
-ROLES = (MIGRATE, WORKER, WEB, READER)
+SCALER = "nightread_scaler"  # what adds workers when many studies wait, such as KEDA
+ROLES = (MIGRATE, WORKER, WEB, READER, SCALER)
 
 # What a role's sessions start with; a reader's slow query must not hold back the clean-up of old rows all day.
 SESSION_SETTINGS = (
@@ -27,11 +28,15 @@ SESSION_SETTINGS = (
     (READER, "default_transaction_read_only", "on"),
     (READER, "statement_timeout", "60s"),
     (READER, "idle_in_transaction_session_timeout", "60s"),
+    (SCALER, "default_transaction_read_only", "on"),
+    (SCALER, "statement_timeout", "10s"),
 )
 
 READERS = 20  # connections that nightread_reader may hold at once: it must leave the workers theirs
+SCALERS = 3
 UNLIMITED = -1
-CONNECTION_LIMITS = {MIGRATE: UNLIMITED, WORKER: UNLIMITED, WEB: UNLIMITED, READER: READERS}
+CONNECTION_LIMITS = {MIGRATE: UNLIMITED, WORKER: UNLIMITED, WEB: UNLIMITED, READER: READERS, SCALER: SCALERS}
+SCALER_READS = "waiting_studies"
 
 APPEND_ONLY = ("audit", "instance_version")
 NOT_FOR_WORKERS = ("alembic_version",)
@@ -53,7 +58,7 @@ WEB_WRITES = {
 
 
 def create_roles(engine: Engine, passwords: Mapping[str, str]) -> None:
-    """Create the four roles, or undo what was changed in them, and shut everyone else out of this database.
+    """Create the roles, or undo what was changed in them, and shut everyone else out of this database.
 
     `passwords` maps each of ROLES to its password; the server gets them hashed (SCRAM), so that none reaches its log.
     The engine must connect as a superuser, to the database that Nightread will use. Raises KeyError for a missing role,
@@ -92,6 +97,8 @@ def grant(connection: Connection) -> None:
     if READER in found:
         for view in schema.get_view_names():
             _grant(connection, "SELECT", view, READER)
+    if SCALER in found and SCALER_READS in schema.get_view_names():
+        _grant(connection, "SELECT", SCALER_READS, SCALER)
 
 
 def _grant_worker(connection: Connection, *, tables: list[str], views: list[str]) -> None:

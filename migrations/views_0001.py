@@ -144,6 +144,10 @@ def views(dialect: str) -> dict[str, str]:
             GROUP BY s.id, s.study_instance_uid""",  # noqa: S608
         "worklist": _worklist(OVERDUE_BEFORE[dialect]),
         "next_to_read": _next_to_read(dialect),
+        # One row, from the totals as they are kept: at the same cost however many studies wait. For an autoscaler.
+        "waiting_studies": """
+            SELECT CAST(coalesce(sum(change), 0) AS bigint) AS studies FROM total_change
+            WHERE counted = 'study' AND state = 'waiting'""",
         "study_log": _study_log(**TIME[dialect]),
         "film_log": _film_log(night=TIME[dialect]["night"], hour=TIME[dialect]["hour"]),
         # What an instance was before another file took its place, or before it was decided again. No path.

@@ -49,6 +49,7 @@ SECRETS = Path("/run/secrets")  # where containers mount secrets: a file nightre
 # Named like settings, but none: docker/make-secrets' folder, and the files of `db roles` in the secrets' folder.
 NOT_SETTINGS = {
     "NIGHTREAD_SECRETS", "NIGHTREAD_MIGRATE", "NIGHTREAD_WORKER", "NIGHTREAD_READER", "NIGHTREAD_WEB",
+    "NIGHTREAD_SCALER",
 }  # fmt: skip
 # Kubernetes sets these in every container beside a service that is called nightread, or nightread-something.
 OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")

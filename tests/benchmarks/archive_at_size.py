@@ -72,7 +72,6 @@ class Answer:
 def questions(context: Context, archive: Archive, folder: Path) -> Mapping[str, Question]:
     """All of them, by what a person would call them. What they write is rolled back, but for the day's drift."""
     engine, settings = context.engine, context.settings
-    claimed = {"worker": "benchmark", "studies": 16, "lease_minutes": 1.0}
     newest = FILM + str(archive.settled - 1).zfill(18)
 
     def old(session: Session) -> dict[str, Any]:
@@ -95,7 +94,7 @@ def questions(context: Context, archive: Archive, folder: Path) -> Mapping[str, 
         deliveries.publishable(session, quiet_seconds=300, longest_minutes=60, max_age_hours=24, limit=20)
 
     return {
-        "claim 16": lambda session: ledger.claim(session, **claimed),
+        "claim 16": lambda session: ledger.claim(session, worker="benchmark", studies=16, lease_minutes=1),
         "sweep": sweep,
         "end of a run": lambda session: runs.close(session, -(-archive.settled // 8640)),
         "is a received film registered": lambda session: lookup.recorded_paths(session, ["/films/new"]),
@@ -109,6 +108,7 @@ def questions(context: Context, archive: Archive, folder: Path) -> Mapping[str, 
         "metrics": health.health,
         "health check of a worker": lambda _: list(examine_role(context, "worker")),
         "health check of beat": lambda _: list(examine_role(context, "beat")),
+        "an autoscaler's query": lambda session: session.scalar(text("SELECT studies FROM waiting_studies")),
         "publish": publish,
         "send": lambda session: deliveries.claim(session, worker="benchmark", lease_minutes=1),
         "deliver --list": lambda session: deliveries.listed(session, limit=50),

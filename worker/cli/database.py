@@ -34,7 +34,7 @@ def roles(
 ) -> None:
     """Make PostgreSQL's roles, or mend them.
 
-    They are nightread_migrate, nightread_worker and nightread_reader.
+    They are nightread_migrate, nightread_worker, nightread_web, nightread_reader and nightread_scaler.
     """
     from db.roles import ROLES, create_roles
     from db.session import make_engine

@@ -659,7 +659,8 @@ _partial_index("ix_study_quarantined", Study.settled_at, where="state = 'quarant
 _partial_index("ix_instance_quarantined", Instance.study_id, where="state = 'quarantined'")
 _partial_index("ix_study_priority_read_at", StudyPriority.read_at, where="read_at IS NOT NULL")
 _partial_index("ix_delivery_not_sent", Delivery.id, where="state IN ('waiting', 'sending', 'failed')")
-# Sending: what is due, the oldest first.
+# Sending: what is on its way, and what is due, the oldest first.
+_partial_index("ix_delivery_sending", Delivery.study_id, where="state = 'sending'")
 _partial_index("ix_delivery_waiting", Delivery.published_at, Delivery.id, where="state = 'waiting'")
 # The sweep: leases that ran out.
 _partial_index("ix_study_claimed", Study.lease_expires_at, where="state = 'claimed'")

@@ -521,6 +521,7 @@ def upgrade() -> None:
         ("ix_study_quarantined", "study", "settled_at", "state = 'quarantined'"),
         ("ix_instance_quarantined", "instance", "study_id", "state = 'quarantined'"),
         ("ix_study_priority_read_at", "study_priority", "read_at", "read_at IS NOT NULL"),
+        ("ix_delivery_sending", "delivery", "study_id", "state = 'sending'"),
         ("ix_delivery_not_sent", "delivery", "id", "state IN ('waiting', 'sending', 'failed')"),
     ):
         op.create_index(name, table, [column], postgresql_where=sa.text(where), sqlite_where=sa.text(where))

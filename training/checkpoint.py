@@ -170,9 +170,9 @@ def read_header(path: Path) -> Header:
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")  # safetensors: u64, then that many bytes of JSON
-            return _parse_header(file.read(min(size, _MAX_HEADER_BYTES)))
+            return _parse_header(file.read(min(size, _MAX_HEADER_BYTES)), path)
     except OSError as error:
-        raise MissingCheckpoint(f"cannot read checkpoint {path}: {error.strerror}") from error
+        raise MissingCheckpoint(f"cannot read checkpoint {path.name}: {error.strerror}") from error
 
 
 def load_checkpoint(
@@ -189,11 +189,11 @@ def load_checkpoint(
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise MissingCheckpoint(f"cannot read checkpoint {path}: {error.strerror}") from error
+        raise MissingCheckpoint(f"cannot read checkpoint {path.name}: {error.strerror}") from error
     digest = hashlib.sha256(data).hexdigest()
     if expected_digest is not None and digest != expected_digest.lower():
         raise WrongDigest(f"{path.name} has digest {digest[:12]}…, expected {expected_digest[:12]}…")
-    header = _parse_header(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header = _parse_header(data[8 : 8 + int.from_bytes(data[:8], "little")], path)
     if findings is not None and header.findings != findings:
         raise VocabularyMismatch(f"{path.name} scores {', '.join(header.findings)}; needed: {', '.join(findings)}")
     try:
@@ -232,7 +232,7 @@ def _to_json(header: Header) -> dict[str, Any]:
     }
 
 
-def _parse_header(raw: bytes) -> Header:
+def _parse_header(raw: bytes, path: Path) -> Header:
     try:
         fields = json.loads(json.loads(raw)["__metadata__"][_FORMAT])
         header = Header(
@@ -245,7 +245,7 @@ def _parse_header(raw: bytes) -> Header:
         )
         _check(header)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedCheckpoint(f"not a {_FORMAT} file, or its header is incomplete ({error!r})") from error
+        raise DamagedCheckpoint(f"{path.name} is no {_FORMAT} file, or its header is incomplete ({error!r})") from error
     return header
 
 

@@ -123,7 +123,10 @@ def prepare(
             outcomes = prepared.prepare(
                 manifest, images, folder, sizes=size or (224,), processes=processes, progress=advance
             )
-    except (ManifestError, prepared.NotPrepared, AmbiguousImage, FileNotFoundError) as wrong:
+    except FileNotFoundError as missing:
+        where = missing.filename
+        raise typer.BadParameter(str(missing) if where is None else f"No such file: {where}") from missing
+    except (ManifestError, prepared.NotPrepared, AmbiguousImage) as wrong:
         raise typer.BadParameter(str(wrong)) from wrong
     typer.echo(f"{len(manifest):,} frontal films: " + ", ".join(f"{n:,} {what}" for what, n in outcomes.items()))
     if left_out:

@@ -78,7 +78,7 @@ def test_films_of_unknown_view_are_kept_on_request(films: Path) -> None:
     [
         ((), "--table and --images"),
         (("--table", "films.csv", "--images", "nowhere"), "no images at"),
-        (("--table", "nowhere.csv", "--images", "."), "No such file"),
+        (("--table", "nowhere.csv", "--images", "."), "No such file: nowhere.csv"),
         (("--table", "other.csv", "--images", "."), "no column for patient_id"),
     ],
 )

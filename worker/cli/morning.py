@@ -107,6 +107,8 @@ def explain(
     from worker.terminal.refusals import usage_errors
     from worker.terminal.tables import explained_tables
 
+    if layers and heatmap is None:
+        raise typer.BadParameter("--layers needs --heatmap FOLDER")
     context = open_context()
     with usage_errors(NothingToExplain, NoFilm):
         found = explain_file(context, Path(what)) if os.path.isfile(what) else explain_named(context, what)  # noqa: PTH113

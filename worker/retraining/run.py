@@ -277,7 +277,8 @@ def _new_enough(run: Run, films: labels.Confirmed, *, read: Collection[str]) -> 
     since = films.since(None if made is None else made.started_at)
     new, least = len(since.intersection(read)), run.settings.retrain.min_new_films
     if new < least:
-        raise Ended(f"{new} films were confirmed since the champion was trained; {least} are needed")
+        were = "film was" if new == 1 else "films were"
+        raise Ended(f"{new} {were} confirmed since the champion was trained; {least} are needed")
 
 
 def _teaches(run: Run, manifest: pd.DataFrame, films: labels.Confirmed, digest: str) -> None:

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import cycle
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -134,11 +135,52 @@ class OneByOne:
         gauge.mark(0, at=time.perf_counter())
         seconds = []
         for item in items:
-            self.connection.send(item)
-            seconds.append(self.connection.recv())
+            seconds.append(self.take(item))
             gauge.look()
             gauge.mark(films_per_item, at=time.perf_counter())
         return gauge.sample(seconds_by_item=seconds)
+
+    def take(self, item: Any) -> float:
+        """The seconds that one film, or whatever the body takes, needed."""
+        self.connection.send(item)
+        seconds: float = self.connection.recv()
+        return seconds
+
+
+@dataclass
+class SideBySide:
+    """Several of them, each of which takes the next film as soon as it is free."""
+
+    processes: Sequence[OneByOne]
+
+    def measure(self, items: Sequence[Any]) -> Sample:
+        """As of one; `seconds_by_item` are shares of the time that all had, so that they sum to it."""
+        waiting: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        for each in enumerate(items):
+            waiting.put(each)
+        seconds = [0.0] * len(items)
+
+        def work(process: OneByOne) -> None:
+            with suppress(Empty):
+                while True:
+                    number, item = waiting.get_nowait()
+                    seconds[number] = process.take(item) / len(self.processes)
+
+        gauge = Gauge(Tree([process.pid for process in self.processes]))
+        with ThreadPoolExecutor(len(self.processes)) as pool:
+            gauge.mark(0, at=time.perf_counter())
+            working = [pool.submit(work, process) for process in self.processes]
+            while wait(working, timeout=POLL_SECONDS).not_done:
+                gauge.look()
+            gauge.mark(len(items), at=time.perf_counter())
+        return gauge.sample(seconds_by_item=seconds)
+
+
+@contextmanager
+def side_by_side(opening: Callable[[], Callable[[Any], object]], *, first: Any) -> Iterator[SideBySide]:
+    """`one_by_one` in as many processes as there are cores."""
+    with ExitStack() as stack:
+        yield SideBySide([stack.enter_context(one_by_one(opening, first=first)) for _ in range(CORES)])
 
 
 @contextmanager

@@ -23,10 +23,12 @@ from tests.benchmarks.contenders import (
     Nightread,
     OneByOne,
     Sample,
+    SideBySide,
     decoders_alone,
     in_one_process,
     network_alone,
     one_by_one,
+    side_by_side,
     task_per_film,
     through_the_queue,
 )
@@ -41,6 +43,7 @@ from worker.scoring.decoding import DecodeOptions
 from worker.settings import Settings
 
 NAIVE, READER, TASKS = "naive script", "torchxrayvision-like", "one Celery task per film"
+NAIVES = "naive script, a process per core"
 BODIES = {NAIVE: naive, READER: torchxrayvision_like}
 ONE, QUEUE, QUEUE_2 = "Nightread, one process", "Nightread, queue", "Nightread, queue, 2 workers"
 DECODING, NETWORK, LIMIT = "decoding alone", "network alone", "limit (both)"
@@ -89,8 +92,10 @@ class Goal:
 
 
 GOALS = (
-    Goal(ONE, NAIVE, "JPEG Lossless", 10),
+    Goal(ONE, NAIVE, "mix", 12),
+    Goal(ONE, NAIVE, "JPEG Lossless", 11),
     Goal(ONE, NAIVE, "JPEG 2000", 20),
+    *(Goal(ONE, NAIVES, films, 1) for films in SETS),
     Goal(ONE, LIMIT, "mix", 0.9),
     Goal(QUEUE, ONE, "mix", 0.95),
     Goal(QUEUE_2, QUEUE, "mix", 1.0),
@@ -136,7 +141,10 @@ class Contenders:
         servers = Servers(self.stack, postgres, redis)
         first = self.films.different[0]
         embedded = Settings(database_url=f"sqlite:///{self.folder / 'one.db'}", **DEFAULTS)
-        scripts = {name: self._open(name, one_by_one(body, first=str(first))) for name, body in BODIES.items()}
+        scripts: dict[str, OneByOne | SideBySide] = {
+            name: self._open(name, one_by_one(body, first=str(first))) for name, body in BODIES.items()
+        }
+        scripts[NAIVES] = self._open(NAIVES, side_by_side(naive, first=str(first)))
         tasks = self._open(
             TASKS, task_per_film(servers.broker(3), servers=servers.pids, first=first, folder=self.folder)
         )
@@ -197,7 +205,7 @@ class Contenders:
     def _add(self, name: str, films: str, sample: Sample) -> None:
         self.results.samples[name][films].append(sample)
 
-    def _script(self, name: str, script: OneByOne) -> None:
+    def _script(self, name: str, script: OneByOne | SideBySide) -> None:
         """One pass gives the mix, and, as films are taken one by one, each syntax in it."""
         sample = script.measure([str(path) for path in self.films.different])
         self._add(name, "mix", sample)

@@ -30,7 +30,7 @@ from worker.scoring.decoding import DecodeOptions, Failure
 
 FILM_PIXELS, THUMBNAIL_PIXELS = 1024, 96  # the longer side
 HEAT_PIXELS = 768
-DRAWING = "1"  # of the way pictures are made: another way makes other files
+DRAWING = "2"  # of the way pictures are made: another way makes other files
 TIDIED_EVERY = 64  # pictures
 
 

@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -82,7 +82,7 @@ async def _came(event: asyncio.Event, *, within: float) -> bool:
 
 
 def read(address: str, readers: int, every: float, connection: Connection) -> None:
-    """The readers' process: until something comes, then it sends the seconds of each refresh."""
+    """The readers' process: from "go" to "enough" they stay, then it sends the seconds of each refresh."""
 
     async def stay() -> list[float]:
         until = asyncio.Event()
@@ -93,25 +93,41 @@ def read(address: str, readers: int, every: float, connection: Connection) -> No
             await asyncio.gather(*stays)
         return [seconds for each in people for seconds in each.seconds]
 
-    connection.send(asyncio.run(stay()))
+    connection.send("open")
+    while connection.recv() == "go":
+        seconds = asyncio.run(stay())
+        connection.recv()
+        connection.send(seconds)
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Browsers in a process of their own, which was started before anything is measured."""
+
+    connection: Connection
+
+    @contextmanager
+    def there(self) -> Iterator[list[float]]:
+        """They have the list open; the list that this gives holds the seconds of their refreshes once they are gone."""
+        seconds: list[float] = []
+        self.connection.send("go")
+        yield seconds
+        self.connection.send("enough")
+        seconds += self.connection.recv()
 
 
 @contextmanager
-def readers_at(address: str, readers: int, *, every: float) -> Iterator[list[float]]:
-    """Readers who come and go evenly; the list holds the seconds of their refreshes once they are gone."""
-    seconds: list[float] = []
-    if not readers:
-        yield seconds
-        return
+def readers_at(address: str, readers: int, *, every: float) -> Iterator[Readers]:
+    """Readers whose refreshes are spread evenly over the time between two of one's own."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=read, args=(address, readers, every, theirs))
     process.start()
+    assert ours.recv() == "open"
     try:
-        yield seconds
+        yield Readers(ours)
     finally:
-        ours.send("enough")
-        seconds += ours.recv()
+        ours.send("end")
         process.join()
 
 
@@ -127,18 +143,19 @@ class Turn:
 
 @dataclass(frozen=True)
 class Bench:
-    """Scoring, a page and its database, all running."""
+    """Scoring, a page with its database, and readers, all running."""
 
     nightread: Nightread
     films: Path
-    address: str
+    readers: Readers
     page: Tree
     database: Tree
 
-    def turn(self, readers: int, *, every: float, seconds: float) -> Turn:
+    def turn(self, *, readers: bool, seconds: float) -> Turn:
+        """Scoring for so long, with readers or without."""
         begun = time.perf_counter()
         before = [tree.cpu_seconds() for tree in (self.page, self.database)]
-        with readers_at(self.address, readers, every=every) as refreshes:
+        with self.readers.there() if readers else nullcontext([]) as refreshes:
             sample = self.nightread.measure(self.films, seconds=seconds)
         spent = [tree.cpu_seconds() - then for tree, then in zip((self.page, self.database), before, strict=True)]
         page, database = (100 * each / (time.perf_counter() - begun) / CORES for each in spent)
@@ -146,7 +163,7 @@ class Bench:
 
 
 @contextmanager
-def bench(studies: int) -> Iterator[Bench]:
+def bench(studies: int, *, readers: int, every: float) -> Iterator[Bench]:
     """All of it, with so many unread studies besides those of the films."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nightread-readers-")))
@@ -162,19 +179,18 @@ def bench(studies: int) -> Iterator[Bench]:
         with session_scope(context.engine) as session:  # the films' studies lead the list, and only they have pictures
             session.execute(update(Study).where(Study.id < FIRST_FILLER).values(stat=True))
             session.execute(update(Instance).where(Instance.id >= FIRST_FILLER).values(pixel_digest=None))
-        cores = os.sched_getaffinity(0)
-        address, page = stack.enter_context(served(postgres.url, folder, cores=cores))
+        address, page = stack.enter_context(served(postgres.url, folder, cores=os.sched_getaffinity(0)))
         nightread = stack.enter_context(in_one_process(settings))
+        browsers = stack.enter_context(readers_at(address, readers, every=every))
         database = Tree([int((postgres.home / "server.pid").read_text())])
-        yield Bench(nightread, films, address, Tree([page.pid]), database)
+        yield Bench(nightread, films, browsers, Tree([page.pid]), database)
 
 
-def told(turns: dict[int, list[Turn]]) -> Iterator[str]:
-    """The lines of the result; `turns` by their number of readers, none and some."""
-    none, some = (turns[readers] for readers in sorted(turns))
-    for readers, found in sorted(turns.items()):
+def told(none: list[Turn], some: list[Turn]) -> Iterator[str]:
+    """The lines of the result: turns without readers, and those with them."""
+    for name, found in (("without", none), ("with", some)):
         rates = [turn.sample.films_per_second for turn in found]
-        yield (f"{readers:3} readers: {statistics.median(rates):6.2f} films/s ({min(rates):.2f} to {max(rates):.2f}), "
+        yield (f"{name:8}{statistics.median(rates):6.2f} films/s ({min(rates):.2f} to {max(rates):.2f}), "
                f"scoring {statistics.median(turn.sample.cpu_ms_per_film for turn in found):.0f} ms CPU a film, "
                f"page {statistics.median(turn.page_percent for turn in found):.2f} % of the machine, "
                f"database {statistics.median(turn.database_percent for turn in found):.2f} %")  # fmt: skip
@@ -183,7 +199,7 @@ def told(turns: dict[int, list[Turn]]) -> Iterator[str]:
     yield f"cost in films/s, turn by turn: {', '.join(f'{cost:+.1f} %' for cost in costs)}"
     yield f"cost in films/s, median: {statistics.median(costs):+.1f} %  (goal: below {GOAL_PERCENT:g} %)"
     spent = [statistics.median(turn.page_percent + turn.database_percent for turn in found) for found in (some, none)]
-    yield f"processor time of page and database for the readers: {spent[0] - spent[1]:.2f} % of the machine"
+    yield f"processor time of page and database for the readers: {spent[0] - spent[1]:+.2f} % of the machine"
     refreshes = [1000 * seconds for turn in some for seconds in turn.refreshes]
     yield (f"{len(refreshes)} refreshes: {statistics.median(refreshes):.0f} ms median, "
            f"{statistics.quantiles(refreshes, n=20)[-1]:.0f} ms p95")  # fmt: skip
@@ -197,14 +213,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of one turn")
     parser.add_argument("--studies", type=int, default=10_000, help="unread ones, besides those of the films")
     asked = parser.parse_args()
-    turns: dict[int, list[Turn]] = {0: [], asked.readers: []}
-    with bench(asked.studies) as running:
-        running.turn(asked.readers, every=1, seconds=asked.seconds / 2)  # places, thumbnails, caches
+    turns: dict[bool, list[Turn]] = {False: [], True: []}
+    with bench(asked.studies, readers=asked.readers, every=asked.every) as running:
+        running.turn(readers=True, seconds=2 * asked.every)  # places, thumbnails, caches
         for number in range(asked.turns):
-            for readers in sorted(turns, reverse=number % 2 == 0):
-                turns[readers].append(running.turn(readers, every=asked.every, seconds=asked.seconds))
+            for readers in (number % 2 == 0, number % 2 == 1):
+                turns[readers].append(running.turn(readers=readers, seconds=asked.seconds))
     print(f"PostgreSQL, {asked.studies:,} unread studies, {CORES} cores, load {os.getloadavg()[0]:.1f}")
-    print(*told(turns), sep="\n")
+    print(f"{asked.readers} readers, each every {asked.every:g} s")
+    print(*told(turns[False], turns[True]), sep="\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -155,7 +155,8 @@ class Bench:
         """Scoring for so long, with readers or without."""
         begun = time.perf_counter()
         before = [tree.cpu_seconds() for tree in (self.page, self.database)]
-        with self.readers.there() if readers else nullcontext([]) as refreshes:
+        stay: AbstractContextManager[list[float]] = self.readers.there() if readers else nullcontext([])
+        with stay as refreshes:
             sample = self.nightread.measure(self.films, seconds=seconds)
         spent = [tree.cpu_seconds() - then for tree, then in zip((self.page, self.database), before, strict=True)]
         page, database = (100 * each / (time.perf_counter() - begun) / CORES for each in spent)

@@ -489,6 +489,8 @@ def test_models_list_as_json_has_whole_digests(folder):
         (("models", "verdict", "0123"), "no registered checkpoint has a digest that begins with '0123'"),
         (("models", "add", __file__), "test_cli.py is no nightread-checkpoint-1 file"),
         (("explain", "1.2.3", "--layers"), "--layers needs --heatmap"),
+        (("explain", "/"), "/ is a folder"),
+        (("worklist", "--limit", "99999999999999999999"), "a number is larger than the database can hold"),
         (("prune", "--before", "tomorrow"), "'tomorrow' is no day: write it as 2026-11-30"),
         (("requeue", "--study", "1.2.3"), "no study has the UID '1.2.3'"),
     ],

@@ -109,6 +109,8 @@ def explain(
 
     if layers and heatmap is None:
         raise typer.BadParameter("--layers needs --heatmap FOLDER")
+    if os.sep in what and os.path.exists(what) and not os.path.isfile(what):  # noqa: PTH110, PTH113 - else a number
+        raise typer.BadParameter(f"{what} is a folder, or something else that is no file: name one film")
     context = open_context()
     with usage_errors(NothingToExplain, NoFilm):
         found = explain_file(context, Path(what)) if os.path.isfile(what) else explain_named(context, what)  # noqa: PTH113

@@ -70,6 +70,8 @@ def refusal_of(error: Exception) -> tuple[str, int] | None:
         case DBAPIError():
             where = name_of(read_settings())
             return f"{where} does not answer or refuses: {reason_of(error)}; see `nightread doctor`", UNAVAILABLE
+        case OverflowError() if "SQLite" in str(error):  # which PostgreSQL answers as a database's error
+            return "a number is larger than the database can hold", WRONG_USAGE
         case OSError():  # without the path, which a sender may have named
             return f"{error.strerror or type(error).__name__}: check the folders that the settings name", UNAVAILABLE
     return None

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from db import api_tokens, claims, registry, users
 from db.base import database_now
 from db.models import Audit, ReadingClaim, Review, Run, Study, StudyPriority
+from db.reading import Answer
 from db.session import read_scope, session_scope
 from db.set_aside import set_aside
 from db.worklist import worklist
@@ -227,6 +228,17 @@ def test_the_rest_absent_covers_every_finding_that_was_not_marked(embedded):
     }
     refused = anna.post("/studies/2/review", **{"verdict-Mass": "perhaps"})
     assert (refused.status_code, "Nothing is marked" in refused.text) == (400, True)
+
+
+def test_a_review_that_is_refused_is_none_in_the_audit(embedded, monkeypatch):
+    anna = signed_in(create_app(embedded), "Anna", "reader")
+    monkeypatch.setattr(
+        "worker.web.review.record_opinions", lambda _session, opinions: [Answer(0, "why")] * len(opinions)
+    )
+    refused = anna.post("/studies/1/review", rest="absent")
+    assert (refused.status_code, "Not saved: why." in refused.text) == (409, True)
+    with read_scope(embedded.engine) as session:
+        assert "study reviewed" not in session.scalars(select(Audit.action)).all()
 
 
 # ------------------------------------------------------------------------------------------ what nobody may see (yet)

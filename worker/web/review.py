@@ -22,8 +22,9 @@ def save(visit: Visit) -> Response:
     with session_scope(visit.site.context.engine) as session:
         uid = study_with(session, study_id).study_instance_uid
         answers = record_opinions(session, [Opinion(uid, finding, word, reader) for finding, word in verdicts.items()])
-        audit.record(session, actor=reader, action="study reviewed", study_ids=[study_id], findings=len(verdicts))
-    refused = {answer.refused for answer in answers if answer.refused}
+        refused = {answer.refused for answer in answers if answer.refused}
+        if not refused:
+            audit.record(session, actor=reader, action="study reviewed", study_ids=[study_id], findings=len(verdicts))
     if refused:
         return page_of(visit, study_id, problem=f"Not saved: {'; '.join(refused)}.", status=409)
     return see_other(study_address(visit, study_id, saved=1))

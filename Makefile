@@ -35,7 +35,7 @@ demo: $(VENV)/installed  ## Score forty generated studies and show the morning t
 test: $(if $(T),$(VENV)/installed-for-tests,lint suite)  ## Check style, types and imports, then run all tests; or one: make test T=FILE
 	$(if $(T),$(BIN)/pytest $(T))
 
-suite: $(VENV)/installed-for-tests  ## Run all tests only
+suite: $(VENV)/installed-for-tests  ## Run all tests, without lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(IN_THREE)
 
 unit: $(VENV)/installed-for-tests  ## Run the fast tests only: no server, no network (about a minute)

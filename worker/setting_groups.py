@@ -116,7 +116,9 @@ class RetrainSettings(Group):
     seed: int = 2026
     """Seed of all random draws of a retraining."""
     threads: int = Field(default_factory=lambda: max(1, (os.cpu_count() or 1) // 2), ge=1)
-    """Processor threads of a retraining; it runs next to the scoring, at the lowest priority."""
+    """Processor threads of a retraining; it runs next to the scoring."""
+    nice: int = Field(19, ge=0, le=19)
+    """Niceness of a retraining: 19 is the lowest priority; 0 is that of all others, for a machine that only trains."""
     promotes: bool = False
     """A challenger that passed the gate becomes the champion without a person's decision."""
 

@@ -58,7 +58,7 @@ from worker.retraining.run import Outcome, retrain
 from worker.scoring.decoding import DecodeOptions, NetworkInput, decode_film
 from worker.scoring.inference import prove
 
-QUICK = {"retrain": {"epochs": 2, "batch_size": 16, "min_new_films": 10, "min_positives": 1, "threads": 1},
+QUICK = {"retrain": {"epochs": 2, "batch_size": 16, "min_new_films": 10, "min_positives": 1, "threads": 1, "nice": 0},
          "gate": {"replicates": 100, "min_positives": 1}}  # fmt: skip
 FILMS = 120
 once = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # where a second database says no more
@@ -441,7 +441,7 @@ def test_a_retraining_that_is_killed_while_it_trains_is_resumed_on_the_same_data
     )
     resumable = context.settings.state_folder / "retraining" / "run-1" / "training" / "resume.ckpt"
     try:
-        wait_until(resumable.exists, seconds=240)  # at the lowest priority: everything else on the machine goes first
+        wait_until(resumable.exists, seconds=240)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -454,6 +454,16 @@ def test_a_retraining_that_is_killed_while_it_trains_is_resumed_on_the_same_data
     assert (run.id, run.attempts, run.data_digest) == (killed.id, 2, killed.data_digest)
     assert len(run.metrics["epochs"]) == 6, "it keeps what it was asked, whatever the settings say by now"
     assert outcome.state == run.state
+
+
+@pytest.mark.parametrize(("nice", "lowered"), [(19, [19, ("/proc/self/autogroup", "19")]), (0, [])])
+def test_a_retraining_has_the_priority_that_the_settings_say(nice, lowered, monkeypatch):
+    told: list[Any] = []
+    monkeypatch.setattr("os.nice", told.append)
+    monkeypatch.setattr("os.setsid", lambda: None)
+    monkeypatch.setattr(Path, "write_text", lambda path, text: told.append((str(path), text)))
+    retraining.in_background(nice)
+    assert told == lowered
 
 
 @once

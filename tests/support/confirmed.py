@@ -20,7 +20,7 @@ SIDE = 96
 
 
 def picture(present: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """uint8 (SIDE, SIDE): gray noise, and for each finding of `present` (11,) a bright network input in its place."""
+    """uint8 (SIDE, SIDE): gray noise, and for each finding of `present` (11,) a bright square in its place."""
     film = rng.integers(60, 120, size=(SIDE, SIDE)).astype(np.uint8)
     for k in np.flatnonzero(present):
         row, column = 24 * (k // 4), 24 * (k % 4)

@@ -29,7 +29,7 @@ def retrain(
     from worker.terminal.tables import verdict_table
 
     context = open_context(service=cause != "hand")
-    in_background()
+    in_background(context.settings.retrain.nice)
     # Also where a shell's "&" or cron made this process ignore SIGINT, by which a lost lease ends the work.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _stop)

@@ -57,7 +57,7 @@ log = structlog.get_logger()
 LEASE_MINUTES = 2.0
 RENEW_SECONDS = 20.0
 RECIPE = ("learning_rate", "epochs", "batch_size", "seed")  # of the group `retrain`, beside parent and films
-LOCAL = {"schedule", "threads", "promotes"}  # of the same group, no part of what is learned or how it is judged
+LOCAL = {"schedule", "threads", "nice", "promotes"}  # of the same group, no part of what is learned or how it is judged
 KEPT_ASIDE_HOURS = 24.0  # files left by a judging by hand that was killed
 OUTAGE = "database-away"  # a file in the run's folder: its process ended because the database was away
 
@@ -405,11 +405,12 @@ def _clear(folder: Path) -> None:
         (folder / left).unlink(missing_ok=True)
 
 
-def in_background() -> None:
-    """Run at the lowest CPU priority, in a session of its own: with autogroup, niceness counts only
-    within a session."""
+def in_background(nice: int) -> None:
+    """Run at this niceness, in a session of its own: with autogroup, niceness counts only within a session."""
+    if nice == 0:
+        return
     with suppress(OSError):
         os.setsid()
-    os.nice(19)
+    os.nice(nice)
     with suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19")
+        Path("/proc/self/autogroup").write_text(str(nice))

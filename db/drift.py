@@ -1,5 +1,6 @@
 """Data for judging drift: the scores of a period and the kinds of film that came in; and the stored judgements."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -52,7 +53,7 @@ def scores(session: Session, *, checkpoint_id: int, since: datetime, until: date
         select(*(getattr(FilmScore, name) for name in FINDING_COLUMNS))
         .join(Instance, Instance.id == FilmScore.instance_id)
         .join(Study, Study.id == Instance.study_id)
-        .where(FilmScore.checkpoint_id == checkpoint_id, Instance.state == "scored", *_came(since, until))
+        .where(FilmScore.checkpoint_id == checkpoint_id, Instance.state == "scored", *_instances_of(since, until))
     )
     return [tuple(row) for row in rows]
 
@@ -64,27 +65,33 @@ def last_arrival(session: Session) -> datetime | None:
 
 def arrivals(session: Session, *, since: datetime, until: datetime) -> Arrivals:
     """Arrivals from `since` up to but not including `until`."""
-    came = _came(since, until)
-
-    def counts(column: InstrumentedAttribute[Any], *which: ColumnElement[bool]) -> dict[Any, int]:
-        rows = (
-            select(column, func.count(Instance.id))
-            .join(Study, Study.id == Instance.study_id)
-            .where(*which, *came)
-            .group_by(column)
-        )
-        return dict(session.execute(rows).all())
-
-    states = select(Study.state, func.count()).where(Study.state.in_(SETTLED), *came).group_by(Study.state)
-    return Arrivals(
-        films={name: counts(column, Instance.state == "scored") for name, column in ATTRIBUTES.items()},
-        studies=dict(session.execute(states).all()),
-        instances=counts(Instance.reason, Instance.in_scope.is_(True), Instance.state.in_(SETTLED)),
+    kinds = (*ATTRIBUTES.values(), Instance.state, Instance.reason, Instance.in_scope)
+    counted = (
+        select(*kinds, func.count())
+        .join(Study, Study.id == Instance.study_id)
+        .where(*_instances_of(since, until))
+        .group_by(*kinds)
     )
+    films: dict[str, Counter[Any]] = {name: Counter() for name in ATTRIBUTES}
+    instances: Counter[str | None] = Counter()
+    for *values, state, reason, in_scope, count in session.execute(counted):
+        if state == "scored":
+            for name, value in zip(ATTRIBUTES, values, strict=True):
+                films[name][value] += count
+        if in_scope and state in SETTLED:
+            instances[reason] += count
+    came = (Study.state.in_(SETTLED), *_came(since, until))
+    states = select(Study.state, func.count()).where(*came).group_by(Study.state)
+    return Arrivals(films=films, studies=dict(session.execute(states).all()), instances=instances)
 
 
 def _came(since: datetime, until: datetime) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return Study.received_at >= since, Study.received_at < until
+
+
+def _instances_of(since: datetime, until: datetime) -> tuple[ColumnElement[bool], ...]:
+    """The instances of those studies. None came before its study: said here, it spares the archive that lies before."""
+    return Instance.received_at >= since, *_came(since, until)
 
 
 def record(session: Session, figures: Sequence[Figure], *, day: str, checkpoint_id: int) -> None:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -72,6 +72,7 @@ class Answer:
 def questions(context: Context, archive: Archive, folder: Path) -> Mapping[str, Question]:
     """All of them, by what a person would call them. What they write is rolled back, but for the day's drift."""
     engine, settings = context.engine, context.settings
+    last_day = drift.last_day(context) or date.max
     newest = FILM + str(archive.settled - 1).zfill(18)
 
     def old(session: Session) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def questions(context: Context, archive: Archive, folder: Path) -> Mapping[str, 
         "publish": publish,
         "send": lambda session: deliveries.claim(session, worker="benchmark", lease_minutes=1),
         "deliver --list": lambda session: deliveries.listed(session, limit=50),
-        "drift of a day": lambda _: drift.daily(context),
+        "drift of a day": lambda _: drift.daily(context, day=last_day - timedelta(days=1)),
         "last day for drift": lambda _: drift.last_day(context),
         "report of the last run": lambda _: write_report(context, run="latest", output=folder / "page.html"),
         "prune --dry-run": lambda session: retention.prunable(session, **old(session)),

@@ -1,15 +1,21 @@
-"""A question about one study or film looks at its rows by an index, whatever else the database holds (SQLite)."""
+"""A question about one study or film looks at its rows by an index, whatever else the database holds (SQLite).
 
-from collections.abc import Iterator
+PostgreSQL's plans at size are measured by tests/benchmarks/archive_at_size.py.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, text
+from sqlalchemy.orm import Session
 
-from db import schema
-from db.health import health
-from db.session import make_engine, read_scope
+from db import deliveries, health, ledger, lookup, morning, retention, runs, schema
+from db.session import make_engine
+from db.set_aside import set_aside
 
 # One row per finding, the answer itself, one cell of it, and the one active policy; each is short at any size.
 SHORT = ("CONSTANT ROW", "n", "study_findings", "deciding", "policy USING INDEX uq_policy_active")
@@ -47,25 +53,55 @@ def test_a_question_about_one_study_scans_no_table(engine: Engine, query: str) -
     assert scans(engine, query) == set()
 
 
-def test_what_a_metrics_page_asks_scans_no_study_and_no_film(engine: Engine) -> None:
-    asked: list[tuple[str, Any]] = []
+LARGE = ("study", "instance", "study_priority", "film_score", "delivery")  # with every settled study they grow
 
-    def note(_connection: object, _cursor: object, statement: str, values: Any, *_others: object) -> None:
-        asked.append((statement, values))
+
+def large_scans(engine: Engine, ask: Callable[[Session], object]) -> set[str]:
+    """The large tables that the statements of a function read whole, by no index."""
+    statements: list[tuple[str, Any]] = []
+
+    def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        statements.append((statement, parameters))
 
     event.listen(engine, "before_cursor_execute", note)
     try:
-        with read_scope(engine) as session:
-            health(session)
+        with Session(engine) as session:
+            ask(session)
+            session.rollback()
     finally:
         event.remove(engine, "before_cursor_execute", note)
     with engine.connect() as connection:
-        steps = [
-            row[-1]
-            for statement, values in asked
-            if statement.startswith("SELECT")
-            for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)
+        plans = [
+            connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all()
+            for statement, parameters in statements
+            if statement.startswith(("SELECT", "UPDATE", "DELETE"))
         ]
-    assert len(asked) > 3
-    long = [step for step in steps if step.startswith(("SCAN study", "SCAN instance", "SCAN film_score"))]
-    assert set(long) <= {"SCAN instance USING INDEX ix_instance_waiting"}, "that index holds what waits, and no more"
+    steps = {row[-1] for plan in plans for row in plan}
+    return {table for table in LARGE for step in steps if re.fullmatch(rf"SCAN {table}(_\d+)?", step)}
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        health.health,
+        ledger.any_held,
+        ledger.any_waiting,
+        ledger.requeue,
+        lambda session: ledger.requeue(session, reason="truncated"),
+        lambda session: ledger.claim(session, worker="test", studies=16, lease_minutes=1),
+        lambda session: lookup.recorded_paths(session, ["/films/1.dcm"]),
+        lambda session: set_aside(session, "quarantined"),
+        lambda session: morning.quarantined(session, limit=20),
+        lambda session: deliveries.claim(session, worker="test", lease_minutes=1),
+        lambda session: runs.close_idle(session, idle_minutes=10),
+        lambda session: retention.prune_studies(session, before=datetime(2026, 1, 1, tzinfo=UTC), limit=500),
+    ],
+)
+def test_what_the_service_asks_all_day_reads_no_table_of_settled_studies_whole(
+    engine: Engine, ask: Callable[[Session], object]
+) -> None:
+    assert large_scans(engine, ask) == set()
+
+
+def test_a_question_that_reads_all_studies_would_be_seen(engine: Engine) -> None:
+    assert large_scans(engine, lambda session: session.scalar(text("SELECT count(detail) FROM study"))) == {"study"}

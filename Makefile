@@ -14,7 +14,7 @@ SEED ?= $(shell date +%s)
 STUDIES ?= 500
 FILMS ?= 200
 KILLS ?= 20
-SMALL ?= 0
+SMALL ?= 2000
 SECONDS ?= 60
 SIZE ?= 224
 MINUTES ?= 10
@@ -60,7 +60,7 @@ chaos: $(VENV)/installed-for-tests  ## Score a load while everything breaks: mak
 fuzz: $(VENV)/installed-for-tests  ## Damage headers, codestreams, messages, checkpoints and tables: make fuzz SECONDS=60 SEED=7
 	$(BIN)/python -m tests.drills.fuzz --seconds $(SECONDS) --seed $(SEED)
 
-receiver: $(VENV)/installed-for-tests  ## Send films to the DICOM receiver and kill it, beside DCMTK's storescp: FILMS=200 KILLS=20 SMALL=2000
+receiver: $(VENV)/installed-for-tests  ## Send films to the DICOM receiver and kill it, beside DCMTK's storescp: FILMS=200 KILLS=20
 	$(BIN)/python -m tests.drills.receiver --films $(FILMS) --kills $(KILLS) --small $(SMALL)
 
 retraining: $(VENV)/installed-for-tests  ## From an empty database to a promoted challenger, on ../shared/data: SIZE=128 pixels take ten minutes

@@ -53,7 +53,9 @@ class Pictures:
         self._folder = context.pictures_folder
         self._decoders = DecoderPool(DecodeOptions.of(context, Preprocessing(size=FILM_PIXELS)), decoders=1)
         self._loaded: _Loaded | None = None
-        self._turn = threading.Lock()  # one film at a time: scoring needs the processor more
+        # One film at a time, and one thumbnail: scoring needs the processor more. Who opens a film does not wait behind
+        # the thumbnails of a list.
+        self._films, self._thumbnails = threading.Lock(), threading.Lock()
         self._drawn = 0
 
     def close(self) -> None:
@@ -62,19 +64,13 @@ class Pictures:
 
     def film(self, film: Film) -> bytes:
         """A film in grey, as large as it is kept. Raises NoPicture."""
-        return self._kept(_name("film", film.pixel_digest), lambda: self._decoded(film))
+        name = _name("film", film.pixel_digest)
+        return self._kept(name, lambda: self._decoded(film, FILM_PIXELS), turn=self._films)
 
     def thumbnail(self, film: Film) -> bytes:
         """The same, small. Raises NoPicture."""
-
-        def small() -> Image.Image:
-            picture = Image.open(io.BytesIO(whole))
-            picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.BICUBIC)
-            return picture
-
         name = _name("thumbnail", film.pixel_digest)
-        whole = b"" if self._path(name).exists() else self.film(film)
-        return self._kept(name, small)
+        return self._kept(name, lambda: self._decoded(film, THUMBNAIL_PIXELS), turn=self._thumbnails)
 
     def heat(self, film: Film, finding: str, row: CheckpointRow) -> bytes:
         """A film under the heat map of a finding, by the checkpoint that ranks its study.
@@ -82,29 +78,31 @@ class Pictures:
         Raises NoPicture, also where nothing on the film speaks for the finding, and NoHeatMaps.
         """
         name = _name("heat", film.pixel_digest, row.digest, finding)
-        return self._kept(name, lambda: self._warm(film, finding, row))
+        return self._kept(name, lambda: self._warm(film, finding, row), turn=self._films)
 
-    def _kept(self, name: str, draw: Callable[[], Image.Image]) -> bytes:
+    def _kept(self, name: str, draw: Callable[[], Image.Image], *, turn: threading.Lock) -> bytes:
         """The picture of this name, drawn first where it is not there yet."""
         path = self._path(name)
         with suppress(FileNotFoundError):
             return path.read_bytes()
-        with self._turn:
-            if not path.exists():  # another request may have drawn it meanwhile
-                self._write(path, draw())
-        return path.read_bytes()
+        with turn:
+            with suppress(FileNotFoundError):  # another request may have drawn it meanwhile
+                return path.read_bytes()
+            return self._write(path, draw())
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.png"
 
-    def _write(self, path: Path, picture: Image.Image) -> None:
+    def _write(self, path: Path, picture: Image.Image) -> bytes:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         buffer = io.BytesIO()
         picture.save(buffer, "PNG", compress_level=3)
         write_whole(path, buffer.getvalue())
         self._drawn += 1
         if self._drawn % TIDIED_EVERY == 1:
-            self._tidy()
+            with suppress(FileNotFoundError):  # the other one tidies, or `nightread prune`
+                self._tidy()
+        return buffer.getvalue()
 
     def _tidy(self) -> None:
         """Remove the oldest pictures and morning pages that are more than the settings allow."""
@@ -115,9 +113,9 @@ class Pictures:
             if used > allowed:
                 file.unlink(missing_ok=True)
 
-    def _decoded(self, film: Film) -> Image.Image:
-        image = self._network_input(film, Preprocessing(size=FILM_PIXELS))
-        return Image.fromarray(image).resize(_size(film, FILM_PIXELS), Image.Resampling.BICUBIC)
+    def _decoded(self, film: Film, longer: int) -> Image.Image:
+        image = self._network_input(film, Preprocessing(size=longer))
+        return Image.fromarray(image).resize(_size(film, longer), Image.Resampling.BICUBIC)
 
     def _warm(self, film: Film, finding: str, row: CheckpointRow) -> Image.Image:
         loaded = self._load(row)

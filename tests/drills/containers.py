@@ -10,7 +10,7 @@ stays as it is.
 2. Brings the stack up with TLS inside, and waits until every container is healthy.
 3. Enqueues films, kills the worker's first process while it scores, and waits for the last film; restarts everything.
 4. Checks the totals, the reader's role over TLS, each container's user, root file system, capabilities and networks,
-   the DICOM receiver, and what Prometheus scrapes.
+   the DICOM receiver, what Prometheus scrapes, and that all which our processes log is JSON.
 5. Takes all of it down, and looks for what is left.
 
 Ends with exit code 0 when all of it held, 1 when something did not, 2 where it cannot run.
@@ -405,6 +405,21 @@ def check_prometheus(site: Site, record: Record) -> None:
     record.check("Prometheus scrapes worker, beat and receiver", True)
 
 
+def check_logs(site: Site, record: Record, services: dict[str, Any]) -> None:
+    """Every line that a process of ours wrote since it was first started, over the worker's kill too, is JSON."""
+    for name in site.containers():
+        if services[name]["image"].startswith(OURS):
+            lines = site.compose("logs", "--no-color", "--no-log-prefix", name).splitlines()
+            record.check(f"{name} writes JSON and nothing else", bool(lines) and all(map(_is_event, lines)))
+
+
+def _is_event(line: str) -> bool:
+    try:
+        return "event" in json.loads(line)
+    except ValueError:
+        return False
+
+
 def check_restart(site: Site, record: Record) -> None:
     """Everything stopped and started: the ledger says the same, and the stack is healthy again."""
     before = site.totals()
@@ -474,6 +489,7 @@ def drill(folder: Path, record: Record) -> None:
                 check_receiver(site, record, ports["RECEIVE_PORT"])
                 check_web(site, record, ports["WEB_PORT"])
                 check_prometheus(site, record)
+                check_logs(site, record, services)
             with record.timed("restart everything"):
                 check_restart(site, record)
         finally:

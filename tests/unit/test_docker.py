@@ -42,6 +42,19 @@ def tool(name: str) -> str:
     return found
 
 
+def test_every_image_of_others_can_be_pinned_in_env() -> None:
+    images = {service["image"] for name, service in SERVICES.items() if name not in OURS}
+    named = [re.fullmatch(r"\$\{([A-Z]+_IMAGE):-([a-z/]+:[\w.-]+)\}", image) for image in images]
+    assert all(named), images
+    for variable, image in (match.groups() for match in named if match):
+        assert f"\n#{variable}={image}\n" in ENV_EXAMPLE
+    (python,) = {service["build"]["args"]["PYTHON_IMAGE"] for service in OURS.values()}
+    base = re.search(r"^ARG PYTHON_IMAGE=(.+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
+    assert base is not None
+    assert python == f"${{PYTHON_IMAGE:-{base[1]}}}"
+    assert f"\n#PYTHON_IMAGE={base[1]}\n" in ENV_EXAMPLE
+
+
 # ---------------------------------------------------------------------------------------------------------- settings
 
 

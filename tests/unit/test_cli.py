@@ -514,7 +514,7 @@ def test_a_question_that_is_left_by_ctrl_d_ends_in_a_sentence(monkeypatch, capsy
     monkeypatch.setattr("sys.stdin", io.StringIO())
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     assert main(monkeypatch, "prune", "--before", "2999-01-01", "--unread") == 130
-    assert "nightread: stopped without an answer" in capsys.readouterr().err
+    assert "\nnightread: stopped without an answer\n" in capsys.readouterr().err
     assert json.loads(nightread("status", "--json").stdout)["received"] == 3
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from worker.terminal.console import STOPPED, UNAVAILABLE, WRONG_USAGE, refuse
+from worker.terminal.console import STOPPED, UNAVAILABLE, WRONG_USAGE, err, refuse
 
 if TYPE_CHECKING:
     from typer.exceptions import TyperException
@@ -32,6 +32,7 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except Abort:  # Ctrl-C or Ctrl-D at a question
+        err.print()  # which ends without a new line
         refuse("stopped without an answer", code=STOPPED)
     except TyperException as error:
         _refuse_words(error)

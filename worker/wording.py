@@ -91,6 +91,11 @@ def day_and_clock(time: datetime, zone: tzinfo | None = None) -> str:
     return f"{time.astimezone(zone):%-d %b %H:%M}"
 
 
+def minute(time: datetime | None) -> str:
+    """2026-11-23 22:40, in this machine's zone; a dash where there is none."""
+    return "-" if time is None else f"{time.astimezone():%Y-%m-%d %H:%M}"
+
+
 def duration(span: timedelta) -> str:
     """A span in seconds below two minutes, else as waiting times are told."""
     seconds = max(0, round(span.total_seconds()))

@@ -1,8 +1,12 @@
 """Words and formats for people."""
 
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
 import pytest
 
-from worker.wording import category_meaning, ranges, times, unusual, viewer_address
+from worker.wording import category_meaning, minute, ranges, times, unusual, viewer_address
 
 UID = "1.2.840.1"
 
@@ -44,3 +48,19 @@ def test_a_category_is_called_what_it_is():
 )
 def test_ranks_are_told_in_ranges(numbers: list[int], words: str):
     assert ranges(numbers) == words
+
+
+@pytest.fixture
+def tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This machine in another time zone."""
+    with monkeypatch.context() as there:
+        there.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("tokyo")
+def test_lists_tell_minutes_in_this_machines_zone():
+    assert minute(datetime(2026, 1, 1, 22, 40, tzinfo=UTC)) == "2026-01-02 07:40"
+    assert minute(None) == "-"

@@ -19,6 +19,7 @@ from worker.terminal.console import (
     refuse,
     say,
 )
+from worker.wording import minute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,8 +108,8 @@ def verdict(digest: Digest, as_json: AsJson = False) -> None:
             _print_verdict_json(row.digest, checks, result=found.result)
             return
         _print_checks(checks)
-        when = f"{found.judged_at:%Y-%m-%d %H:%M}"
-        say(f"{found.result} on {when} by {found.judged_by}: {found.films} films of {found.patients} patients")
+        judged = f"{found.result} on {minute(found.judged_at)} by {found.judged_by}"
+        say(f"{judged}: {found.films} films of {found.patients} patients")
         if found.accepted_by is not None:
             say(f"accepted by {found.accepted_by}: {found.accepted_reason}")
 

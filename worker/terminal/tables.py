@@ -8,7 +8,7 @@ from rich.text import Text
 
 from worker.reasons import sentence
 from worker.terminal.listing import Cell, Column, Listing
-from worker.wording import notes, percent, times, waited
+from worker.wording import minute, notes, percent, times, waited
 
 if TYPE_CHECKING:
     from db.drift import Figure
@@ -132,12 +132,9 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> Listing:
                        wide=("finished",))  # fmt: skip
     listing = Listing("Runs", columns, empty="No run yet: `nightread score` or a worker begins one.")
     for row in rows:
-        started, finished = (None if at is None else f"{at.astimezone():%Y-%m-%d %H:%M}"
-                             for at in (row["started_at"], row["finished_at"]))  # fmt: skip
-        numbers = (str(row[name]) for name in counts)
-        listing.add(
-            str(row["id"]), row["kind"], started or "-", finished or "open", *numbers, (row["digest"] or "-")[:12]
-        )
+        finished = minute(row["finished_at"]) if row["finished_at"] else "open"
+        numbers, digest = (str(row[name]) for name in counts), (row["digest"] or "-")[:12]
+        listing.add(str(row["id"]), row["kind"], minute(row["started_at"]), finished, *numbers, digest)
     return listing
 
 
@@ -146,9 +143,8 @@ def checkpoints_table(rows: Sequence[Mapping[str, Any]]) -> Listing:
     columns = _columns("digest", "network", "for", "state", "since", "by", "reason")
     listing = Listing("Checkpoints", columns, empty="No checkpoint is registered yet: `nightread score` registers one.")
     for row in rows:
-        since = f"{row['state_changed_at']:%Y-%m-%d %H:%M}"
         names = row["digest"][:12], row["network"], row["purpose"], row["state"]
-        listing.add(*names, since, row["state_changed_by"], row["state_reason"] or "")
+        listing.add(*names, minute(row["state_changed_at"]), row["state_changed_by"], row["state_reason"] or "")
     return listing
 
 
@@ -289,9 +285,7 @@ def users_table(rows: Iterable[Mapping[str, Any]]) -> Listing:
     columns = _columns("name", "role", "signs in by", "added", "by", "disabled")
     listing = Listing("Users", columns, empty="Nobody may sign in yet: `nightread users add` adds a user.")
     for row in rows:
-        added, disabled = (
-            "-" if at is None else f"{at:%Y-%m-%d %H:%M}" for at in (row["created_at"], row["disabled_at"])
-        )
+        added, disabled = minute(row["created_at"]), minute(row["disabled_at"])
         way = "password" if row["by_password"] else "provider"
         listing.add(row["name"], row["role"], way, added, row["created_by"], disabled)
     return listing
@@ -302,9 +296,7 @@ def policies_table(rows: Iterable[Mapping[str, Any]]) -> Listing:
     columns = _columns("version", "active", "made", "by", "activated", "by", "note", right=("version",))
     listing = Listing("Versions of the policy", columns)
     for row in rows:
-        made, activated = (
-            "-" if at is None else f"{at:%Y-%m-%d %H:%M}" for at in (row["created_at"], row["activated_at"])
-        )
+        made, activated = minute(row["created_at"]), minute(row["activated_at"])
         active, by = "yes" if row["active"] else "", row["activated_by"] or "-"
         listing.add(str(row["version"]), active, made, row["created_by"], activated, by, row["note"] or "")
     return listing

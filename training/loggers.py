@@ -1,5 +1,6 @@
 """Figures of a run for MLflow or Weights & Biases, by Lightning's own loggers, where those are installed."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,14 +14,13 @@ def make_logger(name: str, folder: Path) -> Any:
     environment (MLFLOW_TRACKING_URI, WANDB_MODE, ...). Raises UnusableSettings."""
     if name not in PACKAGES:
         raise UnusableSettings(f"no logger is called {name!r}; there are {', '.join(PACKAGES)}")
-    from lightning.pytorch import loggers  # more than a second, and only who asks for it pays
+    if find_spec(PACKAGES[name]) is None:
+        raise UnusableSettings(f"the logger {name} is not installed: pip install {PACKAGES[name]}")
+    from lightning.pytorch import loggers  # four seconds, and only who asks for it pays
 
+    if name == "mlflow":
+        import mlflow  # Lightning's default is a folder, which MLflow has given up; MLflow's own is a database
+
+        return loggers.MLFlowLogger("nightread", run_name=folder.name, tracking_uri=mlflow.get_tracking_uri())
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        if name == "mlflow":
-            import mlflow  # Lightning's default is a folder, which MLflow has given up; MLflow's own is a database
-
-            return loggers.MLFlowLogger("nightread", run_name=folder.name, tracking_uri=mlflow.get_tracking_uri())
-        return loggers.WandbLogger(name=folder.name, project="nightread", save_dir=str(folder))
-    except ModuleNotFoundError as error:
-        raise UnusableSettings(f"the logger {name} is not installed: pip install {PACKAGES[name]}") from error
+    return loggers.WandbLogger(name=folder.name, project="nightread", save_dir=str(folder))

@@ -213,8 +213,8 @@ def claim(session: Session, *, worker: str, lease_minutes: float, apart_from: Co
 
 
 def release_lost(session: Session, *, worker: str, lease_minutes: float, max_refusals: int) -> int:
-    """End leases that ran out, or end later than any can, or are `worker`'s own: it sends nothing now,
-    so the database was away when it had sent.
+    """End leases that ran out, end later than any can, or are `worker`'s own: it sends nothing now, so the database was
+    away when it had sent.
 
     What was sent may be sent again, which adds nothing. The try counts as a refusal: a result that ends every process
     must be given up too.

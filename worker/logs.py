@@ -26,6 +26,14 @@ class _StandardError(logging.StreamHandler[TextIO]):
         """The base class sets it once."""
 
 
+class _LastResort(logging.StreamHandler[TextIO]):
+    """Standard error once everything else leads to it: a line that cannot be written is lost, for there is no other
+    place to say so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Nothing: the base class would print to what is now a stream of this log."""
+
+
 class _Lines(io.TextIOBase):
     """A stream of which each whole line is an event of the log."""
 
@@ -82,12 +90,17 @@ def take_over_output() -> None:
     """Make everything that this process writes from now on lines of the log: what it prints, what a library prints,
     an uncaught error. For a service whose log is read by a program."""
     (configured,) = logging.getLogger().handlers
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _LastResort(sys.stderr)
     handler.setFormatter(configured.formatter)
     logging.getLogger().handlers[:] = [handler]
     sys.stdout, sys.stderr = _Lines(logging.INFO), _Lines(logging.ERROR)
     sys.excepthook = _log_uncaught
-    threading.excepthook = lambda given: _log_uncaught(given.exc_type, given.exc_value, given.exc_traceback)
+    threading.excepthook = _log_uncaught_of_thread
+
+
+def _log_uncaught_of_thread(given: threading.ExceptHookArgs) -> None:
+    if not issubclass(given.exc_type, SystemExit):  # it ends its thread and nothing else, as Python has it
+        _log_uncaught(given.exc_type, given.exc_value, given.exc_traceback)
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None) -> None:

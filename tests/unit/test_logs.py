@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +49,35 @@ def test_what_a_service_prints_and_what_nobody_catches_are_lines_of_the_log() ->
     assert [line["event"] for line in uncaught] == ["uncaught_error", "uncaught_error"]
     assert "ZeroDivisionError" in uncaught[0]["exception"]
     assert "ValueError: two\nlines" in uncaught[1]["exception"]
+
+
+UNWRITABLE = """
+import structlog
+from worker import logs
+logs.configure(level="info", style="json")
+logs.take_over_output()
+structlog.get_logger("worker").warning("not_written")
+print("nor is this")
+"""
+
+
+def test_a_service_whose_standard_error_cannot_be_written_goes_on_without_its_lines() -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run([sys.executable, "-c", UNWRITABLE], stdout=subprocess.PIPE, stderr=full, check=False)
+    assert (ended.returncode, ended.stdout) == (0, b"")
+
+
+ENDING = """
+import sys, threading
+from worker import logs
+logs.configure(level="info", style="json")
+logs.take_over_output()
+thread = threading.Thread(target=sys.exit)
+thread.start()
+thread.join()
+"""
+
+
+def test_a_thread_that_ends_itself_is_no_error() -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -163,6 +163,24 @@ def test_a_terminal_without_a_senders_letters_shows_the_list_all_the_same(monkey
     assert b"1" in output.buffer.getvalue()
 
 
+LISTINGS = (
+    "status", "status --rejected", "status --quarantined", "status --skipped", "worklist", "runs", "models list",
+    "policy show", "users list", "deliver --list",
+)  # fmt: skip
+
+
+@pytest.mark.usefixtures("seeded")
+@pytest.mark.parametrize("words", LISTINGS)
+def test_every_listing_gives_json_and_says_something_when_it_is_empty(words):
+    json.loads(nightread(*words.split(), "--json").stdout)
+    assert nightread(*words.split()).output.strip()
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_is_asked_for_by_two_names(flag):
+    assert nightread("worklist", flag).stdout.startswith("Usage:")
+
+
 def test_json_rows_are_written_as_they_come(capsys):
     printed = []
 

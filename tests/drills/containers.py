@@ -250,8 +250,9 @@ def prepare_site(folder: Path, program: Path, docker: dict[str, str]) -> tuple[S
     lines = [f"{name}=127.0.0.1:{port}" for name, port in ports.items()]
     lines += [
         f"DICOM_DIR={folder / 'dicom'}",
-        "TOOLS_TORCH_INDEX=",
-    ]  # torch from PyPI
+        "TOOLS_TORCH_INDEX=",  # torch from PyPI
+        "NIGHTREAD_PULL_PEERS=archive",  # without a peer the puller refuses to start; nothing is pulled: no schedule is set
+    ]
     (folder / "docker/.env").write_text("\n".join(lines) + "\n")
     return Site(folder, program, docker), ports
 

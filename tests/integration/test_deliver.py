@@ -150,6 +150,17 @@ def test_a_study_that_is_never_quiet_is_published_after_the_longest_time(embedde
     assert outbox.publish(context) == 0, "the time begins anew with the first film after it"
 
 
+def test_the_longest_time_of_a_study_does_not_begin_anew_when_another_one_is_published(context: Context) -> None:
+    context = delivering(context, ARCHIVE, quiet_seconds=30, longest_minutes=15)
+    scored_film(context)
+    earlier(context, received=timedelta(seconds=31))
+    busy = scored_film(context)
+    assert outbox.publish(context) == 1, "the one that is quiet"
+    earlier(context, received=timedelta(minutes=16))
+    scored_film(context, busy.StudyInstanceUID)
+    assert outbox.publish(context) == 1, "the one that is never quiet"
+
+
 def test_two_films_ten_seconds_apart_make_one_report_and_a_late_one_a_successor(embedded: Context, sent: Sent) -> None:
     context = delivering(embedded, ARCHIVE, quiet_seconds=30)
     first = scored_film(context)

@@ -133,18 +133,21 @@ def _results() -> Any:
 
 
 def publish(session: Session, study: Publishable, deliveries: Sequence[NewDelivery]) -> None:
-    """Make the rows of one result. What of the study still waits to be sent is out of date from now on."""
+    """Make the rows of one result. What still waits to be sent of the study's other results is out of date from now on.
+
+    Another process may have made the same rows since this one looked; those stay as they are.
+    """
     now = database_now(session)
     session.execute(update(Study).where(Study.id == study.study_id).values(revision=study.revision))
-    outdated = update(Delivery).where(Delivery.study_id == study.study_id, Delivery.state == "waiting")
+    columns = {"checkpoint_id": study.checkpoint_id, "policy_id": study.policy_id, "revision": study.revision}
+    another = or_(*(getattr(Delivery, name) != value for name, value in columns.items()))
+    outdated = update(Delivery).where(Delivery.study_id == study.study_id, Delivery.state == "waiting", another)
     session.execute(outdated.values(state="superseded"))
     times = {"published_at": now, "queued_at": now}
     rows = [
         {
             "study_id": study.study_id,
-            "checkpoint_id": study.checkpoint_id,
-            "policy_id": study.policy_id,
-            "revision": study.revision,
+            **columns,
             **times,
             "kind": new.kind,
             "destination": new.destination,

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, Verification
-from sqlalchemy import select, text, update
+from sqlalchemy import event, select, text, update
 from sqlalchemy.exc import OperationalError
 from typer.testing import CliRunner
 
@@ -261,6 +262,32 @@ def test_a_result_that_returns_before_another_was_sent_needs_no_successor(embedd
         session.flush()
         values = {key: value for key, value in vars(row).items() if key[0] != "_" and key != "id"}
         session.add(Delivery(**values | {"policy_id": other.id, "state": "superseded", "sent_at": None}))
+    assert outbox.publish(context) == 0
+
+
+def waiting_at_a_gate(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> Any:
+    """A process that is slow between its look at the outbox and its lock on a study: it waits for lock 1 there."""
+    if statement.endswith("FOR UPDATE OF study SKIP LOCKED"):
+        statement = statement.replace("study.state = ", "pg_advisory_xact_lock(1) IS NOT NULL AND study.state = ")
+    return statement, parameters
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_two_processes_that_publish_at_once_make_a_result_once(context: Context) -> None:
+    context = delivering(context, ARCHIVE)
+    scored_film(context)
+    slow = Context(context.settings)
+    event.listen(slow.engine, "before_cursor_execute", waiting_at_a_gate, retval=True)
+    with ThreadPoolExecutor(1) as pool:
+        with context.engine.begin() as gate:
+            gate.execute(text("SELECT pg_advisory_xact_lock(1)"))
+            second = pool.submit(outbox.publish, slow)
+            stopped = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+            wait_until(lambda: gate.scalar(stopped) == 1)
+            assert outbox.publish(context) == 1
+        assert second.result(timeout=60) == 1, "it did look before the first one's commit"
+    slow.engine.dispose()
+    assert [(row.state, row.revision) for row in rows(context)] == [("waiting", 1)]
     assert outbox.publish(context) == 0
 
 

@@ -133,7 +133,7 @@ def _results() -> Any:
 
 
 def publish(session: Session, study: Publishable, deliveries: Sequence[NewDelivery]) -> None:
-    """Make the rows of one result. What still waits to be sent of the study's other results is out of date from now on.
+    """Make the rows of one result. What of the study's other results still waits, or was given up, is out of date now.
 
     Another process may have made the same rows since this one looked; those stay as they are.
     """
@@ -141,8 +141,8 @@ def publish(session: Session, study: Publishable, deliveries: Sequence[NewDelive
     session.execute(update(Study).where(Study.id == study.study_id).values(revision=study.revision))
     columns = {"checkpoint_id": study.checkpoint_id, "policy_id": study.policy_id, "revision": study.revision}
     another = or_(*(getattr(Delivery, name) != value for name, value in columns.items()))
-    outdated = update(Delivery).where(Delivery.study_id == study.study_id, Delivery.state == "waiting", another)
-    session.execute(outdated.values(state="superseded"))
+    unsent = update(Delivery).where(Delivery.study_id == study.study_id, Delivery.state.in_(("waiting", "failed")))
+    session.execute(unsent.where(another).values(state="superseded"))
     times = {"published_at": now, "queued_at": now}
     rows = [
         {

@@ -382,6 +382,22 @@ def test_a_result_that_is_refused_too_often_is_given_up_and_can_be_asked_for_aga
     assert outbox.deliver_due(context) == 1
 
 
+def test_a_result_that_was_given_up_ends_with_a_newer_one(context: Context, sent: Sent) -> None:
+    context = delivering(context, ARCHIVE, max_refusals=1)
+    first = scored_film(context)
+    outbox.publish(context)
+    sent.fails["archive"] = Refused("object_refused")
+    outbox.deliver_due(context)
+    assert states(context) == ["failed"]
+    sent.fails.clear()
+    scored_film(context, first.StudyInstanceUID)
+    outbox.publish(context)
+    assert outbox.deliver_due(context) == 1
+    assert states(context) == ["superseded", "sent"]
+    with read_scope(context.engine) as session:
+        assert deliveries.counts(session) == {("sr", "superseded"): 1, ("sr", "sent"): 1}, "as doctor reads them"
+
+
 def test_a_first_refusal_after_a_long_absence_is_no_reason_to_give_up(embedded: Context, sent: Sent) -> None:
     context = delivering(embedded, ARCHIVE, max_refusals=2)
     scored_film(context)

@@ -106,18 +106,12 @@ def _results() -> Any:
     that came last for the newest. A blind study's place names no checkpoint; the run that scored it does.
     """
     checkpoint_id = func.coalesce(StudyPriority.checkpoint_id, Run.checkpoint_id)
-    same = and_(Delivery.checkpoint_id == Checkpoint.id, Delivery.policy_id == PolicyRow.id)
-    known = select(Delivery.id).where(Delivery.study_id == Study.id, Delivery.revision == Study.revision, same)
-    superseded = known.where(Delivery.state == "superseded").exists()
-    newest = known.with_only_columns(func.max(Delivery.id)).scalar_subquery()
-    of_study = (Delivery.study_id == Study.id, Delivery.state.in_(MAYBE_THERE))
-    newest_there = select(func.max(Delivery.id)).where(*of_study).scalar_subquery()
-    returns = or_(superseded, newest_there > newest)
+    state = _state_of_result()
     return (
         select(
             Study.id,
             Study.study_instance_uid,
-            case((returns, Study.revision + 1), else_=Study.revision),
+            case((state == "returns", Study.revision + 1), else_=Study.revision),
             Checkpoint.id,
             Checkpoint.digest,
             PolicyRow.id,
@@ -128,8 +122,27 @@ def _results() -> Any:
         .outerjoin(Run, Run.id == Study.run_id)
         .join(Checkpoint, Checkpoint.id == checkpoint_id)
         .join(PolicyRow, PolicyRow.id == StudyPriority.policy_id)
-        .where(or_(~known.exists(), returns))
+        .where(state.is_not(None))
     )
+
+
+def _state_of_result() -> Any:
+    """Whether a study's result is "new", "returns" or is published already (NULL).
+
+    One look at the study's own rows: an EXISTS could be answered from a hash of the whole outbox.
+    """
+    same = and_(
+        Delivery.revision == Study.revision,
+        Delivery.checkpoint_id == Checkpoint.id,
+        Delivery.policy_id == PolicyRow.id,
+    )
+    newest = func.max(case((same, Delivery.id)))
+    newest_there = func.max(case((Delivery.state.in_(MAYBE_THERE), Delivery.id)))
+    superseded = func.max(case((and_(same, Delivery.state == "superseded"), Delivery.id)))
+    returns = or_(superseded.is_not(None), newest_there > newest)
+    state = case((newest.is_(None), "new"), (returns, "returns"))
+    of_study = select(state).where(Delivery.study_id == Study.id)
+    return of_study.correlate(Study, Checkpoint, PolicyRow).scalar_subquery()
 
 
 def publish(session: Session, study: Publishable, deliveries: Sequence[NewDelivery]) -> None:

@@ -26,6 +26,7 @@ from db import deliveries, ledger
 from db.base import database_now
 from db.models import Audit, Checkpoint, Delivery, Instance, PolicyRow, Study, StudyPriority
 from db.session import read_scope, session_scope
+from tests.benchmarks.archive_rows import Archive
 from tests.support.dicom_files import make_film
 from tests.support.orthanc import AE_TITLE, DICOM_PORT, Orthanc
 from tests.support.scored import score_at_once
@@ -289,6 +290,26 @@ def test_two_processes_that_publish_at_once_make_a_result_once(context: Context)
     slow.engine.dispose()
     assert [(row.state, row.revision) for row in rows(context)] == [("waiting", 1)]
     assert outbox.publish(context) == 0
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_look_for_what_is_to_be_published_never_reads_the_outbox_whole(context: Context) -> None:
+    Archive(settled=6000, unread=0, waiting=0).add_settled(context.engine)
+    asked: list[tuple[str, Any]] = []
+
+    @event.listens_for(context.engine, "before_cursor_execute")
+    def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        asked.append((f"EXPLAIN {statement}", parameters))
+
+    with read_scope(context.engine) as session:
+        assert not deliveries.still_unquiet(session, max_age_hours=24)
+    with session_scope(context.engine) as session:
+        assert not deliveries.publishable(session, quiet_seconds=30, longest_minutes=15, max_age_hours=24, limit=100)
+    with context.engine.connect() as connection:
+        explains = [each for each in asked if "FROM study" in each[0]]
+        plans = [row[0] for each in explains for row in connection.exec_driver_sql(*each)]
+    assert len(explains) == 2
+    assert not [step for step in plans if "Seq Scan on delivery" in step or "hashed SubPlan" in step]
 
 
 def test_turning_it_on_sends_no_history(embedded: Context) -> None:

@@ -46,14 +46,14 @@ def _oldest_unsettled(session: Session) -> datetime | None:
     """When the oldest study came that was never settled. One that waits again (requeued, rescored) is old without being
     late.
 
-    Looks at the two heads of the index of waiting studies and at those of claimed ones. PostgreSQL would look for one
-    minimum of all among the settled studies, and for an order by `received_at` alone too.
+    Looks at the two heads of the index of waiting studies and at all claimed ones, in the order of theirs. For a
+    minimum of `received_at`, or an order by it alone, databases would walk through the settled studies.
     """
     unsettled = select(Study.received_at).where(Study.settled_at.is_(None))
     waiting = unsettled.where(Study.state == "waiting").order_by(*PRESSING).limit(1)
-    claimed = unsettled.with_only_columns(func.min(Study.received_at)).where(Study.state == "claimed")
+    claimed = unsettled.where(Study.state == "claimed").order_by(Study.lease_expires_at)
     looks = (waiting.where(Study.stat.is_(True)), waiting.where(Study.stat.is_(False)), claimed)
-    return min(filter(None, map(session.scalar, looks)), default=None)
+    return min((received for look in looks for received in session.scalars(look)), default=None)
 
 
 def seconds_since_settled(session: Session) -> float | None:

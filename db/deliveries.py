@@ -35,7 +35,6 @@ LONGEST_PAUSE_SECONDS = 3600.0
 AWAY = "destination_away"  # the reason of what waits for a destination that does not answer
 LEFT = "delivery_left"  # the reason of what a worker began to send and left
 NOT_SENT: tuple[DeliveryState, ...] = ("waiting", "sending", "failed")
-MAYBE_THERE: tuple[DeliveryState, ...] = ("sending", "sent", "confirmed")  # the destination may have it
 
 
 # ------------------------------------------------------------------------------------------------------ publishing
@@ -137,7 +136,7 @@ def _state_of_result() -> Any:
         Delivery.policy_id == PolicyRow.id,
     )
     newest = func.max(case((same, Delivery.id)))
-    newest_there = func.max(case((Delivery.state.in_(MAYBE_THERE), Delivery.id)))
+    newest_there = func.max(case((Delivery.attempts > 0, Delivery.id)))  # or perhaps there: an answer may be lost
     superseded = func.max(case((and_(same, Delivery.state == "superseded"), Delivery.id)))
     returns = or_(superseded.is_not(None), newest_there > newest)
     state = case((newest.is_(None), "new"), (returns, "returns"))
@@ -229,7 +228,7 @@ def claim(session: Session, *, worker: str, lease_minutes: float, apart_from: Co
     return Claimed(row.id, row.study_id, row.kind, row.destination, row.object_uid, row.attempts, row.refusals, hours)
 
 
-def release_lost(session: Session, *, worker: str, lease_minutes: float, max_refusals: int) -> int:
+def release_lost(session: Session, *, worker: str, lease_minutes: float, max_refusals: int) -> Sequence[Delivery]:
     """End leases that ran out, end later than any can, or are `worker`'s own: it sends nothing now, so the database was
     away when it had sent.
 
@@ -248,7 +247,7 @@ def release_lost(session: Session, *, worker: str, lease_minutes: float, max_ref
         row.refusals += 1
         row.state = "waiting" if row.refusals < max_refusals else "failed"
         row.reason, row.held_by, row.lease_expires_at = LEFT, None, None
-    return len(released)
+    return released
 
 
 def _held(session: Session, claimed: Claimed, worker: str) -> Delivery | None:
@@ -267,10 +266,10 @@ def settle(session: Session, claimed: Claimed, state: DeliveryState, *, worker: 
         session.execute(freed.execution_options(synchronize_session=False))
 
 
-def put_back(session: Session, claimed: Claimed, *, worker: str) -> None:
-    """Let a delivery wait as if it had not been claimed."""
+def put_back(session: Session, claimed: Claimed, *, worker: str, state: DeliveryState) -> None:
+    """Leave a delivery as if it had not been claimed: waiting, or superseded where what it says is out of date."""
     if row := _held(session, claimed, worker):
-        row.state, row.held_by, row.lease_expires_at, row.attempts = "waiting", None, None, row.attempts - 1
+        row.state, row.held_by, row.lease_expires_at, row.attempts = state, None, None, row.attempts - 1
 
 
 def put_off(session: Session, claimed: Claimed, *, worker: str, reason: str, seconds: float) -> None:

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from db import deliveries, ledger
 from db.base import database_now
-from db.models import Audit, Checkpoint, Delivery, Instance, PolicyRow, Study, StudyPriority
+from db.models import Audit, Checkpoint, Delivery, Instance, Study, StudyPriority
 from db.session import read_scope, session_scope
 from tests.benchmarks.archive_rows import Archive
 from tests.support.dicom_files import make_film
@@ -35,7 +35,7 @@ from tests.support.values import present
 from worker.cli.app import app
 from worker.context import Context
 from worker.delivery import outbox
-from worker.delivery.errors import DestinationAway, Refused
+from worker.delivery.errors import DestinationAway, OutOfDate, Refused
 from worker.delivery.send import MAKERS
 from worker.dicom_network.commitment import commitment_request, note_report
 from worker.dicom_network.storage_scp import Receiver, listening
@@ -227,14 +227,20 @@ def ranked_by(context: Context, checkpoint_id: int) -> None:
         session.execute(update(StudyPriority).values(checkpoint_id=checkpoint_id))
 
 
-def test_a_result_that_returns_after_another_was_sent_is_sent_as_its_successor(context: Context, sent: Sent) -> None:
-    """Archives take the object that came last for the newest, so the first one must not be left to speak again."""
-    context = delivering(context, ARCHIVE)
-    scored_film(context)
+def two_checkpoints(context: Context) -> tuple[int, int]:
+    """The ids of the champion and of another checkpoint like it."""
     first = context.live().checkpoint_id
     with session_scope(context.engine) as session:
         columns = {key: value for key, value in vars(session.get_one(Checkpoint, first)).items() if key[0] != "_"}
         session.add(Checkpoint(**columns | {"id": first + 1, "digest": "0d" * 32, "state": "retired"}))
+    return first, first + 1
+
+
+def test_a_result_that_returns_after_another_was_sent_is_sent_as_its_successor(context: Context, sent: Sent) -> None:
+    """Archives take the object that came last for the newest, so the first one must not be left to speak again."""
+    context = delivering(context, ARCHIVE)
+    scored_film(context)
+    first, _ = two_checkpoints(context)
     for checkpoint in (first, first + 1, first, first + 1):
         ranked_by(context, checkpoint)
         assert outbox.publish(context) == 1
@@ -250,20 +256,66 @@ def test_a_result_that_returns_after_another_was_sent_is_sent_as_its_successor(c
         assert before.object_uid == rows(context)[2].object_uid
 
 
+def its_answer_is_lost(context: Context, sent: Sent) -> None:
+    sent.fails["archive"] = DestinationAway()
+    outbox.deliver_due(context)
+
+
+def its_worker_dies(context: Context, _sent: Sent) -> None:
+    with session_scope(context.engine) as session:
+        assert deliveries.claim(session, worker="dead", lease_minutes=10) is not None
+    lease_over(context)
+
+
+def another_result_frees_it(context: Context, sent: Sent) -> None:
+    """One that goes out makes what waited for its destination due."""
+    its_answer_is_lost(context, sent)
+    with session_scope(context.engine) as session:
+        session.execute(update(Delivery).where(Delivery.state == "waiting").values(not_before=None, reason=None))
+
+
+def rolled_back(context: Context, sent: Sent, *, checkpoint_id: int) -> None:
+    """A checkpoint is the champion again, and what still waits is claimed before anything is published."""
+    ranked_by(context, checkpoint_id)
+    due_now(context)
+    sent.fails["archive"] = OutOfDate()
+    assert outbox.deliver_due(context) == 0
+    sent.fails.clear()
+
+
+@pytest.mark.parametrize(("happens", "max_refusals"), [
+    (its_answer_is_lost, 9), (its_worker_dies, 9), (its_worker_dies, 1), (another_result_frees_it, 9),
+])  # fmt: skip
+def test_a_result_that_returns_after_another_may_have_arrived_is_sent_as_its_successor(
+    embedded: Context, sent: Sent, happens: Callable[[Context, Sent], None], max_refusals: int
+) -> None:
+    context = delivering(embedded, ARCHIVE, max_refusals=max_refusals)
+    scored_film(context)
+    first, second = two_checkpoints(context)
+    outbox.publish(context)
+    outbox.deliver_due(context)
+    ranked_by(context, second)
+    outbox.publish(context)
+    happens(context, sent)
+    rolled_back(context, sent, checkpoint_id=first)
+    assert outbox.publish(context) == 1
+    assert outbox.publish(context) == 0, "once"
+    assert outbox.deliver_due(context) == 1
+    assert [(row.checkpoint_id, row.revision, row.state) for row in rows(context)] == [
+        (first, 1, "sent"), (second, 1, "superseded"), (first, 2, "sent")]  # fmt: skip
+
+
 def test_a_result_that_returns_before_another_was_sent_needs_no_successor(embedded: Context, sent: Sent) -> None:
     context = delivering(embedded, ARCHIVE)
     scored_film(context)
+    first, second = two_checkpoints(context)
     outbox.publish(context)
     outbox.deliver_due(context)
-    with session_scope(context.engine) as session:
-        (row,) = session.scalars(select(Delivery))
-        policy = session.get_one(PolicyRow, row.policy_id)
-        columns = {key: value for key, value in vars(policy).items() if key[0] != "_" and key != "id"}
-        session.add(other := PolicyRow(**columns | {"version": policy.version + 1, "active": False}))
-        session.flush()
-        values = {key: value for key, value in vars(row).items() if key[0] != "_" and key != "id"}
-        session.add(Delivery(**values | {"policy_id": other.id, "state": "superseded", "sent_at": None}))
+    ranked_by(context, second)
+    outbox.publish(context)
+    rolled_back(context, sent, checkpoint_id=first)
     assert outbox.publish(context) == 0
+    assert [(row.state, row.attempts) for row in rows(context)] == [("sent", 1), ("superseded", 0)]
 
 
 def waiting_at_a_gate(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> Any:

@@ -133,10 +133,9 @@ def deliver_due(context: Context, *, should_stop: Callable[[], bool] = lambda: F
         try:
             send(context, claimed)
         except Stopped:
-            with session_scope(context.engine) as session:
-                deliveries.put_back(session, claimed, worker=worker)
+            _put_back(context, claimed, "waiting", worker=worker)
         except OutOfDate:
-            _settle(context, claimed, "superseded", worker=worker)
+            _put_back(context, claimed, "superseded", worker=worker)
         except DeliveryError as error:
             if isinstance(error, DestinationAway):
                 away.add(claimed.destination)
@@ -161,6 +160,12 @@ def _this_process() -> str:
 def _claimed(context: Context, worker: str, away: set[str]) -> Claimed | None:
     with session_scope(context.engine) as session:
         return deliveries.claim(session, worker=worker, lease_minutes=LEASE_MINUTES, apart_from=away)
+
+
+def _put_back(context: Context, claimed: Claimed, state: DeliveryState, *, worker: str) -> None:
+    with session_scope(context.engine) as session:
+        deliveries.put_back(session, claimed, worker=worker, state=state)
+    log.info("delivery_put_back", delivery_id=claimed.id, kind=claimed.kind, state=state)
 
 
 def _settle(

@@ -595,7 +595,9 @@ def lease_over(context: Context) -> None:
         session.execute(update(Delivery).values(lease_expires_at=database_now(session) - timedelta(seconds=1)))
 
 
-def test_a_result_that_ends_every_worker_is_given_up(context: Context, sent: Sent) -> None:
+def test_a_result_that_ends_every_worker_is_given_up(
+    context: Context, sent: Sent, capsys: pytest.CaptureFixture[str]
+) -> None:
     context = delivering(context, ARCHIVE, max_refusals=3)
     scored_film(context)
     outbox.publish(context)
@@ -615,6 +617,8 @@ def test_a_result_that_ends_every_worker_is_given_up(context: Context, sent: Sen
     assert [(row.state, row.reason, row.attempts) for row in rows(context)] == [("failed", "delivery_left", 3)]
     with read_scope(context.engine) as session:
         assert [row["reason"] for row in deliveries.listed(session, limit=10)] == ["delivery_left"]
+    printed = [line for line in capsys.readouterr().out.splitlines() if "delivery_left" in line]
+    assert ["state=failed" in line for line in printed] == [False, False, True]
 
 
 def test_a_lease_of_this_process_that_it_could_not_end_ends_with_its_next_pass(context: Context, sent: Sent) -> None:

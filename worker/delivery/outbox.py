@@ -126,9 +126,8 @@ def deliver_due(context: Context, *, should_stop: Callable[[], bool] = lambda: F
     A destination that is away is left alone for the rest of the pass. The stop switch is read before every one is made,
     and once more before it goes out.
     """
-    worker, away, sent, max_refusals = _this_process(), set[str](), 0, context.settings.deliver.max_refusals
-    with session_scope(context.engine) as session:
-        deliveries.release_lost(session, worker=worker, lease_minutes=LEASE_MINUTES, max_refusals=max_refusals)
+    worker, away, sent = _this_process(), set[str](), 0
+    _release_lost(context, worker=worker)
     while not should_stop() and (claimed := _claimed(context, worker, away)) is not None:
         try:
             send(context, claimed)
@@ -149,6 +148,16 @@ def deliver_due(context: Context, *, should_stop: Callable[[], bool] = lambda: F
             _settle(context, claimed, "sent", worker=worker)
             sent += 1
     return sent
+
+
+def _release_lost(context: Context, *, worker: str) -> None:
+    max_refusals = context.settings.deliver.max_refusals
+    with session_scope(context.engine) as session:
+        released = deliveries.release_lost(
+            session, worker=worker, lease_minutes=LEASE_MINUTES, max_refusals=max_refusals
+        )
+    for row in released:
+        log.warning("delivery_left", delivery_id=row.id, kind=row.kind, state=row.state, refusals=row.refusals)
 
 
 @cache

@@ -521,12 +521,32 @@ class Drift(Base):
 
 
 class PullWatermark(Base):
-    """The day up to which one peer's films were pulled, all of them."""
+    """The day up to which one peer was pulled: each film of it is here, or its study is an UnpulledStudy.
+
+    `day` is NULL until the first one; `updated_at`: when it last rose or a pull last came to its end, at first when one
+    began.
+    """
 
     __tablename__ = "pull_watermark"
     peer: Mapped[str] = mapped_column(String(32), primary_key=True)
-    day: Mapped[str] = mapped_column(String(10))
+    day: Mapped[str | None] = mapped_column(String(10))
     updated_at: Mapped[datetime]
+
+
+class UnpulledStudy(Base):
+    """A study of an archive of which films could not be fetched when it was last tried.
+
+    An empty UID stands for all studies of the day whose UID is illegal. `reason` is the most frequent one.
+    """
+
+    __tablename__ = "unpulled_study"
+    peer: Mapped[str] = mapped_column(String(32), primary_key=True)
+    day: Mapped[str] = mapped_column(String(10), primary_key=True)
+    study_instance_uid: Mapped[str] = mapped_column(String(64), primary_key=True)
+    reason: Mapped[str] = mapped_column(String(64))
+    failures: Mapped[int]
+    first_failed_at: Mapped[datetime]
+    last_failed_at: Mapped[datetime]
 
 
 class Delivery(Base):

@@ -42,7 +42,7 @@ APPEND_ONLY = ("audit", "instance_version")
 NOT_FOR_WORKERS = ("alembic_version",)
 
 # The web page: nothing of the secret that makes patient keys, nothing that ranks, no pixels' and no settings' history.
-NOT_FOR_WEB = ("site", "instance_version", "shadow_priority", "pull_watermark")
+NOT_FOR_WEB = ("site", "instance_version", "shadow_priority", "pull_watermark", "unpulled_study")
 WEB_WRITES = {
     "web_user": "INSERT, UPDATE (role)",
     "web_session": "INSERT, DELETE",

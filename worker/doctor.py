@@ -4,10 +4,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
 from sqlalchemy import URL, Engine, make_url
 from sqlalchemy.exc import DBAPIError
@@ -24,10 +23,11 @@ from worker.intake.view_rules import outdated, outdated_hint
 from worker.peers import peer_named
 from worker.setting_peers import Peer
 from worker.settings import Settings, WrongSettings
+from worker.wording import counted
 
 LEAST_FREE_MB = 500
 MOST_SKEW_SECONDS = 5.0
-MOST_PULL_DAYS = 2  # a watermark that is older stands still: a pull that comes to its end sets it to its last day
+MOST_PULL_DAYS = 2  # since a pull was due: one that goes on raises the watermark, and one that ended is noted
 WEB_PORT = 8080  # where `nightread serve` listens unless told otherwise
 STALLED_SECONDS = 300.0  # studies wait and none was settled for this long: the workers stand still
 
@@ -51,6 +51,8 @@ def examine(context: Context) -> Iterator[CheckResult]:
         yield _checked("clock", lambda: _clock(context.engine))
         yield _checked("checkpoint", lambda: _checkpoint(context))
         yield _checked("skipped", lambda: _skipped(context))
+        if context.settings.pull.peers:
+            yield _checked("pulls", lambda: _pulls(context))
     yield _checked("device", lambda: _device(context.settings.device))
     yield _checked("decoders", lambda: _decoders(context))
     yield _checked("broker", lambda: _broker(context))
@@ -227,16 +229,35 @@ def _receiver_answers(context: Context) -> str:
 
 
 def _pulling_goes_on(context: Context) -> str:
-    """Whether each archive of NIGHTREAD_PULL_PEERS answers, and every day up to the last ones was pulled."""
+    """Whether each archive of NIGHTREAD_PULL_PEERS answers, and pulls from it come to their end."""
+    for name in context.settings.pull.peers:
+        _peer_answers(context, peer_named(context.settings, name))
+    return _pulls(context)
+
+
+def _pulls(context: Context) -> str:
+    """Whether pulls come to their end; studies that could not be fetched are named, and are no failure."""
     settings = context.settings
     with read_scope(context.engine) as session:
-        days = {name: pulls.watermark(session, name) for name in settings.pull.peers}
-    for name in days:
-        _peer_answers(context, peer_named(settings, name))
-    today = datetime.now(ZoneInfo(settings.time_zone)).date()
-    if late := [f"{name} (up to {day})" for name, day in days.items() if day and (today - day).days > MOST_PULL_DAYS]:
-        raise CheckFailed(f"no pull came to its end lately from {', '.join(late)}: see the log of the pulling worker")
-    return ", ".join(f"{name}: {f'up to {day}' if day else 'nothing pulled yet'}" for name, day in days.items())
+        found = {name: pulls.progress(session, name) for name in settings.pull.peers}
+        unpulled = pulls.unpulled_count(session, settings.pull.peers)
+        now = database_now(session)
+    words = {name: f"up to {each.day}" if each and each.day else "nothing pulled yet" for name, each in found.items()}
+    oldest = now - timedelta(days=MOST_PULL_DAYS)
+    if late := [name for name, each in found.items() if each and _pull_due(settings, each.moved_at) < oldest]:
+        named = ", ".join(f"{name} ({words[name]})" for name in late)
+        raise CheckFailed(f"no pull came to its end lately from {named}: see the log of the pulling worker")
+    rest = (
+        f"; {counted(unpulled, 'study', 'studies')} could not be fetched: `nightread pull --failed`" if unpulled else ""
+    )
+    return ", ".join(f"{name}: {text}" for name, text in words.items()) + rest
+
+
+def _pull_due(settings: Settings, moved_at: datetime) -> datetime:
+    """When the next pull was due: by the schedule; without one, at once."""
+    from worker.queue.app import next_by
+
+    return next_by(settings.pull.schedule, moved_at, zone=settings.time_zone) if settings.pull.schedule else moved_at
 
 
 def _delivery_answers(context: Context) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from db import retention
+from db import pulls, retention
 from db.retention import Prunable
 from db.session import read_scope, session_scope
 from worker.context import Context
@@ -40,6 +40,7 @@ def prune(engine: Engine, pruning: Pruning, *, by: str) -> Prunable:
         pass
     with session_scope(engine) as session:
         retention.prune_rejected_files(session, before=pruning.before)
+        pulls.forget_unpulled(session, before=pruning.before)
         retention.note_pruning(session, vars(found), before=pruning.before, by=by)
     return found
 

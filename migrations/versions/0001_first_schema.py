@@ -464,9 +464,20 @@ def upgrade() -> None:
     op.create_table(
         "pull_watermark",
         sa.Column("peer", sa.String(length=32), nullable=False),
-        sa.Column("day", sa.String(length=10), nullable=False),
+        sa.Column("day", sa.String(length=10), nullable=True),
         sa.Column("updated_at", MOMENT, nullable=False),
         sa.PrimaryKeyConstraint("peer", name=op.f("pk_pull_watermark")),
+    )
+    op.create_table(
+        "unpulled_study",
+        sa.Column("peer", sa.String(length=32), nullable=False),
+        sa.Column("day", sa.String(length=10), nullable=False),
+        sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("reason", sa.String(length=64), nullable=False),
+        sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("first_failed_at", MOMENT, nullable=False),
+        sa.Column("last_failed_at", MOMENT, nullable=False),
+        sa.PrimaryKeyConstraint("peer", "day", "study_instance_uid", name=op.f("pk_unpulled_study")),
     )
     op.create_table(
         "delivery",

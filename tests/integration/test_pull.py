@@ -12,10 +12,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 
 from db import pulls
-from db.models import Instance, Study
+from db.models import Instance, PullWatermark, Study
 from db.session import read_scope, session_scope
 from tests.support.crew import environment_of, wait_until
 from tests.support.dicom_files import data_set_digest, make_film
@@ -133,7 +133,7 @@ def test_a_pull_that_was_killed_is_resumed_by_the_next_one(
     assert len(kept(embedded)) == 12
 
 
-def test_the_watermark_moves_to_the_last_day_without_a_failure_and_days_before_it_are_asked_again(
+def test_the_watermark_moves_to_the_last_day_what_failed_is_tried_again_and_so_are_the_days_before(
     embedded: Context, archive: Orthanc, web: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     today = datetime.now(UTC).date()
@@ -151,10 +151,13 @@ def test_the_watermark_moves_to_the_last_day_without_a_failure_and_days_before_i
         patched.setattr(WebArchive, "fetch", fetch_or_fail)
         run = pulled(embedded, archive, web, Wish())
     assert (run.first, run.last, run.fetched, dict(run.failed)) == (today - 3 * DAY, today, 1, {"http_500": 1})
-    assert run.watermark == yesterday - DAY, "a day of which a film is missing is not done"
-    assert pulled(embedded, archive, web, Wish(dry_run=True)).watermark == yesterday - DAY
+    assert run.watermark == today, "what is missing is noted"
+    with read_scope(embedded.engine) as session:
+        assert pulls.unpulled_count(session, ["pacs"]) == 1
     run = pulled(embedded, archive, web, Wish())
-    assert (run.first, run.watermark, run.fetched, run.known) == (yesterday - 4 * DAY, today, 1, 1)
+    assert (run.first, run.watermark, run.fetched, run.known) == (today - 3 * DAY, today, 1, 1)
+    with read_scope(embedded.engine) as session:
+        assert pulls.unpulled_count(session, ["pacs"]) == 0
     run = pulled(embedded, archive, web, Wish(first=today + 5 * DAY))
     assert run.watermark == today, "no day is passed over"
 
@@ -263,9 +266,10 @@ def test_the_doctor_of_the_puller_asks_every_archive_and_names_one_that_stands_s
         assert (fresh.ok, fresh.text) == (True, "pacs: nothing pulled yet")
         for days, ok in ((9, False), (1, True)):
             with session_scope(context.engine) as session:
-                pulls.raise_watermark(session, "pacs", today - timedelta(days=days))
+                pulls.raise_watermark(session, "pacs", today)
+                session.execute(update(PullWatermark).values(updated_at=datetime.now(UTC) - timedelta(days=days)))
             (found,) = examine_role(context, "puller")
             assert found.ok == ok
-            assert f"up to {today - timedelta(days=days)}" in found.text
+            assert f"up to {today}" in found.text
     (away,) = examine_role(context, "puller")
     assert not away.ok

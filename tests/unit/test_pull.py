@@ -2,21 +2,31 @@
 
 import json
 import threading
-from datetime import date, datetime
+from collections import Counter
+from contextlib import nullcontext
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from pydicom.dataset import Dataset
+from sqlalchemy import update
 
 from db import pulls
-from db.session import session_scope
+from db.models import PullWatermark, UnpulledStudy
+from db.session import read_scope, session_scope
 from tests.support.contexts import MakeContext, with_settings
+from tests.support.dicom_files import make_film
 from worker.cli.app import app
+from worker.context import Context
 from worker.dicom_network import pull as module
 from worker.dicom_network.keeper import Keeper
 from worker.dicom_network.pull import Pace, Pulled, Wish, planned, pull_each
+from worker.dicom_network.pull_archive import FilmFailed, Offer
+from worker.doctor import examine_role
 from worker.peers import PeerAway
-from worker.queue.app import schedule
+from worker.queue.app import next_by, schedule
+from worker.retention import Pruning, prune
 from worker.setting_peers import Peer
 from worker.settings import Settings, WrongSettings
 
@@ -99,6 +109,159 @@ def test_a_peer_that_is_away_ends_its_run_with_what_was_done(
     assert (shown["peer"], shown["first"], shown["error"], shown["fetched"]) == ("pacs", "2026-03-07", "away", 0)
 
 
+class FakeArchive:
+    """One frontal film in each study, offered on its day; a study with a reason fails by it."""
+
+    def __init__(self, studies: dict[str, date]) -> None:
+        self.day_of, self.fails, self.breaks_off, self.asked = studies, dict[str, str](), set[str](), list[str]()
+
+    def studies(self, day: date, modality: str) -> list[str]:
+        return [study for study, its_day in self.day_of.items() if its_day == day and modality == "DX"]
+
+    def offers(self, study: str, _modalities: object) -> list[Offer]:
+        self.asked.append(study)
+        if study in self.breaks_off:
+            raise PeerAway("peer pacs breaks off")
+        header = Dataset()
+        header.Modality, header.ViewPosition, header.BodyPartExamined = "DX", "PA", "CHEST"
+        return [Offer(study, f"{study}.1", f"{study}.1.1", header, whole=False)]
+
+    def fetch(self, offer: Offer, into: Path) -> bool:
+        if reason := self.fails.get(offer.study_instance_uid):
+            raise FilmFailed(reason)
+        make_film(into, StudyInstanceUID=offer.study_instance_uid, SOPInstanceUID=offer.sop_instance_uid)
+        return True
+
+
+TODAY = datetime.now(UTC).date()
+OLD, NEW, HOSTILE = "1.2.3", "1.2.4", "../../x"
+
+
+@pytest.fixture
+def archive(monkeypatch: pytest.MonkeyPatch) -> FakeArchive:
+    """An archive with a study of ten days ago and one of today."""
+    fake = FakeArchive({OLD: TODAY - 10 * module.DAY, NEW: TODAY})
+    monkeypatch.setattr(module, "archive_of", lambda *_: nullcontext(fake))
+    return fake
+
+
+def pulled(context: Context, *, first: date | None = None, last: date | None = None) -> Pulled:
+    wish = Wish(first, last)
+    run = planned(context, PEER, wish)
+    pull_each(context, [run], wish, pace=Pace.of("", "", time_zone="UTC"))
+    return run
+
+
+def not_fetched(context: Context) -> dict[str, tuple[str, int]]:
+    """What is noted: reason and count by study."""
+    with read_scope(context.engine) as session:
+        return {
+            str(row["study_instance_uid"]): (str(row["reason"]), int(str(row["failures"])))
+            for row in pulls.unpulled(session, ["pacs"])
+        }
+
+
+def test_a_film_that_cannot_be_fetched_is_noted_and_tried_again_and_holds_no_day_back(
+    make_context: MakeContext, archive: FakeArchive
+) -> None:
+    context = make_context()
+    archive.fails[OLD] = "http_404"
+    run = pulled(context, first=TODAY - 12 * module.DAY)
+    assert (run.error, run.fetched, run.watermark) == (None, 1, TODAY)
+    assert not_fetched(context) == {OLD: ("http_404", 1)}
+    archive.fails[OLD] = "http_410"
+    assert dict(pulled(context).failed) == {"http_410": 1}, "its day is over, and it is tried all the same"
+    assert not_fetched(context) == {OLD: ("http_410", 1)}
+    archive.fails.clear()
+    run = pulled(context)
+    assert (run.fetched, dict(run.failed), not_fetched(context)) == (1, {}, {})
+
+
+def test_after_two_weeks_only_a_person_tries_a_film_again_and_it_stays_listed(
+    make_context: MakeContext, archive: FakeArchive
+) -> None:
+    context = make_context()
+    archive.fails[OLD] = "http_404"
+    pulled(context, first=TODAY - 12 * module.DAY)
+    with session_scope(context.engine) as session:
+        session.execute(update(UnpulledStudy).values(first_failed_at=datetime.now(UTC) - 15 * module.DAY))
+    archive.asked.clear()
+    pulled(context)
+    assert OLD not in archive.asked
+    assert OLD in not_fetched(context)
+    archive.fails.clear()
+    assert pulled(context, first=archive.day_of[OLD], last=archive.day_of[OLD]).fetched == 1
+    assert not_fetched(context) == {}
+
+
+def test_illegal_uids_of_a_day_are_noted_together_and_what_the_archive_takes_back_is_not(
+    make_context: MakeContext, archive: FakeArchive
+) -> None:
+    context = make_context()
+    archive.day_of |= {HOSTILE: TODAY, "also \0 illegal": TODAY}
+    archive.fails[NEW] = "http_404"
+    assert pulled(context).watermark == TODAY
+    assert not_fetched(context) == {"": ("study_uid_illegal", 2), NEW: ("http_404", 1)}
+    archive.day_of = {}
+    assert pulled(context).error is None
+    assert not_fetched(context) == {}
+
+
+def test_a_study_on_which_the_archive_breaks_off_fails_alone(make_context: MakeContext, archive: FakeArchive) -> None:
+    context = make_context()
+    archive.breaks_off.add(OLD)
+    run = pulled(context, first=archive.day_of[OLD])
+    assert (run.error, run.fetched, run.watermark) == (None, 1, TODAY)
+    assert not_fetched(context) == {OLD: ("archive_broke_off", 1)}
+
+
+def test_pruning_forgets_what_could_not_be_fetched(make_context: MakeContext, archive: FakeArchive) -> None:
+    context = make_context()
+    archive.fails[NEW] = "http_404"
+    pulled(context)
+    prune(context.engine, Pruning(datetime.now(UTC) - module.DAY), by="test")
+    assert NEW in not_fetched(context)
+    prune(context.engine, Pruning(datetime.now(UTC) + module.DAY), by="test")
+    assert not_fetched(context) == {}
+
+
+def test_the_doctor_calls_pulls_late_that_do_not_come_to_their_end_and_no_others(
+    make_context: MakeContext, archive: FakeArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = make_context(peers=(PEER,), pull={"peers": ("pacs",)})
+    monkeypatch.setattr("worker.doctor._peer_answers", lambda *_: "answers")
+
+    def judged(*, days: int = 0) -> tuple[bool, str]:
+        """The health check, so many days after the last pull that went on."""
+        if days:
+            moment = datetime.now(UTC) - days * module.DAY
+            with session_scope(context.engine) as session:
+                session.execute(update(PullWatermark).values(updated_at=moment))
+        (found,) = examine_role(context, "puller")
+        return found.ok, found.text
+
+    assert judged() == (True, "pacs: nothing pulled yet")
+    with monkeypatch.context() as patched:
+        patched.setattr(archive, "studies", away)
+        pulled(context)
+    assert judged() == (True, "pacs: nothing pulled yet")
+    late = "no pull came to its end lately from pacs (nothing pulled yet): see the log of the pulling worker"
+    assert judged(days=3) == (False, late), "the first pull is still to come to its end"
+    archive.fails[NEW] = "http_404"
+    pulled(context)
+    sentence = f"pacs: up to {TODAY}; 1 study could not be fetched: `nightread pull --failed`"
+    assert judged() == (True, sentence)
+    assert not judged(days=3)[0]
+    pulled(context)
+    assert judged() == (True, sentence), "it came to its end, though its last day was there before"
+
+
+def test_a_pull_is_late_by_the_schedule() -> None:
+    friday = datetime(2026, 11, 27, 23, 50, tzinfo=ZoneInfo("Europe/Berlin"))
+    due = next_by("*/15 22-23 * * 1-5", friday, zone="Europe/Berlin")
+    assert due.replace(second=0, microsecond=0) == friday + timedelta(days=2, hours=22, minutes=10)
+
+
 def away(*_: object) -> list[str]:
     raise PeerAway("away")
 
@@ -160,3 +323,17 @@ def test_a_pull_ends_with_exit_code_3_where_an_archive_is_away_1_where_a_film_fa
     assert "3 fetched, 0 known, 0 left out, 1 failed (1 http 404)" in capsys.readouterr().out
     monkeypatch.setattr(module, "_pull", counted(failed=0))
     assert ended("pacs", "--from", "2026-01-01", "--to", "2026-01-02") == 0
+
+
+def test_what_could_not_be_fetched_is_listed_and_nothing_is_pulled(
+    site: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended("pacs", "--failed") == 0
+    assert "Every study could be fetched." in capsys.readouterr().out
+    with session_scope(Context(Settings()).engine) as session:
+        pulls.note_day(session, "pacs", DAY, {OLD: Counter(http_404=2)})
+    assert ended("pacs", "--failed", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["day"], row["study_instance_uid"], row["reason"], row["failures"]) == ("2026-03-07", OLD, "http_404", 2)
+    assert ended("pacs", "--failed") == 0
+    assert f"2026-03-07\t{OLD}" in capsys.readouterr().out

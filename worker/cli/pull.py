@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Sequence
 
+    from worker.context import Context
     from worker.dicom_network.pull import Pulled
 
 app = typer.Typer()
@@ -40,6 +41,9 @@ def pull(
     between: Annotated[str | None, typer.Option(help="Only at these hours of the day, e.g. 22:00-06:00.")] = None,
     rate: Annotated[str | None, typer.Option(help="Maximum rate of films, e.g. 120/min, 2/s or 5000/h.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be fetched, and fetch nothing.")] = False,
+    failed: Annotated[
+        bool, typer.Option("--failed", help="List the studies that could not be fetched, and pull nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fetch the frontal films that archives hold and this site does not.
@@ -59,6 +63,9 @@ def pull(
     names = dict.fromkeys(peers or settings.pull.peers)
     if not names:
         refuse("name a peer of NIGHTREAD_PEERS, or set NIGHTREAD_PULL_PEERS")
+    if failed:
+        _list_failed(context, list(names), as_json=as_json)
+        return
     if first and last and first > last:
         refuse("--from is later than --to")
     with usage_errors(PaceError):
@@ -70,6 +77,17 @@ def pull(
     finally:  # what was done is said also where the database goes away, or somebody stops it
         _print(runs, dry_run=dry_run, as_json=as_json)
     _end(runs)
+
+
+def _list_failed(context: "Context", peers: "Sequence[str]", *, as_json: bool) -> None:
+    from db.pulls import unpulled
+    from db.session import read_scope
+    from worker.terminal.listing import answer
+    from worker.terminal.tables import unpulled_table
+
+    with read_scope(context.engine) as session:
+        rows = unpulled(session, peers)
+    answer(rows, unpulled_table(rows), as_json=as_json)
 
 
 def _or(option: str | None, setting: str) -> str:

@@ -1,17 +1,18 @@
 """Pull: films that an archive holds and this site does not, fetched day by day (`nightread pull`).
 
 The ledger says what is known, so a run that was killed is resumed by the next one. A watermark per peer says up to
-which day every film is here; the days just before it are asked for again, because studies reach an archive late.
+which day every film is here, or its study noted as one that could not be fetched; the days just before it are asked for
+again, because studies reach an archive late.
 """
 
 import threading
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -38,6 +39,7 @@ from worker.settings import WrongSettings
 log = structlog.get_logger()
 
 DAY: Final = timedelta(days=1)
+TRIED_DAYS: Final = 14  # for so many days each run tries a study again of which films could not be fetched
 
 
 class InboxFull(Unavailable):
@@ -186,14 +188,15 @@ def _pull(
             context, archive, keeper, run, pace=pace, stopping=stopping, dry_run=wish.dry_run, metrics=metrics
         )
         moves = not wish.dry_run and wish.last is None and _joins(run)
+        if moves:
+            _begin(context, run)
         day = run.first
         while day <= run.last and not stopping.is_set():
-            failed_before = run.failed.total()
-            puller.pull_day(day, on_films=on_films)
-            moves = moves and run.failed.total() == failed_before and not stopping.is_set()
-            if moves:
-                _raise_watermark(context, run, day)
+            puller.pull_day(day, moves=moves, on_films=on_films)
             day += DAY
+        if moves:
+            puller.try_again(on_films=on_films)
+            _end(context, run, stopping)
     log.info("pulled", peer=run.peer.name, studies=run.studies, films=run.fetched, known=run.known,
              left_out=run.left_out.total(), failed=run.failed.total())  # fmt: skip
 
@@ -203,10 +206,15 @@ def _joins(pulled: Pulled) -> bool:
     return pulled.watermark is None or pulled.first <= pulled.watermark + DAY
 
 
-def _raise_watermark(context: Context, pulled: Pulled, day: date) -> None:
+def _begin(context: Context, pulled: Pulled) -> None:
     with session_scope(context.engine) as session:
-        pulls.raise_watermark(session, pulled.peer.name, day)
-    pulled.watermark = max(day, pulled.watermark or day)
+        pulls.begin(session, pulled.peer.name)
+
+
+def _end(context: Context, pulled: Pulled, stopping: threading.Event) -> None:
+    if not stopping.is_set():
+        with session_scope(context.engine) as session:
+            pulls.note_end(session, pulled.peer.name)
 
 
 class _Puller:
@@ -230,22 +238,56 @@ class _Puller:
         self._rules = ViewRules.of(context.settings)
         self._modalities = context.settings.pull.modalities
 
-    def pull_day(self, day: date, *, on_films: Callable[[], None]) -> None:
-        """Every study of a day, once."""
+    def pull_day(self, day: date, *, moves: bool, on_films: Callable[[], None]) -> None:
+        """Every study of a day, once; what failed is noted, and with it the watermark `moves`."""
         if not self._pace.wait_for_window(self._stopping):
             return
         found = [uid for modality in self._modalities for uid in self._archive.studies(day, modality)]
+        failed: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for study in dict.fromkeys(found):
-            if not self._pace.wait_for_window(self._stopping):
+            if reasons := self._failures_of(day, study, on_films=on_films):
+                failed[study if is_uid(study) else pulls.ILLEGAL] += reasons
+        if not self._dry_run and not self._stopping.is_set():
+            self._note_day(day, failed, moves=moves)
+
+    def _note_day(self, day: date, failed: Mapping[str, Counter[str]], *, moves: bool) -> None:
+        peer = self._pulled.peer.name
+        with session_scope(self._context.engine) as session:
+            pulls.note_day(session, peer, day, failed)
+            if moves:
+                pulls.raise_watermark(session, peer, day)
+        if moves:
+            self._pulled.watermark = max(day, self._pulled.watermark or day)
+
+    def try_again(self, *, on_films: Callable[[], None]) -> None:
+        """The studies of days before this run's of which films could not be fetched in the last TRIED_DAYS."""
+        peer, since = self._pulled.peer.name, datetime.now(UTC) - TRIED_DAYS * DAY
+        with read_scope(self._context.engine) as session:
+            studies = pulls.to_try_again(session, peer, before=self._pulled.first, failed_since=since)
+        for day, study in studies:
+            reasons = self._failures_of(day, study, on_films=on_films)
+            if self._stopping.is_set():
                 return
-            fetched_before = self._pulled.fetched
-            self._pulled.studies += 1
-            try:
-                self._pull_study(study)
-            except FilmFailed as error:
-                self._failed(error.reason)
-            if self._pulled.fetched > fetched_before:
-                on_films()
+            with session_scope(self._context.engine) as session:
+                pulls.note_study(session, peer, day, study, reasons)
+
+    def _failures_of(self, day: date, study: str, *, on_films: Callable[[], None]) -> Counter[str]:
+        """Pull a study, and return what failed of it. Where the archive breaks off and answers the next question, it is
+        the study that failed; else the archive is away. Raises PeerAway."""
+        if not self._pace.wait_for_window(self._stopping):
+            return Counter()
+        failed_before, fetched_before = self._pulled.failed.copy(), self._pulled.fetched
+        self._pulled.studies += 1
+        try:
+            self._pull_study(study)
+        except FilmFailed as error:
+            self._failed(error.reason)
+        except PeerAway:
+            self._archive.studies(day, self._modalities[0])
+            self._failed("archive_broke_off")
+        if self._pulled.fetched > fetched_before:
+            on_films()
+        return self._pulled.failed - failed_before
 
     def _pull_study(self, study: str) -> None:
         if not is_uid(study):

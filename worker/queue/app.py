@@ -4,12 +4,15 @@ import logging
 import socket
 import ssl
 import threading
+from datetime import datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import structlog
 from celery import Celery
 from celery.schedules import crontab
 from celery.signals import worker_ready, worker_shutting_down
+from celery.utils.time import remaining
 from kombu.entity import Queue
 
 from worker.errors import Unavailable
@@ -83,6 +86,13 @@ def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
             options = {"queue": queue, "expires": DROPPED_AFTER_SECONDS}
             entries[name] = {"task": task, "schedule": crontab.from_string(times), "options": options}
     return entries
+
+
+def next_by(times: str, after: datetime, *, zone: str) -> datetime:
+    """The first moment after another one that crontab's five fields name."""
+    start, step, now = crontab.from_string(times).remaining_delta(after, tz=ZoneInfo(zone))
+    left: timedelta = remaining(start, step, now)
+    return now + left
 
 
 def transport_options() -> dict[str, Any]:

@@ -125,6 +125,24 @@ def deliveries_table(rows: Sequence[Mapping[str, Any]], *, paused: bool) -> List
     return listing
 
 
+def unpulled_table(rows: Sequence[Mapping[str, Any]]) -> Listing:
+    """Studies of archives of which films could not be fetched."""
+    columns = _columns("peer", "day", "Study Instance UID", "reason", "failures", "since", "last tried",
+                       right=("failures",))  # fmt: skip
+    listing = Listing("Not fetched", columns, empty="Every study could be fetched.")
+    for row in rows:
+        listing.add(
+            row["peer"],
+            row["day"],
+            row["study_instance_uid"] or "(illegal)",
+            row["reason"],
+            str(row["failures"]),
+            minute(row["first_failed_at"]),
+            minute(row["last_failed_at"]),
+        )
+    return listing
+
+
 def runs_table(rows: Sequence[Mapping[str, Any]]) -> Listing:
     """Nights and single `score` runs, newest first."""
     counts = ("scored", "skipped", "quarantined", "films")

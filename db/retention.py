@@ -5,11 +5,11 @@ reviewed, stays unless it is asked for: the first is work still to be done, the 
 trusts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy import ColumnElement, and_, delete, func, not_, select
 from sqlalchemy.orm import Session
 
 from db.base import database_now
@@ -54,6 +54,17 @@ def prunable_paths(session: Session, *, before: datetime, reviewed: bool = False
 def prunable_rejected_paths(session: Session, *, before: datetime) -> set[str]:
     """The files that were refused before the date."""
     return set(session.scalars(select(RejectedFile.path).where(RejectedFile.received_at < before)))
+
+
+def staying(
+    session: Session, study_ids: Sequence[int], *, before: datetime, reviewed: bool = False, unread: bool = False
+) -> set[int]:
+    """Those of these studies that are there and that `prune` with the same arguments leaves there."""
+    stays = not_(and_(*_old(before, reviewed=reviewed, unread=unread)))
+    found: set[int] = set()
+    for part in in_parts(study_ids):
+        found |= set(session.scalars(select(Study.id).where(Study.id.in_(part), stays)))
+    return found
 
 
 def prune_studies(

@@ -1,5 +1,6 @@
 """Retention: delete what is older than a site may keep it (`nightread prune`)."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from db.session import read_scope, session_scope
 from worker.context import Context
 
 STUDIES_PER_TRANSACTION = 500  # so that the workers never wait for long
+OF_A_STUDY = re.compile(r"(\d{1,18})-[0-9a-f]{64}\.png")  # a picture's file: the study's id, and a digest
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,14 @@ def prune(engine: Engine, pruning: Pruning, *, by: str) -> Prunable:
 
 
 def prunable_pictures(context: Context, pruning: Pruning) -> list[Path]:
-    """Pictures of films and morning pages that the web page made before that day; it makes again what is asked for."""
-    before, found = pruning.before.timestamp(), sorted(context.pictures_folder.glob("*"))
-    return [path for path in found if path.is_file() and path.stat().st_mtime < before]
+    """Pictures that the web page keeps of studies that go or have gone, older pictures, and morning pages of runs that
+    ended before that day. It makes again what is asked for."""
+    before, found = pruning.before.timestamp(), [path for path in context.pictures_folder.glob("*") if path.is_file()]
+    studies = {path: int(match[1]) for path in found if (match := OF_A_STUDY.fullmatch(path.name))}
+    with read_scope(context.engine) as session:
+        staying = retention.staying(session, sorted(set(studies.values())), **vars(pruning))
+    gone = {path for path, study in studies.items() if study not in staying}
+    return sorted(path for path in found if path in gone or path.stat().st_mtime < before)
 
 
 def prune_pictures(context: Context, pruning: Pruning, *, by: str) -> list[Path]:

@@ -15,7 +15,7 @@ from tests.support.crew import totals
 from tests.support.dicom_files import make_film, texture
 from worker.context import Context
 from worker.intake.receive import receive
-from worker.retention import Pruning, prunable, prune
+from worker.retention import Pruning, prunable, prunable_pictures, prune, prune_pictures
 from worker.scoring.pipeline import score_waiting
 from worker.scoring.scorer import open_scorer
 
@@ -93,3 +93,18 @@ def test_the_audit_says_who_pruned_what(context: Context):
         entry = session.scalars(select(Audit).where(Audit.action == "prune")).one()
         assert entry.actor == "test"
         assert (entry.detail["studies"], entry.detail["before"]) == (3, SINCE.isoformat())
+
+
+def test_the_pictures_of_a_study_go_with_it_whenever_they_were_made(context: Context):
+    with read_scope(context.engine) as session:
+        first, *others = session.scalars(select(Study.id).order_by(Study.id)).all()
+    context.pictures_folder.mkdir(parents=True)
+    pictures = {study: context.pictures_folder / f"{study}-{'a' * 64}.png" for study in (first, *others, 10**6)}
+    for picture in pictures.values():
+        picture.write_bytes(b"a picture made just now")
+    pruning = Pruning(SINCE)
+    going = {others[0], 10**6}  # the one that was read, and one that went before
+    assert set(prunable_pictures(context, pruning)) == {pictures[study] for study in going}
+    prune(context.engine, pruning, by="test")
+    assert set(prune_pictures(context, pruning, by="test")) == {pictures[study] for study in going}
+    assert set(context.pictures_folder.iterdir()) == {pictures[study] for study in pictures.keys() - going}

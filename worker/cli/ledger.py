@@ -189,7 +189,7 @@ def prune(
 ) -> None:
     """Delete finished studies received before a date.
 
-    Their results go with them, and so do films in the receiver's folder and old pictures that the web page keeps; files
+    Their results go with them, and so do films in the receiver's folder and the pictures that the web page keeps; files
     elsewhere are not touched. Unread and reviewed studies are kept unless --unread or --reviewed is given. What still
     waits is always kept.
     """

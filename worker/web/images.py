@@ -1,7 +1,8 @@
 """Films and heat maps as PNG files: decoded as the scorer decodes them, kept in the state folder under digests.
 
 A picture's address holds a row id: no path, no UID. Its bytes depend on the film's pixels, and a heat map's on the
-checkpoint and the finding too; their digest is the file's name.
+checkpoint and the finding too; their digest is the file's name, after the study's id, by which `nightread prune` knows
+whose picture it is.
 """
 
 import hashlib
@@ -64,12 +65,12 @@ class Pictures:
 
     def film(self, film: Film) -> bytes:
         """A film in grey, as large as it is kept. Raises NoPicture."""
-        name = _name("film", film.pixel_digest)
+        name = _name(film, "film")
         return self._kept(name, lambda: self._decoded(film, FILM_PIXELS), turn=self._films)
 
     def thumbnail(self, film: Film) -> bytes:
         """The same, small. Raises NoPicture."""
-        name = _name("thumbnail", film.pixel_digest)
+        name = _name(film, "thumbnail")
         return self._kept(name, lambda: self._decoded(film, THUMBNAIL_PIXELS), turn=self._thumbnails)
 
     def heat(self, film: Film, finding: str, row: CheckpointRow) -> bytes:
@@ -77,7 +78,7 @@ class Pictures:
 
         Raises NoPicture, also where nothing on the film speaks for the finding, and NoHeatMaps.
         """
-        name = _name("heat", film.pixel_digest, row.digest, finding)
+        name = _name(film, "heat", row.digest, finding)
         return self._kept(name, lambda: self._warm(film, finding, row), turn=self._films)
 
     def _kept(self, name: str, draw: Callable[[], Image.Image], *, turn: threading.Lock) -> bytes:
@@ -141,8 +142,9 @@ class Pictures:
         return decoded.image
 
 
-def _name(*parts: str | None) -> str:
-    return hashlib.sha256("\x1f".join((DRAWING, *(part or "" for part in parts))).encode()).hexdigest()
+def _name(film: Film, *kind: str) -> str:
+    digest = hashlib.sha256("\x1f".join((DRAWING, film.pixel_digest or "", *kind)).encode()).hexdigest()
+    return f"{film.study_id}-{digest}"
 
 
 def _size(film: Film, longer: int) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The state of the system, for administrators: what came and where it stands, what failed, what ranks and why."""
 
+import os
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -68,7 +69,7 @@ def morning_page(visit: Visit) -> Response:
         raise HTTPException(403, REVIEW_FIRST)
     with session_scope(context.engine) as session:
         try:
-            ended = run_named(session, number).finished_at is not None
+            ended = run_named(session, number).finished_at
         except NoSuchRun:
             raise HTTPException(404) from None
         audit.record(session, actor=visit.me.name, action="morning page viewed", run=int(number))
@@ -76,6 +77,8 @@ def morning_page(visit: Visit) -> Response:
     if not (ended and kept.exists()):
         kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_report(context, run=number, output=kept)
+        if ended:  # it is as old as its run, for `nightread prune`
+            os.utime(kept, (ended.timestamp(), ended.timestamp()))
     response = HTMLResponse(kept.read_text(encoding="utf-8"))
     response.headers["Content-Security-Policy"] = MORNING_POLICY
     return response

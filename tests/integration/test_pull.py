@@ -251,9 +251,10 @@ def test_the_pulling_worker_s_task_pulls_from_the_peers_of_the_settings_and_coun
     assert len(kept(context)) == 2
     value = metrics.registry.get_sample_value
     assert value("nightread_pulled_films_total") == 2
-    assert value("nightread_pulls_total", {"outcome": "whole"}) == 1
-    assert value("nightread_pulls_total", {"outcome": "ended_early"}) == 1
-    assert time.time() - present(value("nightread_last_whole_pull_timestamp_seconds")) < 600
+    assert value("nightread_pulls_total", {"peer": "pacs", "outcome": "whole"}) == 1
+    assert value("nightread_pulls_total", {"peer": "away", "outcome": "ended_early"}) == 1
+    assert time.time() - present(value("nightread_last_whole_pull_timestamp_seconds", {"peer": "pacs"})) < 600
+    assert value("nightread_last_whole_pull_timestamp_seconds", {"peer": "away"}) is None
 
 
 def test_the_doctor_of_the_puller_asks_every_archive_and_names_one_that_stands_still(

@@ -5,6 +5,7 @@ import threading
 from collections import Counter
 from contextlib import nullcontext
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -21,9 +22,10 @@ from worker.cli.app import app
 from worker.context import Context
 from worker.dicom_network import pull as module
 from worker.dicom_network.keeper import Keeper
-from worker.dicom_network.pull import Pace, Pulled, Wish, planned, pull_each
+from worker.dicom_network.pull import InboxFull, Pace, Pulled, Wish, planned, pull_each
 from worker.dicom_network.pull_archive import FilmFailed, Offer
 from worker.doctor import examine_role
+from worker.monitoring.prometheus import PullMetrics
 from worker.peers import PeerAway
 from worker.queue.app import next_by, schedule
 from worker.retention import Pruning, prune
@@ -145,10 +147,12 @@ def archive(monkeypatch: pytest.MonkeyPatch) -> FakeArchive:
     return fake
 
 
-def pulled(context: Context, *, first: date | None = None, last: date | None = None) -> Pulled:
+def pulled(
+    context: Context, *, first: date | None = None, last: date | None = None, metrics: PullMetrics | None = None
+) -> Pulled:
     wish = Wish(first, last)
     run = planned(context, PEER, wish)
-    pull_each(context, [run], wish, pace=Pace.of("", "", time_zone="UTC"))
+    pull_each(context, [run], wish, pace=Pace.of("", "", time_zone="UTC"), metrics=metrics)
     return run
 
 
@@ -213,6 +217,20 @@ def test_a_study_on_which_the_archive_breaks_off_fails_alone(make_context: MakeC
     run = pulled(context, first=archive.day_of[OLD])
     assert (run.error, run.fetched, run.watermark) == (None, 1, TODAY)
     assert not_fetched(context) == {OLD: ("archive_broke_off", 1)}
+
+
+def test_a_run_for_which_there_is_no_room_is_counted_as_ended_early_for_its_archive(
+    make_context: MakeContext, archive: FakeArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, metrics = make_context(), PullMetrics()
+    value = partial(metrics.registry.get_sample_value, "nightread_pulls_total")
+    with monkeypatch.context() as patched:
+        patched.setattr("worker.dicom_network.inbox.Inbox.is_full", lambda _: True)
+        with pytest.raises(InboxFull):
+            pulled(context, metrics=metrics)
+    assert value({"peer": "pacs", "outcome": "ended_early"}) == 1
+    pulled(context, metrics=metrics)
+    assert value({"peer": "pacs", "outcome": "whole"}) == 1
 
 
 def test_pruning_forgets_what_could_not_be_fetched(make_context: MakeContext, archive: FakeArchive) -> None:

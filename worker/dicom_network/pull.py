@@ -163,11 +163,14 @@ def pull_each(
     for run in runs:
         try:
             _pull(context, run, wish, pace=pace, stopping=stopping, on_films=on_films, metrics=metrics)
-            metrics.ended(whole=not stopping.is_set())
+            metrics.ended(run.peer.name, whole=not stopping.is_set())
         except (PeerAway, WrongSettings) as error:
             run.error = error
-            metrics.ended(whole=False)
+            metrics.ended(run.peer.name, whole=False)
             log.warning("pull_ended_early", peer=run.peer.name, error=type(error).__name__)
+        except BaseException:
+            metrics.ended(run.peer.name, whole=False)
+            raise
 
 
 def _pull(

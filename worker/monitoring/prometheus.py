@@ -136,13 +136,14 @@ class PullMetrics:
         )
         self._runs = Counter(
             "nightread_pulls",
-            "Pulls from one archive each: whole, or ended_early where it was away or refused us.",
-            ["outcome"],
+            "Pulls from one archive each: whole, or ended_early, whatever the cause.",
+            ["peer", "outcome"],
             registry=self.registry,
         )
         self._last = Gauge(
             "nightread_last_whole_pull_timestamp_seconds",
-            "When a pull last came to its last day (Unix time).",
+            "When a pull from this archive last came to its last day (Unix time).",
+            ["peer"],
             registry=self.registry,
         )
 
@@ -152,10 +153,11 @@ class PullMetrics:
     def failed(self, reason: str) -> None:
         self._failures.labels(code(reason)).inc()
 
-    def ended(self, *, whole: bool) -> None:
-        self._runs.labels("whole" if whole else "ended_early").inc()
+    def ended(self, peer: str, *, whole: bool) -> None:
+        """A pull from a peer, by its name in the settings."""
+        self._runs.labels(peer, "whole" if whole else "ended_early").inc()
         if whole:
-            self._last.set(time.time())
+            self._last.labels(peer).set(time.time())
 
 
 class LedgerCollector(Collector):

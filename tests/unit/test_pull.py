@@ -217,6 +217,10 @@ def test_a_study_on_which_the_archive_breaks_off_fails_alone(make_context: MakeC
     run = pulled(context, first=archive.day_of[OLD])
     assert (run.error, run.fetched, run.watermark) == (None, 1, TODAY)
     assert not_fetched(context) == {OLD: ("archive_broke_off", 1)}
+    archive.breaks_off.add("1.2.5")
+    archive.day_of["1.2.5"] = archive.day_of[OLD]
+    run = pulled(context, first=archive.day_of[OLD])
+    assert isinstance(run.error, PeerAway), "two in a row: it is the archive"
 
 
 def test_a_run_for_which_there_is_no_room_is_counted_as_ended_early_for_its_archive(

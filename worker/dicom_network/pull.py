@@ -240,6 +240,7 @@ class _Puller:
         self._pace, self._stopping, self._dry_run = pace, stopping, dry_run
         self._rules = ViewRules.of(context.settings)
         self._modalities = context.settings.pull.modalities
+        self._broke_off = False  # the archive, at the last study
 
     def pull_day(self, day: date, *, moves: bool, on_films: Callable[[], None]) -> None:
         """Every study of a day, once; what failed is noted, and with it the watermark `moves`."""
@@ -276,17 +277,22 @@ class _Puller:
 
     def _failures_of(self, day: date, study: str, *, on_films: Callable[[], None]) -> Counter[str]:
         """Pull a study, and return what failed of it. Where the archive breaks off and answers the next question, it is
-        the study that failed; else the archive is away. Raises PeerAway."""
+        the study that failed; where it does not, or broke off at the study before too, it is the archive. Raises
+        PeerAway."""
         if not self._pace.wait_for_window(self._stopping):
             return Counter()
         failed_before, fetched_before = self._pulled.failed.copy(), self._pulled.fetched
+        broke_off, self._broke_off = self._broke_off, False
         self._pulled.studies += 1
         try:
             self._pull_study(study)
         except FilmFailed as error:
             self._failed(error.reason)
         except PeerAway:
+            if broke_off:
+                raise
             self._archive.studies(day, self._modalities[0])
+            self._broke_off = True
             self._failed("archive_broke_off")
         if self._pulled.fetched > fetched_before:
             on_films()

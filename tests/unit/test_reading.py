@@ -185,6 +185,16 @@ def test_a_decoder_that_is_killed_between_two_films_is_replaced(tmp_path):
         assert isinstance(read(), NetworkInput)
 
 
+def test_two_threads_that_meet_a_broken_pool_replace_it_once():
+    with DecoderPool(RULES, decoders=1) as pool:
+        broken = pool._pool
+        pool._replace(broken)
+        new = pool._pool
+        pool._replace(broken)
+        assert new is not broken
+        assert pool._pool is new, "the first one's films may be in it"
+
+
 def test_no_decoder_lives_when_the_semaphores_it_may_still_look_for_are_unlinked(tmp_path, monkeypatch):
     film = make_film(tmp_path / "a.dcm")
     alive: list[int | None] = []

@@ -6,6 +6,7 @@ every core decodes, and no decoder's hold on the interpreter slows another.
 """
 
 import multiprocessing
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, TimeoutError, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -66,6 +67,7 @@ class DecoderPool:
     def __init__(self, options: DecodeOptions, *, decoders: int) -> None:
         self.options, self._decoders = options, decoders
         self._pool = self._new_pool()
+        self._replacing = threading.Lock()  # the web page's threads share a pool
         self._second_tries = SecondTries()
 
     def _new_pool(self) -> ProcessPool:
@@ -130,14 +132,20 @@ class DecoderPool:
             yield film, pending.awaited()
 
     def _schedule(self, function: Callable[..., Any], *, args: tuple[Any, ...], timeout: float) -> "Future[Any]":
+        pool = self._pool
         try:
-            future: Future[Any] = self._pool.schedule(function, args=args, timeout=timeout)
+            future: Future[Any] = pool.schedule(function, args=args, timeout=timeout)
         except RuntimeError:  # pebble gives a pool up for good when a child ends while none has a film
-            log.warning("decoders_replaced")
-            self._end_pool()
-            self._pool = self._new_pool()
+            self._replace(pool)
             future = self._pool.schedule(function, args=args, timeout=timeout)
         return future
+
+    def _replace(self, broken: ProcessPool) -> None:
+        with self._replacing:
+            if self._pool is broken:  # else another thread met it first
+                log.warning("decoders_replaced")
+                self._end_pool()
+                self._pool = self._new_pool()
 
 
 class Schedule(Protocol):

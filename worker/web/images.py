@@ -52,10 +52,10 @@ class Pictures:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._folder = context.pictures_folder
-        self._decoders = DecoderPool(DecodeOptions.of(context, Preprocessing(size=FILM_PIXELS)), decoders=1)
+        self._decoders = DecoderPool(DecodeOptions.of(context, Preprocessing(size=FILM_PIXELS)), decoders=2)
         self._loaded: _Loaded | None = None
-        # One film at a time, and one thumbnail: scoring needs the processor more. Who opens a film does not wait behind
-        # the thumbnails of a list.
+        # One film at a time, and one thumbnail, each with a decoder: scoring needs the processor more. Who opens a film
+        # does not wait behind the thumbnails of a list, not even behind one that hangs its decoder.
         self._films, self._thumbnails = threading.Lock(), threading.Lock()
         self._drawn = 0
 

@@ -402,7 +402,7 @@ def test_a_morning_page_that_was_opened_during_its_run_is_made_anew_after_it(emb
     assert after.text != during.text
     assert anna.get("/system/runs/1").text == after.text, "now it is kept"
     with read_scope(embedded.engine) as session:
-        ended = session.scalars(select(Run.finished_at)).one()
+        ended = present(session.scalars(select(Run.finished_at)).one())
         age = (embedded.pictures_folder / "run-1.html").stat().st_mtime
         assert age == pytest.approx(ended.timestamp()), "as old as its run, for `nightread prune`"
         looks = session.scalars(select(Audit.detail).where(Audit.action == "morning page viewed")).all()

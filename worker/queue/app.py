@@ -4,7 +4,7 @@ import logging
 import socket
 import ssl
 import threading
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -91,8 +91,8 @@ def schedule(settings: Settings) -> dict[str, dict[str, Any]]:
 def next_by(times: str, after: datetime, *, zone: str) -> datetime:
     """The first moment after another one that crontab's five fields name."""
     start, step, now = crontab.from_string(times).remaining_delta(after, tz=ZoneInfo(zone))
-    left: timedelta = remaining(start, step, now)
-    return now + left
+    due: datetime = now + remaining(start, step, now)
+    return due
 
 
 def transport_options() -> dict[str, Any]:

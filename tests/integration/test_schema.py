@@ -2,6 +2,8 @@
 
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from alembic import command
@@ -62,6 +64,20 @@ def test_several_processes_may_upgrade_at_once(empty_database_url):
     for thread in threads:
         thread.join()
     assert errors == []
+
+
+def test_several_processes_may_open_a_new_sqlite_database_at_once(tmp_path):
+    def first_look(path: Path) -> None:
+        engine = make_engine(f"sqlite:///{path}")
+        together.wait()
+        schema.current_revision(engine)
+        engine.dispose()
+
+    together = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(100):
+            looks = [threads.submit(first_look, tmp_path / f"{number}.db") for _ in range(8)]
+            assert [look.exception() for look in looks] == [None] * 8
 
 
 def test_every_site_draws_its_own_secret(engine: Engine):

@@ -125,7 +125,9 @@ def test_a_film_that_comes_alone_is_taken_too_and_one_in_another_syntax_where_th
          "multipart_broken"),
         (httpx.Response(200, headers={"content-type": "text/html"}, content=b"<html>"), "not_dicom"),
         (httpx.Response(200, content=b""), "not_dicom"),
+        (httpx.Response(403), "http_403"),
         (httpx.Response(404), "http_404"),
+        (httpx.Response(451), "http_451"),
         (httpx.Response(503), "http_503"),
         (httpx.Response(406), "http_406"),
         (multipart(bytes(2 * 10**6)), "file_too_large"),
@@ -160,6 +162,20 @@ def test_a_study_whose_films_are_not_listed_is_not_taken_for_an_empty_one(listed
     with pytest.raises(FilmFailed) as failed:
         archive(answer).offers(STUDY, ("DX",))
     assert failed.value.reason == reason
+
+
+@pytest.mark.parametrize("status", [400, 403, 409, 410, 451])
+@pytest.mark.parametrize("refused", ["/series", "/metadata"])
+def test_a_study_that_is_refused_fails_alone_and_a_refused_search_ends_the_run(refused: str, status: int) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        known = not request.url.path.endswith((refused, "/studies"))
+        return httpx.Response(200, json=[item(series=SERIES, modality="DX")]) if known else httpx.Response(status)
+
+    with pytest.raises(FilmFailed) as failed:
+        archive(answer).offers(STUDY, ("DX",))
+    assert failed.value.reason == f"http_{status}"
+    with pytest.raises(WrongSettings, match=f"HTTP {status}"):
+        archive(answer).studies(DAY, "DX")
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ FILMS: Final = (
     'multipart/related; type="application/dicom"',
 )
 BUSY: Final = frozenset({429, 500, 502, 503, 504})
+REFUSED_ALONE: Final = frozenset({400, 403, 409, 410, 451})  # below a study: its own failure, not the peer's
 
 
 class _Busy(PeerAway):
@@ -129,8 +130,8 @@ class WebArchive:
         with self._asked(place, {"Accept": accept}) as response:
             if response.status_code == 406:
                 return False
-            if response.status_code in {400, 404, 409, 410}:
-                raise FilmFailed(f"http_{response.status_code}")
+            if response.status_code == 404:
+                raise FilmFailed("http_404")
             self._check(response)
             kind, options = parse_options_header(response.headers.get("content-type"))
             with into.open("wb") as file:
@@ -158,6 +159,8 @@ class WebArchive:
     ) -> Iterator[httpx.Response]:
         try:
             with self._client.stream("GET", path, headers=headers, params=query) as response:
+                if path.startswith("studies/") and response.status_code in REFUSED_ALONE:
+                    raise FilmFailed(f"http_{response.status_code}")
                 yield response
         except (httpx.TransportError, httpx.DecodingError):  # its text holds the URL, and so UIDs
             raise PeerAway(f"peer {self._peer.name} does not answer, or breaks off: look at its dicomweb URL, its "

@@ -217,10 +217,61 @@ def test_a_study_on_which_the_archive_breaks_off_fails_alone(make_context: MakeC
     run = pulled(context, first=archive.day_of[OLD])
     assert (run.error, run.fetched, run.watermark) == (None, 1, TODAY)
     assert not_fetched(context) == {OLD: ("archive_broke_off", 1)}
-    archive.breaks_off.add("1.2.5")
-    archive.day_of["1.2.5"] = archive.day_of[OLD]
-    run = pulled(context, first=archive.day_of[OLD])
-    assert isinstance(run.error, PeerAway), "two in a row: it is the archive"
+
+
+def test_two_new_studies_in_a_row_on_which_the_archive_breaks_off_end_the_run_and_no_later_one(
+    make_context: MakeContext, archive: FakeArchive
+) -> None:
+    context, day = make_context(), archive.day_of[OLD]
+    archive.day_of["1.2.5"] = day
+    archive.breaks_off |= {OLD, "1.2.5"}
+    run = pulled(context, first=day)
+    assert (type(run.error), run.fetched, dict(run.failed)) == (PeerAway, 0, {"archive_broke_off": 2})
+    assert not_fetched(context) == {OLD: ("archive_broke_off", 1), "1.2.5": ("archive_broke_off", 1)}
+    run = pulled(context, first=day)
+    assert (run.error, run.fetched, run.watermark) == (None, 1, TODAY)
+    archive.day_of |= {"1.2.6": day, "1.2.7": day}
+    archive.breaks_off |= {"1.2.6", "1.2.7"}
+    assert isinstance(pulled(context, first=day).error, PeerAway), "two that no run had noted: it may be the archive"
+
+
+def test_a_dry_run_notes_no_study_on_which_the_archive_breaks_off(
+    make_context: MakeContext, archive: FakeArchive
+) -> None:
+    context, wish = make_context(), Wish(archive.day_of[OLD], dry_run=True)
+    archive.breaks_off.add(OLD)
+    run = planned(context, PEER, wish)
+    pull_each(context, [run], wish, pace=Pace.of("", "", time_zone="UTC"))
+    assert (dict(run.failed), run.wanted, not_fetched(context)) == ({"archive_broke_off": 1}, 1, {})
+
+
+def test_studies_that_are_tried_again_end_no_run_where_the_archive_breaks_off_at_each(
+    make_context: MakeContext, archive: FakeArchive
+) -> None:
+    context, others = make_context(), ("1.2.5", "1.2.6")
+    archive.day_of |= dict.fromkeys(others, archive.day_of[OLD])
+    archive.fails = dict.fromkeys((OLD, *others), "http_404")
+    pulled(context, first=archive.day_of[OLD])
+    archive.fails.clear()
+    archive.breaks_off |= set(others)
+    run = pulled(context)
+    assert (run.error, run.fetched, dict(run.failed)) == (None, 1, {"archive_broke_off": 2})
+    assert not_fetched(context) == dict.fromkeys(others, ("archive_broke_off", 1))
+
+
+def test_a_study_that_is_tried_again_stays_noted_while_the_archive_lists_no_film_of_it(
+    make_context: MakeContext, archive: FakeArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = make_context()
+    archive.fails[OLD] = "http_404"
+    pulled(context, first=archive.day_of[OLD])
+    archive.fails.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(archive, "offers", lambda *_: [])
+        assert pulled(context).error is None
+    assert not_fetched(context) == {OLD: ("http_404", 1)}
+    assert pulled(context).fetched == 1
+    assert not_fetched(context) == {}
 
 
 def test_a_run_for_which_there_is_no_room_is_counted_as_ended_early_for_its_archive(

@@ -240,7 +240,9 @@ class _Puller:
         self._pace, self._stopping, self._dry_run = pace, stopping, dry_run
         self._rules = ViewRules.of(context.settings)
         self._modalities = context.settings.pull.modalities
-        self._broke_off = False  # the archive, at the last study
+        self._broke_off = False  # the archive, at the last study, which no earlier run had noted
+        with read_scope(context.engine) as session:
+            self._noted = {row["study_instance_uid"] for row in pulls.unpulled(session, [pulled.peer.name])}
 
     def pull_day(self, day: date, *, moves: bool, on_films: Callable[[], None]) -> None:
         """Every study of a day, once; what failed is noted, and with it the watermark `moves`."""
@@ -269,16 +271,21 @@ class _Puller:
         with read_scope(self._context.engine) as session:
             studies = pulls.to_try_again(session, peer, before=self._pulled.first, failed_since=since)
         for day, study in studies:
+            offered_before = self._pulled.offered
             reasons = self._failures_of(day, study, on_films=on_films)
             if self._stopping.is_set():
                 return
-            with session_scope(self._context.engine) as session:
-                pulls.note_study(session, peer, day, study, reasons)
+            if reasons or self._pulled.offered > offered_before:  # a study of which nothing is listed has not come
+                self._note_study(day, study, reasons)
+
+    def _note_study(self, day: date, study: str, reasons: Counter[str]) -> None:
+        with session_scope(self._context.engine) as session:
+            pulls.note_study(session, self._pulled.peer.name, day, study, reasons)
 
     def _failures_of(self, day: date, study: str, *, on_films: Callable[[], None]) -> Counter[str]:
         """Pull a study, and return what failed of it. Where the archive breaks off and answers the next question, it is
-        the study that failed; where it does not, or broke off at the study before too, it is the archive. Raises
-        PeerAway."""
+        the study that failed; where it does not, it is the archive. Two studies in a row that no earlier run had
+        noted end the run, noted, so that the next run passes them. Raises PeerAway."""
         if not self._pace.wait_for_window(self._stopping):
             return Counter()
         failed_before, fetched_before = self._pulled.failed.copy(), self._pulled.fetched
@@ -289,11 +296,14 @@ class _Puller:
         except FilmFailed as error:
             self._failed(error.reason)
         except PeerAway:
-            if broke_off:
-                raise
             self._archive.studies(day, self._modalities[0])
-            self._broke_off = True
             self._failed("archive_broke_off")
+            if not self._dry_run:
+                self._note_study(day, study, Counter(archive_broke_off=1))
+            is_new = study not in self._noted
+            if broke_off and is_new:
+                raise
+            self._broke_off = is_new
         if self._pulled.fetched > fetched_before:
             on_films()
         return self._pulled.failed - failed_before

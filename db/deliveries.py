@@ -245,9 +245,22 @@ def release_lost(session: Session, *, worker: str, lease_minutes: float, max_ref
     released = rows.all()
     for row in released:
         row.refusals += 1
-        row.state = "waiting" if row.refusals < max_refusals else "failed"
+        row.state = "waiting" if row.refusals < max_refusals else _given_up(session, row.id)
         row.reason, row.held_by, row.lease_expires_at = LEFT, None, None
     return released
+
+
+def _has_newer() -> ColumnElement[bool]:
+    """The condition that a newer result has taken a delivery's place."""
+    newer = aliased(Delivery)
+    same = (newer.study_id == Delivery.study_id, newer.destination == Delivery.destination)
+    return select(newer.id).where(*same, newer.kind == Delivery.kind, newer.id > Delivery.id).exists()
+
+
+def _given_up(session: Session, delivery_id: int) -> DeliveryState:
+    """The state of a delivery that is not tried any more; where there is a newer result, nobody need look at it."""
+    outdated = session.scalar(select(Delivery.id).where(Delivery.id == delivery_id, _has_newer()))
+    return "failed" if outdated is None else "superseded"
 
 
 def _held(session: Session, claimed: Claimed, worker: str) -> Delivery | None:
@@ -258,7 +271,8 @@ def _held(session: Session, claimed: Claimed, worker: str) -> Delivery | None:
 def settle(session: Session, claimed: Claimed, state: DeliveryState, *, worker: str, reason: str | None = None) -> None:
     """Write how a delivery ended. One that went out shows that its destination answers: what waited for it is due."""
     if row := _held(session, claimed, worker):  # an archive may have confirmed it already
-        row.state, row.reason, row.held_by, row.lease_expires_at, row.not_before = state, reason, None, None, None
+        row.state = _given_up(session, row.id) if state == "failed" else state
+        row.reason, row.held_by, row.lease_expires_at, row.not_before = reason, None, None, None
         row.sent_at = database_now(session) if state == "sent" else row.sent_at
     if state == "sent":
         others = update(Delivery).where(Delivery.state == "waiting", Delivery.destination == claimed.destination)
@@ -400,7 +414,7 @@ def confirm(session: Session, delivery: Delivery) -> None:
 def send_again(session: Session, delivery: Delivery, *, reason: str, seconds: float, max_refusals: int) -> None:
     """Let an object be sent again, after a pause, that the peer has not kept; or give it up, as any that is refused."""
     delivery.refusals += 1
-    delivery.state = "waiting" if delivery.refusals < max_refusals else "failed"
+    delivery.state = "waiting" if delivery.refusals < max_refusals else _given_up(session, delivery.id)
     delivery.not_before = database_now(session) + timedelta(seconds=seconds)
     delivery.reason, delivery.held_by, delivery.lease_expires_at = reason, None, None
 
@@ -445,16 +459,13 @@ def _listed() -> Any:
 def retry(session: Session, ids: Sequence[int] | None, *, by: str) -> int:
     """Let deliveries that were given up, or wait after a failure, be due at once; None: all of them. Returns how
     many. One that a newer result has taken the place of stays as it is."""
-    newer = aliased(Delivery)
-    same = (newer.study_id == Delivery.study_id, newer.destination == Delivery.destination)
-    outdated = select(newer.id).where(*same, newer.kind == Delivery.kind, newer.id > Delivery.id).exists()
-    chosen = select(Delivery).where(Delivery.state.in_(("failed", "waiting")), ~outdated)
+    chosen = select(Delivery).where(Delivery.state.in_(("failed", "waiting")), ~_has_newer())
     if ids is not None:
         chosen = chosen.where(Delivery.id.in_(ids))
     rows, now = session.scalars(chosen.with_for_update(skip_locked=True)).all(), database_now(session)
     for row in rows:
         row.state, row.not_before, row.queued_at = "waiting", None, now
-        row.attempts = row.refusals = 0
+        row.attempts, row.refusals = min(row.attempts, 1), 0  # 1: what was tried may be there
     if rows:
         detail = {"deliveries": len(rows)}
         session.add(Audit(at=now, actor=by, action="retry_deliveries", detail=detail))

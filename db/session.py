@@ -73,7 +73,8 @@ def _use_write_ahead_log(connection: Any) -> None:
             connection.execute("PRAGMA journal_mode=WAL")
             return
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY  # the code may be an extended one
+            if not is_busy or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
 

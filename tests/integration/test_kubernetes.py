@@ -190,6 +190,8 @@ def test_the_schema_is_brought_up_to_date_before_a_pod_starts_and_after_what_its
     assert {wave for (kind, _), wave in waves.items() if kind == "Deployment"} == {2}
     assert waves["Job", "migrate"] == 1
     assert {wave for (kind, _), wave in waves.items() if kind == "PersistentVolumeClaim"} == {1}
+    of_deployments = {wave for (kind, _), wave in waves.items() if kind in ("ScaledObject", "PodDisruptionBudget")}
+    assert of_deployments == {3}, "they are not healthy before what they belong to is there"
 
 
 def test_the_web_page_knows_its_host_and_believes_the_ingress_that_tls_is_there(manifests: list[Manifest]) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from db.session import make_engine, session_scope
 from tests.support.commands import require_command
 from tests.support.night_rows import add_champion
 from tests.support.setting_texts import descriptions
-from worker.monitoring.prometheus import LedgerCollector, ReceiveMetrics, WorkMetrics
+from worker.monitoring.prometheus import LedgerCollector, PullMetrics, ReceiveMetrics, WorkMetrics
 from worker.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -214,7 +215,7 @@ def test_dockerfile_passes_hadolint() -> None:
 
 @pytest.fixture(scope="module")
 def metric_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Every name that worker and beat expose."""
+    """Every name that the services expose."""
     engine = make_engine(f"sqlite:///{tmp_path_factory.mktemp('ledger')}/nightread.db")
     Base.metadata.create_all(engine)
     now = datetime.now(UTC)
@@ -223,10 +224,11 @@ def metric_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         champion = add_champion(session)
         moved = {"measure": "psi", "subject": "Mass", "value": 0.2, "reference": 0.05, "level": "warn", "films": 300}
         session.add(Drift(day=f"{now:%Y-%m-%d}", checkpoint_id=champion.id, computed_at=now, **moved))
-    work, ledger = WorkMetrics().registry, CollectorRegistry()
+    ledger = CollectorRegistry()
     ledger.register(LedgerCollector(engine))
+    services = [each().registry for each in (WorkMetrics, ReceiveMetrics, PullMetrics)]
     names = set()
-    for family in [*work.collect(), *ReceiveMetrics().registry.collect(), *ledger.collect()]:
+    for family in chain.from_iterable(registry.collect() for registry in (*services, ledger)):
         suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}.get(family.type, [""])
         names |= {family.name + suffix for suffix in suffixes}
     engine.dispose()

@@ -216,8 +216,7 @@ def claim(session: Session, *, worker: str, lease_minutes: float, apart_from: Co
         return None
     now, other = database_now(session), aliased(Delivery)
     due = select(Delivery).where(Delivery.state == "waiting", _due(now), Delivery.destination.not_in(apart_from))
-    same = (other.study_id == Delivery.study_id, other.destination == Delivery.destination)
-    on_its_way = select(other.id).where(*same, other.kind == Delivery.kind, other.state == "sending")
+    on_its_way = select(other.id).where(_goes_beside(other), other.state == "sending")
     ordered = due.where(~on_its_way.exists()).order_by(Delivery.published_at, Delivery.id).limit(1)
     row = session.scalars(ordered.with_for_update(skip_locked=True)).first()
     if row is None:
@@ -253,8 +252,13 @@ def release_lost(session: Session, *, worker: str, lease_minutes: float, max_ref
 def _has_newer() -> ColumnElement[bool]:
     """The condition that a newer result has taken a delivery's place."""
     newer = aliased(Delivery)
-    same = (newer.study_id == Delivery.study_id, newer.destination == Delivery.destination)
-    return select(newer.id).where(*same, newer.kind == Delivery.kind, newer.id > Delivery.id).exists()
+    return select(newer.id).where(_goes_beside(newer), newer.id > Delivery.id).exists()
+
+
+def _goes_beside(other: type[Delivery]) -> ColumnElement[bool]:
+    """The condition that `other`, an alias, is of the same study and kind, and for the same destination."""
+    same_study = other.study_id == Delivery.study_id
+    return and_(same_study, other.kind == Delivery.kind, other.destination == Delivery.destination)
 
 
 def _given_up(session: Session, delivery_id: int) -> DeliveryState:

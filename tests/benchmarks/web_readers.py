@@ -165,7 +165,7 @@ class Bench:
 
 @contextmanager
 def bench(studies: int, *, readers: int, every: float) -> Iterator[Bench]:
-    """All of it, with so many unread studies besides those of the films."""
+    """All of it, with this number of unread studies besides those of the films."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nightread-readers-")))
         films = write_films(folder / "films", only=["mix"]).of("mix")

@@ -305,7 +305,7 @@ def test_the_doctor_calls_pulls_late_that_do_not_come_to_their_end_and_no_others
     monkeypatch.setattr("worker.doctor._peer_answers", lambda *_: "answers")
 
     def judged(*, days: int = 0) -> tuple[bool, str]:
-        """The health check, so many days after the last pull that went on."""
+        """The health check, some days after the last pull that went on."""
         if days:
             moment = datetime.now(UTC) - days * module.DAY
             with session_scope(context.engine) as session:

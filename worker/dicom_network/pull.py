@@ -39,7 +39,7 @@ from worker.settings import WrongSettings
 log = structlog.get_logger()
 
 DAY: Final = timedelta(days=1)
-TRIED_DAYS: Final = 14  # for so many days each run tries a study again of which films could not be fetched
+TRIED_DAYS: Final = 14  # days in which each run tries a study again of which films could not be fetched
 
 
 class InboxFull(Unavailable):

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 from db import deliveries, ledger
 from db.base import database_now
+from db.delivery_content import content_of
 from db.models import Audit, Checkpoint, Delivery, Instance, Study, StudyPriority
 from db.session import read_scope, session_scope
 from tests.benchmarks.archive_rows import Archive
@@ -253,8 +254,19 @@ def test_a_result_that_returns_after_another_was_sent_is_sent_as_its_successor(c
     with session_scope(context.engine) as session:
         session.execute(update(Delivery).where(Delivery.id == rows(context)[-1].id).values(state="waiting"))
         claimed = present(deliveries.claim(session, worker="w", lease_minutes=1))
-        before = present(present(deliveries.content_of(session, claimed)).predecessor)
+        before = present(present(content_of(session, claimed.id)).predecessor)
         assert before.object_uid == rows(context)[2].object_uid
+
+
+def a_second_result_waits(context: Context) -> tuple[int, int]:
+    """Send the first checkpoint's result of a study and publish the second's; the ids of both."""
+    scored_film(context)
+    first, second = two_checkpoints(context)
+    outbox.publish(context)
+    outbox.deliver_due(context)
+    ranked_by(context, second)
+    outbox.publish(context)
+    return first, second
 
 
 def its_answer_is_lost(context: Context, sent: Sent) -> None:
@@ -291,12 +303,7 @@ def test_a_result_that_returns_after_another_may_have_arrived_is_sent_as_its_suc
     embedded: Context, sent: Sent, happens: Callable[[Context, Sent], None], max_refusals: int
 ) -> None:
     context = delivering(embedded, ARCHIVE, max_refusals=max_refusals)
-    scored_film(context)
-    first, second = two_checkpoints(context)
-    outbox.publish(context)
-    outbox.deliver_due(context)
-    ranked_by(context, second)
-    outbox.publish(context)
+    first, second = a_second_result_waits(context)
     happens(context, sent)
     rolled_back(context, sent, checkpoint_id=first)
     assert outbox.publish(context) == 1
@@ -308,12 +315,7 @@ def test_a_result_that_returns_after_another_may_have_arrived_is_sent_as_its_suc
 
 def test_a_result_that_returns_before_another_was_sent_needs_no_successor(embedded: Context, sent: Sent) -> None:
     context = delivering(embedded, ARCHIVE)
-    scored_film(context)
-    first, second = two_checkpoints(context)
-    outbox.publish(context)
-    outbox.deliver_due(context)
-    ranked_by(context, second)
-    outbox.publish(context)
+    first, _ = a_second_result_waits(context)
     rolled_back(context, sent, checkpoint_id=first)
     assert outbox.publish(context) == 0
     assert [(row.state, row.attempts) for row in rows(context)] == [("sent", 1), ("superseded", 0)]

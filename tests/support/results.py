@@ -6,7 +6,7 @@ from typing import Any
 
 from pydicom.uid import DigitalXRayImageStorageForPresentation
 
-from db.deliveries import FilmOfStudy
+from db.delivery_content import FilmOfStudy
 from tests.support.dicom_files import make_film
 from training.findings import FINDINGS
 from worker.delivery.identifiers import object_uid

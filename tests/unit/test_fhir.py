@@ -8,7 +8,7 @@ import pytest
 from fhir.resources.R4B.bundle import Bundle
 from pydicom.dataset import Dataset
 
-from db.deliveries import Predecessor
+from db.delivery_content import Predecessor
 from tests.support.results import a_result
 from tests.support.values import present
 from worker.delivery.fhir import bundle

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from pydicom.dataset import Dataset
 
-from db.deliveries import Predecessor
+from db.delivery_content import Predecessor
 from tests.support.results import a_result
 from worker.delivery.errors import Refused
 from worker.delivery.hl7 import escaped, judge, message

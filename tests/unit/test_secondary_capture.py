@@ -7,7 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from db.deliveries import FilmOfStudy
+from db.delivery_content import FilmOfStudy
 from tests.support.contexts import MakeContext
 from tests.support.results import a_result
 from training.checkpoint import Checkpoint

@@ -9,7 +9,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from db.deliveries import Predecessor
+from db.delivery_content import Predecessor
 from tests.support.dicom_files import make_film
 from tests.support.results import a_result
 from worker.delivery.identifiers import device_uid, object_uid

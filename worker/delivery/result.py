@@ -12,9 +12,9 @@ from typing import Final
 from pydicom import Dataset
 from pydicom.valuerep import TM
 
-from db import deliveries
 from db.base import short
-from db.deliveries import Claimed, Content, FilmOfStudy, Predecessor
+from db.deliveries import Claimed
+from db.delivery_content import Content, FilmOfStudy, Predecessor, content_of
 from db.session import read_scope
 from training.checkpoint import cuts_of
 from training.findings import FINDINGS
@@ -91,7 +91,7 @@ class Result:
 def result_of(context: Context, claimed: Claimed) -> Result:
     """The content of a delivery. Raises OutOfDate, and Refused where the film's header cannot be read now."""
     with read_scope(context.engine) as session:
-        content = deliveries.content_of(session, claimed)
+        content = content_of(session, claimed.id)
         if content is None:
             raise OutOfDate
         if not content.films:

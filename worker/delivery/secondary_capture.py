@@ -18,7 +18,7 @@ from pydicom.uid import UID
 from pydicom.valuerep import DA, TM
 
 from db import registry
-from db.deliveries import FilmOfStudy
+from db.delivery_content import FilmOfStudy
 from db.session import read_scope
 from training.checkpoint import Checkpoint, CheckpointError, build, load_checkpoint
 from training.findings import FINDINGS

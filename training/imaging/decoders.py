@@ -6,7 +6,6 @@ shown to be complete and of the promised size before the fastest library decodes
 which films do not have, and native pixel data.
 """
 
-import re
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -62,9 +61,7 @@ RINGING = 1 / 4  # of the range: of the 9/7 wavelet at sharp edges, coarsely qua
 MARKER_IN_DATA = "The compressed data holds a marker where none can be: it is damaged."
 OUT_OF_RANGE = "The compressed image decodes to values that it cannot hold: it is damaged."
 START_OF_SCAN = b"\xff\xda"
-# Entropy-coded data writes 0xFF so that no marker can be read out of it: another byte behind it is damage.
-IN_SCAN = re.compile(rb"(\xff+)([^\xff])")  # T.81 F.1.2.3, B.1.1.2
-IN_PACKETS = re.compile(rb"\xff[\x90-\xff]")  # T.800 B.10.1 and C.2, T.814 7.1
+LEAST_MARKER_IN_PACKETS = 0x90  # what packets never hold behind 0xFF (T.800 B.10.1 and C.2, T.814 7.1)
 SEGMENTS = {*range(0xC0, 0xD0), *range(0xDA, 0xF0), 0xFE}  # markers with a length (T.81 table B.1)
 START_OF_PACKET, END_OF_PACKET_HEADER = 0x91, 0x92  # the two markers that packets may hold (T.800 A.8)
 MOST_SCANS = 40  # encoders make ten of a progressive film; of a thousand each goes over the whole of it
@@ -430,16 +427,18 @@ def _require_packets(codestream: bytes, at: int, end: int, style: int) -> None:
     while codestream[at : at + 2] != b"\xff\x93":  # SOD
         (length,) = struct.unpack_from(">H", codestream, at + 2)
         at += 2 + length
-    allowed = {START_OF_PACKET} if style & 2 else set()
-    allowed |= {END_OF_PACKET_HEADER} if style & 4 else set()
-    if any(codestream[found.end() - 1] not in allowed for found in IN_PACKETS.finditer(codestream, at + 2, end)):
+    allowed = [START_OF_PACKET] if style & 2 else []
+    allowed += [END_OF_PACKET_HEADER] if style & 4 else []
+    packets = np.frombuffer(codestream, dtype=np.uint8)[at + 2 : end]
+    markers = packets[np.flatnonzero(packets[:-1] == 0xFF) + 1]
+    if not np.isin(markers[markers >= LEAST_MARKER_IN_PACKETS], allowed).all():
         raise Undecodable(MARKER_IN_DATA)
 
 
 def _require_scans(codestream: bytes) -> None:
     """Walk over a JPEG codestream's segments and scans (T.81 B.1.1). Raises Undecodable where a scan holds a marker
     that is no restart in its turn, or anything but a segment follows it."""
-    at, interval = 2, 0
+    at, interval, markers = 2, 0, _markers(codestream)
     while codestream[at : at + 2] != END_MARKER:
         marker = codestream[at + 1]
         if codestream[at] != 0xFF or marker not in SEGMENTS:
@@ -449,20 +448,26 @@ def _require_scans(codestream: bytes) -> None:
             (interval,) = struct.unpack_from(">H", codestream, at + 4)
         at += 2 + length
         if marker == START_OF_SCAN[1]:
-            at = _end_of_scan(codestream, at, restarting=interval > 0)
+            at = _end_of_scan(codestream, markers[np.searchsorted(markers, at) :], restarting=interval > 0)
         while codestream[at + 1] == 0xFF:  # any marker may be preceded by fill bytes
             at += 1
 
 
-def _end_of_scan(codestream: bytes, at: int, *, restarting: bool) -> int:
-    """Where the first marker behind a scan's data begins. Raises Truncated if there is none."""
-    restarts = 0
-    for found in IN_SCAN.finditer(codestream, at):
-        stuffed = len(found[1]) == 1 and found[2] == b"\0"
-        restart = restarting and found[2][0] == 0xD0 + restarts % 8
-        if not stuffed and not restart:
-            return found.end() - 2
-        restarts += restart
+def _markers(codestream: bytes) -> NDArray[np.intp]:
+    """Where markers begin: at the last 0xFF in a row, but for one alone behind which a scan stuffed 0x00 so that none
+    can be read out of its data (T.81 B.1.1.2, F.1.2.3)."""
+    data = np.frombuffer(codestream, dtype=np.uint8)
+    at = np.flatnonzero(data[:-1] == 0xFF)
+    following = data[at + 1]
+    stuffed = (following == 0) & (data[at - 1] != 0xFF)
+    return at[(following != 0xFF) & ~stuffed]
+
+
+def _end_of_scan(codestream: bytes, markers: NDArray[np.intp], *, restarting: bool) -> int:
+    """The first of the markers behind a scan's start that is no restart in its turn. Raises Truncated without one."""
+    for restarts, at in enumerate(markers):
+        if not restarting or codestream[at + 1] != 0xD0 + restarts % 8:
+            return int(at)
     raise Truncated
 
 

@@ -41,8 +41,10 @@ def require_used_up(codestream: bytes, pixels: NDArray[np.integer[Any]]) -> bool
         return False
     _, _, table, predictor, _, transform = codes
     lengths = tables.get(table >> 4)
-    stuffed = codestream.count(b"\xff\0", at)
-    if lengths is None or not 1 <= predictor <= 7 or codestream.count(b"\xff", at) != stuffed + 1:
+    scan = np.frombuffer(codestream, dtype=np.uint8)[at:]
+    behind_ff = scan[np.flatnonzero(scan == 0xFF) + 1]
+    stuffed = int(np.count_nonzero(behind_ff == 0))
+    if lengths is None or not 1 <= predictor <= 7 or len(behind_ff) != stuffed + 1:
         return False
     needed = _bits(pixels, lengths, predictor=predictor, transform=transform & 15, precision=precision)
     unused = 8 * (len(codestream) - at - len(END_MARKER) - stuffed) - needed

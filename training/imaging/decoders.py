@@ -460,7 +460,8 @@ def _markers(codestream: bytes) -> NDArray[np.intp]:
     at = np.flatnonzero(data[:-1] == 0xFF)
     following = data[at + 1]
     stuffed = (following == 0) & (data[at - 1] != 0xFF)
-    return at[(following != 0xFF) & ~stuffed]
+    markers: NDArray[np.intp] = at[(following != 0xFF) & ~stuffed]
+    return markers
 
 
 def _end_of_scan(codestream: bytes, markers: NDArray[np.intp], *, restarting: bool) -> int:

@@ -25,6 +25,17 @@ _TYPES: dict[str, TypeEngine[Any]] = {
 _SHARED = "SELECT accession_number FROM study WHERE accession_number IN :numbers GROUP BY 1 HAVING count(*) > 1"
 _UNREAD = "SELECT count(*) FROM study_priority WHERE read_at IS NULL"
 
+# All unread studies are ranked, but by what study_priority holds; what lies in other tables is looked up for the rows of
+# the part alone.
+_PART = """
+    SELECT p.priority_rank, l.study_instance_uid, l.accession_number, p.category, p.urgency, l.top_finding,
+           l.top_probability, l.top_lift, l.top_share, l.acquired_at, p.received_at, p.overdue, p.stat, p.flag,
+           l.checkpoint_digest, l.policy_version, p.study_id, p.total
+    FROM (SELECT priority_rank, category, urgency, received_at, overdue, stat, flag, study_id, count(*) OVER () AS total
+          FROM worklist{where} ORDER BY priority_rank LIMIT :n OFFSET :at) p
+    JOIN study_log l ON l.study_id = p.study_id
+    ORDER BY p.priority_rank"""
+
 
 def worklist(session: "Session", *, limit: int | None = None) -> Sequence[RowMapping]:
     """The unread studies in reading order: all, or the first `limit`."""
@@ -71,8 +82,8 @@ def part(session: "Session", wanted: Filter, *, offset: int, limit: int) -> Part
     if wanted == Filter() and offset + limit <= HEAD:
         return Part(worklist(session, limit=offset + limit)[offset:], unread(session))
     where, values = _conditions(wanted)
-    statement = f"SELECT *, count(*) OVER () AS total FROM worklist{where} ORDER BY priority_rank LIMIT :n OFFSET :at"  # noqa: S608
-    found = session.execute(text(statement).columns(**_TYPES), {**values, "n": limit, "at": offset}).mappings().all()
+    statement = text(_PART.format(where=where)).columns(**_TYPES)
+    found = session.execute(statement, {**values, "n": limit, "at": offset}).mappings().all()
     if found or not offset:
         return Part(found, found[0]["total"] if found else 0)
     return Part([], session.scalar(text(f"SELECT count(*) FROM worklist{where}"), values) or 0)  # noqa: S608

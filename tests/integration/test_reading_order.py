@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Engine, insert, text
 
+from db import worklist
 from db.base import database_now
 from db.models import Study, StudyPriority
 from db.session import read_scope, session_scope
@@ -92,3 +93,12 @@ def test_sql_ranks_the_list_as_the_reading_key_does(engine: Engine, kind: str):
     assert [tuple(row) for row in whole] == list(enumerate(expected, start=1))
     assert [tuple(row) for row in head] == list(enumerate(expected[:50], start=1))
     assert each == whole
+
+
+def test_a_filtered_part_holds_the_rows_of_the_whole_list_with_their_ranks(engine: Engine) -> None:
+    fill(engine, studies("nothing overdue"))
+    with read_scope(engine) as session:
+        wanted = [dict(row) for row in worklist.worklist(session) if row["category"] == "C"]
+        part = worklist.part(session, worklist.Filter(category="C"), offset=2, limit=10)
+    assert [dict(row) for row in part.rows] == [row | {"total": len(wanted)} for row in wanted[2:12]]
+    assert part.total == len(wanted)

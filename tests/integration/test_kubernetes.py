@@ -16,11 +16,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from sqlalchemy import text
 
-from db import roles
 from tests.support.commands import require_command
-from tests.support.contexts import MakeContext
 from tests.support.npm import node_modules
 from worker.doctor import ROLES
 from worker.settings import Settings
@@ -142,7 +139,7 @@ def test_the_overlay_of_the_page_changes_what_it_says(kubectl: Path, tmp_path: P
     site = rendered(kubectl, tmp_path / "site")
     text = yaml.safe_dump_all(site)
     assert all(network in text for network in ("10.20.30.0/24", "10.20.40.0/24", "10.20.50.0/24", "archive-films"))
-    replicas = {each["metadata"]["name"]: each["spec"]["replicas"] for each in of_kind(site, "Deployment")}
+    replicas = {each["metadata"]["name"]: each["spec"].get("replicas") for each in of_kind(site, "Deployment")}
     assert (replicas["puller"], replicas["delivery"]) == (1, 1)
     assert any(variable["name"] == "NIGHTREAD_PEERS" for variable in container(pods(site)["receiver"])["env"])
     assert "registry.example/" not in text
@@ -211,15 +208,12 @@ def test_the_secrets_keys_are_the_settings_that_are_secret(manifests: list[Manif
         assert all(f"--from-file={key}=" in page for key in paths.values()), name
 
 
-def test_the_scaler_asks_how_many_studies_wait_of_the_view_that_its_role_sees(
-    manifests: list[Manifest], make_context: MakeContext
-) -> None:
+def test_only_the_scaler_says_how_many_workers_there_are(manifests: list[Manifest]) -> None:
+    """A number in the Deployment would be set again by every apply, and all the time by Argo CD."""
     (scaler,) = of_kind(manifests, "ScaledObject")
-    (trigger,) = scaler["spec"]["triggers"]
-    query = trigger["metadata"]["query"]
-    assert query.endswith(f" FROM {roles.SCALER_READS}")
-    with make_context().engine.connect() as connection:
-        assert connection.scalar(text(query)) == 0
+    scaled = scaler["spec"]["scaleTargetRef"]["name"]
+    (deployment,) = (each for each in of_kind(manifests, "Deployment") if each["metadata"]["name"] == scaled)
+    assert "replicas" not in deployment["spec"]
 
 
 def test_every_network_policy_names_pods_that_exist(manifests: list[Manifest]) -> None:

@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
+import psycopg
 import pytest
+import yaml
 from sqlalchemy import Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
@@ -71,9 +74,25 @@ def test_scaler_reads_how_many_studies_wait_and_nothing_else(site: Site) -> None
     schema = inspect(site.admin)
     others = {*schema.get_view_names(), *schema.get_table_names()} - {roles.SCALER_READS}
     assert [each for each in others if not denied(scaler, f"SELECT * FROM {each}")] == []  # noqa: S608
-    with scaler.connect() as connection:
-        assert connection.execute(text(f"SELECT studies FROM {roles.SCALER_READS}")).all() == [(0,)]  # noqa: S608
     scaler.dispose()
+
+
+def test_keda_is_told_how_many_studies_wait(site: Site) -> None:
+    """The manifest's own question, at an address as KEDA takes it, as the role that KEDA has."""
+    manifests = Path(__file__).parents[2] / "docker/kubernetes/worker.yaml"
+    (scaler,) = (each for each in yaml.safe_load_all(manifests.read_text()) if each["kind"] == "ScaledObject")
+    (trigger,) = scaler["spec"]["triggers"]
+    login = f"{roles.SCALER}:{quote(PASSWORDS[roles.SCALER])}"
+    server = f"{site.server.address}:{site.server.port}/postgres"
+    with psycopg.connect(f"postgresql://{login}@{server}", autocommit=True) as keda:
+        assert keda.execute(trigger["metadata"]["query"]).fetchall() == [(0,)]
+        with Session(site.admin) as session:
+            session.add(Study(study_instance_uid="2.25.77", received_at=database_now(session), state="waiting"))
+            session.commit()
+            assert keda.execute(trigger["metadata"]["query"]).fetchall() == [(1,)]
+            session.execute(text("DELETE FROM study WHERE study_instance_uid = '2.25.77'"))
+            session.commit()
+        assert keda.execute(trigger["metadata"]["query"]).fetchall() == [(0,)]
 
 
 def test_reader_leaves_the_workers_their_connections(site: Site) -> None:

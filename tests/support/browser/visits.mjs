@@ -109,6 +109,28 @@ async function slips(browser) {
   return { held, asks, away, marked, saved };
 }
 
+// How often an open page asks, by a clock that this visit moves: a list for news, a study for its claim.
+async function pace(browser) {
+  const page = await visitor(browser);
+  await page.clock.install();
+  let count = 0;
+  page.on("request", (request) => { if (request.headers()["hx-request"] === "true") count += 1; });
+  const asks = async (seconds) => {
+    count = 0;
+    await page.clock.runFor(1000 * seconds);
+    await page.waitForTimeout(300);
+    return count;
+  };
+  await page.goto(asked.address + "/");
+  const list = [await asks(asked.refresh - 1), await asks(2)];
+  await page.locator("#list button.claim").first().click();
+  await page.locator("#release").waitFor();
+  const claim = [await asks(59), await asks(2)];
+  await page.locator("#release").click();
+  await page.context().close();
+  return { list, claim };
+}
+
 // Refreshes while studies arrive: what has the focus, half-typed text and the place on the screen stay.
 async function refreshes(browser) {
   const page = await visitor(browser, { viewport: { width: 1400, height: 500 } });
@@ -177,7 +199,7 @@ async function away(browser) {
   return { banner };
 }
 
-const visits = { accessibility, film, night, slips, refreshes, plain, away };
+const visits = { accessibility, film, night, slips, pace, refreshes, plain, away };
 const browser = await chromium.launch({ executablePath: asked.chromium, args: ["--no-sandbox", "--disable-dev-shm-usage"] });
 for (const name of asked.visits) {
   try {

@@ -12,9 +12,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, RowMapping, and_, bindparam, case, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from db import audit
 from db.base import database_now
 from db.models import (
-    Audit,
     Checkpoint,
     Delivery,
     DeliveryKind,
@@ -195,8 +195,7 @@ def is_paused(session: Session) -> bool:
 def set_paused(session: Session, paused: bool, *, by: str) -> None:
     """Set or release the stop switch, and write to the audit who did."""
     session.execute(update(Site).values(deliveries_paused=paused))
-    action = "pause_deliveries" if paused else "resume_deliveries"
-    session.add(Audit(at=database_now(session), actor=by, action=action, detail={}))
+    audit.record(session, actor=by, action="pause_deliveries" if paused else "resume_deliveries")
 
 
 def _due(now: datetime) -> ColumnElement[bool]:
@@ -376,8 +375,7 @@ def retry(session: Session, ids: Sequence[int] | None, *, by: str) -> int:
         row.state, row.not_before, row.queued_at = "waiting", None, now
         row.attempts, row.refusals = min(row.attempts, 1), 0  # 1: what was tried may be there
     if rows:
-        detail = {"deliveries": len(rows)}
-        session.add(Audit(at=now, actor=by, action="retry_deliveries", detail=detail))
+        audit.record(session, actor=by, action="retry_deliveries", deliveries=len(rows))
     return len(rows)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from db import audit
 from db.base import database_now
-from db.models import Audit, Checkpoint, GateCheck, GateVerdict
+from db.models import Checkpoint, GateCheck, GateVerdict
 
 
 def record(session: Session, verdict: GateVerdict, checks: Iterable[Mapping[str, Any]]) -> GateVerdict:
@@ -25,8 +26,8 @@ def accept(session: Session, verdict: GateVerdict, *, by: str, reason: str) -> N
     verdict.accepted_at, verdict.accepted_by, verdict.accepted_reason = database_now(session), by, reason
     digest = session.get_one(Checkpoint, verdict.challenger_id).digest
     open_checks = [f"{check.name} {check.subject}".strip() for check in checks_with(session, verdict, "undecided")]
-    detail = {"digest": digest, "verdict": verdict.id, "undecided": open_checks, "reason": reason}
-    session.add(Audit(at=verdict.accepted_at, actor=by, action="verdict accepted", detail=detail))
+    audit.record(session, actor=by, action="verdict accepted", digest=digest, verdict=verdict.id,
+                 undecided=open_checks, reason=reason)  # fmt: skip
 
 
 def latest(session: Session, challenger_id: int, *, champion_id: int | None = None) -> GateVerdict | None:

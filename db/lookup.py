@@ -40,7 +40,7 @@ def patient_key_secret(session: Session) -> str:
 def study_named(session: Session, name: str) -> Study | None:
     """The study with this Study Instance UID, or with an instance of this SOP Instance UID, or the only one with this
     accession number."""
-    study = session.scalar(select(Study).where(Study.study_instance_uid == name))
+    study = study_with_uid(session, name)
     study = study or session.scalar(select(Study).join(Instance).where(Instance.sop_instance_uid == name))
     if study is not None:
         return study

@@ -7,8 +7,9 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from db import audit
 from db.base import DocumentedError, database_now
-from db.models import Audit, FilmScore, PolicyFindingRow, PolicyRow
+from db.models import FilmScore, PolicyFindingRow, PolicyRow
 
 
 class UnknownPolicy(DocumentedError, LookupError):
@@ -71,18 +72,16 @@ def add(
     session.add(policy)
     session.flush()
     session.add_all(PolicyFindingRow(policy_id=policy.id, **row) for row in findings)
-    session.add(Audit(at=policy.created_at, actor=by, action="policy created",
-                      detail={"version": policy.version, "note": note}))  # fmt: skip
+    audit.record(session, actor=by, action="policy created", version=policy.version, note=note)
     session.flush()
     return policy
 
 
 def activate(session: Session, policy: PolicyRow, *, by: str) -> None:
     """Make `policy` the one that ranks."""
-    now = database_now(session)
     session.execute(update(PolicyRow).where(PolicyRow.active, PolicyRow.id != policy.id).values(active=False))
-    policy.active, policy.activated_at, policy.activated_by = True, now, by
-    session.add(Audit(at=now, actor=by, action="policy activated", detail={"version": policy.version}))
+    policy.active, policy.activated_at, policy.activated_by = True, database_now(session), by
+    audit.record(session, actor=by, action="policy activated", version=policy.version)
     session.flush()
 
 

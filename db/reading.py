@@ -13,9 +13,10 @@ from typing import Any
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
+from db import audit
 from db.base import database_now
 from db.bulk import in_parts, update_many
-from db.models import Audit, Review, Study, StudyPriority
+from db.models import Review, Study, StudyPriority
 from db.upsert import insert
 
 LONGEST_NAME = 64  # characters of a reader's name that are kept
@@ -99,8 +100,7 @@ def mark_unread(session: Session, studies: Sequence[str], *, by: str, whole_orde
         for part in in_parts(sorted(back)):
             listed = update(StudyPriority).where(StudyPriority.study_id.in_(part))
             session.execute(listed.values(read_at=None, read_by=None))
-        detail = {"study_ids": sorted(back)}
-        session.add(Audit(at=database_now(session), actor=by, action="studies marked unread", detail=detail))
+        audit.record(session, actor=by, action="studies marked unread", study_ids=sorted(back))
     return answers
 
 

@@ -6,8 +6,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from db import audit
 from db.base import database_now
-from db.models import Audit, Checkpoint, CheckpointState, Site
+from db.models import Checkpoint, CheckpointState, Site
 from db.reference import keep_reference
 from db.upsert import insert
 
@@ -95,9 +96,7 @@ def set_state(
         _move(old, AFTERWARDS[state], now, by, f"replaced by {checkpoint.short}")
         session.flush()  # the unique indexes allow one champion and one shadow at a time
     _move(checkpoint, state, now, by, reason)
-    session.add(
-        Audit(at=now, actor=by, action=f"checkpoint {state}", detail={"digest": checkpoint.digest, "reason": reason})
-    )
+    audit.record(session, actor=by, action=f"checkpoint {state}", digest=checkpoint.digest, reason=reason)
 
 
 def _move(checkpoint: Checkpoint, state: CheckpointState, now: Any, by: str, reason: str | None) -> None:

@@ -42,9 +42,9 @@ class PriorityResult:
 def record_films(session: Session, films: Sequence[FilmResult], *, checkpoint_id: int, run_id: int | None) -> None:
     """Write film states and scores; unique on (instance, checkpoint), so a second writing replaces the first."""
     # A film's evidence is the view's; only a film that failed has another story to tell.
-    told, untold = _split(films)
-    update_many(session, Instance, [_state(film) | {"evidence": film.evidence} for film in told], key="id", same={})
-    update_many(session, Instance, [_state(film) for film in untold], key="id", same={})
+    explained = [_state(film) | {"evidence": film.evidence} for film in films if film.evidence is not None]
+    update_many(session, Instance, explained, key="id", same={})
+    update_many(session, Instance, [_state(film) for film in films if film.evidence is None], key="id", same={})
     scores = [(film.instance_id, film.probabilities) for film in films if film.state == "scored"]
     record_scores(session, scores, checkpoint_id=checkpoint_id, run_id=run_id)
 
@@ -59,11 +59,6 @@ def record_scores(
     ]
     same = {"checkpoint_id": checkpoint_id, "run_id": run_id, "scored_at": database_now(session)}
     upsert_many(session, FilmScore, rows, unique=["instance_id", "checkpoint_id"], same=same)
-
-
-def _split(films: Sequence[FilmResult]) -> tuple[list[FilmResult], list[FilmResult]]:
-    told = [film for film in films if film.evidence is not None]
-    return told, [film for film in films if film.evidence is None]
 
 
 def _state(film: FilmResult) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, and_, delete, func, not_, select
 from sqlalchemy.orm import Session
 
-from db.base import database_now
+from db import audit
 from db.bulk import in_parts
-from db.models import SETTLED, Audit, Delivery, Instance, InstanceVersion, RejectedFile, Review, Study, StudyPriority
+from db.models import SETTLED, Delivery, Instance, InstanceVersion, RejectedFile, Review, Study, StudyPriority
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ def prune_rejected_files(session: Session, *, before: datetime) -> int:
 
 def note_pruning(session: Session, counts: Mapping[str, int], *, before: datetime, by: str) -> None:
     """Write to the audit who pruned how much."""
-    detail = {"before": before.isoformat(), **counts}
-    session.add(Audit(at=database_now(session), actor=by, action="prune", detail=detail))
+    audit.record(session, actor=by, action="prune", before=before.isoformat(), **counts)
 
 
 def _count(session: Session, table: type[Study | Instance], *conditions: ColumnElement[bool]) -> int:

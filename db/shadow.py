@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from db.base import database_now, rounded
 from db.bulk import in_parts, upsert_many
 from db.lookup import FilmFile, select_files
-from db.models import FINDING_COLUMNS, Audit, FilmScore, Instance, ShadowPriority, Study, StudyPriority
+from db.models import FINDING_COLUMNS, FilmScore, Instance, ShadowPriority, Study, StudyPriority
 from db.results import PriorityResult
 
 
@@ -199,9 +199,3 @@ def forget_places(session: Session, study_ids: Sequence[int], *, checkpoint_id: 
     """Drop places that have become the studies' own."""
     gone = ShadowPriority.study_id.in_(study_ids), ShadowPriority.checkpoint_id == checkpoint_id
     session.execute(delete(ShadowPriority).where(*gone))
-
-
-def note_live(session: Session, *, digest: str, moved: int, left_out: int, by: str) -> None:
-    """Write to the audit who made a checkpoint's places live."""
-    detail = {"digest": digest, "moved": moved, "left_out": left_out}
-    session.add(Audit(at=database_now(session), actor=by, action="rescored", detail=detail))

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from db import registry
+from db import audit, registry
 from db.base import DocumentedError, database_now
-from db.models import Audit, TrainingRun
+from db.models import TrainingRun
 
 RESUME = "resume"
 
@@ -87,10 +87,9 @@ def note(session: Session, held: Held, *, lease_minutes: float | None = None, **
 
 def finish(session: Session, held: Held, state: str, *, reason: str | None, **facts: Any) -> None:
     """End a run that is still ours. Raises Lost."""
-    now = database_now(session)
-    note(session, held, state=state, reason=reason, finished_at=now, lease_expires_at=None, **facts)
-    detail = {"training_run": held.run_id, "reason": reason}
-    session.add(Audit(at=now, actor=held.holder, action=f"retraining {state}", detail=detail))
+    ended = database_now(session)
+    note(session, held, state=state, reason=reason, finished_at=ended, lease_expires_at=None, **facts)
+    audit.record(session, actor=held.holder, action=f"retraining {state}", training_run=held.run_id, reason=reason)
 
 
 def let_go(session: Session, held: Held) -> None:

@@ -87,13 +87,9 @@ class Calibration:
             probabilities[:, finding] = np.interp(unshifted[:, finding], knots, heights)
         return probabilities.astype(np.float32)
 
-    def to_header(self) -> dict[str, Any]:
-        """Plain values for the JSON header."""
-        return asdict(self)
-
     @classmethod
     def from_header(cls, header: Mapping[str, Any]) -> "Calibration":
-        """The way back; JSON made lists of the tuples and strings of the keys."""
+        """Read from the JSON header, which made lists of the tuples and strings of the keys."""
         isotonic = {int(key): (tuple(x), tuple(y)) for key, (x, y) in header["isotonic"].items()}
         return cls(tuple(header["shift"]), tuple(header["slope"]), tuple(header["intercept"]), isotonic)
 
@@ -156,7 +152,7 @@ def save_checkpoint(path: Path, header: Header, *, state: "Mapping[str, Tensor]"
         return tensor.half() if half and tensor.dtype == torch.float32 and tensor.dim() >= 2 else tensor
 
     # One metadata entry only: safetensors writes several in an order that changes from run to run.
-    metadata = {_FORMAT: json.dumps(_to_json(header), sort_keys=True, allow_nan=False)}
+    metadata = {_FORMAT: json.dumps(asdict(header), sort_keys=True, allow_nan=False)}
     data = save({name: stored(tensor) for name, tensor in state.items()}, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:
@@ -222,14 +218,6 @@ def build(checkpoint: Checkpoint) -> "nn.Module":
 
 def _full(tensor: "Tensor") -> "Tensor":
     return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _to_json(header: Header) -> dict[str, Any]:
-    return {
-        **vars(header),
-        "preprocessing": header.preprocessing.to_header(),
-        "calibration": header.calibration.to_header(),
-    }
 
 
 def _parse_header(raw: bytes, path: Path) -> Header:

@@ -229,13 +229,13 @@ def at_site(
     The ranks within a finding stay.
     """
     from training.calibration import header_at_site
-    from training.checkpoint import Header, load_checkpoint, save_checkpoint
+    from training.checkpoint import load_checkpoint, save_checkpoint
 
     with usage_errors():
         loaded = load_checkpoint(checkpoint)
     try:
         site = {name: float(share) for name, _, share in (each.partition("=") for each in prevalence)}
-        header = header_at_site(Header(**{name: getattr(loaded, name) for name in Header.__dataclass_fields__}), site)
+        header = header_at_site(loaded.header, site)
     except (ValueError, KeyError) as wrong:
         raise typer.BadParameter(str(wrong)) from wrong
     typer.echo(f"{out}: digest {save_checkpoint(out, header, state=loaded.state)}")
@@ -310,7 +310,7 @@ def explain(
     from training import explain
     from training.checkpoint import load_checkpoint
     from training.evaluation import predictions
-    from training.imaging.pixels import UnusablePixels
+    from training.imaging.dicom import UnusablePixels
     from training.prepared import pixels_of
 
     with usage_errors():

@@ -142,11 +142,11 @@ def fit(
             break
         standing = f"epoch {epoch + 1}/{settings.epochs}"
         standing += "" if math.isnan(state["best"]) else f", best macro AUROC {state['best']:.3f}"
-        said = standing if progress else ""
+        shown = standing if progress else ""
         if settings.last_layer == "ridge":
-            train_loss = solve_last_layer(learner, train, state["sums"], epoch=epoch, progress=said)
+            train_loss = solve_last_layer(learner, train, state["sums"], epoch=epoch, progress=shown)
         else:
-            train_loss = train_epoch(learner, train, epoch=epoch, progress=said)
+            train_loss = train_epoch(learner, train, epoch=epoch, progress=shown)
         logits = predict(
             learner.network, validation, learner.preprocessing, batch_size=settings.batch_size, fabric=fabric
         )
@@ -492,8 +492,8 @@ def _stream(films: int, seed: int, *, start: int, end: int) -> NDArray[np.int64]
     return shuffled[start - passes[0] * films : end - passes[0] * films]
 
 
-def _ahead(read: Callable[[Item], Result], items: Iterable[Item], *, depth: int = 2) -> Iterator[Result]:
+def _ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """``map``, while a thread reads the next results: the network must not wait for the disk."""
     with ThreadPoolExecutor(1) as reader:
-        for future in look_ahead(lambda item: reader.submit(read, item), items, depth=depth):
+        for future in look_ahead(lambda item: reader.submit(read, item), items, depth=2):
             yield future.result()

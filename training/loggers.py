@@ -6,16 +6,16 @@ from typing import Any, Final
 
 from training.settings import UnusableSettings
 
-PACKAGES: Final = {"mlflow": "mlflow", "wandb": "wandb"}  # a logger: the package that pip knows it by
+LOGGERS: Final = ("mlflow", "wandb")  # each also the name of its package
 
 
 def make_logger(name: str, folder: Path) -> Any:
     """The logger of a run, which is called as its folder. Where figures go, MLflow and W&B read from their own
     environment (MLFLOW_TRACKING_URI, WANDB_MODE, ...). Raises UnusableSettings."""
-    if name not in PACKAGES:
-        raise UnusableSettings(f"no logger is called {name!r}; there are {', '.join(PACKAGES)}")
-    if find_spec(PACKAGES[name]) is None:
-        raise UnusableSettings(f"the logger {name} is not installed: pip install {PACKAGES[name]}")
+    if name not in LOGGERS:
+        raise UnusableSettings(f"no logger is called {name!r}; there are {', '.join(LOGGERS)}")
+    if find_spec(name) is None:
+        raise UnusableSettings(f"the logger {name} is not installed: pip install {name}")
     from lightning.pytorch import loggers  # four seconds, and only who asks for it pays
 
     if name == "mlflow":

@@ -1,7 +1,7 @@
 """The manifest: one row per film, with its patient, its view, its source and a column per finding: 0, 1 or UNKNOWN.
 
 Every data set becomes this table before anything else looks at it: `nih.read_nih` makes it of the NIH tables,
-`read_csv` of anybody else's.
+`read_rows` of anybody else's.
 """
 
 from pathlib import Path
@@ -60,11 +60,6 @@ def frontal(manifest: pd.DataFrame, *, keep_unknown: bool = False) -> pd.DataFra
     """The AP and PA films; with `keep_unknown` also those whose view is empty. Laterals and the rest are left out."""
     wanted = ("AP", "PA", "") if keep_unknown else ("AP", "PA")
     return manifest[manifest["view_position"].isin(wanted)].reset_index(drop=True)
-
-
-def read_csv(path: Path, *, keep_unknown: bool = False) -> pd.DataFrame:
-    """The AP and PA films of `read_rows`; with `keep_unknown` also those whose view is empty."""
-    return frontal(read_rows(path), keep_unknown=keep_unknown)
 
 
 def read_rows(path: Path) -> pd.DataFrame:

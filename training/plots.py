@@ -19,6 +19,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from training.findings import FINDINGS
 from training.manifest import UNKNOWN, findings_in
 from training.metrics import evaluate
+from training.pointing import wilson
 
 # Okabe and Ito's colours, which colour-blind readers tell apart: https://jfly.uni-koeln.de/color/
 BLUE: Final = "#0072B2"
@@ -156,13 +157,13 @@ def rankings(labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, findings: S
     roc.plot([0, 1], [0, 1], color=_FAINT, linewidth=1)
     for place, (finding, colour) in enumerate(zip(findings, colormaps["tab20"](range(len(findings))), strict=True)):
         known = truth[:, place] != UNKNOWN
-        answers, said, row = truth[known, place], scores[known, place], table.loc[finding]
+        answers, given, row = truth[known, place], scores[known, place], table.loc[finding]
         if len(np.unique(answers)) < 2:
             continue
         style: dict[str, Any] = {"color": colour, "linestyle": _STYLES[place % len(_STYLES)][0], "linewidth": 1.4}
-        false, true, _ = roc_curve(answers, said)
+        false, true, _ = roc_curve(answers, given)
         roc.plot(false, true, label=f"{_words(finding)}, AUROC {row['auroc']:.3f}", **style)
-        right, found, _ = precision_recall_curve(answers, said)
+        right, found, _ = precision_recall_curve(answers, given)
         precision.step(found, right, where="post", label=f"{_words(finding)}, AUPRC {row['auprc']:.3f}", **style)
     roc.set(title="ROC", xlabel="false positive rate", ylabel="sensitivity", box_aspect=1)
     precision.set(title="Precision and recall", xlabel="recall (sensitivity)", ylabel="precision (PPV)", box_aspect=1)
@@ -176,7 +177,9 @@ def _reliability_of(axes: Axes, truth: npt.NDArray[Any], probabilities: npt.NDAr
     order = np.array_split(np.argsort(probabilities, kind="stable"), _BINS)
     bins = [members for members in order if len(members)]
     means = np.array([probabilities[members].mean() for members in bins])
-    low, share, high = np.array([_wilson(truth[members]) for members in bins]).T
+    share = np.array([truth[members].mean() for members in bins])
+    low, high = np.array([wilson(int(truth[members].sum()), len(members)) for members in bins]).T
+    low, high = np.minimum(low, share), np.maximum(high, share)  # a bar's ends may not cross its point by rounding
     top = max(float(high.max()), float(means.max())) * 1.05
     axes.plot([0, top], [0, top], color=_FAINT, linewidth=1, zorder=0)
     axes.errorbar(
@@ -193,14 +196,6 @@ def _reliability_of(axes: Axes, truth: npt.NDArray[Any], probabilities: npt.NDAr
     axes.set(xlim=(0, top), ylim=(0, top), box_aspect=1)
     axes.locator_params(nbins=4)
     _plain(axes)
-
-
-def _wilson(truth: npt.NDArray[Any]) -> tuple[float, float, float]:
-    """Low end, share, high end of the 95 % Wilson score interval (Wilson, JASA 1927)."""
-    films, share, z = len(truth), float(truth.mean()), 1.96
-    middle = (share + z**2 / (2 * films)) / (1 + z**2 / films)
-    half = z / (1 + z**2 / films) * np.sqrt(share * (1 - share) / films + z**2 / (4 * films**2))
-    return min(middle - half, share), share, max(middle + half, share)
 
 
 def _counts(films: pd.DataFrame, findings: list[str]) -> pd.Series:

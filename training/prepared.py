@@ -30,9 +30,9 @@ from PIL import Image
 from training.errors import TrainingFailed
 from training.findings import FINDINGS
 from training.imaging.child_process import exit_with_parent
-from training.imaging.dicom import ConstantImage, dataset_in
+from training.imaging.dicom import ConstantImage, UnusablePixels, dataset_in
 from training.imaging.look_ahead import look_ahead
-from training.imaging.pixels import UnusablePixels, read_film, read_picture
+from training.imaging.pixels import read_film, read_picture
 from training.imaging.preprocessing import Preprocessing
 from training.imaging.whole_file import whole_file, write_whole
 from training.manifest import DESCRIPTION, OLDEST_YEARS, UNKNOWN, checked, findings_in

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from training.manifest import findings_in, prevalence
+from training.settings import UnusableSettings
 
 SPLITS: Final = ("train", "validation", "test")
 STABLE_SHARES: Final = (0.6, 0.2, 0.2)
@@ -131,9 +132,12 @@ def oversample(manifest: pd.DataFrame, *, rng: np.random.Generator, at_least: fl
 
 
 def choose(manifest: pd.DataFrame, findings: Sequence[str]) -> pd.DataFrame:
-    """The manifest with labels for these findings alone; a film that carries only others then carries none."""
+    """The manifest with labels for these findings alone; a film that carries only others then carries none.
+
+    Raises UnusableSettings.
+    """
     if unknown := set(findings) - set(findings_in(manifest)):
-        raise ValueError(f"the manifest has no labels for {', '.join(sorted(unknown))}")
+        raise UnusableSettings(f"the prepared set has no labels for {', '.join(sorted(unknown))}")
     return manifest.drop(columns=[finding for finding in findings_in(manifest) if finding not in findings])
 
 

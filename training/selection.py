@@ -31,8 +31,6 @@ def select(
         on_left_out(int(apart.sum()), "of patients in --apart-from")
         manifest = manifest[~apart]
     if selection.findings:
-        if unknown := set(selection.findings) - set(prepared.findings):
-            raise UnusableSettings(f"the prepared set has no labels for {', '.join(sorted(unknown))}")
         manifest = sampling.choose(manifest, selection.findings)
     manifest = _split(manifest, selection, rng=rng)
     on_left_out(int((manifest["split"] == "").sum()), "in none of the split's lists")

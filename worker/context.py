@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import structlog
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -20,6 +21,7 @@ from sqlalchemy.orm import Session
 from db import arrivals, lookup, registry
 from db.base import DocumentedError, short
 from db.models import Checkpoint as CheckpointRow
+from db.results import PriorityResult
 from db.session import read_scope, session_scope
 from training.checkpoint import SHIPPED, Header, MissingCheckpoint, WrongPurpose, cuts_of, read_header
 from training.imaging.dicom import PixelLimits
@@ -28,8 +30,9 @@ from worker.database import open_database
 from worker.errors import Unavailable
 from worker.ranking import policy
 from worker.ranking.blinding import Blinding
+from worker.ranking.placement import placed_together, placed_unscored
 from worker.ranking.policy import ActivePolicy
-from worker.ranking.priority import Policy, unscored
+from worker.ranking.priority import Policy, single, unscored
 from worker.settings import Settings
 
 log = structlog.get_logger()
@@ -59,6 +62,26 @@ class Live:
     def thresholds(self) -> dict[str, float]:
         """The checkpoint's thresholds, for findings to which the policy gives none."""
         return self.header.cuts(policy.THRESHOLD)
+
+    def place(
+        self, study_id: int, probabilities: npt.ArrayLike | None, *, complete: bool = True, blind: bool = False
+    ) -> PriorityResult:
+        """Where a study goes on the list by its probabilities, (11,) in FINDINGS order or None when no film was scored.
+
+        `complete` False: some film in scope could not be scored. `blind`: the study stands as an unscored one does, and
+        its place shows nothing of what the model saw.
+        """
+        if blind or probabilities is None:
+            return placed_unscored(study_id, self.policy, blind=blind)
+        (result,) = placed_together(
+            [study_id],
+            single(probabilities),
+            [complete],
+            rules=self.policy,
+            thresholds=self.thresholds,
+            checkpoint_id=self.checkpoint_id,
+        )
+        return result
 
     @property
     def first_placement(self) -> arrivals.Placement:

@@ -45,7 +45,7 @@ from tests.support.dicom_files import make_film
 from tests.support.servers import PostgresServer, RedisServer
 from tests.support.values import present
 from training.findings import FINDINGS
-from training.manifest import read_csv
+from training.manifest import frontal, read_rows
 from worker import logs
 from worker.context import Context
 from worker.settings import Settings
@@ -99,7 +99,7 @@ def ending(done: Collection[str]) -> tuple[int, str]:
 
 def labelled() -> pd.DataFrame:
     """The AP and PA films with their labels, as the manifest has them."""
-    return read_csv(FILMS / "labels.csv")
+    return frontal(read_rows(FILMS / "labels.csv"))
 
 
 def of_the_base(films: pd.DataFrame) -> "pd.Series[bool]":

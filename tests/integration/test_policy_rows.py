@@ -18,13 +18,14 @@ from tests.integration.test_sql_questions import (
     add_policy_and_checkpoint,
     add_study,
 )
+from tests.support.reading_keys import standing
 from training.findings import FINDINGS
 from worker.cli import policy as policy_commands
 from worker.context import Context
 from worker.explain import explain_named
 from worker.ranking import activation, policy
 from worker.ranking.policy import Changes
-from worker.ranking.priority import DEFAULT_POLICY, NOT_SCORED, PARTLY_SCORED, PolicyError, standing
+from worker.ranking.priority import DEFAULT_POLICY, NOT_SCORED, PARTLY_SCORED, PolicyError
 from worker.settings import Settings
 
 NOW = datetime.now(UTC)

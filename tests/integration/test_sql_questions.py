@@ -29,8 +29,9 @@ from db.models import (
 )
 from db.reference import keep_reference
 from db.session import session_scope
+from tests.support.reading_keys import standing
 from training.findings import FINDINGS
-from worker.ranking.priority import BLIND, DEFAULT_POLICY, NOT_SCORED, standing, top_findings
+from worker.ranking.priority import BLIND, DEFAULT_POLICY, NOT_SCORED, top_findings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "sql.md").read_text(encoding="utf-8")
 QUESTIONS = {

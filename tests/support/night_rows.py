@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from db import policies, registry, runs
 from db.base import database_now
 from db.models import FINDING_COLUMNS, Checkpoint, FilmScore, Instance, Run, Study, StudyPriority
+from tests.support.reading_keys import standing
 from training.findings import FINDINGS
 from worker.ranking import policy, priority
 
@@ -61,7 +62,7 @@ def add_studies(
 def _rows(
     number: int, scores: Mapping[str, float], run: Run, received: datetime, study: Mapping[str, Any]
 ) -> tuple[dict[str, Any], ...]:
-    place = priority.standing(scores, priority.DEFAULT_POLICY, THRESHOLDS)
+    place = standing(scores, priority.DEFAULT_POLICY, THRESHOLDS)
     about = {
         "id": number,
         "study_instance_uid": f"2.25.{number}",
@@ -90,7 +91,7 @@ def _rows(
     columns = dict(zip(FINDING_COLUMNS, scores.values(), strict=True))
     ids = {"checkpoint_id": run.checkpoint_id}
     score = {"id": number, "instance_id": number, "run_id": run.id, "scored_at": received, **ids, **columns}
-    standing = {
+    listed = {
         "study_id": number,
         "stat": about["stat"],
         "received_at": received,
@@ -101,7 +102,7 @@ def _rows(
         "ranked_at": received,
         **ids,
     }
-    return about, film, score, standing
+    return about, film, score, listed
 
 
 def add_unscored(

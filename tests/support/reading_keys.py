@@ -1,6 +1,26 @@
-"""Why one study is read before another, by the reading key: what SQL's `above_next_because` is held against."""
+"""The reading order, study by study: what SQL and the tables of many studies are held against."""
 
-from worker.ranking.priority import RULES, ReadingKey
+from collections.abc import Mapping, Sequence
+
+from training.findings import FINDINGS
+from worker.ranking import priority
+from worker.ranking.priority import RULES, Policy, ReadingKey, Standing
+
+
+def standing(
+    probabilities: Mapping[str, float] | Sequence[float] | None,
+    policy: Policy,
+    thresholds: Mapping[str, float],
+    *,
+    complete: bool = True,
+) -> Standing:
+    """Where the policy puts one study, by finding or (11,) in FINDINGS order; None: no film could be scored."""
+    if probabilities is None:
+        return priority.unscored(policy)
+    if isinstance(probabilities, Mapping):
+        probabilities = [probabilities[finding] for finding in FINDINGS]
+    (place,) = priority.standings([probabilities], policy, thresholds, complete=[complete])
+    return place
 
 
 def why_before(earlier: ReadingKey, later: ReadingKey) -> str:

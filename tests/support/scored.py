@@ -10,7 +10,6 @@ from db.results import FilmResult
 from db.session import session_scope
 from training.findings import FINDINGS
 from worker.context import Context
-from worker.ranking.placement import placed
 from worker.ranking.priority import study_probabilities
 
 PROBABILITIES = tuple(round(0.9 - 0.07 * number, 6) for number in range(len(FINDINGS)))
@@ -36,15 +35,8 @@ def score_at_once(context: Context, probabilities: Sequence[float] = PROBABILITI
                 FilmResult(film.instance_id, "scored", probabilities=tuple(map(float, score)))
                 for film, score in zip(study.films, scores, strict=True)
             ]
-            place = placed(
-                study.study_id,
-                study_probabilities(scores),
-                rules=live.policy,
-                thresholds=live.thresholds,
-                checkpoint_id=live.checkpoint_id,
-                blind=context.blinding.draws(study.study_instance_uid),
-            )
-            places.append(place)
+            blind = context.blinding.draws(study.study_instance_uid)
+            places.append(live.place(study.study_id, study_probabilities(scores), blind=blind))
         settled = [Outcome(study, "scored") for study in studies]
         ledger.settle(session, settled, worker="test", run_id=run_id)
         results.record_films(session, films, checkpoint_id=live.checkpoint_id, run_id=run_id)

@@ -1,18 +1,20 @@
 """The draw of the blind share, and what being blind does and does not do to a study's place."""
 
-from typing import Any
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training.checkpoint import Header
 from training.findings import FINDINGS
+from worker.context import Live
 from worker.ranking.blinding import Blinding
-from worker.ranking.placement import placed
 from worker.ranking.priority import BLIND, DEFAULT_POLICY, Standing, reading_key
 
 SECRET, OTHER = "ab" * 32, "cd" * 32
 UIDS = [f"1.2.3.{number}" for number in range(4000)]
-THRESHOLDS = dict.fromkeys(FINDINGS, 0.5)
+HEADER = Header("mobilenet", thresholds={finding: {"flag_10": 0.5} for finding in FINDINGS})
+LIVE = Live(1, "ab" * 32, Path("any"), HEADER, DEFAULT_POLICY, policy_id=1)
 
 probabilities = st.lists(st.floats(0, 1), min_size=11, max_size=11)
 
@@ -41,9 +43,7 @@ def test_another_secret_draws_others_so_nobody_can_tell_without_it():
 
 @given(probabilities)
 def test_a_blind_study_stands_where_an_unscored_one_does_and_shows_nothing(values: list[float]):
-    rules: dict[str, Any] = {"rules": DEFAULT_POLICY, "thresholds": THRESHOLDS}
-    blind = placed(1, values, checkpoint_id=1, blind=True, **rules)
-    unscored = placed(1, None, checkpoint_id=None, **rules)
+    blind, unscored = LIVE.place(1, values, blind=True), LIVE.place(1, None)
     assert (blind.category, blind.urgency) == (unscored.category, unscored.urgency) == ("B", 0.4)
     assert (blind.flag, blind.top_finding, blind.top_probability, blind.checkpoint_id) == (BLIND, None, None, None)
 
@@ -52,7 +52,7 @@ def test_a_blind_study_stands_where_an_unscored_one_does_and_shows_nothing(value
 def test_a_humans_stat_comes_first_and_the_overdue_next_whoever_is_blind(studies):
     keys = []
     for number, (values, stat, blind, waited) in enumerate(studies):
-        place = placed(number, values, rules=DEFAULT_POLICY, thresholds=THRESHOLDS, checkpoint_id=1, blind=blind)
+        place = LIVE.place(number, values, blind=blind)
         standing = Standing(place.category, place.urgency, place.flag)
         key = reading_key(standing, stat=stat, waited_minutes=waited, study_id=number, max_wait_minutes=720)
         keys.append((key, (not stat, waited < 720)))

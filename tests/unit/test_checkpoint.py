@@ -2,7 +2,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +131,9 @@ def test_safetensors_of_another_project_are_refused(tmp_path: Path) -> None:
         ({"findings": ["Mass"] * 11}, VocabularyMismatch),
         ({"findings": ["Fracture", *FINDINGS[1:]]}, VocabularyMismatch),
         ({"preprocessing": {"name": "crop"}}, DamagedCheckpoint),
-        ({"calibration": {**Calibration().to_header(), "slope": [1.0]}}, DamagedCheckpoint),
-        ({"calibration": {**Calibration().to_header(), "slope": ["steep"] * 11}}, DamagedCheckpoint),
-        ({"calibration": {**Calibration().to_header(), "isotonic": {"11": [[0], [0]]}}}, DamagedCheckpoint),
+        ({"calibration": {**asdict(Calibration()), "slope": [1.0]}}, DamagedCheckpoint),
+        ({"calibration": {**asdict(Calibration()), "slope": ["steep"] * 11}}, DamagedCheckpoint),
+        ({"calibration": {**asdict(Calibration()), "isotonic": {"11": [[0], [0]]}}}, DamagedCheckpoint),
         ({"thresholds": {"Mass": {"flag_10": 1.5}}}, DamagedCheckpoint),
         ({"thresholds": {"Fracture": {"flag_10": 0.5}}}, DamagedCheckpoint),
         ({"surprise": 1}, DamagedCheckpoint),

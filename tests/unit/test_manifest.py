@@ -16,7 +16,7 @@ def csv(folder: Path, *lines: str) -> Path:
 
 
 def test_a_csv_with_its_own_names_becomes_a_manifest(tmp_path: Path) -> None:
-    table = manifest.read_csv(
+    table = manifest.read_rows(
         csv(
             tmp_path,
             "Path,Patient,Age,Gender,View,Effusion,Hernia",
@@ -34,7 +34,7 @@ def test_a_csv_with_its_own_names_becomes_a_manifest(tmp_path: Path) -> None:
 
 
 def test_nih_label_columns_merge(tmp_path: Path) -> None:
-    table = manifest.read_csv(
+    table = manifest.read_rows(
         csv(tmp_path, "file,patient_id,view,Mass,Nodule,Pneumonia", "1.png,1,PA,0,1,0", "2.png,2,PA,0,0,1")
     )
     assert table[["Mass", "Consolidation"]].to_numpy().tolist() == [[1, 0], [0, 1]]
@@ -42,8 +42,9 @@ def test_nih_label_columns_merge(tmp_path: Path) -> None:
 
 def test_laterals_are_left_out_and_unknown_views_kept_only_on_request(tmp_path: Path) -> None:
     path = csv(tmp_path, "image,patient_id,view,Mass", "1.png,1,PA,0", "2.png,1,L,0", "3.png,1,,0", "4.png,1,LL,1")
-    assert manifest.read_csv(path)["image"].tolist() == ["1.png"]
-    assert manifest.read_csv(path, keep_unknown=True)["image"].tolist() == ["1.png", "3.png"]
+    rows = manifest.read_rows(path)
+    assert manifest.frontal(rows)["image"].tolist() == ["1.png"]
+    assert manifest.frontal(rows, keep_unknown=True)["image"].tolist() == ["1.png", "3.png"]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_laterals_are_left_out_and_unknown_views_kept_only_on_request(tmp_path: 
 )
 def test_a_table_that_says_too_little_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
     with pytest.raises(manifest.ManifestError, match=message):
-        manifest.read_csv(csv(tmp_path, *lines))
+        manifest.read_rows(csv(tmp_path, *lines))
 
 
 def test_ages_in_dicoms_units_are_years() -> None:
@@ -68,7 +69,8 @@ def test_ages_in_dicoms_units_are_years() -> None:
 
 
 def test_the_real_films_become_a_manifest(shared: Path) -> None:
-    films = manifest.read_csv(shared / "data" / "nih_films" / "labels.csv", keep_unknown=True)
+    rows = manifest.read_rows(shared / "data" / "nih_films" / "labels.csv")
+    films = manifest.frontal(rows, keep_unknown=True)
     assert len(films) == 1_946
     assert films["patient_id"].nunique() == 1_656
     assert films["view_position"].value_counts().to_dict() == {"PA": 1_271, "AP": 591, "": 84}

@@ -14,8 +14,15 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
 from tests.support.dicom_files import LOSSLESS_SYNTAXES, make_film, texture
-from training.imaging.dicom import BadPixelHeader, ConstantImage, PixelLimits, UnsupportedPixels, UnusablePixels
-from training.imaging.pixels import open_dataset, read_film, read_picture
+from training.imaging.dicom import (
+    BadPixelHeader,
+    ConstantImage,
+    PixelLimits,
+    UnsupportedPixels,
+    UnusablePixels,
+    open_dataset,
+)
+from training.imaging.pixels import read_film, read_picture
 from training.imaging.preprocessing import Preprocessing
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -22,7 +22,7 @@ from tests.support.dicom_files import make_film, texture
 from training import prepared
 from training.findings import FINDINGS
 from training.imaging.preprocessing import Preprocessing
-from training.manifest import UNKNOWN, ManifestError, read_csv
+from training.manifest import UNKNOWN, ManifestError, frontal, read_rows
 from training.sources import Encoded
 
 FILMS = 40
@@ -165,7 +165,7 @@ def test_dicom_films_of_any_csv_are_read_as_at_night(tmp_path: Path) -> None:
     table = tmp_path / "films.csv"
     table.write_text("path,patient,view,Effusion\np1/1.dcm,a,PA,1\np1/2.dcm,b,AP,0\np1/3.dcm,c,AP,0\n")
 
-    counts = prepared.prepare(read_csv(table), [tmp_path / "films"], tmp_path / "out", sizes=(32,))
+    counts = prepared.prepare(frontal(read_rows(table)), [tmp_path / "films"], tmp_path / "out", sizes=(32,))
 
     assert counts == {"ready": 2, "constant_image": 1}
     opened = prepared.open_prepared(tmp_path / "out")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.reading_keys import why_before
+from tests.support.reading_keys import standing, why_before
 from training.findings import FINDINGS
 from worker.ranking import priority
 from worker.ranking.priority import DEFAULT_POLICY, FindingPolicy, PolicyError, Standing, reading_key
@@ -27,8 +27,12 @@ waits = st.one_of(st.sampled_from([0.0, 719.0, 720.0, 721.0]), st.floats(0, 5000
 cases = st.tuples(standings, st.booleans(), waits)
 
 
-def probabilities(**given_findings: float) -> dict[str, float]:
-    return dict.fromkeys(FINDINGS, 0.0) | given_findings
+def probabilities(**given_findings: float) -> list[float]:
+    return list((dict.fromkeys(FINDINGS, 0.0) | given_findings).values())
+
+
+def urgency(row: Any, policy: priority.Policy = DEFAULT_POLICY) -> float:
+    return float(priority.urgencies([row], policy)[0])
 
 
 def with_finding(finding: str, /, **changes: Any) -> priority.Policy:
@@ -114,21 +118,20 @@ def test_a_wrong_policy_is_told_what_is_wrong(policy, sentence):
 
 def test_urgency_is_the_weighted_sum_whatever_the_form_of_the_probabilities():
     seen = probabilities(Pneumothorax=0.5, Effusion=0.25)
-    assert priority.urgency(seen, DEFAULT_POLICY) == pytest.approx(0.5 * 1.0 + 0.25 * 0.4)
-    as_row = np.array([seen[finding] for finding in FINDINGS], dtype=np.float32)
-    assert priority.urgency(as_row, DEFAULT_POLICY) == priority.urgency(seen, DEFAULT_POLICY)
+    assert urgency(seen) == pytest.approx(0.5 * 1.0 + 0.25 * 0.4)
+    assert urgency(np.array(seen, dtype=np.float32)) == urgency(seen)
 
 
 def test_a_study_has_the_same_urgency_alone_and_in_a_batch():
     table = np.random.default_rng(4).random((257, len(FINDINGS)))
-    alone = [priority.urgency(row, DEFAULT_POLICY) for row in table]
+    alone = [urgency(row) for row in table]
     assert priority.urgencies(table, DEFAULT_POLICY).tolist() == alone
 
 
 def test_policy_rows_in_another_order_mean_the_same():
     shuffled = replace(DEFAULT_POLICY, findings=DEFAULT_POLICY.findings[::-1])
     row = np.random.default_rng(5).random(len(FINDINGS))
-    assert priority.urgency(row, shuffled) == priority.urgency(row, DEFAULT_POLICY)
+    assert urgency(row, shuffled) == urgency(row)
     assert priority.category(row, shuffled, THRESHOLDS) == priority.category(row, DEFAULT_POLICY, THRESHOLDS)
 
 
@@ -139,19 +142,18 @@ def test_policy_rows_in_another_order_mean_the_same():
         [0.1] * 10 + [float("nan")],
         [0.1] * 10 + [1.01],
         [-0.01] + [0.1] * 10,
-        {"Pneumothorax": 0.9},
         probabilities(Nodule=0.5),
     ],
 )
 def test_probabilities_that_are_none_are_refused(wrong):
     with pytest.raises(PolicyError):
-        priority.urgency(wrong, DEFAULT_POLICY)
+        urgency(wrong)
 
 
 @given(rows)
 def test_contributions_add_up_to_the_urgency_largest_first(row):
     parts = priority.contributions(row, DEFAULT_POLICY)
-    assert sum(part.value for part in parts) == pytest.approx(priority.urgency(row, DEFAULT_POLICY))
+    assert sum(part.value for part in parts) == pytest.approx(urgency(row))
     assert {part.finding for part in parts} == set(FINDINGS)
     assert all(first.value >= second.value for first, second in itertools.pairwise(parts))
 
@@ -203,20 +205,20 @@ def test_a_missing_threshold_is_an_error_except_in_category_d():
 
 
 def test_an_unscored_study_stands_at_category_b_with_a_flag():
-    place = priority.standing(None, DEFAULT_POLICY, THRESHOLDS)
+    place = standing(None, DEFAULT_POLICY, THRESHOLDS)
     assert place == Standing("B", 0.40, priority.NOT_SCORED)
-    normal = priority.standing(probabilities(Effusion=0.05), DEFAULT_POLICY, THRESHOLDS)
-    alarming = priority.standing(probabilities(Pneumothorax=0.5), DEFAULT_POLICY, THRESHOLDS)
+    normal = standing(probabilities(Effusion=0.05), DEFAULT_POLICY, THRESHOLDS)
+    alarming = standing(probabilities(Pneumothorax=0.5), DEFAULT_POLICY, THRESHOLDS)
     assert key((alarming, False, 0)) < key((place, False, 0)) < key((normal, False, 600))
 
 
 @given(rows)
 def test_a_film_that_failed_never_sends_its_study_back(row):
-    whole = priority.standing(row, DEFAULT_POLICY, THRESHOLDS)
-    partly = priority.standing(row, DEFAULT_POLICY, THRESHOLDS, complete=False)
+    whole = standing(row, DEFAULT_POLICY, THRESHOLDS)
+    partly = standing(row, DEFAULT_POLICY, THRESHOLDS, complete=False)
     assert partly.flag == priority.PARTLY_SCORED
     assert key((partly, False, 0)) <= key((whole, False, 0))
-    assert key((partly, False, 0)) <= key((priority.standing(None, DEFAULT_POLICY, THRESHOLDS), False, 0))
+    assert key((partly, False, 0)) <= key((standing(None, DEFAULT_POLICY, THRESHOLDS), False, 0))
 
 
 # The laws of the order
@@ -226,7 +228,7 @@ def test_a_film_that_failed_never_sends_its_study_back(row):
 def test_no_probability_that_rises_sends_a_study_back(row, values, index, raised, waited):
     policy = with_weights(values)
     higher = [max(p, raised) if i == index else p for i, p in enumerate(row)]
-    before, after = (key((priority.standing(r, policy, THRESHOLDS), False, waited)) for r in (row, higher))
+    before, after = (key((standing(r, policy, THRESHOLDS), False, waited)) for r in (row, higher))
     assert after <= before
 
 
@@ -322,8 +324,8 @@ def test_a_threshold_cannot_come_from_nothing(scores, share):
 # The finding to name first
 
 
-def top(given: dict[str, float], rules: priority.Policy = DEFAULT_POLICY, **thresholds: float) -> str:
-    (number,) = priority.top_findings([list(given.values())], rules, THRESHOLDS | thresholds)
+def top(given: list[float], rules: priority.Policy = DEFAULT_POLICY, **thresholds: float) -> str:
+    (number,) = priority.top_findings([given], rules, THRESHOLDS | thresholds)
     return FINDINGS[number]
 
 

@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from training import cli
-from training.loggers import PACKAGES, make_logger
+from training.loggers import LOGGERS, make_logger
 from training.networks import UnknownNetwork, make_network
 from training.settings import Selection, Settings, UnusableSettings, read_settings
 
@@ -68,11 +68,11 @@ def test_a_file_that_is_not_there_is_named(file: Path) -> None:
         read_settings(file, known=["epochs"])
 
 
-@pytest.mark.parametrize("name", list(PACKAGES))
+@pytest.mark.parametrize("name", LOGGERS)
 def test_a_logger_that_is_not_installed_is_named_with_the_way_to_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in PACKAGES.values():
+    for module in LOGGERS:
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UnusableSettings, match=f"pip install {name}"):
         make_logger(name, tmp_path)

@@ -25,19 +25,9 @@ from training.imaging.dicom import (
     Undecodable,
     UnsupportedPixels,
     UnusablePixels,
-    open_dataset,
 )
 from training.imaging.grayscale import grey_table, is_smooth
 from training.imaging.preprocessing import Preprocessing
-
-__all__ = [
-    "Film",
-    "PixelLimits",
-    "UnusablePixels",
-    "open_dataset",
-    "read_film",
-    "read_picture",
-]
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, the Y of DICOM's YBR_FULL (C.7.6.3.1.2)
 SAMPLE_STEP, MIN_SAMPLES = 61, 32  # look at every 61st row and column, at least at 32 of each

@@ -5,7 +5,7 @@ is small enough to travel. This module imports torch only where a tensor is made
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,13 +70,9 @@ class Preprocessing:
         mean, std = (pixels.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean) / std
 
-    def to_header(self) -> dict[str, Any]:
-        """Plain values for the checkpoint's JSON header."""
-        return asdict(self)
-
     @classmethod
     def from_header(cls, header: Mapping[str, Any]) -> "Preprocessing":
-        """The way back from ``to_header``. Raises ValueError when a field is missing, unknown or out of range."""
+        """Read from a checkpoint's JSON header. Raises ValueError when a field is missing, unknown or out of range."""
         try:
             return cls(**{**header, "mean": tuple(header["mean"]), "std": tuple(header["std"])})
         except (KeyError, TypeError) as error:

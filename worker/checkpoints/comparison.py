@@ -13,7 +13,6 @@ from db.results import PriorityResult
 from db.shadow import Listed
 from training.findings import FINDINGS
 from worker.context import Live
-from worker.ranking.placement import placed
 from worker.ranking.priority import BLIND, PARTLY_SCORED, Standing, reading_key
 
 FAR = 10  # places; a study that moves further counts as moved
@@ -77,15 +76,8 @@ class Comparison:
 
 def place_of(study: Listed, probabilities: tuple[float, ...], live: Live) -> PriorityResult:
     """Where a checkpoint would put a study by these probabilities; what is blind or partly scored stays so."""
-    return placed(
-        study.study_id,
-        probabilities,
-        rules=live.policy,
-        thresholds=live.thresholds,
-        checkpoint_id=live.checkpoint_id,
-        complete=study.flag != PARTLY_SCORED,
-        blind=study.flag == BLIND,
-    )
+    complete, blind = study.flag != PARTLY_SCORED, study.flag == BLIND
+    return live.place(study.study_id, probabilities, complete=complete, blind=blind)
 
 
 def pairs_by_night(session: Session, studies: Sequence[Listed], champion: Live, other: Live) -> dict[str, list[Pair]]:

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 from sqlalchemy.orm import Session
 
-from db import policies, registry, shadow
+from db import audit, policies, registry, shadow
 from db.base import database_now, rounded
 from db.lookup import FilmFile
 from db.results import PriorityResult, record_priorities, record_scores
@@ -152,7 +152,7 @@ def make_live(context: Context, live: Live, *, read: bool) -> Moved:
             record_priorities(session, places, policy_id=live.policy_id)
             shadow.forget_places(session, [place.study_id for place in places], checkpoint_id=live.checkpoint_id)
             moved, left_out, last = moved + len(places), left_out + len(ids) - len(places), ids[-1]
-        shadow.note_live(session, digest=live.digest, moved=moved, left_out=left_out, by=actor())
+        audit.record(session, actor=actor(), action="rescored", digest=live.digest, moved=moved, left_out=left_out)
     return Moved(moved, left_out)
 
 

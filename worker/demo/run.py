@@ -16,7 +16,8 @@ from db.session import read_scope
 from db.totals import Totals, read_totals
 from db.worklist import contributions, worklist
 from training.findings import FINDINGS
-from training.imaging.pixels import PixelLimits, open_dataset, read_film
+from training.imaging.dicom import PixelLimits, open_dataset
+from training.imaging.pixels import read_film
 from worker.context import Context
 from worker.demo.contact_sheet import CARD_WIDTH, SCALE, Card, contact_sheet
 from worker.demo.film import Outcome

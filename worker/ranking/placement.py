@@ -9,35 +9,7 @@ from db.base import rounded
 from db.results import PriorityResult
 from training.findings import FINDINGS
 from worker.ranking import priority
-from worker.ranking.priority import BLIND, NOT_SCORED, Policy, Probabilities
-
-
-def placed(
-    study_id: int,
-    probabilities: Probabilities | None,
-    *,
-    rules: Policy,
-    thresholds: Mapping[str, float],
-    checkpoint_id: int | None,
-    complete: bool = True,
-    blind: bool = False,
-) -> PriorityResult:
-    """Where `rules` put a study by its probabilities, (11,) in FINDINGS order or None when no film was scored.
-
-    `complete` False: some film in scope could not be scored. `blind`: the study stands as an unscored one does, and its
-    place shows nothing of what the model saw.
-    """
-    if blind or probabilities is None or checkpoint_id is None:
-        return placed_unscored(study_id, rules, blind=blind)
-    (result,) = placed_together(
-        [study_id],
-        priority.single(probabilities),
-        [complete],
-        rules=rules,
-        thresholds=thresholds,
-        checkpoint_id=checkpoint_id,
-    )
-    return result
+from worker.ranking.priority import BLIND, NOT_SCORED, Policy
 
 
 def placed_unscored(study_id: int, rules: Policy, *, blind: bool) -> PriorityResult:

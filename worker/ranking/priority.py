@@ -6,7 +6,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,6 @@ NOT_SCORED = "not_scored"  # no film of the study got probabilities
 PARTLY_SCORED = "partly_scored"  # some films did, and the others may hold what the model did not see
 SMALLEST_THRESHOLD = 1e-6  # the least that is divided by; stored probabilities have no more decimals
 BLIND = "blind"  # it was scored, and drawn to be listed as though it were not
-
-Probabilities: TypeAlias = Mapping[str, float] | npt.ArrayLike
 
 
 class PolicyError(ValueError):
@@ -162,12 +160,8 @@ def _table(probabilities: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return table
 
 
-def single(probabilities: Probabilities) -> npt.NDArray[np.float64]:
-    """One study's probabilities, a mapping by finding or (11,) in FINDINGS order, as a table of one row."""
-    if isinstance(probabilities, Mapping):
-        if set(probabilities) != set(FINDINGS):
-            raise PolicyError(f"probabilities must name exactly the {len(FINDINGS)} findings")
-        probabilities = [probabilities[finding] for finding in FINDINGS]
+def single(probabilities: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """One study's probabilities, (11,) in FINDINGS order, as a table of one row."""
     return _table(np.asarray(probabilities)[np.newaxis])
 
 
@@ -186,26 +180,17 @@ def urgencies(probabilities: npt.ArrayLike, policy: Policy) -> npt.NDArray[np.fl
     Added finding by finding in FINDINGS order: a matrix product may round a study differently alone and in a batch,
     and a study must have one urgency.
     """
-    return _urgencies(_table(probabilities), policy)
-
-
-def _urgencies(table: npt.NDArray[np.float64], policy: Policy) -> npt.NDArray[np.float64]:
-    weights = {row.finding: row.weight for row in policy.findings}
+    table, weights = _table(probabilities), {row.finding: row.weight for row in policy.findings}
     total = np.zeros(len(table))  # (N,)
     for index, finding in enumerate(FINDINGS):
         total += weights[finding] * table[:, index]
     return total
 
 
-def urgency(probabilities: Probabilities, policy: Policy) -> float:
-    """The weighted sum of one study's probabilities (mapping by finding, or (11,) in FINDINGS order)."""
-    return float(_urgencies(single(probabilities), policy)[0])
-
-
-def contributions(probabilities: Probabilities, policy: Policy) -> list[Contribution]:
-    """Each finding's part of the urgency, largest first; equal parts in FINDINGS order."""
+def contributions(probabilities: npt.ArrayLike, policy: Policy) -> list[Contribution]:
+    """Each finding's part in the urgency of one study (11,), largest first; equal parts in FINDINGS order."""
     weights = {row.finding: row.weight for row in policy.findings}
-    row = single(probabilities)[0]
+    (row,) = single(probabilities)
     parts = [Contribution(f, float(p), weights[f], weights[f] * float(p)) for f, p in zip(FINDINGS, row, strict=True)]
     return sorted(parts, key=lambda part: -part.value)
 
@@ -227,13 +212,7 @@ def thresholds_in_force(policy: Policy, thresholds: Mapping[str, float]) -> dict
 
 def categories(probabilities: npt.ArrayLike, policy: Policy, thresholds: Mapping[str, float]) -> npt.NDArray[np.str_]:
     """The category of each study, (N, 11) -> (N,): the best among its findings that reach their threshold, else D."""
-    return _categories(_table(probabilities), policy, thresholds)
-
-
-def _categories(
-    table: npt.NDArray[np.float64], policy: Policy, thresholds: Mapping[str, float]
-) -> npt.NDArray[np.str_]:
-    in_force = thresholds_in_force(policy, thresholds)
+    table, in_force = _table(probabilities), thresholds_in_force(policy, thresholds)
     found = np.full(len(table), "D", dtype="<U1")
     for row in sorted(policy.findings, key=lambda row: row.category, reverse=True):  # A has the last word
         if row.finding in in_force:
@@ -241,14 +220,14 @@ def _categories(
     return found
 
 
-def category(probabilities: Probabilities, policy: Policy, thresholds: Mapping[str, float]) -> str:
-    """The category of one study (mapping by finding, or (11,) in FINDINGS order)."""
-    return str(_categories(single(probabilities), policy, thresholds)[0])
+def category(probabilities: npt.ArrayLike, policy: Policy, thresholds: Mapping[str, float]) -> str:
+    """The category of one study, (11,) in FINDINGS order."""
+    return str(categories(single(probabilities), policy, thresholds)[0])
 
 
-def deciding_findings(probabilities: Probabilities, policy: Policy, thresholds: Mapping[str, float]) -> list[str]:
-    """The findings that put a study into its category, in FINDINGS order; empty when none reaches its threshold."""
-    row = single(probabilities)[0]
+def deciding_findings(probabilities: npt.ArrayLike, policy: Policy, thresholds: Mapping[str, float]) -> list[str]:
+    """Findings that put a study (11,) into its category, in FINDINGS order; empty when none reaches its threshold."""
+    (row,) = single(probabilities)
     in_force = thresholds_in_force(policy, thresholds)
     found = category(row, policy, thresholds)
     in_category = {rule.finding for rule in policy.findings if rule.category == found}
@@ -264,7 +243,7 @@ def top_findings(probabilities: npt.ArrayLike, policy: Policy, thresholds: Mappi
     table, in_force = _table(probabilities), thresholds_in_force(policy, thresholds)
     category_of = {row.finding: row.category for row in policy.findings}
     cuts = np.array([in_force.get(finding, math.inf) for finding in FINDINGS])
-    of_category = _categories(table, policy, thresholds)[:, None] == [category_of[finding] for finding in FINDINGS]
+    of_category = categories(table, policy, thresholds)[:, None] == [category_of[finding] for finding in FINDINGS]
     decides = of_category & (table >= cuts)  # (N, 11)
     named = decides | ~decides.any(axis=1, keepdims=True)
     numbers: npt.NDArray[np.intp] = np.where(named, table / np.maximum(cuts, SMALLEST_THRESHOLD), 0).argmax(axis=1)
@@ -282,23 +261,13 @@ def standings(
     """Where the policy puts studies (N, 11). One that is not `complete` (some film in scope could not be scored) stands
     at what was seen or at what an unscored one gets, whichever is more."""
     table, least = _table(probabilities), unscored(policy)
-    seen = zip(_categories(table, policy, thresholds), _urgencies(table, policy), complete, strict=True)
+    seen = zip(categories(table, policy, thresholds), urgencies(table, policy), complete, strict=True)
     return [
         Standing(str(category), float(urgency))
         if whole
         else Standing(min(str(category), least.category), max(float(urgency), least.urgency), PARTLY_SCORED)
         for category, urgency, whole in seen
     ]
-
-
-def standing(
-    probabilities: Probabilities | None, policy: Policy, thresholds: Mapping[str, float], *, complete: bool = True
-) -> Standing:
-    """Where the policy puts one study; `probabilities` None: no film could be scored."""
-    if probabilities is None:
-        return unscored(policy)
-    (place,) = standings(single(probabilities), policy, thresholds, complete=[complete])
-    return place
 
 
 def reading_key(

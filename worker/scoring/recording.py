@@ -13,7 +13,6 @@ from db.session import session_scope
 from worker.context import Live
 from worker.patience import patiently
 from worker.ranking import priority
-from worker.ranking.placement import placed
 from worker.reasons import sentence
 from worker.scoring.in_flight import StudyInFlight
 from worker.scoring.scorer import Scorer
@@ -126,15 +125,12 @@ def study_outcome(study: StudyInFlight, films: Sequence[FilmResult]) -> Outcome:
     return Outcome(study.claimed, "skipped", "no_film", sentence("no_film"))
 
 
-def study_priority(live: Live, outcome: Outcome, films: Sequence[FilmResult], *, blind: bool = False) -> PriorityResult:
+def study_priority(live: Live, outcome: Outcome, films: Sequence[FilmResult], *, blind: bool) -> PriorityResult:
     """Where the policy puts a study: by the highest probability of each finding over its films."""
     scored = [film.probabilities for film in films if film.state == "scored"]
-    return placed(
+    return live.place(
         outcome.study.study_id,
         priority.study_probabilities(scored) if scored else None,
-        rules=live.policy,
-        thresholds=live.thresholds,
-        checkpoint_id=live.checkpoint_id,
         complete=is_complete(outcome),
         blind=blind and bool(scored),
     )

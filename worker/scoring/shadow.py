@@ -25,7 +25,6 @@ from training.imaging.preprocessing import Preprocessing
 from worker.context import Context, Live, actor
 from worker.monitoring.prometheus import WorkMetrics
 from worker.ranking import policy, priority
-from worker.ranking.placement import placed
 from worker.scoring.inference import Classifier, prove
 
 log = structlog.get_logger()
@@ -50,6 +49,11 @@ class Seen:
     complete: bool
     blind: bool
 
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """The study's own, (11,)."""
+        return priority.study_probabilities(list(self.films.values()))
+
 
 def beside(context: Context, row: CheckpointRow, champion: Live) -> Live:
     """A checkpoint as if it ranked: with the active policy as its promotion would make it. Raises CheckpointError."""
@@ -63,19 +67,6 @@ def beside(context: Context, row: CheckpointRow, champion: Live) -> Live:
     except priority.PolicyError as error:
         raise NoThresholds(str(error)) from error
     return live
-
-
-def place(live: Live, study: Seen) -> results.PriorityResult:
-    """Where this checkpoint would put a study."""
-    return placed(
-        study.study_id,
-        priority.study_probabilities(list(study.films.values())),
-        rules=live.policy,
-        thresholds=live.thresholds,
-        checkpoint_id=live.checkpoint_id,
-        complete=study.complete,
-        blind=study.blind,
-    )
 
 
 # ---------------------------------------------------------------------------------------------------- into it, and out
@@ -181,7 +172,9 @@ def write(session: Session, live: Live, studies: Sequence[Seen], *, run_id: int 
     """Store a checkpoint's scores and places that rank nothing; twice gives the same rows."""
     films = [film for study in studies for film in study.films.items()]
     results.record_scores(session, films, checkpoint_id=live.checkpoint_id, run_id=run_id)
-    places = [place(live, study) for study in studies]
+    places = [
+        live.place(study.study_id, study.probabilities, complete=study.complete, blind=study.blind) for study in studies
+    ]
     seen_by_shadow.record_places(
         session, places, checkpoint_id=live.checkpoint_id, policy_id=live.policy_id, run_id=run_id
     )

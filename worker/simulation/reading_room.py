@@ -95,7 +95,7 @@ class Studies:
 
 
 class Worklist:
-    """The waiting studies of one discipline; `take` is the reading order of `worker.priority.reading_key`.
+    """The waiting studies of one discipline; `take` is the reading order of `worker.ranking.priority.reading_key`.
 
     The place of a study that is not overdue never changes, so a heap of places and a heap of arrivals are enough.
     """

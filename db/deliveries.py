@@ -40,7 +40,7 @@ NOT_SENT: tuple[DeliveryState, ...] = ("waiting", "sending", "failed")
 
 @dataclass(frozen=True)
 class Publishable:
-    """A study that is complete as far as anybody can know, and what would be said of it."""
+    """A study that is complete as far as anybody can know, and the result that would be sent."""
 
     study_id: int
     study_instance_uid: str

@@ -90,7 +90,8 @@ def _came(since: datetime, until: datetime) -> tuple[ColumnElement[bool], Column
 
 
 def _instances_of(since: datetime, until: datetime) -> tuple[ColumnElement[bool], ...]:
-    """The instances of those studies. None came before its study: said here, it spares the archive that lies before."""
+    """The instances of those studies. None came before its study: this condition spares the
+    archive that lies before."""
     return Instance.received_at >= since, *_came(since, until)
 
 

@@ -289,7 +289,7 @@ def _finding_rule(checkpoint_threshold: str) -> str:
 
 
 def _review_log(checkpoint_threshold: str) -> str:
-    """One row per review, beside what the model said. Not by study_contribution: SQLite would make all of it first."""
+    """One row per review, beside the model's probability. Not by study_contribution: SQLite makes all of it first."""
     return f"""
         SELECT x.study_id, x.study_instance_uid, x.accession_number, x.finding, x.verdict, x.reader, x.reviewed_at,
                x.probability, CASE WHEN x.probability IS NOT NULL THEN x.threshold END AS threshold,

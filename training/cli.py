@@ -379,7 +379,7 @@ def _tell_macro(table: Any) -> None:
 
 
 def _tell_first(predictions: Path) -> None:
-    """What was said of the first film: the listing of the paper."""
+    """Print the probabilities of the first film, as the paper lists them."""
     import pandas as pd
 
     film = pd.read_csv(predictions, nrows=1).iloc[0]

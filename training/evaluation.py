@@ -4,7 +4,7 @@ evaluate.csv      slice, films, model, finding, metric, value, low, high
 added.csv         per finding, what the network adds to view, age and sex
 predictions.csv   image, and per finding the calibrated probability (of a checkpoint; a crossfit has out_of_fold.csv)
 rankings.png      ROC, and precision against recall
-reliability.png   seen against said
+reliability.png   observed shares against predicted probabilities
 """
 
 from collections.abc import Sequence

@@ -83,7 +83,7 @@ def _grids(outputs: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _evidence(logit: Tensor, grids: Sequence[Tensor]) -> list[Tensor]:
-    """What speaks for a logit in each cell of each grid (1, h, w): gradient times activation, over all channels."""
+    """Evidence for a logit in each cell of each grid (1, h, w): gradient times activation, over all channels."""
     gradients = torch.autograd.grad(logit, grids, retain_graph=True)
     pairs = zip(grids, gradients, strict=True)
     return [(gradient * grid).sum(dim=1).clamp(min=0).detach() for grid, gradient in pairs]
@@ -136,7 +136,7 @@ def _one_thread() -> Iterator[None]:
 
 @contextmanager
 def _kept(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """What these modules put out while the context lasts, by their names, in the order in which they ran."""
+    """Outputs of these modules while the context lasts, by their names, in the order in which they ran."""
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:

@@ -77,7 +77,7 @@ class AsymmetricLoss(Loss):
     def of_pairs(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See Loss."""
         hit = torch.sigmoid(logits)
-        silence = (1 - hit + self.margin).clamp(max=1)  # how surely "no" is said, rounded up by the margin
+        silence = (1 - hit + self.margin).clamp(max=1)  # probability of "no", rounded up by the margin
         positive = labels * (1 - hit) ** self.focus_positive * logsigmoid(logits)
         negative = (1 - labels) * (1 - silence) ** self.focus_negative * silence.clamp(min=1e-7).log()
         return -(positive + negative)

@@ -130,7 +130,7 @@ def reliability(labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, findings
     columns = min(4, len(findings))
     rows = -(-len(findings) // columns)
     figure = Figure(figsize=(3 * columns, 3 * rows + 0.6), layout="constrained")
-    figure.suptitle(f"Reliability on {len(truth):,} films: seen against said")
+    figure.suptitle(f"Reliability on {len(truth):,} films: observed against predicted")
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes, finding, column, answers in zip(grid, findings, scores.T, truth.T, strict=False):
         known = answers != UNKNOWN
@@ -140,8 +140,8 @@ def reliability(labels: npt.ArrayLike, probabilities: npt.ArrayLike, *, findings
         axes.set_title(f"{_words(finding)}   ECE {row['ece']:.3f}, n+ {row['positives']:.0f}", fontsize=9)
     for axes in grid[len(findings) :]:
         axes.set_axis_off()
-    figure.supxlabel("probability said")
-    figure.supylabel("share of films that had it")
+    figure.supxlabel("predicted probability")
+    figure.supylabel("observed share of films")
     return figure
 
 

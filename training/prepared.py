@@ -170,13 +170,13 @@ def combine(parts: Sequence[Prepared], folder: Path) -> Prepared:
     manifest = checked(pd.concat(tables, ignore_index=True)[[*DESCRIPTION, *findings]])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.csv").unlink(missing_ok=True)  # it goes first and comes last: where it lies, all is complete
-    _write_squares(_images_path(folder, size), parts, (len(manifest), size, size))
+    _write_inputs(_images_path(folder, size), parts, (len(manifest), size, size))
     write_whole(folder / "prepared.json", _plan(manifest, [parts[0].preprocessing]))
     write_whole(folder / "manifest.csv", manifest.to_csv(index_label="row"))
     return open_prepared(folder, size=size)
 
 
-def _write_squares(path: Path, parts: Sequence[Prepared], shape: tuple[int, ...]) -> None:
+def _write_inputs(path: Path, parts: Sequence[Prepared], shape: tuple[int, ...]) -> None:
     with whole_file(path) as unfinished:
         _lay_out(unfinished, shape)
         with unfinished.open("r+b") as opened:

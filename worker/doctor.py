@@ -293,16 +293,16 @@ def _peer_answers(context: Context, peer: Peer) -> str:
     from worker.dicom_network.echo import answers
     from worker.dicom_network.pull import web_archive
 
-    heard = []
+    answered = []
     if peer.ae_title is not None:
         if not answers(peer, calling=context.settings.receive.ae_title):
             raise CheckFailed(f"peer {peer.name} takes our association and answers no C-ECHO")
-        heard.append("a C-ECHO")
+        answered.append("a C-ECHO")
     if peer.dicomweb is not None:
         with web_archive(context, peer) as archive:
             archive.studies(datetime.now(UTC).date(), context.settings.pull.modalities[0])
-        heard.append("a search by DICOMweb")
-    return f"answers {' and '.join(heard)}"
+        answered.append("a search by DICOMweb")
+    return f"answers {' and '.join(answered)}"
 
 
 ROLES = {

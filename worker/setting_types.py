@@ -1,4 +1,4 @@
-"""Types of single settings: what a value may be, and what is said of one that cannot be used."""
+"""Types of single settings: what a value may be, and the error for one that cannot be used."""
 
 import ipaddress
 import re

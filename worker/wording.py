@@ -26,14 +26,16 @@ def times(lift: float | None) -> str:
 
 
 def unusual(lift: float | None, share: float | None) -> str:
-    """What a probability is beside those of the reference films; nothing where there is no reference."""
+    """A probability beside those of the reference films; nothing where there is no reference."""
     parts = [] if lift is None else [f"{times(lift)}\u00a0times the usual"]
     return ", ".join(parts if share is None else [*parts, f"top {percent(share)} of films"])
 
 
 def category_meaning(category: str, shares: Mapping[str, float | None]) -> str:
-    """What puts a study into a category; `shares`: the category's findings, each with the share of films that it flags
-    (None: not known)."""
+    """The reason why studies are in a category.
+
+    shares: its findings, each with the share of films that it flags (None: not known).
+    """
     if category == "D":
         return "no finding of another category reaches its threshold"
     if not shares:

@@ -85,19 +85,19 @@ def drill(context: Context, archive: Orthanc, log: Path, *, studies: int, away_s
         scored(context, before + late)
         first = len(before + late)
         wait_until(lambda: states(context) == Counter(confirmed=first), log=log)
-        said = attempts(context)
+        tries = attempts(context)
         archive.stop(at_once=True)
         began = time.monotonic()
         scored(context, [uid for uid in uids if uid not in before])  # the last third has its second film now
         in_all = first + studies - len(before)
         _sleep_until(lambda: time.monotonic() - began >= away_seconds)
         print(f"away for {time.monotonic() - began:.0f} s: {dict(states(context))}, "
-              f"{attempts(context) - said} attempts", flush=True)  # fmt: skip
+              f"{attempts(context) - tries} attempts", flush=True)  # fmt: skip
         archive.start()
         back = time.monotonic()
         wait_until(lambda: states(context) == Counter(confirmed=in_all), seconds=2 * away_seconds + 120, log=log)
         print(f"all {in_all} results confirmed {time.monotonic() - back:.0f} s after Orthanc was back, "
-              f"{attempts(context) - said} attempts for {in_all - first} of them", flush=True)  # fmt: skip
+              f"{attempts(context) - tries} attempts for {in_all - first} of them", flush=True)  # fmt: skip
         time.sleep(5)  # for what might be sent once more
     return wrong_in(context, archive, reports=in_all)
 

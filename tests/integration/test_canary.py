@@ -261,10 +261,10 @@ def test_results_that_are_sent_and_refused_name_nobody_in_logs_and_tables(settin
     registry.register(LedgerCollector(context.engine))
     metrics = generate_latest(registry).decode()
     assert 'nightread_deliveries{kind="oru",state="waiting"} 1.0' in metrics
-    said = log.read_text().lower().replace(str(tmp_path).lower(), "")
+    logged = log.read_text().lower().replace(str(tmp_path).lower(), "")
     for event in ("delivery_sent", "delivery_put_off"):
-        assert f'"event": "{event}"' in said
-    assert [word for word in (*WORDS, *uids) if word in said + metrics.lower()] == []
+        assert f'"event": "{event}"' in logged
+    assert [word for word in (*WORDS, *uids) if word in logged + metrics.lower()] == []
     with read_scope(context.engine) as session:
         kept = [str(vars(row)).lower() for row in session.scalars(select(Delivery))]
     assert [word for word in NEVER_STORED if any(word in row for row in kept)] == []

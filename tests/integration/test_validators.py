@@ -46,25 +46,25 @@ def output(*command: str, **environment: str) -> str:
 
 def test_dciodvfy_finds_no_error_in_a_report(report: Path) -> None:
     need("dciodvfy", packages="dicom3tools")
-    said = output("dciodvfy", "-new", str(report))
-    assert "Comprehensive3DSR" in said
-    assert "Error" not in said
+    text = output("dciodvfy", "-new", str(report))
+    assert "Comprehensive3DSR" in text
+    assert "Error" not in text
 
 
 def test_dsrdump_reads_a_report(report: Path) -> None:
     need("dsrdump", packages="dcmtk")
-    said = output("dsrdump", str(report))
-    assert 'NUM:(,,"Probability")="0.1"' in said
-    assert "E: " not in said
+    text = output("dsrdump", str(report))
+    assert 'NUM:(,,"Probability")="0.1"' in text
+    assert "E: " not in text
 
 
 def test_dicom_sr_validator_finds_no_error_in_a_report(report: Path) -> None:
     need("DicomSRValidator", packages="pixelmed-apps libpixelmed-java default-jre-headless")
     options = " ".join(f"-D{name}={value}" for name, value in JAVA.items())
-    said = output("DicomSRValidator", str(report), JDK_JAVA_OPTIONS=options)
-    assert "Found Root Template TID_1500" in said
-    assert "IOD validation complete" in said
-    assert "Error" not in said
+    text = output("DicomSRValidator", str(report), JDK_JAVA_OPTIONS=options)
+    assert "Found Root Template TID_1500" in text
+    assert "IOD validation complete" in text
+    assert "Error" not in text
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,9 @@ def picture(make_context: MakeContext, tmp_path_factory: pytest.TempPathFactory)
 
 def test_dciodvfy_finds_no_error_in_a_picture(picture: Path) -> None:
     need("dciodvfy", packages="dicom3tools")
-    said = output("dciodvfy", "-new", str(picture))
-    assert "SCImage" in said
-    assert "Error" not in said
+    text = output("dciodvfy", "-new", str(picture))
+    assert "SCImage" in text
+    assert "Error" not in text
 
 
 def test_a_picture_has_its_films_shape_and_the_colours_of_a_heat_map(picture: Path) -> None:

@@ -208,14 +208,14 @@ def test_a_review_on_the_page_is_what_the_command_keeps(embedded, monkeypatch):
     monkeypatch.setattr("os.umask", lambda _mask: 0)
     for name in ("database_url", "state_folder"):
         monkeypatch.setenv(f"NIGHTREAD_{name.upper()}", str(getattr(embedded.settings, name)))
-    said = {"Mass": "present", "Effusion": "absent", "Hernia": "not_assessed"}
+    given = {"Mass": "present", "Effusion": "absent", "Hernia": "not_assessed"}
     anna = signed_in(create_app(embedded), "Anna", "reader")
-    assert anna.post("/studies/1/review", **{f"verdict-{f}": word for f, word in said.items()}).status_code == 303
-    words = [part for finding, word in said.items() for part in (f"--{word.replace('_', '-')}", finding)]
+    assert anna.post("/studies/1/review", **{f"verdict-{f}": word for f, word in given.items()}).status_code == 303
+    words = [part for finding, word in given.items() for part in (f"--{word.replace('_', '-')}", finding)]
     assert CliRunner().invoke(commands, ["review", "2.25.2", "--reader", "Anna", *words]).exit_code == 0
     rows = verdicts(embedded)
     assert [row[1:] for row in rows if row[0] == 1] == [row[1:] for row in rows if row[0] == 2] != []
-    assert {finding: verdict for _, finding, verdict, _ in rows[:3]} == said
+    assert {finding: verdict for _, finding, verdict, _ in rows[:3]} == given
     anna.post("/studies/1/review", **{"verdict-Mass": "absent"})
     assert (1, "Mass", "absent", "Anna") in verdicts(embedded), "a later opinion replaces the earlier one"
 
@@ -271,10 +271,10 @@ def test_a_blind_study_tells_nothing_before_or_after_its_review(blind):
         api_tokens.issue(session, users.by_name(session, "Anna"), name="t", digest=digest_of("t"), days=None, by="t")
     assert "/films/2/heat/Pneumothorax.png" in anna.get("/studies/2").text, "another study does tell"
     for _ in ("before", "after"):
-        for said in everything_of(app, anna, program):
-            assert "heat/" not in said
-            assert not re.search(r"(?<!\d)0\.9|\b90\s*%", said), "its probability"
-            assert "What adds to its urgency" not in said
+        for page in everything_of(app, anna, program):
+            assert "heat/" not in page
+            assert not re.search(r"(?<!\d)0\.9|\b90\s*%", page), "its probability"
+            assert "What adds to its urgency" not in page
         answer = program.get("/api/studies/2.25.1", authorization="Bearer t").json()
         assert answer["findings"] is None
         assert answer["place"]["top_finding"] is None

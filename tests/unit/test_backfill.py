@@ -93,5 +93,5 @@ def test_a_broker_that_is_away_does_not_keep_studies_from_being_registered(
     monkeypatch.setattr(module, "notify_waiting", away)
     for i in range(3):
         make_film(tmp_path / f"{i}.dcm", pixels=texture(seed=i), bits=12)
-    done = backfill(context, APP, [tmp_path])
+    done = backfill(context, APP, [tmp_path], pace=Pace())
     assert (len(done.received.studies), done.notified, done.broker_away) == (3, 0, True)

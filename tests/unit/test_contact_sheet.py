@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worker.demo.contact_sheet import CARD_WIDTH, CATEGORIES, Card, contact_sheet
+from worker.demo.contact_sheet import CARD_WIDTH, CATEGORIES, COLUMNS, Card, contact_sheet
 
 
 def card(rank: int = 1, **changes: Any) -> Card:
@@ -16,6 +16,8 @@ def card(rank: int = 1, **changes: Any) -> Card:
         "category": "A",
         "note": "urgency 0.90",
         "findings": (("Pneumothorax", 0.8), ("Mass", 0.1)),
+        "found": 1,
+        "flag": "",
         "thumbnail": np.full((120, 90), 128, np.uint8),
     }
     return Card(**(values | changes))
@@ -25,11 +27,11 @@ def colours(image: Image.Image) -> set[tuple[int, int, int]]:
     return {tuple(pixel) for pixel in np.asarray(image).reshape(-1, 3)}
 
 
-@pytest.mark.parametrize(("cards", "columns", "rows"), [(1, 4, 1), (4, 4, 1), (5, 4, 2), (3, 2, 2)])
-def test_the_sheet_grows_by_rows(cards: int, columns: int, rows: int) -> None:
-    one = contact_sheet([card()], heading="", note="", columns=columns)
-    sheet = contact_sheet([card(rank) for rank in range(cards)], heading="", note="", columns=columns)
-    assert sheet.width == one.width > columns * CARD_WIDTH
+@pytest.mark.parametrize(("cards", "rows"), [(1, 1), (4, 1), (5, 2), (9, 3)])
+def test_the_sheet_grows_by_rows(cards: int, rows: int) -> None:
+    one = contact_sheet([card()], heading="", note="")
+    sheet = contact_sheet([card(rank) for rank in range(cards)], heading="", note="")
+    assert sheet.width == one.width > COLUMNS * CARD_WIDTH
     assert (sheet.height - one.height) % max(rows - 1, 1) == 0
     assert (sheet.height > one.height) == (rows > 1)
 
@@ -54,8 +56,8 @@ def test_a_longer_bar_for_a_higher_probability() -> None:
     assert red[1] > red[0] + 300
 
 
-def test_a_study_without_scores_or_picture_still_has_a_card() -> None:
-    sheet = contact_sheet([card(note="", findings=(), thumbnail=None, flag="not scored")], heading="", note="")
+def test_a_study_without_scores_still_has_a_card() -> None:
+    sheet = contact_sheet([card(note="", findings=(), flag="not scored")], heading="", note="")
     assert sheet.getbbox() is not None
 
 

@@ -100,7 +100,7 @@ def test_networks_are_centred_without_a_look_at_their_own_unseen_films() -> None
         assert np.abs(logits[fold == k].mean(axis=0)).max() < 0.25
     assert np.abs(centre - 1.0).max() < 0.15
     moved = outputs.copy()
-    moved[0][fold == 0] += 7.0  # what is said of unseen films moves them and nothing else of this network
+    moved[0][fold == 0] += 7.0  # outputs on unseen films move them and nothing else of this network
     assert np.allclose(centred(moved, fold=fold)[0][fold == 0] - logits[fold == 0], 7.0)
 
 

@@ -286,18 +286,18 @@ def test_only_what_starts_from_a_stable_split_can_claim_one(tmp_path: Path) -> N
     """Weights that may have learned from a test patient are handed on with the checkpoint, whoever trains next."""
     settings, films = replace(SETTINGS, epochs=1), films_of()
 
-    def said(name: str, *, split: str, start: Path | None = None) -> tuple[Path, str]:
+    def trained(name: str, *, split: str, start: Path | None = None) -> tuple[Path, str]:
         asked = settings if start is None else replace(settings, start=str(start))
         path = fit(films, asked, tmp_path / name, progress=False, split=split)
         return path, load_checkpoint(path, findings=None).training["split"]
 
-    stable, own = said("stable", split="stable")
-    other, drawn = said("other", split="patient")
+    stable, own = trained("stable", split="stable")
+    other, drawn = trained("other", split="patient")
     assert (own, drawn) == ("stable", "patient")
-    assert said("child", split="stable", start=stable)[1] == "stable"
-    child, claimed = said("stepchild", split="stable", start=other)
+    assert trained("child", split="stable", start=stable)[1] == "stable"
+    child, claimed = trained("stepchild", split="stable", start=other)
     assert claimed == "stable, but not of what it starts from"
-    assert said("grandchild", split="stable", start=child)[1] == claimed
+    assert trained("grandchild", split="stable", start=child)[1] == claimed
 
 
 def test_a_checkpoint_says_what_its_start_learned_from(tmp_path: Path) -> None:
@@ -427,8 +427,8 @@ def test_a_grid_starts_from_a_mobilenets_checkpoint_with_nothing_said_yet(champi
 def test_a_grid_that_starts_from_its_like_takes_over_what_its_calibration_says(tmp_path: Path) -> None:
     network = MobileNetGrid(findings=2)
     torch.nn.init.normal_(network.evidence.weight)
-    said = Calibration(shift=(2.0, -0.5), slope=(0.7, 1.3), intercept=(-3.0, 0.4))
-    header = Header(network="mobilenet_grid", findings=("Mass", "Edema"), calibration=said)
+    calibration = Calibration(shift=(2.0, -0.5), slope=(0.7, 1.3), intercept=(-3.0, 0.4))
+    header = Header(network="mobilenet_grid", findings=("Mass", "Edema"), calibration=calibration)
     path = tmp_path / "grid.safetensors"
     save_checkpoint(path, header, state=network.state_dict())
     images, shift = torch.randn(3, 3, 64, 64), (1.0, 2.0)
@@ -436,7 +436,7 @@ def test_a_grid_that_starts_from_its_like_takes_over_what_its_calibration_says(t
         before = build(load_checkpoint(path, findings=None))(images).numpy()
         after = from_checkpoint(path, network="mobilenet_grid", findings=("Mass", "Edema"), shift=shift).eval()(images)
     unmoved = Calibration(shift=shift, slope=(1.0, 1.0), intercept=(0.0, 0.0))
-    np.testing.assert_allclose(unmoved.probabilities(after.numpy()), said.probabilities(before), atol=1e-5)
+    np.testing.assert_allclose(unmoved.probabilities(after.numpy()), calibration.probabilities(before), atol=1e-5)
 
 
 def test_a_run_from_a_checkpoint_is_the_same_when_it_was_killed(champion: Path, tmp_path: Path) -> None:

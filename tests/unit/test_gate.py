@@ -252,7 +252,7 @@ def test_films_whose_label_is_unknown_have_no_part() -> None:
     partly = films.assign(**{
         finding: films[finding].mask(unknown[:, k], UNKNOWN).astype("uint8") for k, finding in enumerate(FINDINGS)
     })  # fmt: skip
-    # Whatever is said of what nobody knows changes nothing but which films are the tenth that is flagged.
+    # A probability of a label that nobody knows changes nothing but which films are the tenth that is flagged.
     other = np.where(unknown, np.random.default_rng(6).random(noise.shape), challenger)
     one, two = judged(partly, champion, challenger), judged(partly, champion, other)
     assert {which for which in one if one[which] != two[which]} <= {("sensitivity", "Pneumothorax")}

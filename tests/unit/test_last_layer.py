@@ -147,7 +147,7 @@ def test_a_second_pass_adds_to_the_sums_of_the_first_also_after_a_kill(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"network": "mobilenet"}, "mobilenet_grid alone"),
         ({"devices": 2}, "on one device"),
@@ -155,6 +155,6 @@ def test_a_second_pass_adds_to_the_sums_of_the_first_also_after_a_kill(tmp_path:
         ({"ridge_penalty": 0.0}, "above 0"),
     ],
 )
-def test_what_cannot_be_solved_is_refused(wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(UnusableSettings, match=said):
+def test_what_cannot_be_solved_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnusableSettings, match=message):
         replace(SETTINGS, **wrong)

@@ -47,7 +47,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def broken_contracts(tree: Path) -> tuple[set[str], str]:
-    """The contracts that do not hold in this tree, and all that lint-imports said."""
+    """The contracts that do not hold in this tree, and all that lint-imports prints."""
     program = Path(sys.executable).with_name("lint-imports")
     environment = os.environ | {"PYTHONPATH": str(tree), "COLUMNS": "200"}
     ended = subprocess.run(

@@ -164,12 +164,12 @@ def test_slices_part_the_films_by_view_sex_age_and_split(films: pd.DataFrame) ->
 def test_within_sources_pairs_of_one_source_alone_count(films: pd.DataFrame, scores: Array) -> None:
     source = np.where(np.arange(400) % 3 == 0, "one", "other")
     table = metrics.within_source(films.assign(source=source), scores, rng=rng(), replicates=20).set_index("finding")
-    truth, said = films["Mass"].to_numpy(), scores[:, FINDINGS.index("Mass")]
+    truth, probabilities = films["Mass"].to_numpy(), scores[:, FINDINGS.index("Mass")]
     won = pairs = 0.0
     for name in ("one", "other"):
         here = source == name
         count = truth[here].sum() * (1 - truth[here]).sum()
-        won, pairs = won + roc_auc_score(truth[here], said[here]) * count, pairs + count
+        won, pairs = won + roc_auc_score(truth[here], probabilities[here]) * count, pairs + count
     assert table.loc["Mass", "value"] == pytest.approx(won / pairs)
     assert table["metric"].unique().tolist() == ["auroc_within_source"]
     assert table.loc["macro", "value"] == pytest.approx(table.drop("macro")["value"].mean())

@@ -89,15 +89,15 @@ def test_the_curves_name_their_areas_and_leave_out_what_nobody_has() -> None:
     draw = np.random.default_rng(0)
     labels = (draw.random((200, 3)) < 0.3).astype(int)
     labels[:, 2] = 0
-    said = np.clip(0.4 * labels + draw.random((200, 3)) * 0.6, 0, 1)
-    roc, precision = plots.rankings(labels, said, findings=("Mass", "Edema", "Hernia")).axes
+    probabilities = np.clip(0.4 * labels + draw.random((200, 3)) * 0.6, 0, 1)
+    roc, precision = plots.rankings(labels, probabilities, findings=("Mass", "Edema", "Hernia")).axes
     names = [text.get_text() for text in present(roc.get_legend()).get_texts()]
     assert names == [
-        f"{f}, AUROC {roc_auc_score(labels[:, k], said[:, k]):.3f}" for k, f in enumerate(("Mass", "Edema"))
+        f"{f}, AUROC {roc_auc_score(labels[:, k], probabilities[:, k]):.3f}" for k, f in enumerate(("Mass", "Edema"))
     ]
     assert present(precision.get_legend()).get_texts()[0].get_text().startswith("Mass, AUPRC ")
     x, y = points(roc.get_lines()[1])
-    assert np.trapezoid(y, x) == pytest.approx(roc_auc_score(labels[:, 0], said[:, 0]))
+    assert np.trapezoid(y, x) == pytest.approx(roc_auc_score(labels[:, 0], probabilities[:, 0]))
 
 
 def test_a_line_per_learning_rate_highest_first(epochs: pd.DataFrame, tmp_path: Path) -> None:

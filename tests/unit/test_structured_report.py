@@ -43,17 +43,17 @@ def test_every_finding_has_its_probability_its_threshold_and_whether_it_counts(r
         values = {each.name.meaning: each.value for each in group.get_measurements()}
         assert values["Probability"] == pytest.approx(finding.probability, abs=1e-6)
         assert values.get("Threshold") == (None if finding.threshold is None else pytest.approx(finding.threshold))
-        said = {each.name.meaning: each.value.meaning for each in group.get_qualitative_evaluations()}
-        assert said["At or above threshold"] == ("Yes" if finding.counts else "No")
-        assert said["Urgency category"] == f"Urgency category {finding.category}"
+        evaluations = {each.name.meaning: each.value.meaning for each in group.get_qualitative_evaluations()}
+        assert evaluations["At or above threshold"] == ("Yes" if finding.counts else "No")
+        assert evaluations["Urgency category"] == f"Urgency category {finding.category}"
         assert group.finding_type.value == (finding.snomed_ct or finding.finding[:16])
 
 
 def test_it_says_where_the_study_stands_and_that_it_is_not_for_diagnosis(report) -> None:
     place = groups(report)["Reading priority"]
     assert place.get_measurements()[0].value == pytest.approx(1.1234567, abs=1e-6)
-    said = {each.name.meaning: each.value.meaning for each in place.get_qualitative_evaluations()}
-    assert said == {"Urgency category": "Urgency category A", "Intended use": NOT_FOR_DIAGNOSIS}
+    evaluations = {each.name.meaning: each.value.meaning for each in place.get_qualitative_evaluations()}
+    assert evaluations == {"Urgency category": "Urgency category A", "Intended use": NOT_FOR_DIAGNOSIS}
 
 
 def test_it_is_unverified_preliminary_and_names_model_and_device(report) -> None:

@@ -134,8 +134,8 @@ def test_explain_writes_heat_maps_and_the_filters_of_a_layer(films: Path) -> Non
     assert code == 0, told
     written = sorted(path.relative_to(films / "seen").as_posix() for path in (films / "seen").rglob("*.png"))
     assert written == ["heatmaps.png", "layers/features.0.png"]
-    (said,) = pd.read_csv(films / "seen" / "predictions.csv").to_dict("records")
-    assert said["image"] == "0.png"
-    assert f"Pneumothorax         {said['Pneumothorax']:.3f}" in told
+    (predicted,) = pd.read_csv(films / "seen" / "predictions.csv").to_dict("records")
+    assert predicted["image"] == "0.png"
+    assert f"Pneumothorax         {predicted['Pneumothorax']:.3f}" in told
     assert run("explain", films / "net.safetensors", films / "films.csv", films / "seen")[0] == 2
     assert run("explain", films / "films.csv", films / "0.png", films / "seen")[0] == 2

@@ -1,4 +1,4 @@
-"""Settings of a training from a file, and what is said where a logger or timm is not installed."""
+"""Settings of a training from a file, and the error where a logger or timm is not installed."""
 
 import sys
 from pathlib import Path

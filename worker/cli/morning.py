@@ -117,5 +117,5 @@ def explain(
         pictures = [] if heatmap is None else write_heatmaps(context, what, heatmap, layers=layers)
     for path in pictures:
         err.print(f"wrote {path}", soft_wrap=True)
-    told = {"heading": found.heading, "facts": found.facts, "tables": found.tables, **found.structured}
-    answer(told, *explained_tables(found), as_json=as_json)
+    record = {"heading": found.heading, "facts": found.facts, "tables": found.tables, **found.structured}
+    answer(record, *explained_tables(found), as_json=as_json)

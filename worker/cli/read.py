@@ -39,7 +39,7 @@ class Report:
 
     @property
     def unchanged(self) -> int:
-        """Rows that said what was known already."""
+        """Rows that changed nothing."""
         return self.rows - self.changed
 
 

@@ -113,7 +113,7 @@ def _delivery(study: Publishable, destination: Destination) -> NewDelivery:
 
 
 def _not_sent(study: Publishable) -> str | None:
-    """Why nothing is said of a study: its score is kept from its readers, or it may be another patient's."""
+    """Why no result of a study is sent: its score is kept from its readers, or it may be another patient's."""
     return study.flag if study.flag in (BLIND, TWO_PATIENTS) else None
 
 

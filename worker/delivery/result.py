@@ -59,7 +59,7 @@ class FindingResult:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything that is said of one study. `patient`: Patient and Study modules of its first film, in UTF-8."""
+    """Content of one study's result. `patient`: Patient and Study modules of its first film, in UTF-8."""
 
     study_instance_uid: str
     revision: int

@@ -24,6 +24,7 @@ MARGIN, GAP = 36, 20
 CARD_WIDTH, FILM_HEIGHT, TEXT_HEIGHT = 368, 368, 148
 HEADER, FOOTER = 104, 60
 BARS = 3
+COLUMNS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Card:
     """One study of the worklist.
 
     findings: (name, probability in [0, 1]), most telling first; `found`: how many of them reach their threshold.
-    thumbnail: uint8 (h, w) of any size, white = dense; None where there is no picture to show.
+    thumbnail: uint8 (h, w) of any size, white = dense.
     flag: a few words in the corner of the film (overdue, partly scored); "" for none.
     """
 
@@ -40,15 +41,15 @@ class Card:
     category: str
     note: str
     findings: tuple[tuple[str, float], ...]
-    found: int = 1
-    flag: str = ""
-    thumbnail: NDArray[np.uint8] | None = None
+    found: int
+    flag: str
+    thumbnail: NDArray[np.uint8]
 
 
-def contact_sheet(cards: Sequence[Card], *, heading: str, note: str, columns: int = 4) -> Image.Image:
+def contact_sheet(cards: Sequence[Card], *, heading: str, note: str) -> Image.Image:
     """Cards in reading order, row by row, on a dark page; `note` stands under them in small type."""
-    rows = -(-len(cards) // columns)
-    width = 2 * MARGIN + columns * CARD_WIDTH + (columns - 1) * GAP
+    rows = -(-len(cards) // COLUMNS)
+    width = 2 * MARGIN + COLUMNS * CARD_WIDTH + (COLUMNS - 1) * GAP
     height = HEADER + rows * (FILM_HEIGHT + TEXT_HEIGHT + GAP) - GAP + FOOTER
     page = Page(width, height)
     page.text((MARGIN, 38), heading, size=30)
@@ -58,7 +59,7 @@ def contact_sheet(cards: Sequence[Card], *, heading: str, note: str, columns: in
         page.box((right - 10, 33, right, 43), colour, radius=5)
         right -= 28
     for index, card in enumerate(cards):
-        row, column = divmod(index, columns)
+        row, column = divmod(index, COLUMNS)
         _draw_card(page, card, MARGIN + column * (CARD_WIDTH + GAP), HEADER + row * (FILM_HEIGHT + TEXT_HEIGHT + GAP))
     page.text((MARGIN, height - FOOTER / 2), note, size=16, colour=QUIET)
     return page.image.reduce(SCALE)
@@ -96,10 +97,7 @@ def _draw_card(page: Page, card: Card, x: float, y: float) -> None:
     right, bottom = x + CARD_WIDTH, y + FILM_HEIGHT
     page.box((x, y, right, bottom + TEXT_HEIGHT), CARD, radius=10)
     page.box((x, y, right, bottom), (0, 0, 0))
-    if card.thumbnail is not None:
-        page.picture(card.thumbnail, (x, y, right, bottom))
-    else:
-        page.text(((x + right) / 2, (y + bottom) / 2), "no picture", size=18, colour=QUIET, anchor="mm")
+    page.picture(card.thumbnail, (x, y, right, bottom))
     page.box((x, bottom, right, bottom + 5), colour)
     page.box((x, y, x + 44 + 16 * len(str(card.rank)) + 12 * len(card.category), y + 46), colour)
     after = page.text((x + 14, y + 23), str(card.rank), size=27, colour=PAPER)

@@ -1,13 +1,13 @@
 """Prometheus metrics: counts, durations and codes; never a name, an identifier or a path.
 
 A worker counts its own work (`WorkMetrics`); beat shows the ledger (`LedgerCollector`), which holds across workers and
-restarts. Each keeps to the registry that it is given, so that two of them in one process do not mix.
+restarts. Each has a registry of its own, so that two of them in one process do not mix.
 """
 
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
@@ -23,6 +23,8 @@ from db.session import read_scope
 # From one small film decoded on a GPU machine (5 ms) to a minute for a batch on two slow cores.
 STAGE_BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
+MAX_AGE_SECONDS = 30.0
+
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -34,8 +36,8 @@ def code(value: str | None) -> str:
 class WorkMetrics:
     """Metrics of one worker since it started."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry or CollectorRegistry()
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
         self._studies = Counter(
             "nightread_studies_settled", "Studies this worker settled.", ["outcome", "reason"], registry=self.registry
         )
@@ -97,8 +99,8 @@ class WorkMetrics:
 class ReceiveMetrics:
     """Metrics of one DICOM receiver since it started."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry or CollectorRegistry()
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
         self._films = Counter("nightread_received_films", "Films received by C-STORE.", registry=self.registry)
         self._bytes = Counter("nightread_received_bytes", "Bytes of those films.", registry=self.registry)
         self._refusals = Counter(
@@ -125,8 +127,8 @@ class ReceiveMetrics:
 class PullMetrics:
     """Metrics of one pulling process since it started."""
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry or CollectorRegistry()
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
         self._films = Counter("nightread_pulled_films", "Films fetched from archives.", registry=self.registry)
         self._failures = Counter(
             "nightread_pull_failures",
@@ -161,18 +163,14 @@ class PullMetrics:
 
 
 class LedgerCollector(Collector):
-    """The ledger as gauges, read from the database when Prometheus asks, at most once in `max_age_seconds`.
+    """The ledger as gauges, read from the database when Prometheus asks, at most once in MAX_AGE_SECONDS.
 
     While the database does not answer, `nightread_ledger_up` is 0 and the other gauges are absent: an old number that
     looks new would be worse than none.
     """
 
-    def __init__(
-        self, engine: Engine, *, max_age_seconds: float = 30, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._max_age_seconds = max_age_seconds
-        self._clock = clock
         self._read_at: float | None = None
         self._health: Health | None = None
 
@@ -189,8 +187,8 @@ class LedgerCollector(Collector):
         return []
 
     def _current(self) -> Health | None:
-        now = self._clock()
-        if self._read_at is None or now - self._read_at >= self._max_age_seconds:
+        now = time.monotonic()
+        if self._read_at is None or now - self._read_at >= MAX_AGE_SECONDS:
             self._health = self._read()
             self._read_at = now
         return self._health

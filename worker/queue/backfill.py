@@ -50,15 +50,12 @@ class Pace:
             self.sleep(max(0.0, studies * 60 / self.studies_per_minute - seconds))
 
 
-UNPACED = Pace()
-
-
 def backfill(
     context: Context,
     app: Celery,
     paths: Iterable[Path],
     *,
-    pace: Pace = UNPACED,
+    pace: Pace,
     on_file: Callable[[], None] = lambda: None,
 ) -> Backfilled:
     """Register what lies at `paths` and notify the workers, portion by portion, at this pace.

@@ -92,7 +92,7 @@ class Listing:
 
 
 def answer(found: Mapping[str, Any] | Iterable[Any], *listings: Listing, as_json: bool, wide: bool = False) -> None:
-    """What a command found: as JSON for a program, else as lists."""
+    """Print what a command found: as JSON for a program, else as lists."""
     if as_json:
         print_json(found)
     else:

@@ -181,15 +181,12 @@ def _plain_listing(heading: str, columns: Sequence[str], rows: Sequence[Sequence
     return listing
 
 
-def _mark(good: bool, yes: str, no: str) -> Text:
-    return Text(yes, style="green") if good else Text(no, style="bold red")
-
-
 def doctor_table(results: "Sequence[CheckResult]") -> Listing:
     """Outcomes of the health checks."""
     listing = Listing("Health checks", [Column()] * 3)
     for result in results:
-        listing.add(result.name, _mark(result.ok, "ok", "failed"), result.text)
+        mark = Text("ok", style="green") if result.ok else Text("failed", style="bold red")
+        listing.add(result.name, mark, result.text)
     return listing
 
 

@@ -72,6 +72,13 @@ def scored_film(context: Context, study: str | None = None, **attributes: Any) -
     return made
 
 
+def scored_films(context: Context, count: int) -> None:
+    """New films, each of its own study, scored together."""
+    for _ in range(count):
+        film(context)
+    score_at_once(context)
+
+
 def rows(context: Context) -> list[Delivery]:
     """The outbox, the oldest first."""
     with read_scope(context.engine) as session:
@@ -410,9 +417,7 @@ def test_every_kind_and_destination_has_its_row_and_is_sent_once(context: Contex
 def test_a_destination_that_is_away_holds_up_no_other_and_is_tried_once_a_pass(context: Context, sent: Sent) -> None:
     other = ARCHIVE.model_copy(update={"name": "other"})
     context = delivering(context, ARCHIVE, other)
-    for _ in range(3):
-        film(context)
-    score_at_once(context)
+    scored_films(context, 3)
     outbox.publish(context)
     sent.fails["archive"] = DestinationAway()
     assert outbox.deliver_due(context) == 3
@@ -428,9 +433,7 @@ def test_a_destination_that_is_away_holds_up_no_other_and_is_tried_once_a_pass(c
 
 def test_one_that_goes_out_frees_what_waited_for_its_destination(embedded: Context, sent: Sent) -> None:
     context = delivering(embedded, ARCHIVE)
-    for _ in range(3):
-        film(context)
-    score_at_once(context)
+    scored_films(context, 3)
     outbox.publish(context)
     sent.fails["archive"] = DestinationAway()
     outbox.deliver_due(context)
@@ -531,9 +534,7 @@ def test_an_archive_that_keeps_nothing_is_not_sent_to_without_end(embedded: Cont
 
 def test_an_archive_that_confirms_at_once_frees_what_waited_for_it_too(embedded: Context, sent: Sent) -> None:
     context = delivering(embedded, ARCHIVE)
-    for _ in range(2):
-        film(context)
-    score_at_once(context)
+    scored_films(context, 2)
     outbox.publish(context)
     with session_scope(context.engine) as session:
         claimed = present(deliveries.claim(session, worker="w", lease_minutes=1))
@@ -584,9 +585,7 @@ def test_pauses_grow_to_an_hour_and_no_further() -> None:
 
 def test_the_stop_switch_acts_between_two_sends(context: Context, sent: Sent) -> None:
     context = delivering(context, ARCHIVE)
-    for _ in range(3):
-        film(context)
-    score_at_once(context)
+    scored_films(context, 3)
     outbox.publish(context)
 
     def pause() -> None:
@@ -775,9 +774,7 @@ def test_a_result_that_was_being_made_when_everything_was_stopped_is_not_sent(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = delivering(context, ARCHIVE)
-    for _ in range(2):
-        film(context)
-    score_at_once(context)
+    scored_films(context, 2)
     outbox.publish(context)
     given: list[Peer] = []
 
@@ -913,9 +910,7 @@ def test_an_orthanc_that_is_away_and_back_holds_each_report_once_and_confirms_it
     embedded: Context, archive: Orthanc
 ) -> None:
     context = delivering(embedded, ARCHIVE)
-    for _ in range(3):
-        film(context)
-    score_at_once(context)
+    scored_films(context, 3)
     outbox.publish(context)
     archive.stop(at_once=True)
     with archive.namespace.entered(), receiving(context):

@@ -25,8 +25,8 @@ _TYPES: dict[str, TypeEngine[Any]] = {
 _SHARED = "SELECT accession_number FROM study WHERE accession_number IN :numbers GROUP BY 1 HAVING count(*) > 1"
 _UNREAD = "SELECT count(*) FROM study_priority WHERE read_at IS NULL"
 
-# All unread studies are ranked, but by what study_priority holds; what lies in other tables is looked up for the rows of
-# the part alone.
+# All unread studies are ranked, but by what study_priority holds; what lies in other tables is looked up for the part's
+# rows alone.
 _PART = """
     SELECT p.priority_rank, l.study_instance_uid, l.accession_number, p.category, p.urgency, l.top_finding,
            l.top_probability, l.top_lift, l.top_share, l.acquired_at, p.received_at, p.overdue, p.stat, p.flag,

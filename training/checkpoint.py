@@ -161,10 +161,16 @@ def save_checkpoint(path: Path, header: Header, *, state: "Mapping[str, Tensor]"
     return hashlib.sha256(data).hexdigest()
 
 
-def read_header(path: Path) -> Header:
-    """The header alone, without the weights and without torch. Raises the CheckpointError that fits."""
+def read_header(path: Path, *, expected_digest: str | None = None) -> Header:
+    """The header alone, without the weights and without torch.
+
+    expected_digest: SHA-256 in hex that the whole file must have. Raises the CheckpointError that fits.
+    """
     try:
         with path.open("rb") as file:
+            if expected_digest is not None:
+                _check_digest(path, hashlib.file_digest(file, "sha256").hexdigest(), expected_digest)
+                file.seek(0)
             size = int.from_bytes(file.read(8), "little")  # safetensors: u64, then that many bytes of JSON
             return _parse_header(file.read(min(size, _MAX_HEADER_BYTES)), path)
     except OSError as error:
@@ -187,8 +193,8 @@ def load_checkpoint(
     except OSError as error:
         raise MissingCheckpoint(f"cannot read checkpoint {path.name}: {error.strerror}") from error
     digest = hashlib.sha256(data).hexdigest()
-    if expected_digest is not None and digest != expected_digest.lower():
-        raise WrongDigest(f"{path.name} has digest {digest[:12]}…, expected {expected_digest[:12]}…")
+    if expected_digest is not None:
+        _check_digest(path, digest, expected_digest)
     header = _parse_header(data[8 : 8 + int.from_bytes(data[:8], "little")], path)
     if findings is not None and header.findings != findings:
         raise VocabularyMismatch(f"{path.name} scores {', '.join(header.findings)}; needed: {', '.join(findings)}")
@@ -218,6 +224,11 @@ def build(checkpoint: Checkpoint) -> "nn.Module":
 
 def _full(tensor: "Tensor") -> "Tensor":
     return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _check_digest(path: Path, digest: str, expected: str) -> None:
+    if digest != expected.lower():
+        raise WrongDigest(f"{path.name} has digest {digest[:12]}…, expected {expected[:12]}…")
 
 
 def _parse_header(raw: bytes, path: Path) -> Header:

@@ -3,20 +3,25 @@
 import shutil
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from sqlalchemy import Engine
 
-from db import morning, runs
+from db import morning, registry, runs
 from db.session import read_scope, session_scope
 from tests.support.contexts import MakeContext
 from tests.support.dicom_files import make_film, texture
 from tests.support.night_rows import add_champion, add_studies, add_unscored, open_run
 from tests.support.page_reading import Page
+from tests.support.values import present
+from training.checkpoint import load_checkpoint
 from training.findings import FINDINGS
 from worker.context import Context
 from worker.intake.receive import receive
+from worker.report import pictures
 from worker.report.page import write_report
+from worker.report.pictures import Wanted
 from worker.scoring.pipeline import score_waiting
 from worker.scoring.scorer import open_scorer
 
@@ -64,6 +69,20 @@ def test_films_are_shown_and_studies_without_scores_stand_apart_and_say_why(writ
 def test_heat_maps_stand_beside_the_films_where_they_can_be_made(written: Path) -> None:
     page = Page(written.read_text(encoding="utf-8"))
     assert sum((attrs["alt"] or "").startswith("The same film") for attrs in page.of("img")) == 2
+
+
+def test_weights_are_loaded_only_where_a_heat_map_is_wanted(
+    scored: tuple[Context, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, _ = scored
+    with read_scope(context.engine) as session:
+        (film,) = morning.films_of(session, [1])[1]
+        file = context.file_of(present(registry.champion(session)))
+    load = Mock(wraps=load_checkpoint)
+    monkeypatch.setattr(pictures, "load_checkpoint", load)
+    shown = [pictures.pictures_of(context, [Wanted(film, finding)], checkpoint=file)[1] for finding in (None, "Edema")]
+    assert [picture.film.startswith("data:image/jpeg") for picture in shown] == [True, True]
+    load.assert_called_once_with(file)
 
 
 def test_nothing_of_the_patient_is_on_the_page(written: Path, scored: tuple[Context, Path]) -> None:

@@ -58,6 +58,12 @@ def test_a_decoder_waits_for_no_log_no_database_and_no_network():
     assert ended.stdout.split() == []
 
 
+def test_pages_load_no_network_before_a_heat_map_is_wanted():
+    code = "import sys, worker.report.page, worker.web.images; print('torch' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["False"]
+
+
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("train", "--help"), ("models", "-h")])
 def test_help_waits_for_no_database(arguments, environment):
     assert not heavy_modules_of(*arguments, environment=environment) & (HEAVY | DATABASE)

@@ -24,8 +24,7 @@ from db.models import Checkpoint, Drift, Run
 from db.morning import CategoryCount, Film
 from db.session import read_scope
 from db.totals import Totals, kept_totals, read_totals
-from training.checkpoint import Checkpoint as LoadedCheckpoint
-from training.checkpoint import CheckpointError, cuts_of, load_checkpoint
+from training.checkpoint import CheckpointError, Header, cuts_of, read_header
 from training.findings import FINDINGS
 from training.imaging.whole_file import write_whole
 from training.pointing import Pointing, no_map_because, pointing_of
@@ -142,10 +141,10 @@ def write_report(context: Context, *, run: str, output: Path, top: int = 50) -> 
     Raises NoSuchRun. The file is replaced whole: who has it open or fetches it never sees half a page.
     """
     facts = _ask(context, run, top)
-    checkpoint = _checkpoint_file(facts)
-    pictures = _pictures(context, facts, checkpoint)
+    header = _header_of(facts.checkpoint)
+    pictures = _pictures(context, facts, header)
     template = _environment(context.settings.zone).get_template("morning.html.j2")
-    page = template.render(_page(facts, pictures, checkpoint, context.settings))
+    page = template.render(_page(facts, pictures, header, context.settings))
     write_whole(output, page)
     return output
 
@@ -228,21 +227,23 @@ def _thresholds(rules: priority.Policy, checkpoint: Checkpoint | None) -> dict[s
     return brought | own
 
 
-def _checkpoint_file(facts: Facts) -> LoadedCheckpoint | None:
-    """The run's checkpoint; the page does without where its file is gone or is another now."""
-    if facts.checkpoint is None:
+def _header_of(checkpoint: Checkpoint | None) -> Header | None:
+    """Header of the run's checkpoint; the page does without where its file is gone or is another now."""
+    if checkpoint is None:
         return None
     try:
-        return load_checkpoint(Path(facts.checkpoint.path), expected_digest=facts.checkpoint.digest)
+        header = read_header(Path(checkpoint.path), expected_digest=checkpoint.digest)
     except CheckpointError:
         return None
+    return header if header.findings == FINDINGS else None
 
 
-def _pictures(context: Context, facts: Facts, checkpoint: LoadedCheckpoint | None) -> dict[int, Picture]:
+def _pictures(context: Context, facts: Facts, header: Header | None) -> dict[int, Picture]:
     cards = _scored(_entries(facts, {}, viewer=None))[:CARDS]
-    pointing = {} if checkpoint is None else pointing_of(checkpoint.training)
+    pointing = {} if header is None else pointing_of(header.training)
     wanted = [_wanted(entry.film, entry.bars, pointing) for entry in cards if entry.film]
-    return pictures_of(context, wanted, checkpoint=checkpoint) if wanted else {}
+    file = None if header is None or facts.checkpoint is None else Path(facts.checkpoint.path)
+    return pictures_of(context, wanted, checkpoint=file) if wanted else {}
 
 
 def _wanted(film: Film, bars: Sequence[Bar], pointing: Mapping[str, Pointing]) -> Wanted:
@@ -258,13 +259,11 @@ def _wanted(film: Film, bars: Sequence[Bar], pointing: Mapping[str, Pointing]) -
 # ---------------------------------------------------------------------------------------------------- what is shown
 
 
-def _page(
-    facts: Facts, pictures: Mapping[int, Picture], checkpoint: LoadedCheckpoint | None, settings: Settings
-) -> dict[str, Any]:
+def _page(facts: Facts, pictures: Mapping[int, Picture], header: Header | None, settings: Settings) -> dict[str, Any]:
     """Names that the template may use."""
     entries = _entries(facts, pictures, viewer=settings.viewer_url)
     ranked, unread = _scored(entries), [entry for entry in entries if entry.unread_by_model]
-    compared = _compared(facts, checkpoint)
+    compared = _compared(facts, header)
     charts = charts_of(facts.scores, compared, facts.thresholds) if len(facts.scores) else []
     weights = {rule.finding: rule.weight for rule in facts.rules.findings}
     by_weight = sorted(weights, key=lambda finding: -weights[finding])
@@ -374,10 +373,10 @@ def _remark(row: RowMapping, films: Sequence[Film]) -> str | None:
     return sentence(reason) if reason else "It still waits for the model."
 
 
-def _compared(facts: Facts, checkpoint: LoadedCheckpoint | None) -> Compared | None:
+def _compared(facts: Facts, header: Header | None) -> Compared | None:
     """Last week's scores; where there are too few, the checkpoint's reference."""
     if len(facts.earlier) < COMPARED_FILMS:
-        return None if checkpoint is None else reference_of(checkpoint, facts.thresholds)
+        return None if header is None else reference_of(header, facts.thresholds)
     earlier, name = facts.earlier, f"the {COMPARED_DAYS} days before"
     return Compared(name, "before", len(earlier), shares_of(earlier), flagged_of(earlier, facts.thresholds))
 

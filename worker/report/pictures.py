@@ -4,19 +4,23 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
 
 from db.base import DocumentedError
 from db.morning import Film
-from training.checkpoint import Checkpoint, build
+from training.checkpoint import Checkpoint, build, load_checkpoint, read_header
 from training.imaging.preprocessing import Preprocessing
 from worker.context import Context
 from worker.scoring.decoder_pool import DecoderPool
 from worker.scoring.decoding import DecodeOptions, NetworkInput
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PICTURE_PIXELS = 320  # the longer side of a picture on the page
 JPEG_QUALITY = 78
@@ -45,16 +49,19 @@ class Picture:
     because: str | None
 
 
-def pictures_of(context: Context, wanted: Sequence[Wanted], *, checkpoint: Checkpoint | None) -> dict[int, Picture]:
+def pictures_of(context: Context, wanted: Sequence[Wanted], *, checkpoint: Path | None) -> dict[int, Picture]:
     """Pictures by instance id; a film that is gone or has changed has none.
 
-    A picture is the network's input, as wide and high again as the film was. `checkpoint` None: no heat
-    maps. Raises CheckpointError when its network cannot be built.
+    A picture is the network's input, as wide and high again as the film was. `checkpoint`: the file of the one that
+    scored the films, None for no heat maps. Its network, and torch, are loaded only where a heat map is wanted. Raises
+    CheckpointError when that cannot be done.
     """
-    preprocessing = Preprocessing() if checkpoint is None else checkpoint.preprocessing
+    preprocessing = Preprocessing() if checkpoint is None else read_header(checkpoint).preprocessing
     inputs = _inputs(context, [each.film for each in wanted], preprocessing)
     there = [each for each in wanted if each.film.instance_id in inputs]
-    heats = {} if checkpoint is None else _heats(checkpoint, there, inputs)
+    heats: dict[int, NDArray[np.uint8]] = {}
+    if checkpoint is not None and any(each.finding for each in there):
+        heats = _heats(load_checkpoint(checkpoint), there, inputs)
     return {
         each.film.instance_id: _picture(each, inputs[each.film.instance_id], heats.get(each.film.instance_id))
         for each in there
@@ -98,7 +105,7 @@ class NoHeatMaps(DocumentedError, LookupError):
 
 
 def heat_overlay(
-    checkpoint: Checkpoint, network: nn.Module, network_input: NDArray[np.uint8], finding: str
+    checkpoint: Checkpoint, network: "nn.Module", network_input: NDArray[np.uint8], finding: str
 ) -> NDArray[np.uint8] | None:
     """The network's input (size, size) under the heat map of one finding, uint8 (size, size, 3); None where nothing on
     the film speaks for it. `network` is built of `checkpoint`. Raises NoHeatMaps."""

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import nn
 
 from db.base import DocumentedError
 from db.models import Checkpoint as CheckpointRow
@@ -28,6 +28,9 @@ from worker.context import Context
 from worker.report.pictures import NoHeatMaps, heat_overlay
 from worker.scoring.decoder_pool import DecoderPool
 from worker.scoring.decoding import DecodeOptions, Failure
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FILM_PIXELS, THUMBNAIL_PIXELS = 1024, 96  # the longer side
 HEAT_PIXELS = 768
@@ -43,7 +46,7 @@ class NoPicture(DocumentedError, LookupError):
 class _Loaded:
     digest: str
     checkpoint: Checkpoint
-    network: nn.Module
+    network: "nn.Module"
 
 
 class Pictures:

@@ -1,6 +1,7 @@
 """Shared by the commands: two consoles, settings and context, a progress bar, JSON for programs."""
 
 import json
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -77,13 +78,27 @@ def refuse(message: str, *, code: int = WRONG_USAGE) -> NoReturn:
 
 @contextmanager
 def progress(description: str, *, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error while the block runs, if a person looks on; yields what advances it."""
+    """A progress bar on standard error while the block runs, if a person looks on; yields what advances it.
+
+    However the block ends, also by SIGTERM, the bar is wiped and the cursor is shown again.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-        task = bar.add_task(description, total=total)
-        yield lambda count: bar.advance(task, count)
+    if not err.is_terminal:
+        yield lambda _count: None
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        with Progress(*columns, console=err, transient=True) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda count: bar.advance(task, count)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)  # as a shell counts an end by a signal
 
 
 def print_json(value: Mapping[str, Any] | Iterable[Any]) -> None:

@@ -30,11 +30,9 @@ def accept(session: Session, verdict: GateVerdict, *, by: str, reason: str) -> N
                  undecided=open_checks, reason=reason)  # fmt: skip
 
 
-def latest(session: Session, challenger_id: int, *, champion_id: int | None = None) -> GateVerdict | None:
-    """The newest verdict on a checkpoint, if wanted only one beside this champion."""
+def latest(session: Session, challenger_id: int) -> GateVerdict | None:
+    """The newest verdict on a checkpoint."""
     verdicts = select(GateVerdict).where(GateVerdict.challenger_id == challenger_id)
-    if champion_id is not None:
-        verdicts = verdicts.where(GateVerdict.champion_id == champion_id)
     return session.scalars(verdicts.order_by(GateVerdict.id.desc()).limit(1)).first()
 
 

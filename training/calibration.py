@@ -129,23 +129,18 @@ def _fitted_prevalences(header: Header) -> dict[str, float]:
 
 
 def thresholds(
-    probabilities: Array,
-    labels: NDArray[np.integer],
-    *,
-    findings: Sequence[str],
-    sensitivity: float = 0.9,
-    flag_share: float = 0.1,
+    probabilities: Array, labels: NDArray[np.integer], *, findings: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """finding -> {"sensitivity_90", "flag_10"} for probabilities and labels (N, F); a film at the cut is flagged.
 
-    sensitivity: the highest cut that still flags this share of the positives; a finding without positives has none.
-    flag_share: the cut that flags this share of all films, whatever they hold.
+    sensitivity_90: the highest cut that still flags 90 % of the positives; a finding without positives has none.
+    flag_10: the cut that flags 10 % of all films, whatever they hold.
     """
     cuts: dict[str, dict[str, float]] = {}
     for finding, scores, truth in zip(findings, probabilities.T, labels.T, strict=True):
-        cuts[finding] = {f"flag_{100 * flag_share:.0f}": _cut(scores, flag_share)}
+        cuts[finding] = {"flag_10": _cut(scores, 0.1)}
         if (truth == 1).any():
-            cuts[finding][f"sensitivity_{100 * sensitivity:.0f}"] = _cut(scores[truth == 1], sensitivity)
+            cuts[finding]["sensitivity_90"] = _cut(scores[truth == 1], 0.9)
     return cuts
 
 

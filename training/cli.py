@@ -119,7 +119,7 @@ def prepare(
         raise typer.BadParameter("give --table and --images, or --kaggle")
     try:
         manifest, left_out = nih.read_table(table, lists=lists, keep_unknown=keep_unknown_view)
-        with _bar("films", total=len(manifest)) as advance:
+        with _bar(total=len(manifest)) as advance:
             outcomes = prepared.prepare(
                 manifest, images, folder, sizes=size or (224,), processes=processes, progress=advance
             )
@@ -403,12 +403,12 @@ def usage_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _bar(what: str, *, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; yields the function that advances it by N."""
+def _bar(*, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar of films on stderr; yields the function that advances it by N."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("films"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=total)
+        task = progress.add_task("films", total=total)
         yield lambda more: progress.advance(task, more)

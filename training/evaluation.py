@@ -28,6 +28,7 @@ Array = NDArray[np.floating]
 
 PREDICTIONS: Final = "predictions.csv"
 DECIMALS: Final = 4
+SEED: Final = 2026
 _FOLDS: Final = 5
 
 
@@ -89,12 +90,11 @@ def judge(
     *,
     thresholds: float | Sequence[float] = 0.5,
     adjudicated: pd.DataFrame | None = None,
-    seed: int = 2026,
 ) -> pd.DataFrame:
     """Write and return the figures of "network" and its baselines, probabilities (N, F) each."""
     folder.mkdir(parents=True, exist_ok=True)
     findings = findings_in(films)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     table = metrics.report(films, models, rng=rng, thresholds=thresholds, adjudicated=adjudicated)
     table.to_csv(folder / "evaluate.csv", index=False)
     added(films, models["network"], baseline=models["view_age_sex"], rng=rng).to_csv(folder / "added.csv", index=False)

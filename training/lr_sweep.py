@@ -24,7 +24,6 @@ def sweep(
     *,
     rates: Sequence[float] = PAPER_RATES,
     code_commit: str = "",
-    progress: bool = True,
 ) -> pd.DataFrame:
     """learning_rate, train_loss, macro_auroc (the best on validation) of a run per rate, and learning_rates.png.
 
@@ -34,7 +33,7 @@ def sweep(
     for rate in rates:
         run = folder / f"rate-{rate:g}"
         with suppress(Diverged):  # what it reached before is in its metrics.csv, if it reached anything
-            fit(prepared, replace(settings, learning_rate=rate), run, code_commit=code_commit, progress=progress)
+            fit(prepared, replace(settings, learning_rate=rate), run, code_commit=code_commit)
         written = run / "metrics.csv"
         runs[rate] = (
             pd.read_csv(written) if written.exists() else pd.DataFrame({"epoch": [1], "train_loss": [math.nan]})

@@ -75,7 +75,7 @@ def training_curves(epochs: pd.DataFrame) -> Figure:
     loss.set(title="Loss", ylabel="loss", ylim=(0, None))
     for name, colour in (("binary_accuracy", BLUE), ("exact_match", ORANGE)):  # silence's are dotted
         _lines(accuracy, epochs, {f"validation/{name}/all": (name.replace("_", " "), colour)})
-        _level(accuracy, epochs, f"validation/all_zero_{name}/all", name="... of all zero", colour=colour)
+        _level(accuracy, epochs, f"validation/all_zero_{name}/all", colour=colour)
     accuracy.set(title="Accuracies on validation", ylabel="share right", ylim=(0, 1))
     macros = {"auroc/macro": ("macro AUROC", GREEN), "auroc/macro_without_hernia": ("without Hernia", GRAY)}
     _lines(ranking, epochs, {f"validation/{name}": drawn for name, drawn in macros.items()})
@@ -228,10 +228,10 @@ def _lines(axes: Axes, epochs: pd.DataFrame, columns: Mapping[str, tuple[str, An
     _plain(axes)
 
 
-def _level(axes: Axes, epochs: pd.DataFrame, column: str, *, name: str, colour: str) -> None:
-    """A dotted line at a figure that does not change."""
+def _level(axes: Axes, epochs: pd.DataFrame, column: str, *, colour: str) -> None:
+    """A dotted line at the figure of a network that says nothing, which does not change."""
     if column in epochs:
-        axes.axhline(epochs[column].iloc[-1], color=colour, linewidth=1, linestyle=":", label=name)
+        axes.axhline(epochs[column].iloc[-1], color=colour, linewidth=1, linestyle=":", label="... of all zero")
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

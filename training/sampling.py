@@ -56,8 +56,8 @@ def _side(patient: str) -> str:
     return SPLITS[int(np.searchsorted(np.cumsum(STABLE_SHARES[:-1]), place, side="right"))]
 
 
-def split_official(manifest: pd.DataFrame, *, rng: np.random.Generator, validation_share: float = 0.13) -> pd.DataFrame:
-    """NIH's own test films, and `validation_share` of the other patients for validation (.13: about 11,200 films).
+def split_official(manifest: pd.DataFrame, *, rng: np.random.Generator) -> pd.DataFrame:
+    """NIH's own test films, and 13 % of the other patients (about 11,200 films) for validation.
 
     The manifest's split says "train_val" or "test", as `train prepare` writes it from NIH's lists. Raises ValueError
     when it does not.
@@ -67,7 +67,7 @@ def split_official(manifest: pd.DataFrame, *, rng: np.random.Generator, validati
     learned = manifest["split"] == "train_val"
     patients = manifest.loc[learned, "patient_id"].to_numpy()
     split = manifest["split"].astype(object)
-    split[learned] = _drawn(patients, shares=(1 - validation_share, validation_share), rng=rng)
+    split[learned] = _drawn(patients, shares=(0.87, 0.13), rng=rng)
     return manifest.assign(split=split)
 
 
@@ -91,19 +91,18 @@ def undersample(
     manifest: pd.DataFrame,
     *,
     rng: np.random.Generator,
-    common: Sequence[str] = COMMON,
     common_share: float = COMMON_SHARE,
     no_finding_share: float = 0.0,
 ) -> pd.DataFrame:
     """The paper's undersampling, in training alone: every film with a rarer finding, a share of the others, none empty.
 
-    Of the training films that carry none but `common` findings `common_share` is kept, drawn without replacement; of
+    Of the training films that carry none but COMMON findings `common_share` is kept, drawn without replacement; of
     those without any finding `no_finding_share`. Validation and test stay as they are, at their natural prevalence. A
     manifest without a split is all training.
     """
     findings = list(findings_in(manifest))
     positive = manifest[findings] == 1  # an unknown finding is none to keep a film for
-    rarer = positive.drop(columns=[finding for finding in common if finding in findings]).any(axis=1)
+    rarer = positive.drop(columns=[finding for finding in COMMON if finding in findings]).any(axis=1)
     empty = ~positive.any(axis=1)
     training = manifest["split"].isin(("train", ""))
     places = manifest.index.to_numpy()

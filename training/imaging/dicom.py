@@ -239,13 +239,13 @@ PHOTOMETRICS = {
 }
 
 
-def open_dataset(path: Path, *, limits: PixelLimits = DEFAULT_LIMITS, follow_links: bool = True) -> Dataset:
+def open_dataset(path: Path, *, limits: PixelLimits = DEFAULT_LIMITS) -> Dataset:
     """The whole data set of a DICOM file, whose bytes are read once. Not decoded yet.
 
     Raises an UnusablePixels (EmptyFile, NotDicom, DirectoryFile, TooLarge, Truncated, UnreadableDicom, FileReplaced),
     or OSError when the file cannot be reached.
     """
-    return dataset_in(read_content(path, limits=limits, follow_links=follow_links), limits=limits)
+    return dataset_in(read_content(path, limits=limits), limits=limits)
 
 
 def read_content(path: Path, *, limits: PixelLimits = DEFAULT_LIMITS, follow_links: bool = True) -> bytes:

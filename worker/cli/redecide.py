@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_context, print_json, refuse, say
+from worker.wording import counted
 
 app = typer.Typer()
 
@@ -30,6 +31,8 @@ def redecide(
     if as_json:
         print_json({"read": done.files, "changed": done.changed, "rejected": done.rejected})
     else:
-        say(f"{done.files} headers read again: {done.changed} are decided otherwise now, {done.rejected} could "
-                  "not be read. `nightread score` or the next sweep takes what waits.")  # fmt: skip
+        say(
+            f"{counted(done.files, 'header')} read again: {done.changed} are decided otherwise now, "
+            f"{done.rejected} could not be read. `nightread score` or the next sweep takes what waits."
+        )
     raise typer.Exit(SOME_LEFT_OUT if done.rejected else DONE)

@@ -56,7 +56,7 @@ def rescore(
     if left:
         err.print(f"{counted(left, 'film')} could not be read or changed; the studies stay where they are.")
     moved = None
-    if looking is ranking and (live or _agreed("Move the studies to their new places?")):
+    if looking is ranking and (live or _agreed()):
         with usage_errors(rescoring.NotLive):
             moved = rescoring.make_live(context, looking, read=read)
     if as_json:
@@ -97,6 +97,6 @@ def _checkpoints(context: "Context", digest: str | None) -> "tuple[Live, Live]":
         return ranking, beside(context, registry.by_digest(session, digest), ranking)
 
 
-def _agreed(question: str) -> bool:
+def _agreed() -> bool:
     """Ask a person at a terminal; a program that reads the output is not asked, and has not agreed."""
-    return sys.stdin.isatty() and sys.stdout.isatty() and typer.confirm(question)
+    return sys.stdin.isatty() and sys.stdout.isatty() and typer.confirm("Move the studies to their new places?")

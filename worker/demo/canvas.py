@@ -145,12 +145,12 @@ def ribbon(path: Points, widths: ArrayLike) -> Points:
 
 
 def branches(
-    rng: np.random.Generator, roots: ArrayLike, headings: ArrayLike, widths: ArrayLike, *, length: float, forks: int
+    rng: np.random.Generator, roots: ArrayLike, headings: ArrayLike, widths: ArrayLike, *, forks: int
 ) -> list[Stroke]:
     """Vessels that fork as they run outwards from their roots (N, 2) -> strokes, all of one generation at a time."""
     strokes: list[Stroke] = []
     start, heading, width = (np.array(each, float) for each in (roots, headings, widths))
-    run = length * rng.uniform(0.8, 1.2, len(width))
+    run = 0.1 * rng.uniform(0.8, 1.2, len(width))
     for _ in range(forks + 1):
         bend = rng.normal(0, 0.2, len(width))
         middle = start + 0.5 * run[:, None] * np.stack([np.cos(heading), np.sin(heading)], 1)
@@ -173,12 +173,12 @@ def tone(beam: Map, sheet: Sheet, rng: np.random.Generator) -> Map:
     return np.clip(1.04 / (1 + np.exp(-(crisp - 0.34) * 6.4)) - 0.06, 0, 1).astype(np.float32)
 
 
-def expose(film: Map, *, rows: int, rng: np.random.Generator, grain: float = 0.012) -> Map:
+def expose(film: Map, *, rows: int, rng: np.random.Generator) -> Map:
     """Enlarge a drawing to the detector's rows and add its noise, which is strongest where few quanta arrive."""
     size = (round(rows * film.shape[1] / film.shape[0]), rows)
     large = np.asarray(Image.fromarray(film).resize(size, Image.Resampling.BICUBIC), np.float32)
     speckle = rng.standard_normal(large.shape, dtype=np.float32)
-    return np.clip(large + speckle * (grain * (0.35 + 0.65 * large)), 0, 1)
+    return np.clip(large + speckle * (0.012 * (0.35 + 0.65 * large)), 0, 1)
 
 
 def letter(film: Map, text: str, *, at: Point, size: float) -> Map:

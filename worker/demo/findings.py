@@ -77,7 +77,7 @@ def consolidation(thorax: Thorax, side: str) -> None:
     patch = sheet.blob((sign * rng.uniform(0.27, 0.31), rng.uniform(0.66, 0.8)), rng.uniform(0.14, 0.18))
     ragged = patch * (0.45 + 0.45 * sheet.clouds(rng, grain=0.06) + 0.3 * sheet.clouds(rng, grain=0.02))
     heading = 0.7 if sign > 0 else np.pi - 0.7
-    tubes = branches(rng, [(sign * 0.14, 0.52)], [heading], [0.014], length=0.1, forks=4)
+    tubes = branches(rng, [(sign * 0.14, 0.52)], [heading], [0.014], forks=4)
     open_bronchi = sheet.lines([stroke for stroke in tubes if stroke[1] > 0.004], soft=0.002)
     _solidify(thorax, 0.85 * ragged * (1 - 0.35 * open_bronchi))
 

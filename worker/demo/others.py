@@ -42,7 +42,7 @@ def lateral(sheet: Sheet, rng: np.random.Generator) -> Map:
     airway = sheet.lines([(TRACHEA, 0.06, 1.0)], soft=0.008)
     air = lungs * (0.6 + 0.4 * sheet.blur(lungs, 0.05)) * (1 - 0.75 * heart) + 0.2 * airway
     roots, widths = rng.normal((0.02, 0.47), 0.02, (26, 2)), rng.uniform(0.007, 0.016, 26)
-    tree = sheet.lines(branches(rng, roots, rng.uniform(0, 2 * np.pi, 26), widths, length=0.1, forks=5), soft=0.002)
+    tree = sheet.lines(branches(rng, roots, rng.uniform(0, 2 * np.pi, 26), widths, forks=5), soft=0.002)
     markings = 0.1 * (tree + sheet.blob((0.02, 0.47), 0.09)) * lungs
     return tone(soft * (1 - 0.66 * air) + markings + _side_bones(sheet), sheet, rng)
 

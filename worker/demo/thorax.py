@@ -154,7 +154,7 @@ class Thorax:
                 [sign * 0.08 + 0.01 * np.abs(angle), height + 0.09 * angle], 1
             )
             widths = rng.uniform(0.009, 0.017, 15) * np.where(angle > 0, 1.2, 0.8)
-            strokes += branches(rng, roots, angle if sign > 0 else np.pi - angle, widths, length=0.1, forks=6)
+            strokes += branches(rng, roots, angle if sign > 0 else np.pi - angle, widths, forks=6)
         arteries = [ribbon(path, (0.042, 0.012)) for path in (ARTERY_RIGHT, ARTERY_LEFT)]
         tree = np.maximum(sheet.lines(strokes, soft=0.0014), 0.75 * sheet.fill(*arteries, soft=0.005))
         x, y = sheet.grid

@@ -1,6 +1,6 @@
 """Skipped instances, decided again by the settings of today."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from db import lookup
@@ -10,9 +10,7 @@ from worker.intake.receive import FILES_PER_TRANSACTION, Received, receive
 from worker.reasons import VIEW_SENTENCES, ViewReason
 
 
-def redecide(
-    context: Context, *, reason: ViewReason | None = None, on_file: Callable[[], None] = lambda: None
-) -> Received:
+def redecide(context: Context, *, reason: ViewReason | None = None) -> Received:
     """Read again the headers of instances that the view filter skipped (all, or for one reason), and decide anew.
 
     The stored evidence names what decided and not all that spoke, so it does not suffice. A file that is gone is
@@ -21,7 +19,7 @@ def redecide(
     reasons = [*VIEW_SENTENCES] if reason is None else [reason]
     received, last = Received(), 0
     while some := _next(context, reasons, last):
-        received.add(receive(context, [Path(path) for _, path in some], on_file=on_file))
+        received.add(receive(context, [Path(path) for _, path in some]))
         last = some[-1][0]
     return received
 

@@ -11,7 +11,7 @@ class PlotUnavailable(DocumentedError, RuntimeError):
     """The figure needs matplotlib: pip install 'nightread[train]'."""
 
 
-def plot(rows: Sequence[Row], path: Path, *, groups: Iterable[str] | None = None) -> None:
+def plot(rows: Sequence[Row], path: Path) -> None:
     """Write mean, 95th percentile and maximum per group and discipline to `path` (.png, .svg or .pdf by its name).
 
     Raises PlotUnavailable where matplotlib is not installed.
@@ -20,7 +20,7 @@ def plot(rows: Sequence[Row], path: Path, *, groups: Iterable[str] | None = None
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PlotUnavailable from error
-    shown = groups_of(rows, groups)
+    shown = groups_of(rows, None)
     disciplines = list(dict.fromkeys(row.discipline for row in rows))
     figure = Figure(figsize=(11, 1.5 + 0.13 * len(shown) * len(disciplines)), layout="constrained")
     for axes, name in zip(figure.subplots(1, 3, sharey=True), ("mean", "p95", "maximum"), strict=True):

@@ -140,9 +140,9 @@ class EvaluatedCases:
         return Drawn(self.present[film], self.probabilities[film], film)
 
 
-def cases_from_aucs(aucs: Mapping[str, float], prevalence: Mapping[str, float] = NIH_PREVALENCE) -> BinormalCases:
-    """Studies as a checkpoint with these areas under the ROC curve would score them."""
-    points = {name: {"prevalence": prevalence.get(name, 0.0), "auc": auc} for name, auc in aucs.items()}
+def cases_from_aucs(aucs: Mapping[str, float]) -> BinormalCases:
+    """Studies as a checkpoint with these areas under the ROC curve would score them, at NIH's prevalences."""
+    points = {name: {"prevalence": NIH_PREVALENCE.get(name, 0.0), "auc": auc} for name, auc in aucs.items()}
     return _cases(lambda: POINTS.validate_python(points), "the areas")
 
 

@@ -16,7 +16,7 @@ from training.imaging.preprocessing import GAP
 Numbers = NDArray[np.float64]
 Band = tuple[int, NDArray[np.float32]]  # where an output's weights begin, and they
 
-MARGIN = 6  # with half a film's sides at least this many times the network's, one film of 38 moved by more than .01 (.0101)
+MARGIN = 6  # half a film at least this many times the network: no probability moved by more than .0101
 ENOUGH_PIXELS = 1000  # nor from here on with a network of 224 pixels, where that is 4.5 times its side
 # Grey levels of 255: at most .0054 on 38 films that moved no probability by .01, .0186 and more on those that did.
 BEND = 0.01

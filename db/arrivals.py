@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import case, delete, select, update
+from sqlalchemy import bindparam, case, delete, select, update
 from sqlalchemy.orm import Session
 
-from db.base import database_now
+from db.base import Base, database_now
 from db.bulk import in_parts
 from db.models import FilmScore, Instance, InstanceVersion, RejectedFile, Study, StudyPriority
-from db.upsert import insert
+from db.upsert import insert, insert_missing
 
 OTHER_PATIENT = "other_patient"  # reason of an instance that came under another patient's Study Instance UID
 TWO_PATIENTS = "two_patients"  # flag of such a study
@@ -53,41 +53,50 @@ class Registered:
 def register(session: Session, arrival: Arrival, *, placement: Placement) -> Registered:
     """Record one instance; its study is made, found, or reopened when the instance is a film that was not there.
 
-    The study's row is locked first, so two senders of the same study take turns.
+    A study's row is locked first, so two senders of the same study take turns.
     """
     now = database_now(session)
-    study, sent = _study_of(session, arrival, now), arrival
-    arrival = _kept_apart(study, arrival)
+    if (made := _make_study(session, arrival, placement, now)) is not None:
+        return made
+    uid = arrival.study["study_instance_uid"]
+    study = session.scalars(select(Study).where(Study.study_instance_uid == uid).with_for_update()).one()
+    sent, arrival = arrival, _kept_apart(study, arrival)
     study.patient_key = study.patient_key or arrival.study.get("patient_key")
-    added = session.scalar(
-        insert(session, Instance)
-        .values(study_id=study.id, received_at=now, **arrival.instance)
-        .on_conflict_do_nothing(index_elements=["sop_instance_uid"])
-        .returning(Instance.id)
-    )
     if arrival.study.get("stat") and not study.stat:
         _make_stat(session, study)
-    if added is None:
+    if not _add_instance(session, study.id, arrival, now):
         return _already_known(session, study, sent, placement)
     if arrival.instance["state"] == "waiting" or (_is_other_patient(arrival) and _has_films(session, study)):
         _reopen(session, study)
     elif study.state == "waiting" and not _has_films(session, study):
         study.state, study.reason, study.settled_at = "skipped", arrival.instance["reason"], now
     if arrival.instance["in_scope"]:
-        _place_unscored(session, study, placement, now)
+        _place_unscored(session, study.id, study.stat, study.received_at, placement, now)
     if _is_other_patient(arrival):
         _flag_two_patients(session, study)
     return Registered("new", study.id)
 
 
-def _study_of(session: Session, arrival: Arrival, now: datetime) -> Study:
-    session.execute(
-        insert(session, Study)
-        .values(received_at=now, state="waiting", revision=0, attempts=0, suspect=False, **arrival.study)
-        .on_conflict_do_nothing(index_elements=["study_instance_uid"])
-    )
-    uid = arrival.study["study_instance_uid"]
-    return session.scalars(select(Study).where(Study.study_instance_uid == uid).with_for_update()).one()
+def _make_study(session: Session, arrival: Arrival, placement: Placement, now: datetime) -> Registered | None:
+    """The result of a study's first instance, as most films are; None where either of them is there already.
+
+    Without the ORM: this is the larger part of what a film costs the receiver.
+    """
+    first, values = arrival.instance, {"received_at": now, "revision": 1, **arrival.study}
+    if first["state"] != "waiting":
+        values |= {"revision": 0, "state": "skipped", "reason": first["reason"], "settled_at": now}
+    study_id = insert_missing(session, Study, values, unique="study_instance_uid")
+    if study_id is None or not _add_instance(session, study_id, arrival, now):
+        return None
+    if first["in_scope"]:
+        _place_unscored(session, study_id, arrival.study["stat"], now, placement, now)
+    return Registered("new", study_id)
+
+
+def _add_instance(session: Session, study_id: int, arrival: Arrival, now: datetime) -> bool:
+    """Record the instance; whether it was not there."""
+    values = {"study_id": study_id, "received_at": now, **arrival.instance}
+    return insert_missing(session, Instance, values, unique="sop_instance_uid") is not None
 
 
 # ------------------------------------------------------------------------------------------- two patients in a study
@@ -117,9 +126,9 @@ def _flag_two_patients(session: Session, study: Study) -> None:
 def _already_known(session: Session, study: Study, arrival: Arrival, placement: Placement) -> Registered:
     uid = arrival.instance["sop_instance_uid"]
     known = session.scalars(select(Instance).where(Instance.sop_instance_uid == uid)).one()
-    if study.revision == 0 and not session.scalar(select(Instance.id).where(Instance.study_id == study.id).limit(1)):
-        session.delete(study)  # made a moment ago for an instance that belongs to another study
     if known.study_id != study.id:
+        if not session.scalar(select(Instance.id).where(Instance.study_id == study.id).limit(1)):
+            session.delete(study)  # made a moment ago
         return Registered("taken", known.study_id, known.path, same_study=False)
     if not (alone := _is_alone(session, study, known)):
         arrival = _kept_apart(study, arrival)
@@ -200,7 +209,7 @@ def _decided_again(session: Session, study: Study, known: Instance, placement: P
     or nowhere when nothing of it can be a chest film."""
     _reopen(session, study)
     if known.in_scope:
-        _place_unscored(session, study, placement, now)
+        _place_unscored(session, study.id, study.stat, study.received_at, placement, now)
     if known.reason == OTHER_PATIENT:
         _flag_two_patients(session, study)
     if not _has_films(session, study) and study.state != "claimed":
@@ -308,22 +317,21 @@ def _reopen(session: Session, study: Study) -> None:
         study.state, study.reason, study.detail, study.settled_at = "waiting", None, None, None
 
 
-def _place_unscored(session: Session, study: Study, placement: Placement, now: datetime) -> None:
-    session.execute(
-        insert(session, StudyPriority)
-        .values(
-            study_id=study.id,
-            stat=study.stat,
-            received_at=study.received_at,
-            category=placement.category,
-            category_a=placement.category == "A",
-            urgency=placement.urgency,
-            flag=placement.flag,
-            policy_id=placement.policy_id,
-            ranked_at=now,
-        )
-        .on_conflict_do_nothing(index_elements=["study_id"])
-    )
+def _place_unscored(
+    session: Session, study_id: int, stat: bool, received_at: datetime, placement: Placement, now: datetime
+) -> None:
+    values = {
+        "study_id": study_id,
+        "stat": stat,
+        "received_at": received_at,
+        "category": placement.category,
+        "category_a": placement.category == "A",
+        "urgency": placement.urgency,
+        "flag": placement.flag,
+        "policy_id": placement.policy_id,
+        "ranked_at": now,
+    }
+    insert_missing(session, StudyPriority, values, unique="study_id")
 
 
 def reject(
@@ -362,7 +370,11 @@ def move_rejection(session: Session, path_digest: str, *, path: str, to_digest: 
         reject(session, path=path, path_digest=to_digest, reason=reason, detail=detail, sop_instance_uid=copy_of)
 
 
+_REJECTED = Base.metadata.tables[RejectedFile.__tablename__]
+_FORGET = delete(_REJECTED).where(_REJECTED.c.path_digest.in_(bindparam("digests", expanding=True)))
+
+
 def forget_rejections(session: Session, path_digests: Sequence[str]) -> None:
     """Forget that files were rejected, because they are about to be tried again."""
     for part in in_parts(path_digests):
-        session.execute(delete(RejectedFile).where(RejectedFile.path_digest.in_(part)))
+        session.connection().execute(_FORGET, {"digests": part})

@@ -16,6 +16,7 @@ NAMING_CONVENTION = {
     "pk": "pk_%(table_name)s",
 }
 
+_SQLITE_NOW, _POSTGRES_NOW = select(func.strftime("%Y-%m-%dT%H:%M:%f", "now")), select(func.clock_timestamp())
 DECIMALS = 6  # of a stored probability or urgency: what differs beyond them is the order of additions, not the film
 
 
@@ -50,7 +51,7 @@ def database_now(session: Session) -> datetime:
     Leases and waiting times are compared across workers whose clocks may differ, so only this clock counts.
     """
     if session.get_bind().dialect.name == "sqlite":
-        text: str = session.scalar(select(func.strftime("%Y-%m-%dT%H:%M:%f", "now"))) or ""
+        text: str = session.connection().scalar(_SQLITE_NOW) or ""
         return datetime.fromisoformat(text).replace(tzinfo=UTC)
-    moment: Any = session.scalar(select(func.clock_timestamp()))
+    moment: Any = session.connection().scalar(_POSTGRES_NOW)
     return moment.astimezone(UTC)  # type: ignore[no-any-return]

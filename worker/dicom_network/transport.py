@@ -17,6 +17,7 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from worker.dicom_network.association import quieten_pynetdicom
 from worker.dicom_network.bounds import BoundedReader
+from worker.dicom_network.pace import decode_without_copies, wait_for_messages
 
 
 def receive_to_files() -> None:
@@ -67,6 +68,8 @@ class BoundedHandler(RequestHandler):  # type: ignore[misc]
         association = super()._create_association()
         bounds = self.server.bounds
         BoundedReader(association, pdu_bytes=bounds.pdu_bytes, message_bytes=bounds.message_bytes)
+        decode_without_copies(association)
+        wait_for_messages(association)
         return association
 
 

@@ -64,7 +64,8 @@ OURS = "nightread-"  # images of this project
 
 PAGE = REPOSITORY / "docs/how-to/docker.md"
 NOT_TYPED = {
-    "More than one GPU, more than one machine": "a part of a file: Compose is asked whether it takes it",
+    "More than one GPU": "a part of a file: Compose is asked whether it takes it",
+    "More than one machine": "a file: Compose is asked whether it takes it",
     "Pin what you run": "it needs an image registry",
 }
 TYPED_OTHERWISE = {  # the page's words -> the drill's
@@ -514,16 +515,26 @@ def check_flower(site: Site, record: Record) -> None:
 
 
 def check_other_files(site: Site, record: Record) -> None:
-    """Compose takes the GPU's file, and the page's second worker in it."""
-    text = (site.folder / "docker/compose.gpu.yaml").read_text()
-    second = textwrap.indent(chapters(PAGE)["More than one GPU, more than one machine"], "  ")
-    (site.folder / "docker/compose.gpu-2.yaml").write_text(text + second)
-    files = ("--file", "docker/compose.yaml", "--file", "docker/compose.gpu-2.yaml")
-    services = json.loads(site.docker("compose", *files, "config", "--format", "json"))["services"]
-    device = services["worker"]["deploy"]["resources"]["reservations"]["devices"][0]
+    """Compose takes the GPU's file, the page's second worker in it, and the page's file for several machines."""
+    gpu = (site.folder / "docker/compose.gpu.yaml").read_text()
+    second = textwrap.indent(chapters(PAGE)["More than one GPU"], "  ")
+    services = described_with(site, gpu + second)["services"]
+    (device,) = services["worker"]["deploy"]["resources"]["reservations"]["devices"]
     record.check("Compose gives the worker a GPU", device["driver"] == "nvidia")
     aliases = services["worker-2"]["networks"]["watch"]["aliases"]
     record.check("Compose takes the page's second worker", aliases == ["worker"])
+    machines = described_with(site, chapters(PAGE)["More than one machine"])
+    networks = {name: set(machines["services"][name]["networks"]) for name in ("redis", "worker")}
+    opened = networks == {"redis": {"data", "edge"}, "worker": {"data", "watch", "edge"}}
+    record.check("Compose opens Redis and the worker to other machines", opened)
+
+
+def described_with(site: Site, text: str) -> dict[str, Any]:
+    """What Compose makes of the stack when the last of its files has this text."""
+    (site.folder / "docker/compose.site.yaml").write_text(text)
+    files = ("--file", "docker/compose.yaml", "--file", "docker/compose.site.yaml")
+    found: dict[str, Any] = json.loads(site.docker("compose", *files, "config", "--format", "json"))
+    return found
 
 
 def check_prometheus(site: Site, record: Record) -> None:

@@ -143,6 +143,10 @@ def test_the_overlay_of_the_page_changes_what_it_says(kubectl: Path, tmp_path: P
     assert (replicas["puller"], replicas["delivery"]) == (1, 1)
     assert any(variable["name"] == "NIGHTREAD_PEERS" for variable in container(pods(site)["receiver"])["env"])
     assert "registry.example/" not in text
+    (secret,) = (volume["secret"] for volume in pods(site)["web"]["volumes"] if volume["name"] == "secrets")
+    names = {item["path"].upper() for item in secret["items"]} - {"CA_CERTIFICATE"}
+    assert names <= set(Settings.variables()), "settings.py takes a file as the setting of its name"
+    assert "NIGHTREAD_WEB_OIDC_CLIENT_SECRET" in names
 
 
 def test_no_restart_is_asked_for_what_no_restart_mends(manifests: list[Manifest]) -> None:
@@ -206,6 +210,8 @@ def test_the_secrets_keys_are_the_settings_that_are_secret(manifests: list[Manif
         owner = f"{name if name in ('migrate', 'web') else 'worker'}_database_url"
         assert paths["nightread_database_url"] == owner
         assert all(f"--from-file={key}=" in page for key in paths.values()), name
+        (settings,) = (each["data"] for each in of_kind(manifests, "ConfigMap"))
+        assert settings["NIGHTREAD_BROKER_CA_FILE"].removeprefix("/run/secrets/") in paths, name
 
 
 def test_only_the_scaler_says_how_many_workers_there_are(manifests: list[Manifest]) -> None:

@@ -163,6 +163,21 @@ def test_make_secrets_makes_every_secret_and_keeps_what_is_there(tmp_path: Path)
     assert run() == made
 
 
+def test_the_servers_certificates_hold_for_the_names_by_which_other_machines_know_them(tmp_path: Path) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "NIGHTREAD_SECRETS": str(tmp_path)}
+    command = [str(DOCKER / "make-secrets"), "--tls", "first.example", "second.example"]
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+
+    def holds(server: str, name: str) -> bool:
+        files = ["-CAfile", str(tmp_path / "ca_certificate"), str(tmp_path / f"{server}_certificate")]
+        verify = ["openssl", "verify", "-verify_hostname", name, *files]
+        return subprocess.run(verify, capture_output=True, check=False).returncode == 0
+
+    for server in ("redis", "postgres"):
+        assert all(holds(server, name) for name in (server, "localhost", "first.example", "second.example"))
+        assert not holds(server, "third.example")
+
+
 def test_every_secret_and_service_that_is_named_is_declared() -> None:
     for path in COMPOSE_FILES:
         file = yaml.safe_load(path.read_text())

@@ -222,13 +222,42 @@ def test_only_the_scaler_says_how_many_workers_there_are(manifests: list[Manifes
     assert "replicas" not in deployment["spec"]
 
 
-def test_every_network_policy_names_pods_that_exist(manifests: list[Manifest]) -> None:
-    names = set(pods(manifests))
-    for policy in of_kind(manifests, "NetworkPolicy"):
-        selector = policy["spec"]["podSelector"]
-        named = set(selector.get("matchLabels", {}).values())
-        named |= {name for each in selector.get("matchExpressions", []) for name in each["values"]}
-        assert named <= names, policy["metadata"]["name"]
+def selected(policy: Manifest, names: set[str]) -> set[str]:
+    """The pods that a policy is about."""
+    selector = policy["spec"]["podSelector"]
+    if not selector:
+        return names
+    (values,) = [each["values"] for each in selector.get("matchExpressions", [])] or [selector["matchLabels"].values()]
+    return set(values)
+
+
+def test_policies_open_the_ports_on_which_pods_listen_and_no_other(manifests: list[Manifest]) -> None:
+    listening = {
+        (name, port["containerPort"])
+        for name, pod in pods(manifests).items()
+        for port in container(pod).get("ports", [])
+    }
+    opened = {
+        (name, port["port"])
+        for policy in of_kind(manifests, "NetworkPolicy")
+        for name in selected(policy, set(pods(manifests)))
+        for rule in policy["spec"].get("ingress", [])
+        for port in rule["ports"]
+    }
+    assert opened == listening
+
+
+def test_only_who_must_calls_anything_but_the_servers(manifests: list[Manifest]) -> None:
+    calls = {
+        policy["metadata"]["name"]: selected(policy, set(pods(manifests)))
+        for policy in of_kind(manifests, "NetworkPolicy")
+        if policy["spec"].get("egress")
+    }
+    everybody = set(pods(manifests))
+    peers = {"delivery", "puller", "receiver"}
+    assert calls == {"to-servers": everybody, "to-peers": peers, "web-to-sign-in": {"web"}}
+    (closed,) = (each["spec"] for each in of_kind(manifests, "NetworkPolicy") if each["metadata"]["name"] == "deny-all")
+    assert closed == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
 def test_every_volume_that_a_pod_mounts_is_claimed(manifests: list[Manifest]) -> None:

@@ -191,11 +191,17 @@ def scores_before(session: Session, run: Run, *, days: int) -> Iterator[tuple[fl
 
 
 def _film_scores(run: Run) -> Select[Any]:
+    """Of studies that stand by what a model saw: a histogram of few films would tell a blind one's scores."""
     return (
         select(*_PROBABILITIES)
         .join(Instance, Instance.id == FilmScore.instance_id)
         .join(Study, Study.id == Instance.study_id)
-        .where(FilmScore.checkpoint_id == run.checkpoint_id, Instance.state == "scored")
+        .join(StudyPriority, StudyPriority.study_id == Study.id)
+        .where(
+            FilmScore.checkpoint_id == run.checkpoint_id,
+            Instance.state == "scored",
+            StudyPriority.checkpoint_id.is_not(None),
+        )
     )
 
 

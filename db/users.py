@@ -10,6 +10,8 @@ from db.base import DocumentedError, database_now
 from db.models import ApiToken, Role, WebSession, WebUser
 from db.reading import LONGEST_NAME
 
+PROVIDER = "OpenID provider"  # as the audit names it
+
 
 class NameTaken(DocumentedError, ValueError):
     """There is a user of this name already; choose another."""
@@ -88,6 +90,13 @@ def set_password(session: Session, user: WebUser, password_hash: str, *, by: str
     audit.record(session, actor=by, action="password set", user=user.name)
 
 
+def set_role(session: Session, user: WebUser, role: Role, *, by: str) -> None:
+    """Another role, for the sessions and tokens of the user that run too."""
+    if user.role != role:
+        user.role = role
+        audit.record(session, actor=by, action="role changed", user=user.name, role=role)
+
+
 def disable(session: Session, user: WebUser, *, by: str) -> None:
     """Let a user in no more: sessions and tokens end at once, what was read and reviewed stays."""
     user.disabled_at = database_now(session)
@@ -103,8 +112,6 @@ def of_provider(session: Session, *, subject: str, name: str, role: Role) -> Web
     """
     user = session.scalars(select(WebUser).where(WebUser.oidc_subject == subject)).one_or_none()
     if user is None:
-        return add(session, name=name, role=role, by="OpenID provider", oidc_subject=subject)
-    if user.role != role:
-        audit.record(session, actor="OpenID provider", action="role changed", user=user.name, role=role)
-        user.role = role
+        return add(session, name=name, role=role, by=PROVIDER, oidc_subject=subject)
+    set_role(session, user, role, by=PROVIDER)
     return user

@@ -23,7 +23,7 @@ from db.session import read_scope, session_scope
 from tests.support import debian
 from tests.support.contexts import MakeContext
 from tests.support.dicom_files import make_film, texture
-from tests.support.night_rows import add_studies, open_run
+from tests.support.night_rows import add_studies, add_unscored, open_run
 from training.findings import FINDINGS
 from worker.context import Context
 from worker.intake.receive import receive
@@ -35,6 +35,7 @@ READ_AT_NIGHT, REFRESHES = 30, 100
 REFRESH_SECONDS = 60.5  # longer than a visit of the other tests; not whole, as htmx reads a point in its own way
 ARRIVALS = 40  # above the row that has the focus: with more of them it would leave the page
 TOKEN = "of-a-browser"
+QUARANTINED = 90  # the number of a study
 
 
 @pytest.fixture(scope="session")
@@ -55,13 +56,15 @@ def modules() -> Path:
 
 @pytest.fixture(scope="module")
 def context(make_context: MakeContext, tmp_path_factory: pytest.TempPathFactory) -> Context:
-    """A scored film, and forty scored studies whose films nobody has."""
+    """A scored film, forty scored studies whose films nobody has, and one in quarantine."""
     context = make_context(web={"refresh_seconds": REFRESH_SECONDS})
     folder = tmp_path_factory.mktemp("films")
     make_film(folder / "film.dcm", pixels=texture(seed=1), bits=12)
     receive(context, [folder])
     score(context)
     arrive(context, first=100, count=40)
+    with session_scope(context.engine) as session:
+        add_unscored(session, QUARANTINED, state="quarantined", reason="decoder_crashed")
     with session_scope(context.engine) as session:
         anna = users.add(session, name="Anna", role="administrator", by="test")
         web_sessions.begin(session, anna, digest=digest_of(TOKEN), hours=1)
@@ -89,7 +92,7 @@ def arrive(context: Context, *, first: int, count: int) -> None:
 def address(context: Context) -> Iterator[str]:
     """The page, served on a free port of this machine."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(context), log_config=None, access_log=False))
+    server = uvicorn.Server(uvicorn.Config(create_app(context, first_token="once"), log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started:
@@ -114,10 +117,9 @@ def visit(modules: Path, address: str, *visits: str, **asked: Any) -> dict[str, 
 
 
 def test_no_page_has_a_serious_fault_in_either_theme_on_a_wide_or_a_narrow_screen(modules, address):
-    paths = ["/", "/studies/1", "/studies/101", "/system", "/api", "/nothing-here", "/sign-in"]
-    seen = visit(
-        modules, address, "accessibility", "film", paths=[p for p in paths if p != "/nothing-here"], film="/studies/1"
-    )
+    of_a_study = ["/studies/1", "/studies/101", f"/studies/{QUARANTINED}"]
+    paths = ["/", *of_a_study, "/system", "/api", "/nothing-here", "/first/once", "/sign-in"]
+    seen = visit(modules, address, "accessibility", "film", paths=paths, film="/studies/1")
     assert seen["accessibility"] == []
     widths, style = seen["film"]["widths"], seen["film"]["style"]
     assert len(widths) >= 1
@@ -160,6 +162,7 @@ def test_a_night_is_read_and_reviewed_by_keys_alone_and_without_a_script_by_clic
 
     slips = visit(modules, address, "slips")["slips"]
     assert not slips["held"], "a key that is held down marks no study as read"
+    assert slips["chosen"] == 1, "nor does a key while no study has the focus: it goes to the first"
     assert slips["away"].startswith("Not saved: the service does not answer.")
     assert (slips["asks"], slips["marked"], slips["saved"]) == (["beforeunload"], 1, "Your review is saved.")
     assert counts() == (0, 1)

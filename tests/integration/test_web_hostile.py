@@ -15,6 +15,7 @@ from tests.support.web import ADDRESS, Visitor, add_night, signed_in
 from worker.web.app import create_app
 from worker.web.passwords import digest_of
 from worker.web.requests import csrf_of
+from worker.web.worklist import LONGEST_NUMBER
 
 # As they stand in an address or a form: percent-encoded.
 HOSTILE = {
@@ -22,12 +23,13 @@ HOSTILE = {
     "a huge number": "9" * 4400,  # int() takes no more than 4300 digits
     "a number beyond 64 bits": f"-{2**63 + 1}",
     "bad UTF-8, and half a pair of UTF-16": "%FF%ED%A0%80",
-    "a script": "%3Cscript%3Ealert(1)%3C%2Fscript%3E",
+    "a line of headers, and a script": "%0D%0ASet-Cookie:%20planted=1%0D%0A%0D%0A%3Cscript%3Ealert(1)%3C%2Fscript%3E",
 }
 NUMBERS = ("page", "per_page", "read", "requeued", "film")
 TEXTS = ("category", "finding", "flag", "stat", "overdue", "accession", "saved", "heat", "back", "next")
 FORM = ("back", "name", "next", "password", "reason", "rest", "study_instance_uid", "verdict-Mass")
 READS = {"GET", "HEAD"}
+METHODS = {*READS, "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"}
 KNOWN = {"token": "once", "finding": "Mass", "uid": "2.25.1"}
 
 
@@ -94,8 +96,45 @@ def test_no_route_fails_whatever_its_address_or_its_form_holds(app, anna, value)
             answer = ask(anna, route, path, value)
             assert answer.status_code < 500, (route.path, path)
             assert "<script>alert" not in answer.text, (route.path, path)
+            assert "planted" not in answer.cookies, (route.path, path)
             if answer.status_code in (400, 404):
                 assert 'role="alert"' in answer.text or answer.json()["error"], (route.path, path)
+
+
+def test_a_method_that_an_address_does_not_have_is_refused_and_head_tells_no_more_than_get(app, anna):
+    known: dict[str, set[str]] = {}
+    for route in routes(app):
+        known.setdefault(path_of(route), set()).update(route.methods or ())
+    for path, methods in known.items():
+        for method in METHODS - methods:
+            assert anna.client.request(method, path).status_code == 405, (method, path)
+        if "HEAD" in methods:
+            asked = [Visitor(app).client.request(method, path) for method in ("HEAD", "GET")]
+            assert len({(answer.status_code, answer.headers.get("location")) for answer in asked}) == 1, path
+
+
+def test_a_token_is_no_session_and_a_session_is_no_token(app, anna):
+    cookie, bearer = Visitor(app, token="t"), Visitor(app)
+    assert cookie.get("/").status_code == 303
+    assert cookie.post("/studies/1/claim").status_code == 401
+    bearer.client.headers["Authorization"] = "Bearer t"
+    assert bearer.get("/").status_code == 303
+    assert bearer.post("/studies/1/claim").status_code == 403
+    assert Visitor(app).get("/api/worklist", authorization=f"Bearer {anna.token}").status_code == 401
+
+
+def test_no_address_leads_out_of_a_folder(anna):
+    assert anna.get("/static/nightread.css").status_code == 200
+    for way in ("..%2Fapp.py", "%2e%2e/app.py", "..%5Capp.py", "%2Fetc%2Fpasswd", "nightread.css%00"):
+        for folder in ("static", "films", "films/1", "films/1/heat", "studies", "system/runs"):
+            assert anna.get(f"/{folder}/{way}").status_code in (400, 404), (folder, way)
+
+
+def test_a_filter_that_no_accession_number_can_match_is_cut_and_finds_nothing(anna):
+    answer = anna.get("/?accession=" + "A" * 20_000)
+    assert answer.status_code == 200
+    assert "No study matches the filter" in answer.text
+    assert "A" * (LONGEST_NUMBER + 1) not in answer.text
 
 
 def test_a_nul_is_said_and_a_number_that_no_row_has_is_nowhere(anna):

@@ -39,6 +39,7 @@ def test_a_film_is_drawn_while_thumbnails_have_their_turn_and_each_picture_is_dr
     with pictures._thumbnails:
         assert size_of(pictures.film(film)) == (FILM_PIXELS * 200 // 300, FILM_PIXELS)
     small = pictures.thumbnail(film)
+    assert Image.open(io.BytesIO(small)).info == {}, "a picture holds pixels and nothing else"
     kept = list(pictures._folder.iterdir())
     assert [present(OF_A_STUDY.fullmatch(path.name))[1] for path in kept] == ["1", "1"], "`nightread prune` finds them"
     assert size_of(small) == (THUMBNAIL_PIXELS * 200 // 300, THUMBNAIL_PIXELS)

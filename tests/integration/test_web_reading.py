@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from db import api_tokens, claims, registry, users
 from db.base import database_now
-from db.models import Audit, ReadingClaim, Review, Run, Study, StudyPriority
+from db.models import FINDING_COLUMNS, Audit, FilmScore, ReadingClaim, Review, Run, Study, StudyPriority
 from db.reading import Answer
 from db.session import read_scope, session_scope
 from db.set_aside import set_aside
@@ -29,6 +29,10 @@ from worker.web.app import create_app
 from worker.web.passwords import digest_of
 
 AT_ONCE = 50
+# What each answer has of the time: clocks, and in JSON how long a study has waited, to the last digit.
+TIME_AND_LENGTH = re.compile(
+    r"\d\d:\d\d(:\d\d)?(\.\d+)?|\"waited_minutes\": [\d.]+|'content-length': '\d+', 'content-type': 'application/json'"
+)
 
 
 @pytest.fixture
@@ -110,6 +114,19 @@ def test_a_page_beyond_the_end_of_a_list_is_its_last_one_and_the_total_stays_tru
     assert (answer["studies"], answer["total"]) == ([], 3)
 
 
+def test_a_list_that_changes_between_two_pages_of_the_api_says_so_by_its_total(embedded):
+    app = create_app(embedded)
+    anna, program = signed_in(app, "Anna", "reader"), Visitor(app)
+    with session_scope(embedded.engine) as session:
+        api_tokens.issue(session, users.by_name(session, "Anna"), name="t", digest=digest_of("t"), days=None, by="t")
+    first, second = [
+        (program.get(f"/api/worklist?per_page=2&page={page}", authorization="Bearer t").json(), anna.post(read))[0]
+        for page, read in ((1, "/studies/1/read"), (2, "/studies/2/read"))
+    ]
+    assert [row["study_id"] for row in first["studies"]] == [1, 2]
+    assert (first["total"], second["total"], second["studies"]) == (3, 2, []), "study 3 has moved up to the first page"
+
+
 def test_the_api_gives_no_more_rows_at_once_than_it_says(embedded):
     app = create_app(embedded)
     signed_in(app, "Anna", "reader")
@@ -163,6 +180,17 @@ def test_a_claim_that_is_not_renewed_is_free_and_one_that_is_renewed_is_kept(con
     assert 'class="held' not in anna.get("/").text
     assert anna.post("/studies/1/renew").status_code == 409, "too late"
     assert ben.post("/studies/1/claim").status_code == 303
+    lost = anna.post("/studies/1/renew")
+    assert (lost.status_code, "<strong>Ben</strong> is reading this study" in lost.text) == (409, True)
+    assert anna.post("/studies/1/claim").status_code == 409
+
+
+def test_of_two_tabs_of_one_reader_each_may_claim_and_giving_back_in_one_is_told_in_the_other(embedded):
+    anna = signed_in(create_app(embedded), "Anna", "reader")
+    assert [anna.post("/studies/1/claim").status_code for _ in ("one tab", "the other")] == [303, 303]
+    assert anna.post("/studies/1/release").status_code == 303
+    assert anna.post("/studies/1/renew").status_code == 409
+    assert anna.post("/studies/1/read").status_code == 303, "nobody else holds it"
 
 
 def test_a_study_is_given_back_or_taken_over_with_a_reason_that_the_other_sees(embedded):
@@ -198,6 +226,12 @@ def test_read_takes_a_study_off_the_list_unless_another_reads_it_and_undo_brings
         assert session.get_one(StudyPriority, order[0]).read_by == "Anna"
     assert anna.post(f"/studies/{order[0]}/unread").status_code == 303
     assert rows_of(anna.get("/").text) == order
+    anna.post(f"/studies/{order[0]}/read")
+    assert ben.post(f"/studies/{order[0]}/unread").status_code == 303, "another reader may find it not read after all"
+    assert rows_of(anna.get("/").text) == order
+    with read_scope(embedded.engine) as session:
+        undone = session.scalars(select(Audit.actor).where(Audit.action == "studies marked unread")).all()
+    assert undone == ["Anna", "Ben"]
     assert "marked as read" not in anna.get(f"/?read={order[0]}").text, "it is not, any more"
 
 
@@ -217,7 +251,10 @@ def test_a_review_on_the_page_is_what_the_command_keeps(embedded, monkeypatch):
     assert [row[1:] for row in rows if row[0] == 1] == [row[1:] for row in rows if row[0] == 2] != []
     assert {finding: verdict for _, finding, verdict, _ in rows[:3]} == given
     anna.post("/studies/1/review", **{"verdict-Mass": "absent"})
-    assert (1, "Mass", "absent", "Anna") in verdicts(embedded), "a later opinion replaces the earlier one"
+    rows = verdicts(embedded)
+    assert (1, "Mass", "absent", "Anna") in rows, "a later opinion replaces the earlier one"
+    anna.post("/studies/1/review", **{"verdict-Mass": "absent"})
+    assert verdicts(embedded) == rows, "a form that is sent twice says nothing new"
 
 
 def test_the_rest_absent_covers_every_finding_that_was_not_marked(embedded):
@@ -279,6 +316,26 @@ def test_a_blind_study_tells_nothing_before_or_after_its_review(blind):
         assert answer["findings"] is None
         assert answer["place"]["top_finding"] is None
         assert anna.post("/studies/1/review", rest="absent").status_code == 303
+
+
+def test_no_answer_about_a_blind_study_depends_on_what_the_model_saw(blind):
+    app = create_app(blind)
+    anna, program = signed_in(app, "Anna", "administrator"), Visitor(app)
+    with session_scope(blind.engine) as session:
+        api_tokens.issue(session, users.by_name(session, "Anna"), name="t", digest=digest_of("t"), days=None, by="t")
+
+    def seen(*studies: int, scores: float) -> list[str]:
+        """All answers once these studies have such scores."""
+        with session_scope(blind.engine) as session:
+            columns = dict.fromkeys(FINDING_COLUMNS, scores)
+            session.execute(update(FilmScore).where(FilmScore.instance_id.in_(studies)).values(**columns))
+        others = [anna.get(path) for path in ("/", "/films/1/thumbnail.png", "/system/runs/1")]
+        told = everything_of(app, anna, program) + [answer.text + str(answer.headers) for answer in others]
+        return [TIME_AND_LENGTH.sub("", text) for text in told]
+
+    low = seen(1, scores=0.01)
+    assert low == seen(1, scores=0.99)
+    assert low != seen(2, scores=0.02), "another study's do show"
 
 
 @pytest.fixture
@@ -422,11 +479,13 @@ def test_users_are_kept_by_commands(embedded, monkeypatch):
     assert nightread("add", "Ben", "--role", "reader", typed="short\n").exit_code == 2
     made = nightread("token", "Dr. Anna", "--name", "ris").stdout.strip()
     assert Visitor(create_app(embedded)).get("/api/worklist", authorization=f"Bearer {made}").status_code == 200
+    assert nightread("role", "Dr. Anna", "owner").exit_code == 2
+    assert nightread("role", "Dr. Anna", "viewer").stdout == "Dr. Anna is viewer now.\n"
     assert nightread("disable", "Dr. Anna").exit_code == 0
     assert Visitor(create_app(embedded)).get("/api/worklist", authorization=f"Bearer {made}").status_code == 401
     listed = json.loads(nightread("list", "--json").stdout)
     assert [(user["name"], user["role"], user["disabled_at"] is None) for user in listed] == [
-        ("Dr. Anna", "reader", False)
+        ("Dr. Anna", "viewer", False)
     ]
     assert nightread("password", "Dr. Anna", typed="another long one\n").exit_code == 0
     assert nightread("disable", "Nobody").exit_code == 2

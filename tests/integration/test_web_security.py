@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from db import api_tokens, users
 from db.base import database_now
-from db.models import ApiToken, Audit, LoginFailure, ReadingClaim, Study, WebSession
+from db.models import ApiToken, Audit, LoginFailure, ReadingClaim, Role, Study, WebSession
 from db.session import read_scope, session_scope
 from tests.support.web import ADDRESS, PASSWORD, Visitor, add_night, add_user, csrf_on, signed_in
 from worker.context import Context
@@ -90,6 +90,17 @@ def test_a_session_that_has_ended_or_whose_user_is_disabled_is_none(app, context
         users.disable(session, users.by_name(session, "Ben"), by="test")
     assert anna.get("/").status_code == ben.get("/").status_code == 303
     assert anna.get("/", hx_request="true").status_code == 401, "an open page is told, and not sent elsewhere"
+
+
+def test_a_role_that_is_taken_away_ends_what_it_allowed_at_once(app, context):
+    anna = signed_in(app, "Anna", "administrator")
+    assert anna.get("/system").status_code == 200
+    may_claim: dict[Role, int] = {"viewer": 403, "reader": 303}
+    for role, status in may_claim.items():
+        with session_scope(context.engine) as session:
+            users.set_role(session, users.by_name(session, "Anna"), role, by="test")
+        assert anna.get("/system").status_code == 403
+        assert anna.post("/studies/1/claim").status_code == status, role
 
 
 # ------------------------------------------------------------------------------------------------------- signing in
@@ -221,6 +232,18 @@ def test_every_answer_forbids_scripts_of_others_and_is_kept_nowhere(app):
         assert headers["cache-control"] == "no-store", path
         assert headers["x-content-type-options"] == "nosniff", path
         assert headers["referrer-policy"] == "same-origin", path
+
+
+def test_a_picture_is_kept_by_no_browser_and_tells_no_path(app, monkeypatch):
+    for kind in ("film", "thumbnail", "heat"):
+        monkeypatch.setattr(f"worker.web.images.Pictures.{kind}", lambda *_: b"a picture")
+    anna, anonymous = signed_in(app, "Anna", "reader"), Visitor(app)
+    for path in ("/films/1.png", "/films/1/thumbnail.png", "/films/1/heat/Pneumothorax.png"):
+        answer = anna.get(path)
+        assert (answer.status_code, answer.content) == (200, b"a picture"), path
+        assert answer.headers["cache-control"] == "no-store", path
+        assert not {"etag", "last-modified", "content-disposition", "set-cookie"} & set(answer.headers), path
+        assert anonymous.get(path).status_code == 303, path
 
 
 def test_no_page_holds_a_script_or_a_style_of_its_own(app):

@@ -51,6 +51,21 @@ def _row(user: Any) -> dict[str, Any]:
 
 
 @app.command()
+def role(name: Name, role: Annotated[Role, typer.Argument(help="What the user may do from now on.")]) -> None:
+    """Change what a user may do.
+
+    It holds at once, in sessions and for tokens too. Of users who sign in by a provider, the provider says the role.
+    """
+    from db import users
+    from worker.context import actor
+    from worker.terminal.refusals import usage_errors
+
+    with usage_errors(users.UnknownUser), _writing() as session:
+        users.set_role(session, users.by_name(session, name), role, by=actor())
+    say(f"{name} is {role} now.")
+
+
+@app.command()
 def disable(name: Name) -> None:
     """Let a user in no more.
 

@@ -214,7 +214,8 @@ def openapi(columns: list[str]) -> dict[str, Any]:
                     "summary": "One study: state, place, findings with their part of the urgency, reviews. A study of "
                     "the blind share has no findings; nor has one that a reader must review first.",
                     "parameters": [
-                        parameter("study_instance_uid", "(0020,000D)", type="string") | {"in": "path", "required": True}
+                        parameter("study_instance_uid", "its UID (0020,000D)", type="string")
+                        | {"in": "path", "required": True}
                     ],
                     "responses": {
                         "200": _ok({"type": "object"}),

@@ -8,6 +8,7 @@ import hmac
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -206,8 +207,12 @@ def _to_sign_in(request: Request) -> Response:
 
 def refusal(visit: Visit, status: int, sentence: str) -> Response:
     """A page that says why not."""
-    sentence = {404: "There is nothing here."}.get(status, sentence)
-    return visit.page("error.html.j2", status=status, sentence=sentence)
+    return _error(visit, status, {404: "There is nothing here."}.get(status, sentence))
+
+
+def _error(visit: Visit, status: int, sentence: str, *, entered: Mapping[str, str] | None = None) -> Response:
+    heading = HTTPStatus(status).phrase.capitalize()
+    return visit.page("error.html.j2", status=status, heading=heading, sentence=sentence, entered=entered or {})
 
 
 def failure(visit: Visit, error: Exception, *, keep_form: bool = False) -> Response:
@@ -216,14 +221,14 @@ def failure(visit: Visit, error: Exception, *, keep_form: bool = False) -> Respo
     if isinstance(error, DBAPIError) and (is_away(error) or error.connection_invalidated):
         return _outage(visit, {name: value for name, value in visit.form.items() if keep_form and name != "csrf"})
     log.error("page_failed", error=type(error).__name__, places=places_of(error))
-    return visit.page("error.html.j2", status=500, sentence="Something went wrong here; the service's log says what.")
+    return _error(visit, 500, "Something went wrong here; the service's log says what.")
 
 
 def _outage(visit: Visit, entered: Mapping[str, str]) -> Response:
     if visit.request.method == "POST":
         sentence = "Not saved: the database does not answer. What you entered stays on this page: try again."
-        return visit.page("error.html.j2", status=503, sentence=sentence if entered else AWAY, entered=entered)
-    response = visit.page("error.html.j2", status=503, sentence=f"{AWAY} This page tries again by itself.")
+        return _error(visit, 503, sentence if entered else AWAY, entered=entered)
+    response = _error(visit, 503, f"{AWAY} This page tries again by itself.")
     response.headers["Refresh"] = "10"
     return response
 

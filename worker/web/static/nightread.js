@@ -176,20 +176,25 @@ function judge(number) {
   else byId("save").focus();
 }
 
-function press(id, inRow) {
-  const row = document.activeElement?.closest?.("#list tr") ?? document.querySelector("#list tbody tr");
-  (byId(id) ?? row?.querySelector(inRow))?.click();
+const press = (id) => byId(id)?.click();
+
+// On the list a key means the study that has the focus. Without one it chooses the first, and the next press acts.
+function act(id, inRow) {
+  if (!list()) return press(id);
+  const row = document.activeElement?.closest?.("#list tr");
+  if (row) row.querySelector(inRow)?.click();
+  else move(1);
 }
 
 const KEYS = {
   j: () => move(1),
   k: () => move(-1),
-  o: () => press("viewer", "a.open"),
-  c: () => press("claim", "button.claim"),
-  r: () => press("read", "button.read"),
-  u: () => press("undo", "#undo"),
-  s: () => press("save", "#save"),
-  b: () => press("back", "#back"),
+  o: () => act("viewer", "a.open"),
+  c: () => act("claim", "button.claim"),
+  r: () => act("read", "button.read"),
+  u: () => press("undo"),
+  s: () => press("save"),
+  b: () => press("back"),
   1: () => judge(1),
   2: () => judge(2),
   3: () => judge(3),

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from tests.support.crew import enqueue, environment_of, running, start, totals, 
 from tests.support.dicom_files import make_film, texture
 from tests.support.hostile import decode_hostile_film
 from tests.support.servers import PostgresServer, RedisServer
+from tests.support.side_by_side import at_once
 from tests.support.values import present
 from worker.cli import main as cli
 from worker.context import Context
@@ -317,13 +317,6 @@ def test_a_worker_whose_device_does_not_compute_any_more_ends_and_blames_no_stud
 
 
 # ----------------------------------------------------------------------------------------------- senders and sweeps
-
-
-def at_once(*jobs: Callable[[], object]) -> None:
-    """Runs the jobs side by side, and raises what one of them raised."""
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        for running_job in [pool.submit(job) for job in jobs]:
-            running_job.result()
 
 
 def test_a_study_sent_ten_times_by_two_senders_at_once_is_there_once(context: Context, tmp_path: Path):

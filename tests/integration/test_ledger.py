@@ -1,8 +1,8 @@
 """The ledger's promises, on SQLite and on PostgreSQL: nothing lost, nothing twice, the totals balance."""
 
-import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from db.models import FINDING_COLUMNS, FilmScore, Instance, Run, RunRank, Study,
 from db.results import FilmResult, PriorityResult
 from db.session import read_scope, session_scope
 from db.totals import Totals, add_up, kept_totals, read_totals, recount
+from tests.support.side_by_side import at_once
 from tests.support.values import present
 from training.findings import FINDINGS
 
@@ -203,18 +204,12 @@ def test_the_named_study_is_claimed_with_the_most_pressing_ones(engine):
 def test_two_workers_never_hold_the_same_study(engine):
     receive(engine, *(arrival(i) for i in range(1, 61)))
     taken: list[int] = []
-    lock = threading.Lock()
 
     def work(name: str) -> None:
         while claimed := claim(engine, worker=name, studies=4):
-            with lock:
-                taken.extend(study.study_id for study in claimed)
+            taken.extend(study.study_id for study in claimed)
 
-    threads = [threading.Thread(target=work, args=(f"w{i}",)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*(partial(work, f"w{i}") for i in range(4)))
     assert len(taken) == 60 == len(set(taken))
 
 
@@ -470,10 +465,6 @@ def test_totals_stay_right_while_writers_and_additions_meet(engine):
                 add_up(session, most=0)
                 recount(session)
 
-    threads = [threading.Thread(target=work, args=(f"w{i}",)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*(partial(work, f"w{i}") for i in range(4)))
     with read_scope(engine) as session:
         assert kept_totals(session).skipped == read_totals(session).skipped == 40

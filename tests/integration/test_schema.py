@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from db import schema
 from db.base import Base
 from db.session import make_engine
+from tests.support.side_by_side import at_once
 
 
 def test_up_and_up_again_ends_at_the_head_with_every_table(empty_database_url):
@@ -47,23 +48,14 @@ def test_every_constraint_has_a_name(engine: Engine):
 
 
 def test_several_processes_may_upgrade_at_once(empty_database_url):
-    errors: list[BaseException] = []
-
     def upgrade() -> None:
         own = make_engine(empty_database_url)
         try:
             schema.upgrade(own)
-        except BaseException as error:  # noqa: BLE001 - a thread's failure must reach the test
-            errors.append(error)
         finally:
             own.dispose()
 
-    threads = [threading.Thread(target=upgrade) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    at_once(upgrade, upgrade, upgrade)
 
 
 def test_several_processes_may_open_a_new_sqlite_database_at_once(tmp_path):

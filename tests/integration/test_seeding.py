@@ -1,7 +1,6 @@
 """What a new database needs before anything ranks: written once, and never by looking."""
 
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from db import registry
 from db.models import Audit, Checkpoint, PolicyRow
 from db.session import read_scope, session_scope
 from tests.support.contexts import MakeContext, site_settings, with_settings
+from tests.support.side_by_side import at_once
 from training.checkpoint import SHIPPED
 from worker.context import Context, NothingSeeded
 
@@ -41,11 +41,7 @@ def test_a_database_is_seeded_once_however_often_and_by_whomever_it_is_asked(bar
         context.seed()
         context.engine.dispose()
 
-    threads = [threading.Thread(target=seed) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(seed, seed, seed)
     bare.seed()
     assert rows(bare) == [1, 1, 3]  # audited: the champion, the policy made, the policy activated
     assert bare.live().policy.version == 1

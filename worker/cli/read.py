@@ -1,6 +1,6 @@
 """`nightread read`, `unread`, `review`: what people say back about studies."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, tzinfo
 from itertools import islice
@@ -166,9 +166,9 @@ def _answered(rows: Iterable[Any], write: "Callable[[Session, Any], list[Answer]
     from worker.cli.ris_csv import Problem, WrongFile
     from worker.terminal.refusals import usage_errors
 
-    engine, report = open_engine(), Report()
+    engine, report, rows = open_engine(), Report(), iter(rows)
     with usage_errors(WrongFile):
-        for chunk in _chunks(rows):
+        while chunk := list(islice(rows, CHUNK)):
             report.left_out += [row for row in chunk if isinstance(row, Problem)]
             asked = [row for row in chunk if not isinstance(row, Problem)]
             with session_scope(engine) as session:
@@ -180,12 +180,6 @@ def _answered(rows: Iterable[Any], write: "Callable[[Session, Any], list[Answer]
                     report.rows += 1
                     report.changed += answer.changed > 0
     return report
-
-
-def _chunks(rows: Iterable[Any]) -> Iterator[list[Any]]:
-    iterator = iter(rows)
-    while chunk := list(islice(iterator, CHUNK)):
-        yield chunk
 
 
 def _finish(report: Report, *, names: Sequence[str] | None, as_json: bool) -> None:

@@ -341,8 +341,8 @@ class Run(Base):
     started_at: Mapped[datetime]
     last_settled_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-    checkpoint_id: Mapped[int | None] = mapped_column(ForeignKey("checkpoint.id"))
-    policy_id: Mapped[int | None] = mapped_column(ForeignKey("policy.id"))
+    checkpoint_id: Mapped[int] = mapped_column(ForeignKey("checkpoint.id"))
+    policy_id: Mapped[int] = mapped_column(ForeignKey("policy.id"))
     settings: Mapped[dict[str, Any]] = mapped_column(JSON)
     scored: Mapped[int] = mapped_column(default=0)
     skipped: Mapped[int] = mapped_column(default=0)

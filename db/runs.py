@@ -111,5 +111,5 @@ def listed(session: Session, *, limit: int) -> Sequence[RowMapping]:
     """The last runs, newest first: when, how many studies, with which checkpoint."""
     counts = (Run.scored, Run.skipped, Run.quarantined, Run.films)
     chosen = select(Run.id, Run.kind, Run.started_at, Run.finished_at, *counts, Checkpoint.digest)
-    newest = chosen.outerjoin(Checkpoint, Checkpoint.id == Run.checkpoint_id).order_by(Run.id.desc())
+    newest = chosen.join(Checkpoint, Checkpoint.id == Run.checkpoint_id).order_by(Run.id.desc())
     return session.execute(newest.limit(limit)).mappings().all()

@@ -30,8 +30,8 @@ SETUP = """
         VALUES (1, 1, true, 720, 0.1, now(), 'benchmark');
     INSERT INTO checkpoint (id, digest, path, network, state, state_changed_at, state_changed_by, header, registered_at)
         VALUES (1, 'c', '/', 'mobilenet', 'champion', now(), 'benchmark', '{}', now());
-    INSERT INTO run (id, kind, started_at, settings, scored, skipped, quarantined, films)
-        VALUES (1, 'night', now(), '{}', 0, 0, 0, 0);
+    INSERT INTO run (id, kind, started_at, checkpoint_id, policy_id, settings, scored, skipped, quarantined, films)
+        VALUES (1, 'night', now(), 1, 1, '{}', 0, 0, 0, 0);
 """
 NIGHT = """
     TRUNCATE study CASCADE;

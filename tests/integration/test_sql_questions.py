@@ -185,7 +185,7 @@ def fill(session: Session) -> None:
         figure = {"day": day, "measure": measure, "subject": subject, "value": value, "level": level}
         session.add(Drift(**figure, reference=0.04, films=250, checkpoint_id=1, computed_at=EVENING))
 
-    session.add(Run(id=1, kind="night", started_at=EVENING, settings={}))
+    session.add(Run(id=1, kind="night", started_at=EVENING, settings={}, checkpoint_id=1, policy_id=1))
     session.flush()
     for rank, study_id in enumerate((a1, a2, a3, a4), start=1):
         session.add(RunRank(run_id=1, study_id=study_id, priority_rank=rank, category="D", urgency=0.0, overdue=False))

@@ -19,11 +19,11 @@ from pydantic.fields import FieldInfo
 
 from db import roles
 from db.base import Base
-from db.models import Drift, Run
+from db.models import Drift
 from db.session import make_engine, session_scope
 from tests.drills import containers as drill
 from tests.support.commands import require_command
-from tests.support.night_rows import add_champion
+from tests.support.night_rows import add_champion, open_run
 from tests.support.page_commands import chapters
 from tests.support.setting_texts import descriptions
 from worker.monitoring.prometheus import LedgerCollector, PullMetrics, ReceiveMetrics, WorkMetrics
@@ -247,8 +247,8 @@ def metric_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     Base.metadata.create_all(engine)
     now = datetime.now(UTC)
     with session_scope(engine) as session:
-        session.add(Run(kind="night", started_at=now, last_settled_at=now, settings={}))
         champion = add_champion(session)
+        open_run(session).last_settled_at = now
         moved = {"measure": "psi", "subject": "Mass", "value": 0.2, "reference": 0.05, "level": "warn", "films": 300}
         session.add(Drift(day=f"{now:%Y-%m-%d}", checkpoint_id=champion.id, computed_at=now, **moved))
     ledger = CollectorRegistry()

@@ -119,7 +119,7 @@ class Facts:
     as_of: datetime
     written_at: datetime
     since: datetime | None
-    checkpoint: Checkpoint | None
+    checkpoint: Checkpoint
     rules: priority.Policy
     thresholds: dict[str, float]
     counts: list[CategoryCount]
@@ -175,8 +175,8 @@ def _ask(context: Context, name: str, top: int) -> Facts:
         run = morning.run_named(session, name)
         now = database_now(session)
         as_of, since = run.finished_at or now, morning.previous_end(session, run)
-        checkpoint = registry.by_id(session, run.checkpoint_id) if run.checkpoint_id else None
-        rules = _rules(session, run)
+        checkpoint = registry.by_id(session, run.checkpoint_id)
+        rules = policy.from_rows(session, policies.by_id(session, run.policy_id))
         rows = morning.ranked(session, run, top=top)
         return Facts(
             run=run,
@@ -190,7 +190,7 @@ def _ask(context: Context, name: str, top: int) -> Facts:
             rows=rows,
             films=morning.films_of(session, [row["study_id"] for row in rows]),
             unusual=morning.unusual(session, [row["study_id"] for row in rows]),
-            finding_rules=_finding_rules(session, run),
+            finding_rules=rules_of(session, policy_id=run.policy_id, checkpoint_id=run.checkpoint_id),
             night=read_totals(session, since=since, until=as_of),
             totals=kept_totals(session),
             quarantined=morning.quarantined(session, limit=QUARANTINED_SHOWN),
@@ -201,36 +201,20 @@ def _ask(context: Context, name: str, top: int) -> Facts:
 
 
 def _drift(session: Session, run: Run, as_of: datetime) -> Sequence[Drift]:
-    if run.checkpoint_id is None:
-        return ()
     last = as_of.date()
     days = {"first": first_day(last).isoformat(), "last": last.isoformat()}
     return drift.history(session, checkpoint_id=run.checkpoint_id, **days)
 
 
-def _finding_rules(session: Session, run: Run) -> Sequence[FindingRule]:
-    if run.policy_id is None or run.checkpoint_id is None:
-        return ()
-    return rules_of(session, policy_id=run.policy_id, checkpoint_id=run.checkpoint_id)
-
-
-def _rules(session: Session, run: Run) -> priority.Policy:
-    if run.policy_id is None:
-        return priority.DEFAULT_POLICY
-    return policy.from_rows(session, policies.by_id(session, run.policy_id))
-
-
-def _thresholds(rules: priority.Policy, checkpoint: Checkpoint | None) -> dict[str, float]:
+def _thresholds(rules: priority.Policy, checkpoint: Checkpoint) -> dict[str, float]:
     """The probability from which each finding counted, for those that had one."""
-    brought = {} if checkpoint is None else cuts_of(checkpoint.header.get("thresholds", {}), policy.THRESHOLD)
+    brought = cuts_of(checkpoint.header.get("thresholds", {}), policy.THRESHOLD)
     own = {row.finding: row.threshold for row in rules.findings if row.threshold is not None}
     return brought | own
 
 
-def _header_of(checkpoint: Checkpoint | None) -> Header | None:
+def _header_of(checkpoint: Checkpoint) -> Header | None:
     """Header of the run's checkpoint; the page does without where its file is gone or is another now."""
-    if checkpoint is None:
-        return None
     try:
         header = read_header(Path(checkpoint.path), expected_digest=checkpoint.digest)
     except CheckpointError:
@@ -242,7 +226,7 @@ def _pictures(context: Context, facts: Facts, header: Header | None) -> dict[int
     cards = _scored(_entries(facts, {}, viewer=None))[:CARDS]
     pointing = {} if header is None else pointing_of(header.training)
     wanted = [_wanted(entry.film, entry.bars, pointing) for entry in cards if entry.film]
-    file = None if header is None or facts.checkpoint is None else Path(facts.checkpoint.path)
+    file = None if header is None else Path(facts.checkpoint.path)
     return pictures_of(context, wanted, checkpoint=file) if wanted else {}
 
 
@@ -392,8 +376,8 @@ def _set_aside(night: Totals, totals: Totals) -> list[tuple[str, list[tuple[str,
     return groups
 
 
-def _training(checkpoint: Checkpoint | None) -> str | None:
+def _training(checkpoint: Checkpoint) -> str | None:
     """On how much the checkpoint was trained, where its header says so."""
-    summary = {} if checkpoint is None else checkpoint.header.get("training", {})
+    summary = checkpoint.header.get("training", {})
     films, patients = (summary.get(what, {}).get("train") for what in ("films", "patients"))
     return f"{number(films)} films of {number(patients)} patients" if films and patients else None

@@ -151,7 +151,7 @@ def runs_table(rows: Sequence[Mapping[str, Any]]) -> Listing:
     listing = Listing("Runs", columns, empty="No run yet: `nightread score` or a worker begins one.")
     for row in rows:
         finished = minute(row["finished_at"]) if row["finished_at"] else "open"
-        numbers, digest = (str(row[name]) for name in counts), (row["digest"] or "-")[:12]
+        numbers, digest = (str(row[name]) for name in counts), row["digest"][:12]
         listing.add(str(row["id"]), row["kind"], minute(row["started_at"]), finished, *numbers, digest)
     return listing
 

@@ -24,7 +24,6 @@ from tests.support.web import Visitor, add_night, add_user, rows_of, signed_in
 from training.findings import FINDINGS
 from worker.cli.app import app as commands
 from worker.context import Context
-from worker.web.api import SCORES
 from worker.web.app import create_app
 from worker.web.passwords import digest_of
 
@@ -270,7 +269,7 @@ def test_the_rest_absent_covers_every_finding_that_was_not_marked(embedded):
 def test_a_review_that_is_refused_is_none_in_the_audit(embedded, monkeypatch):
     anna = signed_in(create_app(embedded), "Anna", "reader")
     monkeypatch.setattr(
-        "worker.web.review.record_opinions", lambda _session, opinions: [Answer(0, "why")] * len(opinions)
+        "worker.web.actions.record_opinions", lambda _session, opinions: [Answer(0, "why")] * len(opinions)
     )
     refused = anna.post("/studies/1/review", rest="absent")
     assert (refused.status_code, "Not saved: why." in refused.text) == (409, True)
@@ -384,10 +383,13 @@ def test_where_the_review_comes_first_a_reader_s_token_tells_no_more_and_a_viewe
 
     def scores(name: str) -> list:
         listed, study = told(name, "worklist").json()["studies"][0], told(name, "studies/2.25.1").json()
-        return [listed[column] for column in SCORES[:-1]] + [study["place"][column] for column in SCORES] + [
-            study["findings"], study["reviews"]]  # fmt: skip
+        names = ("urgency", "top_finding", "top_probability", "top_lift", "top_share")
+        place = [study["place"][name] for name in (*names, "above_next_because", "category_because")]
+        return [listed[name] for name in names] + place + [study["findings"], study["reviews"]]
 
     assert set(scores("Anna")) == {None}
+    for path in ("worklist", "studies/2.25.1"):
+        assert not re.search("|".join(FINDINGS), told("Anna", path).text), "no finding is named"
     assert told("Anna", "worklist?finding=Mass").status_code == 400
     for shown in told("ris", "worklist").json()["studies"][0], told("ris", "studies/2.25.1").json()["place"]:
         assert shown["top_finding"] == "Pneumothorax", "a RIS may have them: what it shows is the site's to say"

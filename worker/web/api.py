@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from importlib.metadata import version
 from typing import Any
 
 import structlog
@@ -17,19 +16,19 @@ from starlette.routing import Route
 
 from db import api_tokens, audit, lookup, reading, worklist
 from db.session import is_away, read_scope, session_scope
-from training.findings import FINDINGS
-from worker.reasons import FLAG_SENTENCES
+from worker.web.openapi import MOST_PER_PAGE, PER_PAGE, openapi
 from worker.web.passwords import digest_of
 from worker.web.requests import Person, Visit, places_of, require_text, whole_number
-from worker.web.study import may_see_scores
-from worker.web.worklist import filter_of, hidden_from, page_of
+from worker.web.visibility import hidden_from, may_see_scores
+from worker.web.worklist import filter_of, page_of
 
 log = structlog.get_logger()
 
-PER_PAGE, MOST_PER_PAGE = 50, 500  # studies
-
-# What the model saw, of the columns of worklist and study_place.
-SCORES = ("urgency", "top_finding", "top_probability", "top_lift", "top_share", "above_next_because")
+# The columns of worklist and study_place that tell nothing of what the model saw but the category and the order.
+OPEN = frozenset({
+    "priority_rank", "study_id", "study_instance_uid", "accession_number", "category", "stat", "overdue", "flag",
+    "acquired_at", "received_at", "waited_minutes", "checkpoint_digest", "policy_version",
+})  # fmt: skip
 TELLS = "the filter finding tells what the model saw, which this site shows a reader after their own review"
 
 Answer = Callable[[Visit], Mapping[str, Any]]
@@ -129,7 +128,7 @@ def _hidden_from(session: Session, visit: Visit, study_ids: list[int]) -> set[in
 
 def _told(row: Mapping[str, Any], *, hidden: bool) -> dict[str, Any]:
     """The row, without what the model saw where that is hidden."""
-    return {name: None if hidden and name in SCORES else value for name, value in row.items()}
+    return {name: value if name in OPEN or not hidden else None for name, value in row.items()}
 
 
 def _reviews(session: Session, study_id: int) -> list[dict[str, Any]]:
@@ -156,77 +155,3 @@ def page(visit: Visit) -> Response:
     with read_scope(visit.site.context.engine) as session:
         columns = worklist.columns(session)
     return visit.page("api.html.j2", document=openapi(columns), columns=columns)
-
-
-_TYPES: Mapping[str, Mapping[str, Any]] = {
-    "priority_rank": {"type": "integer"},
-    "study_id": {"type": "integer"},
-    "policy_version": {"type": "integer"},
-    "urgency": {"type": "number"},
-    "top_probability": {"type": "number"},
-    "top_lift": {"type": "number"},
-    "top_share": {"type": "number"},
-    "stat": {"type": "boolean"},
-    "overdue": {"type": "boolean"},
-    "acquired_at": {"type": "string", "format": "date-time"},
-    "received_at": {"type": "string", "format": "date-time"},
-}
-_ERRORS = {"401": {"description": "no valid token"}, "503": {"description": "the database does not answer; try again"}}
-
-
-def openapi(columns: list[str]) -> dict[str, Any]:
-    """The API's description (OpenAPI 3.1); `columns` are those of the view worklist."""
-
-    def parameter(name: str, text: str, **schema: Any) -> dict[str, Any]:
-        return {"name": name, "in": "query", "description": text, "schema": schema}
-
-    row = {name: _TYPES.get(name, {"type": "string"}) for name in columns}
-    listed = {"type": "array", "items": {"type": "object", "properties": row}}
-    counts = {name: {"type": "integer"} for name in ("page", "per_page", "total")}
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "Nightread", "version": version("nightread")},
-        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
-        "security": [{"token": []}],
-        "paths": {
-            "/api/worklist": {
-                "get": {
-                    "summary": "The unread studies in reading order; a study has the columns of the view worklist.",
-                    "parameters": [
-                        parameter("page", "from 1", type="integer"),
-                        parameter("per_page", f"at most {MOST_PER_PAGE}", type="integer", default=PER_PAGE),
-                        parameter("category", "only this one", enum=["A", "B", "C", "D"]),
-                        parameter("finding", "only with this top finding", enum=list(FINDINGS)),
-                        parameter("flag", "only with this flag", enum=list(FLAG_SENTENCES)),
-                        parameter("stat", "1: only STAT", enum=["1"]),
-                        parameter("overdue", "1: only overdue", enum=["1"]),
-                        parameter("accession", "how the accession number begins", type="string"),
-                    ],
-                    "responses": {
-                        "200": _ok({"type": "object", "properties": {**counts, "studies": listed}}),
-                        "400": {"description": "per_page is out of range, or a filter may not be used here"},
-                        **_ERRORS,
-                    },
-                }
-            },
-            "/api/studies/{study_instance_uid}": {
-                "get": {
-                    "summary": "One study: state, place, findings with their part of the urgency, reviews. A study of "
-                    "the blind share has no findings; nor has one that a reader must review first.",
-                    "parameters": [
-                        parameter("study_instance_uid", "its UID (0020,000D)", type="string")
-                        | {"in": "path", "required": True}
-                    ],
-                    "responses": {
-                        "200": _ok({"type": "object"}),
-                        "404": {"description": "no study has this UID"},
-                        **_ERRORS,
-                    },
-                }
-            },
-        },
-    }
-
-
-def _ok(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"description": "done", "content": {"application/json": {"schema": schema}}}

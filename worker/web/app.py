@@ -16,7 +16,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.context import Context
-from worker.web import api, auth, films, review, study, system, worklist
+from worker.web import actions, api, auth, films, study, system, worklist
 from worker.web.images import Pictures
 from worker.web.requests import Visit, refusal, route
 from worker.web.site import Site, templates
@@ -80,13 +80,13 @@ def _pages() -> Sequence[Route]:
         route("/first/{token}", auth.make_first, role=None, method="POST"),
         route("/", worklist.show, role="viewer"),
         route("/studies/{study_id:row}", study.show, role="viewer"),
-        route("/studies/{study_id:row}/claim", study.claim, role="reader", method="POST"),
-        route("/studies/{study_id:row}/take-over", study.take_over, role="reader", method="POST"),
-        route("/studies/{study_id:row}/release", study.release, role="reader", method="POST"),
-        route("/studies/{study_id:row}/renew", study.renew, role="reader", method="POST"),
-        route("/studies/{study_id:row}/read", study.mark_read, role="reader", method="POST"),
-        route("/studies/{study_id:row}/unread", study.mark_unread, role="reader", method="POST"),
-        route("/studies/{study_id:row}/review", review.save, role="reader", method="POST"),
+        route("/studies/{study_id:row}/claim", actions.claim, role="reader", method="POST"),
+        route("/studies/{study_id:row}/take-over", actions.take_over, role="reader", method="POST"),
+        route("/studies/{study_id:row}/release", actions.release, role="reader", method="POST"),
+        route("/studies/{study_id:row}/renew", actions.renew, role="reader", method="POST"),
+        route("/studies/{study_id:row}/read", actions.mark_read, role="reader", method="POST"),
+        route("/studies/{study_id:row}/unread", actions.mark_unread, role="reader", method="POST"),
+        route("/studies/{study_id:row}/review", actions.review, role="reader", method="POST"),
         route("/films/{instance_id:row}.png", films.film, role="viewer", pictures=True),
         route("/films/{instance_id:row}/thumbnail.png", films.thumbnail, role="viewer", pictures=True),
         route("/films/{instance_id:row}/heat/{finding}.png", films.heat, role="viewer", pictures=True),

@@ -14,8 +14,7 @@ from db.session import read_scope, session_scope
 from worker.report.pictures import NoHeatMaps
 from worker.web.images import NoPicture
 from worker.web.requests import Visit
-from worker.web.study import can_be_shown, may_see_scores, without_map
-from worker.web.worklist import hidden_from
+from worker.web.visibility import can_be_shown, hidden_from, may_see_scores, without_map
 
 
 def film(visit: Visit) -> Response:

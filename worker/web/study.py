@@ -1,4 +1,4 @@
-"""One study: its film, why it stands where it stands, who is reading it, and what a reader does with it."""
+"""The page of a study: its film, why it stands where it stands, who is reading it, what was said of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,16 +13,14 @@ from starlette.responses import Response
 from db import audit, claims, deliveries, lookup, morning, reading, worklist
 from db.models import Checkpoint, PolicyRow, ReadingClaim, Review, Study, StudyPriority
 from db.morning import Film
-from db.reading import Reading
 from db.session import read_scope, session_scope
 from training.findings import FINDINGS
-from training.pointing import findings_without_map
 from worker.explain import explain_named
 from worker.ranking import priority
 from worker.ranking.priority import BLIND
-from worker.web.requests import Visit, local_address, see_other
-from worker.web.worklist import hidden_from
-from worker.wording import clock, viewer_address
+from worker.web.requests import Visit, local_address
+from worker.web.visibility import can_be_shown, hidden_from, may_see_scores, without_map
+from worker.wording import viewer_address
 
 EARLIER = 10  # studies of the same patient
 
@@ -72,16 +70,6 @@ def facts_of(session: Session, visit: Visit, study_id: int) -> Facts:
     )
 
 
-def may_see_scores(place: StudyPriority | None) -> bool:
-    """Whether a study stands by what the model saw. A blind one does not, whatever else its flag says."""
-    return place is not None and place.checkpoint_id is not None and place.flag != BLIND
-
-
-def can_be_shown(film: Film) -> bool:
-    """Whether a film was decoded before: what failed is not tried again for its picture."""
-    return film.state == "scored" and film.pixel_digest is not None
-
-
 def show(visit: Visit) -> Response:
     """The page of a study."""
     return page_of(visit, visit.number("study_id"))
@@ -127,12 +115,6 @@ def _chosen(films: Sequence[Film], wanted: str | None) -> Film | None:
     return next(iter([*named, *films]), None)
 
 
-def without_map(parts: Sequence[RowMapping], checkpoint: Checkpoint | None) -> dict[str, str]:
-    """The findings that have no heat map, each with the sentence that says why."""
-    scores = [(part["finding"], part["probability"], part["threshold"]) for part in parts]
-    return findings_without_map(scores, training={} if checkpoint is None else checkpoint.header.get("training", {}))
-
-
 def _heat(facts: Facts, wanted: str | None, without: Mapping[str, str]) -> str | None:
     """The finding whose heat map is shown: the one that was asked for, or the first that may have one."""
     top = facts.priority.top_finding if facts.priority else None
@@ -150,83 +132,6 @@ def _standing(place: RowMapping | None) -> list[tuple[str, str]]:
     if place["flag"] == BLIND and place["above_next_because"] is not None:
         facts.append(("before the next", priority.RULES[place["above_next_because"]]))
     return facts
-
-
-# ------------------------------------------------------------------------------------------ what a reader does with it
-
-
-def claim(visit: Visit) -> Response:
-    """ "I am reading this": the first who says so has it."""
-    study_id, reader = visit.number("study_id"), visit.me.name
-    with session_scope(visit.site.context.engine) as session:
-        study_with(session, study_id)
-        held = claims.claim(session, study_id, reader=reader)
-    if held.reader != reader:
-        return page_of(visit, study_id, problem=_held(visit, held), status=409)
-    return see_other(study_address(visit, study_id))
-
-
-def _held(visit: Visit, held: ReadingClaim) -> str:
-    since, until = (clock(at, visit.site.context.settings.zone) for at in (held.claimed_at, held.lease_expires_at))
-    return f"{held.reader} is reading this study since {since}, until {until} unless the time is renewed."
-
-
-def take_over(visit: Visit) -> Response:
-    """A study that another reader holds becomes this one's, with a reason that the other sees."""
-    study_id, reason = visit.number("study_id"), " ".join(visit.form.get("reason", "").split())[:200]
-    if not reason:
-        return page_of(visit, study_id, problem="To take a study over, say why.", status=400)
-    with session_scope(visit.site.context.engine) as session:
-        study_with(session, study_id)
-        claims.take_over(session, study_id, reader=visit.me.name, reason=reason)
-    return see_other(study_address(visit, study_id))
-
-
-def release(visit: Visit) -> Response:
-    """The study is free again."""
-    with session_scope(visit.site.context.engine) as session:
-        claims.release(session, visit.number("study_id"), reader=visit.me.name)
-    return see_other(local_address(visit.form.get("back")))
-
-
-def renew(visit: Visit) -> Response:
-    """A page that is open keeps its reader's claim; 409 tells it that the claim is lost."""
-    study_id = visit.number("study_id")
-    with session_scope(visit.site.context.engine) as session:
-        kept = claims.renew(session, study_id, reader=visit.me.name)
-        held = claims.holder(session, study_id)
-    return visit.page("claim_state.html.j2", status=200 if kept else 409, claim=held)
-
-
-def mark_read(visit: Visit) -> Response:
-    """The study is read: off the list, unless another reader is at it."""
-    study_id, reader = visit.number("study_id"), visit.me.name
-    with session_scope(visit.site.context.engine) as session:
-        study, held = study_with(session, study_id), claims.holder(session, study_id)
-        if held is None or held.reader == reader:
-            (answer,) = reading.mark_read(session, [Reading(study.study_instance_uid, read_by=reader)])
-            if answer.changed:
-                audit.record(session, actor=reader, action="study read", study_ids=[study_id])
-            claims.release(session, study_id, reader=reader)
-    if held is not None and held.reader != reader:
-        return page_of(visit, study_id, problem=_held(visit, held), status=409)
-    if answer.refused:
-        return page_of(visit, study_id, problem=f"It was not marked: {answer.refused}.", status=409)
-    if not answer.changed:
-        return page_of(visit, study_id, problem="It was marked as read before.", status=409)
-    back = local_address(visit.form.get("back"))
-    return see_other(f"{back}{'&' if '?' in back else '?'}read={study_id}")
-
-
-def mark_unread(visit: Visit) -> Response:
-    """The study comes back to its place on the list."""
-    study_id = visit.number("study_id")
-    with session_scope(visit.site.context.engine) as session:
-        study = study_with(session, study_id)
-        (answer,) = reading.mark_unread(session, [study.study_instance_uid], by=visit.me.name)
-    if answer.refused:
-        return page_of(visit, study_id, problem=f"It was not brought back: {answer.refused}.", status=409)
-    return see_other(study_address(visit, study_id))
 
 
 def study_with(session: Session, study_id: int) -> Study:

@@ -10,13 +10,14 @@ from sqlalchemy import RowMapping
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
-from db import claims, lookup, reading, worklist
+from db import claims, lookup, worklist
 from db.models import CATEGORIES, ReadingClaim
 from db.session import read_scope
 from db.worklist import Filter
 from training.findings import FINDINGS
 from worker.reasons import FLAG_SENTENCES
 from worker.web.requests import Visit, is_refresh, whole_number
+from worker.web.visibility import hidden_from
 
 PAGE = 50  # studies
 LAST_PAGE = 9_999_999  # more than any list has
@@ -74,13 +75,6 @@ def _rows(session: Session, visit: Visit, studies: Any) -> list[Row]:
     films, held = lookup.first_films(session, ids), claims.holders(session, ids)
     hidden = hidden_from(session, visit, ids)
     return [Row(study, films.get(i), held.get(i), i not in hidden) for i, study in zip(ids, studies, strict=True)]
-
-
-def hidden_from(session: Session, visit: Visit, study_ids: list[int]) -> set[int]:
-    """The studies whose scores this person may not see yet, because their own review comes first."""
-    if not visit.site.context.settings.web.review_first:
-        return set()
-    return set(study_ids) - reading.reviewed_by(session, visit.me.name, study_ids)
 
 
 def _just_read(session: Session, study_id: int | None) -> Any:

@@ -86,7 +86,7 @@ def publishable(
     return [Publishable(*row) for row in rows]
 
 
-def still_unquiet(session: Session, *, max_age_hours: float) -> bool:
+def any_unpublished(session: Session, *, max_age_hours: float) -> bool:
     """Whether something that was scored lately waits to be published."""
     fresh = Study.settled_at > database_now(session) - timedelta(hours=max_age_hours)
     return session.execute(_results().where(Study.state == "scored", fresh).limit(1)).first() is not None

@@ -25,7 +25,6 @@ SYNTAXES = (
     "JPEGBaseline8Bit", "JPEGExtended12Bit", "JPEGLosslessSV1", "JPEGLossless", "JPEGLSLossless", "JPEGLSNearLossless",
     "JPEG2000Lossless", "JPEG2000", "HTJ2KLossless", "HTJ2K", "RLELossless",
 )  # fmt: skip
-HEADINGS = ("syntax", "flips", "refused", "scored", "moved by more than .05", "by more than .01", "largest change")
 
 
 def flipped(codestream: bytes, bit: int) -> bytes:

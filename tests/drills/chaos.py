@@ -195,7 +195,7 @@ class Site:
             self.crew.tend()
             with suppress(OperationalError), read_scope(self.context.engine) as session:
                 found = Counter(session.scalars(select(Delivery.state)))
-                unpublished = deliveries.still_unquiet(session, max_age_hours=24)
+                unpublished = deliveries.any_unpublished(session, max_age_hours=24)
                 if not unpublished and not found["waiting"] and not found["sending"]:
                     return True
             time.sleep(1)

@@ -364,7 +364,7 @@ def test_a_look_for_what_is_to_be_published_never_reads_the_outbox_whole(context
         asked.append((f"EXPLAIN {statement}", parameters))
 
     with read_scope(context.engine) as session:
-        assert not deliveries.still_unquiet(session, max_age_hours=24)
+        assert not deliveries.any_unpublished(session, max_age_hours=24)
     with session_scope(context.engine) as session:
         assert not deliveries.publishable(session, quiet_seconds=30, longest_minutes=15, max_age_hours=24, limit=100)
     with context.engine.connect() as connection:

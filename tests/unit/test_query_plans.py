@@ -103,7 +103,7 @@ def large_scans(engine: Engine, ask: Callable[[Session], object]) -> set[str]:
         lambda session: morning.quarantined(session, limit=20),
         lambda session: deliveries.claim(session, worker="test", lease_minutes=1),
         lambda session: deliveries.listed(session, limit=20),
-        lambda session: deliveries.still_unquiet(session, max_age_hours=24),
+        lambda session: deliveries.any_unpublished(session, max_age_hours=24),
         lambda session: runs.close_idle(session, idle_minutes=10),
         lambda session: retention.prune_studies(session, before=datetime(2026, 1, 1, tzinfo=UTC), limit=500),
     ],

@@ -231,6 +231,6 @@ def finish(context: Context) -> int:
         publish(context)
         sent += deliver_due(context)
         with read_scope(context.engine) as session:
-            if not deliveries.still_unquiet(session, max_age_hours=context.settings.deliver.max_age_hours):
+            if not deliveries.any_unpublished(session, max_age_hours=context.settings.deliver.max_age_hours):
                 return sent
         time.sleep(POLL_SECONDS)

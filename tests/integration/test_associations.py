@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
 from pynetdicom import AE, build_context, evt
-from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Verification
+from pynetdicom.sop_class import (
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelMove,
+    Verification,
+)
 
 from tests.integration.test_deliver import delivering, rows, scored_film
 from tests.support.certificates import Authority
@@ -22,9 +27,11 @@ from worker.context import Context
 from worker.delivery import outbox
 from worker.dicom_network import association, bounds, pull_dimse
 from worker.dicom_network.association import associated
+from worker.dicom_network.pull_archive import MoveBrokenOff, Offer
 from worker.dicom_network.pull_dimse import DimseArchive
 from worker.peers import PeerAway
 from worker.setting_peers import Peer
+from worker.settings import WrongSettings
 
 ANNOUNCED = 800 * 2**20
 PDU = b"\x02\x00" + ANNOUNCED.to_bytes(4, "big")  # an A-ASSOCIATE-AC of that length
@@ -100,6 +107,29 @@ def test_an_archive_that_answers_a_query_without_end_is_given_up(
             archive.studies(date(2026, 1, 1), "DX")
     finally:
         server.shutdown()
+
+
+@pytest.mark.parametrize(("breaks_off", "error"), [(False, WrongSettings), (True, MoveBrokenOff)])
+def test_an_archive_that_does_not_know_our_receiver_is_told_where_to_set_it(
+    embedded: Context, tmp_path: Path, breaks_off: bool, error: type[Exception]
+) -> None:
+    def move(event: evt.Event) -> Iterator[Any]:
+        if breaks_off:
+            event.assoc.abort()
+        yield None, None  # the destination is unknown: A801
+
+    entity = AE(ae_title="ARCHIVE")
+    entity.add_supported_context(StudyRootQueryRetrieveInformationModelMove)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_MOVE, move)])
+    port = server.server_address[1]
+    peer = Peer(name="archive", ae_title="ARCHIVE", host="127.0.0.1", port=port, retrieve="move")
+    try:
+        with DimseArchive(peer, embedded.settings) as archive, pytest.raises(error) as raised:
+            archive.fetch(Offer("1.2", "1.2.3", "1.2.3.4", Dataset(), whole=False), tmp_path / "film")
+    finally:
+        server.shutdown()
+    for words in ("peer archive", "NIGHTREAD as a destination (NIGHTREAD_RECEIVE_AE_TITLE)", "NIGHTREAD_RECEIVE_PORT"):
+        assert words in str(raised.value)
 
 
 # ------------------------------------------------------------------------------------------------------------- TLS

@@ -224,7 +224,9 @@ def test_films_are_pulled_by_c_move_to_the_receiver(
     assert (run.error, run.fetched, dict(run.failed), len(kept(context))) == (None, 2, {}, 2)
     stranger = Context(context.settings.changed(receive={"ae_title": "STRANGER"}))
     archive.upload(films(tmp_path, 3))
-    assert "does it know STRANGER as a destination?" in str(pulled(stranger, archive, peer).error)
+    run = pulled(stranger, archive, peer)
+    assert "does it know STRANGER as a destination (NIGHTREAD_RECEIVE_AE_TITLE)" in str(run.error)
+    assert run.failed["c_move_broke_off"] == 2
 
 
 def test_the_doctor_says_of_each_peer_whether_it_answers(

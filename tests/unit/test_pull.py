@@ -235,6 +235,34 @@ def test_two_new_studies_in_a_row_on_which_the_archive_breaks_off_end_the_run_an
     assert isinstance(pulled(context, first=day).error, PeerAway), "two that no run had noted: it may be the archive"
 
 
+def test_a_single_study_that_is_refused_is_listed_and_an_archive_that_refuses_all_ends_the_run(
+    make_context: MakeContext, archive: FakeArchive
+) -> None:
+    context = make_context()
+    archive.fails = {OLD: "http_401", NEW: "http_403"}
+    run = pulled(context, first=archive.day_of[OLD])
+    assert isinstance(run.error, WrongSettings)
+    assert str(run.error) == ("peer pacs lists studies and refuses each of them (http_401, http_403): "
+                              "let its user, or token, fetch films")  # fmt: skip
+    assert not_fetched(context) == {OLD: ("http_401", 1), NEW: ("http_403", 1)}
+    del archive.fails[NEW]
+    run = pulled(context)
+    assert (run.error, run.fetched, dict(run.failed)) == (None, 1, {"http_401": 1})
+    run = pulled(context)
+    assert (run.error, run.known, dict(run.failed)) == (None, 1, {"http_401": 1}), "it let us have others"
+
+
+def test_an_archive_that_breaks_off_at_the_only_study_ends_the_run_with_its_sentence(
+    make_context: MakeContext, archive: FakeArchive
+) -> None:
+    context = make_context()
+    del archive.day_of[OLD]
+    archive.breaks_off.add(NEW)
+    for _ in range(2):
+        assert str(pulled(context).error) == "peer pacs breaks off"
+        assert not_fetched(context) == {NEW: ("archive_broke_off", 1)}
+
+
 def test_a_dry_run_notes_no_study_on_which_the_archive_breaks_off(
     make_context: MakeContext, archive: FakeArchive
 ) -> None:

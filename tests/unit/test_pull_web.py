@@ -164,7 +164,7 @@ def test_a_study_whose_films_are_not_listed_is_not_taken_for_an_empty_one(listed
     assert failed.value.reason == reason
 
 
-@pytest.mark.parametrize("status", [400, 403, 409, 410, 451])
+@pytest.mark.parametrize("status", [400, 401, 403, 409, 410, 451])
 @pytest.mark.parametrize("refused", ["/series", "/metadata"])
 def test_a_study_that_is_refused_fails_alone_and_a_refused_search_ends_the_run(refused: str, status: int) -> None:
     def answer(request: httpx.Request) -> httpx.Response:

@@ -23,7 +23,7 @@ from db.session import read_scope, session_scope
 from worker.context import Context
 from worker.dicom_network.inbox import PULLING
 from worker.dicom_network.keeper import Keeper
-from worker.dicom_network.pull_archive import Archive, FilmFailed, Offer
+from worker.dicom_network.pull_archive import Archive, FilmFailed, MoveBrokenOff, Offer
 from worker.dicom_network.pull_dimse import DimseArchive
 from worker.dicom_network.pull_web import WebArchive
 from worker.errors import Unavailable
@@ -39,6 +39,8 @@ from worker.settings import WrongSettings
 log = structlog.get_logger()
 
 DAY: Final = timedelta(days=1)
+BROKEN_OFF: Final = frozenset({"archive_broke_off", "c_move_broke_off"})
+REFUSED: Final = frozenset({"http_401", "http_403"})
 TRIED_DAYS: Final = 14  # days in which each run tries a study again of which films could not be fetched
 
 
@@ -199,6 +201,8 @@ def _pull(
             day += DAY
         if moves:
             puller.try_again(on_films=on_films)
+        puller.end()
+        if moves:
             _end(context, run, stopping)
     log.info("pulled", peer=run.peer.name, studies=run.studies, films=run.fetched, known=run.known,
              left_out=run.left_out.total(), failed=run.failed.total())  # fmt: skip
@@ -240,6 +244,7 @@ class _Puller:
         self._pace, self._stopping, self._dry_run = pace, stopping, dry_run
         self._rules = ViewRules.of(context.settings)
         self._modalities = context.settings.pull.modalities
+        self._break_off: PeerAway | None = None  # the last one
         self._broke_off = False  # the archive, at the last study, which no earlier run had noted
         with read_scope(context.engine) as session:
             self._noted = {row["study_instance_uid"] for row in pulls.unpulled(session, [pulled.peer.name])}
@@ -282,6 +287,18 @@ class _Puller:
         with session_scope(self._context.engine) as session:
             pulls.note_study(session, self._pulled.peer.name, day, study, reasons)
 
+    def end(self) -> None:
+        """Raise PeerAway or WrongSettings where the archive gave nothing at all, and broke off or refused each time:
+        then it is hardly the studies."""
+        run, name = self._pulled, self._pulled.peer.name
+        if not run.failed or run.fetched or run.known or run.wanted:
+            return
+        if run.failed.keys() <= REFUSED:
+            raise WrongSettings(f"peer {name} lists studies and refuses each of them ({', '.join(run.failed)}): "
+                                "let its user, or token, fetch films")  # fmt: skip
+        if self._break_off is not None and run.failed.keys() <= BROKEN_OFF:
+            raise self._break_off
+
     def _failures_of(self, day: date, study: str, *, on_films: Callable[[], None]) -> Counter[str]:
         """Pull a study, and return what failed of it. Where the archive breaks off and answers the next question, it is
         the study that failed; where it does not, it is the archive. Two studies in a row that no earlier run had
@@ -295,11 +312,13 @@ class _Puller:
             self._pull_study(study)
         except FilmFailed as error:
             self._failed(error.reason)
-        except PeerAway:
+        except PeerAway as error:
             self._archive.studies(day, self._modalities[0])
-            self._failed("archive_broke_off")
+            self._break_off = error
+            reason = "c_move_broke_off" if isinstance(error, MoveBrokenOff) else "archive_broke_off"
+            self._failed(reason)
             if not self._dry_run:
-                self._note_study(day, study, Counter(archive_broke_off=1))
+                self._note_study(day, study, Counter([reason]))
             is_new = study not in self._noted
             if broke_off and is_new:
                 raise

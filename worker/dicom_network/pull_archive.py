@@ -73,6 +73,10 @@ class FilmFailed(Exception):
         self.reason = reason
 
 
+class MoveBrokenOff(PeerAway):
+    """An archive that breaks off in a C-MOVE, as some do for a destination that they do not know (others: A801)."""
+
+
 class Archive(Protocol):
     """Questions to an archive. Every method raises PeerAway, and WrongSettings where the peer refuses us."""
 

@@ -24,7 +24,7 @@ from pynetdicom.sop_class import (
 )
 
 from worker.dicom_network.association import associated
-from worker.dicom_network.pull_archive import OFFER_KEYWORDS, FilmFailed, Offer, patiently
+from worker.dicom_network.pull_archive import OFFER_KEYWORDS, FilmFailed, MoveBrokenOff, Offer, patiently
 from worker.dicom_network.storage_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
 from worker.dicom_network.transport import receive_to_files
 from worker.intake.header import is_uid
@@ -130,8 +130,7 @@ class DimseArchive:
         for status, _ in answers:
             code = self._code(status, operation)
             if code == MOVE_DESTINATION_UNKNOWN:
-                title = self._settings.receive.ae_title
-                raise WrongSettings(f"peer {self._peer.name} does not know {title} as a destination of C-MOVE")
+                raise WrongSettings(f"peer {self._peer.name} does not know {self._destination}: add it there")
             if code not in PENDING and code != SUCCESS:
                 raise FilmFailed(f"{operation}_{code:04x}")
 
@@ -154,13 +153,18 @@ class DimseArchive:
         return found
 
     def _code(self, status: Dataset, operation: str) -> int:
-        if "Status" not in status:
-            hint = (
-                f": does it know {self._settings.receive.ae_title} as a destination?" if operation == "c_move" else ""
-            )
-            service = operation.upper().replace("_", "-")
-            raise PeerAway(f"peer {self._peer.name} broke off the association in a {service}{hint}")
-        return int(status.Status)
+        if "Status" in status:
+            return int(status.Status)
+        broken_off = f"peer {self._peer.name} broke off the association in a {operation.upper().replace('_', '-')}"
+        if operation == "c_move":
+            raise MoveBrokenOff(f"{broken_off}: does it know {self._destination}?")
+        raise PeerAway(broken_off)
+
+    @property
+    def _destination(self) -> str:
+        """Our receiver, as an archive must know it."""
+        title = self._settings.receive.ae_title
+        return f"{title} as a destination (NIGHTREAD_RECEIVE_AE_TITLE), at our address and NIGHTREAD_RECEIVE_PORT"
 
     @contextmanager
     def _association(self, model: str) -> Iterator[Association]:

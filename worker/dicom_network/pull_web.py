@@ -31,7 +31,7 @@ FILMS: Final = (
     'multipart/related; type="application/dicom"',
 )
 BUSY: Final = frozenset({429, 500, 502, 503, 504})
-REFUSED_ALONE: Final = frozenset({400, 403, 409, 410, 451})  # below a study: its own failure, not the peer's
+REFUSED_ALONE: Final = frozenset({400, 401, 403, 409, 410, 451})  # below a study: its own failure, not the peer's
 
 
 class _Busy(PeerAway):

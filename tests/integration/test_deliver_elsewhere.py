@@ -23,6 +23,7 @@ from tests.support.orthanc import PASSWORD, USER, Orthanc
 from worker.context import Context
 from worker.delivery import hl7, http, outbox
 from worker.delivery.errors import DestinationAway, Refused
+from worker.doctor import examine_role
 from worker.setting_peers import Peer
 
 
@@ -55,8 +56,10 @@ class Listener:
                 return
             with connection:
                 received = b""
-                while not received.endswith(b"\x1c\r"):
-                    received += connection.recv(65536)
+                while not received.endswith(b"\x1c\r") and (piece := connection.recv(65536)):
+                    received += piece
+                if not received:  # somebody only looks whether we are there
+                    continue
                 self.messages.append(received.strip(b"\x0b\x1c\r").decode())
                 control_id = self.messages[-1].split("|")[9].encode()
                 for piece in self.pieces:
@@ -82,6 +85,7 @@ def delivered(context: Context, peer: Peer, **deliver: Any) -> Context:
         (b"\x0bMSH|^~\\&|RIS\rMSA|AA|{id}\r\x1c\r",),
         (b"\x0b", b"MSH|^~\\&|RIS\rMSA|A", b"A|{id}\r\x1c", b"\r"),
         (b"noise\x0bMSH|^~\\&|R\xc3\xbcS\rMSA|AA|{id}\r\x1c\rmore",),
+        (b"\x0bMSH|^~\\&|RIS\rMSA|AA|{id}|\xc4\xd6\r\x1c\r",),  # Latin-1
     ],
 )
 def test_a_message_is_sent_once_and_its_acknowledgement_may_come_in_pieces(embedded: Context, pieces) -> None:
@@ -101,6 +105,7 @@ def test_a_message_is_sent_once_and_its_acknowledgement_may_come_in_pieces(embed
         ((b"\x0bMSH|^~\\&|RIS\rMSA|AE|{id}\r\x1c\r",), "ack_error"),
         ((b"\x0bMSH|^~\\&|RIS\rMSA|AR|{id}\r\x1c\r",), "ack_rejected"),
         ((b"\x0bHello\r\x1c\r",), "ack_unreadable"),
+        ((b"\x0bMSH|^~\\&|RIS\rMSA|AA|another\r\x1c\r",), "ack_unreadable"),
         ((b"\x0bMSH|^~\\&|RIS\rMSA|AA|{id}",), "destination_away"),  # cut off
         ((), "destination_away"),  # silence
     ],
@@ -135,6 +140,8 @@ def test_a_message_goes_by_tls_with_our_certificate_to_a_ris_that_is_verified(
         scored_film(context)
         outbox.publish(context)
         outbox.deliver_due(context)
+        (result,) = examine_role(context, "delivery")
+        assert result.text.startswith("no answer from stranger, believer:")
     away = "destination_away"
     assert {row.destination: row.reason or row.state for row in rows(context)} == {
         "ris": "sent", "stranger": away, "believer": away}  # fmt: skip

@@ -135,7 +135,7 @@ def send_message(peer: Peer, content: bytes, *, control_id: str) -> None:
     """Send one message and wait for its acknowledgement. Raises DestinationAway for silence, Refused for AE and AR."""
     deadline = time.monotonic() + CONNECT_SECONDS + ANSWER_SECONDS
     try:
-        with _connected(peer) as connection:
+        with connected(peer) as connection:
             connection.sendall(BEGIN + content + END)
             answer = _framed(connection, deadline)
     except OSError:  # a refused connection, a broken one, silence, TLS
@@ -143,7 +143,8 @@ def send_message(peer: Peer, content: bytes, *, control_id: str) -> None:
     judge(answer.decode(errors="replace"), control_id=control_id)
 
 
-def _connected(peer: Peer) -> socket.socket:
+def connected(peer: Peer) -> socket.socket:
+    """A connection to a peer that takes messages, after the TLS handshake by mllps://. Raises OSError."""
     url = urlsplit(peer.mllp or "")
     connection = socket.create_connection((url.hostname, url.port), timeout=CONNECT_SECONDS)
     if url.scheme == "mllp":

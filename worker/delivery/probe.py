@@ -3,19 +3,19 @@
 import socket
 from contextlib import suppress
 from typing import Final
-from urllib.parse import urlsplit
 
 import httpx
 from pynetdicom import build_context
 from pynetdicom.sop_class import Verification
 
 from worker.context import Context
+from worker.delivery import hl7
 from worker.delivery.outbox import Destination, destinations
 from worker.dicom_network.association import associated
 from worker.peers import PeerAway, http_client, peer_named
 from worker.setting_peers import Peer
 
-CONNECT_SECONDS: Final = 5.0
+REFUSAL_SECONDS: Final = 0.5
 NO_STUDY: Final = "studies?StudyInstanceUID=1.2.3&limit=1"  # asks for nothing that an archive holds
 
 
@@ -28,7 +28,7 @@ def _answers(context: Context, destination: Destination) -> bool:
     peer = peer_named(context.settings, destination.peer)
     match destination.kind:
         case "oru":
-            return _takes_connections(peer.mllp or "")
+            return _takes_connections(peer)
         case "fhir":
             return _answers_http(peer, peer.fhir or "", "metadata")
         case _:
@@ -49,8 +49,17 @@ def _answers_http(peer: Peer, base_url: str, question: str) -> bool:
     return False
 
 
-def _takes_connections(url: str) -> bool:
-    address = urlsplit(url)
-    with suppress(OSError), socket.create_connection((address.hostname, address.port), timeout=CONNECT_SECONDS):
-        return True
+def _takes_connections(peer: Peer) -> bool:
+    """Whether it takes a connection and keeps it; by mllps:// its certificate is verified, and ours shown."""
+    with suppress(OSError), hl7.connected(peer) as connection:
+        return _is_kept(connection)
     return False
+
+
+def _is_kept(connection: socket.socket) -> bool:
+    """Whether the peer says nothing: that it refuses our certificate comes after the handshake (TLS 1.3)."""
+    connection.settimeout(REFUSAL_SECONDS)
+    try:
+        return bool(connection.recv(1))
+    except TimeoutError:
+        return True

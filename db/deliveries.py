@@ -79,11 +79,13 @@ def publishable(
         first <= now - timedelta(minutes=longest_minutes),
     )
     fresh = Study.settled_at > now - timedelta(hours=max_age_hours)
-    rows = session.execute(
-        _results().where(Study.state == "scored", fresh, quiet).order_by(Study.settled_at).limit(limit)
-        .with_for_update(of=Study, skip_locked=True)
-    )  # fmt: skip
-    return [Publishable(*row) for row in rows]
+    due = _results().where(Study.state == "scored", fresh, quiet).order_by(Study.settled_at).limit(limit)
+    ids = [row[0] for row in session.execute(due.with_for_update(of=Study, skip_locked=True))]
+    if not ids:
+        return []
+    # Again, now that they are locked: PostgreSQL shows a study that was written meanwhile beside a place from before.
+    locked = _results().where(Study.id.in_(ids), Study.state == "scored").order_by(Study.settled_at)
+    return [Publishable(*row) for row in session.execute(locked)]
 
 
 def any_unpublished(session: Session, *, max_age_hours: float) -> bool:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import and_, select
+from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
+from db.deliveries import AWAY, LEFT
 from db.models import (
     FINDING_COLUMNS,
     Checkpoint,
@@ -34,7 +35,7 @@ class FilmOfStudy:
 
 @dataclass(frozen=True)
 class Predecessor:
-    """The result that went to the same destination before, and its checkpoint."""
+    """The result that went to the same destination before, or may be there, and its checkpoint."""
 
     object_uid: str
     checkpoint_digest: str
@@ -91,6 +92,9 @@ def _films(session: Session, study: Study, checkpoint: Checkpoint) -> tuple[Film
 
 
 def _predecessor(session: Session, delivery: Delivery) -> Predecessor | None:
+    """The newest that was sent; where none was, the newest that was tried and not refused: its answer may be lost."""
+    is_sent = Delivery.state.in_(("sent", "confirmed"))
+    may_be_there = and_(Delivery.attempts > 0, or_(Delivery.reason.is_(None), Delivery.reason.in_((AWAY, LEFT))))
     before = (
         select(Delivery.object_uid, Checkpoint.digest)
         .join(Checkpoint, Checkpoint.id == Delivery.checkpoint_id)
@@ -99,9 +103,9 @@ def _predecessor(session: Session, delivery: Delivery) -> Predecessor | None:
             Delivery.destination == delivery.destination,
             Delivery.kind == delivery.kind,
             Delivery.id < delivery.id,
-            Delivery.state.in_(("sent", "confirmed")),
+            or_(is_sent, may_be_there),
         )
-        .order_by(Delivery.id.desc())
+        .order_by(is_sent.desc(), Delivery.id.desc())
     )
     row = session.execute(before.limit(1)).one_or_none()
     return None if row is None else Predecessor(*row)

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -320,6 +320,24 @@ def test_a_result_that_returns_after_another_may_have_arrived_is_sent_as_its_suc
         (first, 1, "sent"), (second, 1, "superseded"), (first, 2, "sent")]  # fmt: skip
 
 
+@pytest.mark.parametrize("reason", [Refused("object_refused"), DestinationAway()])
+def test_a_successor_names_what_may_be_there_and_not_what_was_refused(
+    embedded: Context, sent: Sent, reason: Exception
+) -> None:
+    context = delivering(embedded, ARCHIVE)
+    made = scored_film(context)
+    outbox.publish(context)
+    sent.fails["archive"] = reason
+    outbox.deliver_due(context)
+    scored_film(context, made.StudyInstanceUID)
+    outbox.publish(context)
+    tried, new = rows(context)
+    assert (tried.state, tried.attempts) == ("superseded", 1)
+    with read_scope(context.engine) as session:
+        before = present(content_of(session, new.id)).predecessor
+    assert (before and before.object_uid) == (None if isinstance(reason, Refused) else tried.object_uid)
+
+
 def test_a_result_that_returns_before_another_was_sent_needs_no_successor(embedded: Context, sent: Sent) -> None:
     context = delivering(embedded, ARCHIVE)
     first, _ = a_second_result_waits(context)
@@ -335,23 +353,43 @@ def waiting_at_a_gate(_connection: object, _cursor: object, statement: str, para
     return statement, parameters
 
 
-@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_two_processes_that_publish_at_once_make_a_result_once(context: Context) -> None:
-    context = delivering(context, ARCHIVE)
-    scored_film(context)
+@contextmanager
+def publishing_slowly(context: Context) -> Iterator[Future[int]]:
+    """A process that publishes and, while the block runs, is between its look and its lock."""
     slow = Context(context.settings)
     event.listen(slow.engine, "before_cursor_execute", waiting_at_a_gate, retval=True)
     with ThreadPoolExecutor(1) as pool:
         with context.engine.begin() as gate:
             gate.execute(text("SELECT pg_advisory_xact_lock(1)"))
-            second = pool.submit(outbox.publish, slow)
+            publishing = pool.submit(outbox.publish, slow)
             stopped = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
             wait_until(lambda: gate.scalar(stopped) == 1)
-            assert outbox.publish(context) == 1
-        assert second.result(timeout=60) == 1, "it did look before the first one's commit"
+            yield publishing
+        publishing.result(timeout=60)
     slow.engine.dispose()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_two_processes_that_publish_at_once_make_a_result_once(context: Context) -> None:
+    context = delivering(context, ARCHIVE)
+    scored_film(context)
+    with publishing_slowly(context) as second:
+        assert outbox.publish(context) == 1
+    assert second.result() == 0, "what it saw at first is out of date"
     assert [(row.state, row.revision) for row in rows(context)] == [("waiting", 1)]
     assert outbox.publish(context) == 0
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_result_that_changes_while_it_is_looked_at_is_published_as_it_is_then(context: Context) -> None:
+    """PostgreSQL shows the locked row as it is, and the rows of other tables as they were before."""
+    context = delivering(context, ARCHIVE)
+    scored_film(context)
+    _, second = two_checkpoints(context)
+    with publishing_slowly(context), session_scope(context.engine) as session:
+        session.execute(update(Study).values(revision=2))
+        session.execute(update(StudyPriority).values(checkpoint_id=second))
+    assert [(row.checkpoint_id, row.revision) for row in rows(context)] == [(second, 2)]
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

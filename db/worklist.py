@@ -23,6 +23,7 @@ _TYPES: dict[str, TypeEngine[Any]] = {
     "overdue": Boolean(),
 }
 _SHARED = "SELECT accession_number FROM study WHERE accession_number IN :numbers GROUP BY 1 HAVING count(*) > 1"
+_HEAD = "SELECT * FROM next_to_read ORDER BY priority_rank LIMIT :n OFFSET :at"
 _UNREAD = "SELECT count(*) FROM study_priority WHERE read_at IS NULL"
 
 # All unread studies are ranked, but by what study_priority holds; what lies in other tables is looked up for the part's
@@ -79,11 +80,11 @@ class Part:
 
 def part(session: "Session", wanted: Filter, *, offset: int, limit: int) -> Part:
     """The rows from `offset` on in reading order, each with its rank in the whole list."""
+    cut = {"n": limit, "at": offset}
     if wanted == Filter() and offset + limit <= HEAD:
-        return Part(worklist(session, limit=offset + limit)[offset:], unread(session))
+        return Part(session.execute(text(_HEAD).columns(**_TYPES), cut).mappings().all(), unread(session))
     where, values = _conditions(wanted)
-    statement = text(_PART.format(where=where)).columns(**_TYPES)
-    found = session.execute(statement, {**values, "n": limit, "at": offset}).mappings().all()
+    found = session.execute(text(_PART.format(where=where)).columns(**_TYPES), {**values, **cut}).mappings().all()
     if found or not offset:
         return Part(found, found[0]["total"] if found else 0)
     return Part([], session.scalar(text(f"SELECT count(*) FROM worklist{where}"), values) or 0)  # noqa: S608

@@ -48,20 +48,23 @@ THUMBNAIL = re.compile(r'src="(/films/\d+/thumbnail\.png)"')
 
 @dataclass
 class Reader:
-    """A browser with the list open: `seconds` of each refresh."""
+    """A browser with the list open: it refreshes `first` seconds after a turn begins, and then `every` seconds."""
 
-    seconds: list[float] = field(default_factory=list)
+    address: str
+    first: float
+    every: float
+    seconds: list[float] = field(default_factory=list)  # of each refresh
     _there: set[str] = field(default_factory=set)
 
-    async def stay(self, address: str, *, first: float, every: float, until: asyncio.Event) -> None:
-        """Refresh `every` seconds, for the first time after `first`."""
+    async def stay(self, until: asyncio.Event) -> None:
+        """Refresh until the turn ends."""
         # Where the server ends a connection that is about to be used, a browser asks again; httpx fails.
         limits = httpx.Limits(keepalive_expiry=KEPT_OPEN_SECONDS)
         cookies = {SESSION: TOKEN}
-        async with httpx.AsyncClient(base_url=address, cookies=cookies, limits=limits, timeout=60) as client:
-            pause = first
+        async with httpx.AsyncClient(base_url=self.address, cookies=cookies, limits=limits, timeout=60) as client:
+            pause = self.first
             while not await _came(until, within=pause):
-                pause = every
+                pause = self.every
                 await self._refresh(client)
 
     async def _refresh(self, client: httpx.AsyncClient) -> None:
@@ -85,25 +88,20 @@ async def _came(event: asyncio.Event, *, within: float) -> bool:
 
 def read(address: str, readers: int, every: float, connection: Connection) -> None:
     """The readers' process: from "go" to "enough" they stay, then it sends the seconds of each refresh."""
+    people = [Reader(address, first=number * every / readers, every=every) for number in range(readers)]
 
-    async def stay() -> list[float]:
+    async def stay() -> None:
         until = asyncio.Event()
         asyncio.get_running_loop().add_reader(connection.fileno(), until.set)
-        people = [Reader() for _ in range(readers)]
-        firsts = [number * every / readers for number in range(readers)]
-        await asyncio.gather(
-            *(
-                each.stay(address, first=first, every=every, until=until)
-                for each, first in zip(people, firsts, strict=True)
-            )
-        )
-        return [seconds for each in people for seconds in each.seconds]
+        await asyncio.gather(*(each.stay(until) for each in people))
 
     connection.send("open")
     while connection.recv() == "go":
-        seconds = asyncio.run(stay())
+        asyncio.run(stay())
         connection.recv()
-        connection.send(seconds)
+        connection.send([seconds for each in people for seconds in each.seconds])
+        for each in people:
+            each.seconds.clear()
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,20 @@ def test_of_two_tabs_of_one_reader_each_may_claim_and_giving_back_in_one_is_told
     assert anna.post("/studies/1/read").status_code == 303, "nobody else holds it"
 
 
+def test_a_study_s_page_that_is_open_is_told_who_reads_it_and_that_it_has_been_read(embedded):
+    app = create_app(embedded)
+    anna, ben = (signed_in(app, name, "reader") for name in ("Anna", "Ben"))
+    page = anna.get("/studies/1").text
+    assert "Nobody is reading this study" in page
+    assert 'hx-get="/studies/1/claim-state" hx-trigger="every 10000ms"' in page
+    ben.post("/studies/1/claim")
+    assert "<strong>Ben</strong> is reading this study" in anna.get("/studies/1/claim-state").text
+    assert "You are reading this study" in ben.get("/studies/1/claim-state").text
+    ben.post("/studies/1/read")
+    assert "has been read by Ben" in anna.get("/studies/1/claim-state").text
+    assert anna.get("/studies/99/claim-state").status_code == 404
+
+
 def test_a_study_is_given_back_or_taken_over_with_a_reason_that_the_other_sees(embedded):
     app = create_app(embedded)
     anna, ben = (signed_in(app, name, "reader") for name in ("Anna", "Ben"))

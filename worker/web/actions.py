@@ -2,10 +2,10 @@
 
 from starlette.responses import Response
 
-from db import audit, claims, reading
+from db import audit, claims, lookup, reading
 from db.models import VERDICTS, ReadingClaim
 from db.reading import Opinion, Reading, record_opinions
-from db.session import session_scope
+from db.session import read_scope, session_scope
 from training.findings import FINDINGS
 from worker.web.requests import Visit, local_address, see_other
 from worker.web.study import page_of, study_address, study_with
@@ -50,11 +50,17 @@ def release(visit: Visit) -> Response:
 
 def renew(visit: Visit) -> Response:
     """A page that is open keeps its reader's claim; 409 tells it that the claim is lost."""
-    study_id = visit.number("study_id")
     with session_scope(visit.site.context.engine) as session:
-        kept = claims.renew(session, study_id, reader=visit.me.name)
-        held = claims.holder(session, study_id)
-    return visit.page("claim_state.html.j2", status=200 if kept else 409, claim=held)
+        kept = claims.renew(session, visit.number("study_id"), reader=visit.me.name)
+    return claim_state(visit, status=200 if kept else 409)
+
+
+def claim_state(visit: Visit, *, status: int = 200) -> Response:
+    """Who reads the study now, or has read it: for a page that is open, so that no two read it unknowingly."""
+    with read_scope(visit.site.context.engine) as session:
+        study = study_with(session, visit.number("study_id"))
+        held, (priority, *_) = claims.holder(session, study.id), lookup.place_of(session, study) or (None,)
+    return visit.page("claim_state.html.j2", status=status, claim=held, priority=priority)
 
 
 def mark_read(visit: Visit) -> Response:

@@ -80,6 +80,7 @@ def _pages() -> Sequence[Route]:
         route("/first/{token}", auth.make_first, role=None, method="POST"),
         route("/", worklist.show, role="viewer"),
         route("/studies/{study_id:row}", study.show, role="viewer"),
+        route("/studies/{study_id:row}/claim-state", actions.claim_state, role="viewer"),
         route("/studies/{study_id:row}/claim", actions.claim, role="reader", method="POST"),
         route("/studies/{study_id:row}/take-over", actions.take_over, role="reader", method="POST"),
         route("/studies/{study_id:row}/release", actions.release, role="reader", method="POST"),

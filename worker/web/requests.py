@@ -72,11 +72,13 @@ class Visit:
         return value
 
     def page(self, template: str, *, status: int = 200, **names: Any) -> Response:
-        """A page made of a template; `visit` and a form's hidden `csrf_field` are there in each."""
+        """A page made of a template; `visit`, `refresh_ms` and a form's hidden `csrf_field` are there in each."""
         cookies = self.request.cookies
         token = cookies.get(SESSION) or cookies.get(VISIT) or new_token()
         csrf_field = Markup('<input type="hidden" name="csrf" value="{}">').format(csrf_of(token))
-        text = self.site.templates.get_template(template).render(visit=self, csrf_field=csrf_field, **names)
+        refresh_ms = int(1000 * self.site.context.settings.web.refresh_seconds)  # htmx takes a point for something else
+        names |= {"visit": self, "csrf_field": csrf_field, "refresh_ms": refresh_ms}
+        text = self.site.templates.get_template(template).render(names)
         response = HTMLResponse(text, status)
         if token not in (cookies.get(SESSION), cookies.get(VISIT)):
             set_cookie(response, self.request, VISIT, token)

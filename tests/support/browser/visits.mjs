@@ -112,7 +112,7 @@ async function slips(browser) {
   return { held, chosen, asks, away, marked, saved };
 }
 
-// How often an open page asks, by a clock that this visit moves: a list for news, a study for its claim.
+// How often an open page asks, by a clock that this visit moves: a list for news, a study for who reads it.
 async function pace(browser) {
   const page = await visitor(browser);
   await page.clock.install();
@@ -126,12 +126,15 @@ async function pace(browser) {
   };
   await page.goto(asked.address + "/");
   const list = [await asks(asked.refresh - 1), await asks(2)];
-  await page.locator("#list button.claim").first().click();
+  await page.locator("#list a.open").first().click();
+  await page.locator("#claim").waitFor();
+  const study = [await asks(asked.refresh - 1), await asks(2)];
+  await page.locator("#claim").click();
   await page.locator("#release").waitFor();
   const claim = [await asks(59), await asks(2)];
   await page.locator("#release").click();
   await page.context().close();
-  return { list, claim };
+  return { list, study, claim };
 }
 
 // Refreshes while studies arrive: what has the focus, half-typed text and the place on the screen stay.

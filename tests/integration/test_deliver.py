@@ -890,7 +890,8 @@ def test_an_archive_that_knows_the_default_transfer_syntax_alone_gets_its_report
 
 
 @pytest.mark.parametrize(("status", "state", "reason"), [
-    (0xB000, "sent", None), (0xA700, "waiting", "destination_away"), (0xC001, "waiting", "object_refused"),
+    (0xB000, "sent", None), (0x0107, "sent", None), (0x0111, "sent", None),
+    (0xA700, "waiting", "destination_away"), (0xC001, "waiting", "object_refused"),
 ])  # fmt: skip
 def test_an_archives_status_decides_what_follows(embedded: Context, status: int, state: str, reason: str) -> None:
     node = Node(status=status)

@@ -19,10 +19,11 @@ from pydicom.uid import Comprehensive3DSRStorage
 
 from tests.integration.test_deliver import delivering, rows, scored_film
 from tests.support.certificates import Authority
+from tests.support.dicom_files import make_film
 from tests.support.orthanc import PASSWORD, USER, Orthanc
 from worker.context import Context
-from worker.delivery import hl7, http, outbox
-from worker.delivery.errors import DestinationAway, Refused
+from worker.delivery import dicom, hl7, http, outbox
+from worker.delivery.errors import DeliveryError, DestinationAway, Refused
 from worker.doctor import examine_role
 from worker.setting_peers import Peer
 
@@ -255,6 +256,37 @@ def test_a_web_archive_that_names_no_failure_has_stored(embedded: Context, answe
         context = delivered(embedded, Peer(name="vna", dicomweb=f"{url}/dicom-web"), sr=("vna",))
     assert [row.state for row in rows(context)] == [state]
     assert b"DICM" in server.bodies[0]
+
+
+def failed(*reasons: int) -> dict[str, Any]:
+    """An archive's answer that names an object for each of these reasons."""
+    items = [{"00081197": {"vr": "US", "Value": [reason]}} for reason in reasons]
+    return {"00081198": {"vr": "SQ", "Value": items}}
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "reason"),
+    [
+        (202, {}, None),
+        (202, failed(0xA900), "object_refused"),
+        (409, failed(0x0111), None),  # held already
+        (409, failed(0x0111, 0xA900), "object_refused"),
+        (409, None, "object_refused"),
+        (409, {"00081198": {"Value": [{"00081197": {"Value": [{}]}}]}}, "object_refused"),
+        (413, None, "object_refused"),
+        (503, None, "destination_away"),
+    ],
+)
+def test_a_web_archives_status_decides_what_follows(
+    embedded: Context, status: int, answer: Any, reason: str | None
+) -> None:
+    with Server(status=status, answer=answer).listening() as url:
+        peer, said = Peer(name="vna", dicomweb=f"{url}/dicom-web"), None
+        try:
+            dicom.store(embedded, make_film(), peer)
+        except DeliveryError as error:
+            said = error.reason
+    assert said == reason
 
 
 def test_an_orthanc_takes_reports_by_stow_once(embedded: Context, archive: Orthanc, tmp_path: Path) -> None:

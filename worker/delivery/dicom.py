@@ -18,7 +18,8 @@ from worker.peers import PeerAway
 from worker.setting_peers import Peer
 
 SUCCESS: Final = 0x0000
-WARNINGS: Final = range(0xB000, 0xC000)  # PS3.4 B.2.3: stored, with attributes coerced or dropped
+WARNINGS: Final = frozenset({0x0001, 0x0107, 0x0116, *range(0xB000, 0xC000)})  # PS3.7 annex C: stored, if not as it was
+DUPLICATES: Final = frozenset({0x0111, 0xB00E})  # held already, as after an answer that was lost; the second is Azure's
 OUT_OF_RESOURCES: Final = range(0xA700, 0xA800)
 
 
@@ -62,7 +63,7 @@ def _store(association: Association, dataset: Dataset) -> None:
         status = None
     if status is None or status in OUT_OF_RESOURCES:
         raise DestinationAway
-    if status != SUCCESS and status not in WARNINGS:
+    if status != SUCCESS and status not in WARNINGS | DUPLICATES:
         raise Refused("object_refused")
 
 
@@ -79,15 +80,20 @@ def _store_by_web(dataset: Dataset, peer: Peer) -> None:
     """STOW-RS (PS3.18 chapter 10.5). An archive may answer 200 with an empty list of failures."""
     boundary = str(dataset.SOPInstanceUID)
     part = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
-    answer = http.post(
-        peer,
-        f"{peer.dicomweb}/studies",
-        b"".join((part, _encoded(dataset), f"\r\n--{boundary}--\r\n".encode())),
-        content_type=f'multipart/related; type="application/dicom"; boundary={boundary}',
-        accept="application/dicom+json",
-        refused="object_refused",
-    )
-    if _failures(answer):
+    try:
+        answer = http.post(
+            peer,
+            f"{peer.dicomweb}/studies",
+            b"".join((part, _encoded(dataset), f"\r\n--{boundary}--\r\n".encode())),
+            content_type=f'multipart/related; type="application/dicom"; boundary={boundary}',
+            accept="application/dicom+json",
+            refused="object_refused",
+        )
+    except http.Conflict as conflict:  # nothing new was stored
+        if not _failures(conflict.answer):
+            raise
+        answer = conflict.answer
+    if not DUPLICATES.issuperset(_failures(answer)):
         raise Refused("object_refused")
 
 
@@ -97,7 +103,13 @@ def _encoded(dataset: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-def _failures(answer: Any) -> list[Any]:
-    """The items of FailedSOPSequence (0008,1198) in DICOM's JSON."""
-    failed = answer.get("00081198", {}) if isinstance(answer, dict) else {}
-    return [item for item in failed.get("Value", []) if item] if isinstance(failed, dict) else []
+def _failures(answer: Any) -> list[int | None]:
+    """The Failure Reason (0008,1197) of each item of FailedSOPSequence (0008,1198) in DICOM's JSON; None: not told."""
+    reasons = [_values(item, "00081197")[:1] for item in _values(answer, "00081198") if item]
+    return [told[0] if told and isinstance(told[0], int) else None for told in reasons]
+
+
+def _values(item: Any, tag: str) -> list[Any]:
+    attribute = item.get(tag) if isinstance(item, dict) else None
+    values = attribute.get("Value") if isinstance(attribute, dict) else None
+    return values if isinstance(values, list) else []

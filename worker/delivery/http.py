@@ -13,22 +13,34 @@ from worker.setting_peers import Peer
 
 TRY_LATER: Final = {408, 425, 429, 502, 503, 504}
 NOT_LET_IN: Final = {401, 403}
+CONFLICT: Final = 409
 MOST_ANSWER_BYTES: Final = 4 * 2**20
 MOST_SECONDS: Final = 300.0  # for a whole answer: a lease lasts longer
+
+
+class Conflict(Refused):
+    """An answer of HTTP 409; `answer` is its JSON, None where it is none."""
+
+    def __init__(self, reason: ReasonCode, answer: Any) -> None:
+        super().__init__(reason)
+        self.answer = answer
 
 
 def post(peer: Peer, url: str, content: bytes, *, content_type: str, accept: str, refused: ReasonCode) -> Any:
     """POST, and the answer's JSON, None where it is none.
 
-    Raises DestinationAway where there is no answer or a later one is asked for, and Refused with `refused`, or with
-    credentials_refused.
+    Raises DestinationAway where there is no answer or a later one is asked for, and Refused with `refused` (Conflict
+    for HTTP 409), or with credentials_refused.
     """
     headers = {"Content-Type": content_type, "Accept": accept}
     deadline = time.monotonic() + MOST_SECONDS
     try:
         with http_client(peer, url) as client, client.stream("POST", url, content=content, headers=headers) as answer:
             _check(answer, refused)
-            return _json(_read(answer, refused, deadline))
+            said = _json(_read(answer, refused, deadline))
+            if answer.status_code == CONFLICT:
+                raise Conflict(refused, said)
+            return said
     except httpx.TransportError:
         raise DestinationAway from None
 
@@ -38,7 +50,7 @@ def _check(answer: httpx.Response, refused: ReasonCode) -> None:
         raise DestinationAway
     if answer.status_code in NOT_LET_IN:
         raise Refused("credentials_refused")
-    if not answer.is_success:
+    if not answer.is_success and answer.status_code != CONFLICT:
         raise Refused(refused)
 
 

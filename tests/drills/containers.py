@@ -119,9 +119,8 @@ class Record:
 
 def run(*command: str, environment: dict[str, str] | None = None, folder: Path | None = None) -> str:
     """What the command prints; Failed with its last lines where it ends badly."""
-    ended = subprocess.run(
-        command, env=os.environ | (environment or {}), cwd=folder, capture_output=True, text=True, errors="replace"
-    )
+    options: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "stdin": subprocess.DEVNULL}
+    ended = subprocess.run(command, env=os.environ | (environment or {}), cwd=folder, **options)
     if ended.returncode:
         raise Failed(f"{' '.join(command)[:200]}\n{(ended.stdout + ended.stderr)[-4000:]}")
     return ended.stdout

@@ -58,6 +58,11 @@ def _index_of_path(name: str) -> Index:
     return Index(name, "path", postgresql_using="hash")
 
 
+def _partial_index(name: str, *columns: Any, where: str, unique: bool = False) -> Index:
+    """An index of those rows only that the condition holds for."""
+    return Index(name, *columns, unique=unique, postgresql_where=text(where), sqlite_where=text(where))
+
+
 class Site(Base):
     """One row: the secret that makes this site's patient keys, drawn when the database is made, and the stop switch of
     all deliveries."""
@@ -79,7 +84,7 @@ class Study(Base):
         Index("ix_study_run_id", "run_id"),
         Index("ix_study_received_at", "received_at"),
         Index("ix_study_patient_key", "patient_key"),
-    )  # fmt: skip
+    )
     id: Mapped[int] = mapped_column(BigKey, primary_key=True)
     study_instance_uid: Mapped[str] = mapped_column(String(64), unique=True)
     accession_number: Mapped[str | None] = mapped_column(String(64))
@@ -184,11 +189,9 @@ class Checkpoint(Base):
     __tablename__ = "checkpoint"
     __table_args__ = (
         _one_of("state", CheckpointState),
-        Index("uq_checkpoint_champion", "state", unique=True, postgresql_where=text("state = 'champion'"),
-              sqlite_where=text("state = 'champion'")),
-        Index("uq_checkpoint_shadow", "state", unique=True, postgresql_where=text("state = 'shadow'"),
-              sqlite_where=text("state = 'shadow'")),
-    )  # fmt: skip
+        _partial_index("uq_checkpoint_champion", "state", where="state = 'champion'", unique=True),
+        _partial_index("uq_checkpoint_shadow", "state", where="state = 'shadow'", unique=True),
+    )
     id: Mapped[int] = mapped_column(primary_key=True)
     digest: Mapped[str] = mapped_column(String(64), unique=True)
     path: Mapped[str] = mapped_column(Text)
@@ -281,7 +284,7 @@ class PolicyRow(Base):
 
     __tablename__ = "policy"
     __table_args__ = (
-        Index("uq_policy_active", "active", unique=True, postgresql_where=text("active"), sqlite_where=text("active")),
+        _partial_index("uq_policy_active", "active", where="active", unique=True),
         CheckConstraint("max_wait_minutes > 0", name="max_wait_minutes"),
         CheckConstraint("category_a_share > 0 AND category_a_share < 1", name="category_a_share"),
     )
@@ -334,8 +337,7 @@ class Run(Base):
     """One run over the waiting studies (a night, or one `nightread score`): when, how many, with what."""
 
     __tablename__ = "run"
-    __table_args__ = (Index("ix_run_open", "id", postgresql_where=text("finished_at IS NULL"),
-                            sqlite_where=text("finished_at IS NULL")),)  # fmt: skip
+    __table_args__ = (_partial_index("ix_run_open", "id", where="finished_at IS NULL"),)
     id: Mapped[int] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(String(16))
     started_at: Mapped[datetime]
@@ -404,10 +406,9 @@ class TrainingRun(Base):
     __tablename__ = "training_run"
     __table_args__ = (
         _one_of("state", TrainingState),
-        Index("uq_training_run_running", "state", unique=True, postgresql_where=text("state = 'running'"),
-              sqlite_where=text("state = 'running'")),
+        _partial_index("uq_training_run_running", "state", where="state = 'running'", unique=True),
         Index("ix_training_run_checkpoint_id", "checkpoint_id"),
-    )  # fmt: skip
+    )
     id: Mapped[int] = mapped_column(primary_key=True)
     state: Mapped[TrainingState] = mapped_column(String(16))
     stage: Mapped[str | None] = mapped_column(String(16))
@@ -660,10 +661,6 @@ class ReadingClaim(Base):
     lease_expires_at: Mapped[datetime]
     taken_from: Mapped[str | None] = mapped_column(String(64))
     taken_because: Mapped[str | None] = mapped_column(Text)
-
-
-def _partial_index(name: str, *columns: Any, where: str) -> Index:
-    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
 
 
 # The claim: the most pressing waiting studies, found without touching the settled ones.

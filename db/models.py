@@ -652,7 +652,7 @@ class LoginFailure(Base):
 
 
 class ReadingClaim(Base):
-    """Who is reading a study now, until the lease ends; one claim per study."""
+    """A claim on a study by the user who reads it now, until its lease ends; one per study."""
 
     __tablename__ = "reading_claim"
     study_id: Mapped[int] = mapped_column(BigKey, ForeignKey("study.id", ondelete="CASCADE"), primary_key=True)

@@ -8,12 +8,9 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from db import api_tokens, users
-from db.session import session_scope
 from tests.support.servers import fresh_database
-from tests.support.web import ADDRESS, Visitor, add_night, signed_in
+from tests.support.web import ADDRESS, Visitor, add_night, add_token, signed_in
 from worker.web.app import create_app
-from worker.web.passwords import digest_of
 from worker.web.requests import csrf_of
 from worker.web.worklist import LONGEST_NUMBER
 
@@ -46,8 +43,7 @@ def app(make_context, postgres_server_url) -> Iterator[Starlette]:
 @pytest.fixture(scope="module")
 def anna(app) -> Visitor:
     visitor = signed_in(app, "Anna", "administrator")
-    with session_scope(app.state.site.context.engine) as session:
-        api_tokens.issue(session, users.by_name(session, "Anna"), name="t", digest=digest_of("t"), days=None, by="t")
+    add_token(app.state.site.context, "Anna")
     visitor.client.headers["Authorization"] = "Bearer t"
     return visitor
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, text, update
 from typer.testing import CliRunner
 
-from db import api_tokens, claims, registry, users
+from db import claims, registry
 from db.base import database_now
 from db.models import FINDING_COLUMNS, Audit, FilmScore, ReadingClaim, Review, Run, Study, StudyPriority
 from db.reading import Answer
@@ -20,12 +20,11 @@ from db.set_aside import set_aside
 from db.worklist import worklist
 from tests.support.night_rows import add_champion, add_studies, open_run
 from tests.support.values import present
-from tests.support.web import Visitor, add_night, add_user, rows_of, signed_in
+from tests.support.web import Visitor, add_night, add_token, add_user, rows_of, signed_in
 from training.findings import FINDINGS
 from worker.cli.app import app as commands
 from worker.context import Context
 from worker.web.app import create_app
-from worker.web.passwords import digest_of
 
 AT_ONCE = 50
 # What each answer has of the time: clocks, and in JSON how long a study has waited, to the last digit.
@@ -78,8 +77,7 @@ def test_the_pages_and_the_api_have_the_order_of_the_view_row_by_row(context):
     anna, program = signed_in(app, "Anna", "viewer"), Visitor(app)
     shown = [study for page in (1, 2, 3) for study in rows_of(anna.get(f"/?page={page}").text)]
     assert shown == [row["study_id"] for row in expected]
-    with session_scope(context.engine) as session:
-        api_tokens.issue(session, users.by_name(session, "Anna"), name="t", digest=digest_of("t"), days=None, by="t")
+    add_token(context, "Anna")
     rows = []
     for page in (1, 2, 3, 4):
         answer = program.get(f"/api/worklist?per_page=40&page={page}", authorization="Bearer t").json()
@@ -103,8 +101,7 @@ def test_the_pages_and_the_api_have_the_order_of_the_view_row_by_row(context):
 def test_a_page_beyond_the_end_of_a_list_is_its_last_one_and_the_total_stays_true(embedded):
     app = create_app(embedded)
     anna, program = signed_in(app, "Anna", "reader"), Visitor(app)
-    with session_scope(embedded.engine) as session:
-        api_tokens.issue(session, users.by_name(session, "Anna"), name="t", digest=digest_of("t"), days=None, by="t")
+    add_token(embedded, "Anna")
     for address in ("/?page=3", "/?page=3&category=A"):
         page = anna.get(address, hx_request="true").text
         assert rows_of(page) == rows_of(anna.get("/").text) != [], address
@@ -116,8 +113,7 @@ def test_a_page_beyond_the_end_of_a_list_is_its_last_one_and_the_total_stays_tru
 def test_a_list_that_changes_between_two_pages_of_the_api_says_so_by_its_total(embedded):
     app = create_app(embedded)
     anna, program = signed_in(app, "Anna", "reader"), Visitor(app)
-    with session_scope(embedded.engine) as session:
-        api_tokens.issue(session, users.by_name(session, "Anna"), name="t", digest=digest_of("t"), days=None, by="t")
+    add_token(embedded, "Anna")
     first, second = [
         (program.get(f"/api/worklist?per_page=2&page={page}", authorization="Bearer t").json(), anna.post(read))[0]
         for page, read in ((1, "/studies/1/read"), (2, "/studies/2/read"))
@@ -129,8 +125,7 @@ def test_a_list_that_changes_between_two_pages_of_the_api_says_so_by_its_total(e
 def test_the_api_gives_no_more_rows_at_once_than_it_says(embedded):
     app = create_app(embedded)
     signed_in(app, "Anna", "reader")
-    with session_scope(embedded.engine) as session:
-        api_tokens.issue(session, users.by_name(session, "Anna"), name="t", digest=digest_of("t"), days=None, by="t")
+    add_token(embedded, "Anna")
     for number in ("501", "0", "x", "000000001000000", "9" * 5000):
         answer = Visitor(app).get(f"/api/worklist?per_page={number}", authorization="Bearer t")
         assert answer.status_code == 400, number
@@ -317,8 +312,7 @@ def everything_of(app, reader: Visitor, program: Visitor) -> list[str]:
 def test_a_blind_study_tells_nothing_before_or_after_its_review(blind):
     app = create_app(blind)
     anna, program = signed_in(app, "Anna", "administrator"), Visitor(app)
-    with session_scope(blind.engine) as session:
-        api_tokens.issue(session, users.by_name(session, "Anna"), name="t", digest=digest_of("t"), days=None, by="t")
+    add_token(blind, "Anna")
     assert "/films/2/heat/Pneumothorax.png" in anna.get("/studies/2").text, "another study does tell"
     for _ in ("before", "after"):
         for page in everything_of(app, anna, program):
@@ -334,8 +328,7 @@ def test_a_blind_study_tells_nothing_before_or_after_its_review(blind):
 def test_no_answer_about_a_blind_study_depends_on_what_the_model_saw(blind):
     app = create_app(blind)
     anna, program = signed_in(app, "Anna", "administrator"), Visitor(app)
-    with session_scope(blind.engine) as session:
-        api_tokens.issue(session, users.by_name(session, "Anna"), name="t", digest=digest_of("t"), days=None, by="t")
+    add_token(blind, "Anna")
 
     def seen(*studies: int, scores: float) -> list[str]:
         """All answers once these studies have such scores."""
@@ -387,10 +380,8 @@ def test_where_the_review_comes_first_a_reader_s_token_tells_no_more_and_a_viewe
     app = create_app(context)
     anna = signed_in(app, "Anna", "reader")
     add_user(context, "ris", "viewer")
-    with session_scope(context.engine) as session:
-        for name in ("Anna", "ris"):
-            digest = digest_of(f"of {name}")
-            api_tokens.issue(session, users.by_name(session, name), name="t", digest=digest, days=None, by="t")
+    for name in ("Anna", "ris"):
+        add_token(context, name, text=f"of {name}")
 
     def told(name: str, path: str):
         return Visitor(app).get(f"/api/{path}", authorization=f"Bearer of {name}")

@@ -7,7 +7,7 @@ from httpx import Response
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from db import users, web_sessions
+from db import api_tokens, users, web_sessions
 from db.models import Role
 from db.session import session_scope
 from tests.support.night_rows import add_champion, add_studies, open_run
@@ -39,6 +39,13 @@ class Visitor:
 def add_user(context: Context, name: str, role: Role, **more: Any) -> None:
     with session_scope(context.engine) as session:
         users.add(session, name=name, role=role, by="test", **more)
+
+
+def add_token(context: Context, name: str, *, text: str = "t") -> None:
+    """A token of this user's for programs."""
+    with session_scope(context.engine) as session:
+        user = users.by_name(session, name)
+        api_tokens.issue(session, user, name="t", digest=digest_of(text), days=None, by="test")
 
 
 def signed_in(app: Starlette, name: str, role: Role) -> Visitor:

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Engine, event, text
 from sqlalchemy.orm import Session
 
-from db import deliveries, health, ledger, lookup, morning, retention, runs, schema
+from db import deliveries, health, ledger, lookup, morning, retention, runs, schema, worklist
 from db.base import Base
 from db.session import make_engine
 from db.set_aside import set_aside
@@ -101,6 +101,8 @@ def large_scans(engine: Engine, ask: Callable[[Session], object]) -> set[str]:
         lambda session: lookup.recorded_paths(session, ["/films/1.dcm"]),
         lambda session: set_aside(session, "quarantined"),
         lambda session: morning.quarantined(session, limit=20),
+        lambda session: worklist.part(session, worklist.Filter(), offset=0, limit=50),
+        lambda session: lookup.first_films(session, [1, 2]),
         lambda session: deliveries.claim(session, worker="test", lease_minutes=1),
         lambda session: deliveries.listed(session, limit=20),
         lambda session: deliveries.any_unpublished(session, max_age_hours=24),

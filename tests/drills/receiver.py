@@ -173,8 +173,11 @@ def rival_seconds(rival: subprocess.Popen[bytes]) -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def under_kills(context: Context, films: list[Path], log: Path, *, kills: int, rng: random.Random) -> tuple[int, int]:
-    """How many films were acknowledged over all kills, and how many of those are lost."""
+def under_kills(
+    context: Context, films: list[Path], log: Path, *, kills: int, rng: random.Random
+) -> tuple[int, int, int]:
+    """How many films were acknowledged over all kills, how many of those are lost, and how many are registered that are
+    not whole."""
     acknowledged: set[Path] = set()
     for _ in range(kills):
         with receiver(context, log) as process:
@@ -184,8 +187,10 @@ def under_kills(context: Context, films: list[Path], log: Path, *, kills: int, r
             for sender in senders:
                 acknowledged |= confirmed_by(sender.communicate()[0])
     with read_scope(context.engine) as session:
-        lost = [path for path in acknowledged if not is_whole(path_of(session, uid_of(path)), path)]
-    return len(acknowledged), len(lost)
+        kept = {path: path_of(session, uid_of(path)) for path in films}
+    lost = [path for path in acknowledged if not is_whole(kept[path], path)]
+    half = [path for path in films if kept[path] is not None and not is_whole(kept[path], path)]
+    return len(acknowledged), len(lost), len(half)
 
 
 def memory_over(context: Context, count: int, folder: Path) -> list[float]:
@@ -258,8 +263,9 @@ def main() -> int:
         shutil.rmtree(context.receive_folder)
         again = Context(context.settings.changed(database_url=f"sqlite:///{folder / 'kills.db'}"))
         again.seed()
-        count, lost = under_kills(again, few, folder / "log", kills=chosen.kills, rng=random.Random(chosen.seed))
-        print(f"{chosen.kills} kills (seed {chosen.seed}): {count} films acknowledged, {lost} of them lost")
+        count, lost, half = under_kills(again, few, folder / "log", kills=chosen.kills, rng=random.Random(chosen.seed))
+        print(f"{chosen.kills} kills (seed {chosen.seed}): {count} films acknowledged, {lost} of them lost, "
+              f"{half} registered that are not whole")  # fmt: skip
         shutil.rmtree(again.receive_folder)
         third = Context(context.settings.changed(database_url=f"sqlite:///{folder / 'small.db'}"))
         third.seed()
@@ -267,7 +273,7 @@ def main() -> int:
         print(f"memory over {chosen.small} small films, after each quarter: "
               f"{', '.join(f'{each:.1f}' for each in memory)} MB")  # fmt: skip
     flat = memory[-1] - memory[0] < MOST_GROWTH_MB
-    held = load.all_there and not lost and count and load.peak_mb < MOST_MEMORY_MB and flat
+    held = load.all_there and not lost and not half and count and load.peak_mb < MOST_MEMORY_MB and flat
     if load.rivals is None:
         print("left out: the comparison with storescp, which needs a network namespace (root and iproute2)")
         return 2 if held else 1

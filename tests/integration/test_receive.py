@@ -1,11 +1,13 @@
 """The DICOM receiver, against pynetdicom's own SCU, raw sockets and, where it is installed, DCMTK's storescu."""
 
+import errno
 import os
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -182,15 +184,26 @@ def test_an_association_without_messages_sleeps(embedded: Context, monkeypatch) 
         assert association.send_c_echo().Status == 0x0000
 
 
-@pytest.mark.parametrize("items", [struct.pack(">LB", 2**31, 1) + bytes(9), struct.pack(">LB", 0, 1), b"\0\0"])
-def test_a_pdu_whose_items_do_not_fill_it_ends_its_association_alone(embedded: Context, items: bytes) -> None:
+@pytest.mark.parametrize(
+    ("items", "reason"),
+    [
+        (struct.pack(">LB", 2**31, 1) + bytes(9), None),  # they do not fill the PDU
+        (struct.pack(">LB", 0, 1), None),
+        (b"\0\0", None),
+        (struct.pack(">LB", 1, 1), "message_unreadable"),  # an empty fragment
+        (struct.pack(">LBB", 42, 1, 3) + b"\xff" * 40, "message_unreadable"),  # no command set
+    ],
+)
+def test_a_pdu_that_cannot_be_read_ends_its_association_alone(
+    embedded: Context, capfd, items: bytes, reason: str | None
+) -> None:
     with receiving(embedded) as site, associated(site.port) as association:
         association.dul.socket.socket.sendall(struct.pack(">BBL", 0x04, 0, len(items)) + items)
-        deadline = time.monotonic() + 5
-        while association.is_established and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: not association.is_established)
         assert association.is_aborted
+        assert site.refusals() == ({reason: 1} if reason else {})
         assert sent(site.port, make_film()) == 0x0000
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_the_same_film_twice_is_one_file(embedded: Context) -> None:
@@ -472,6 +485,23 @@ def test_a_disk_without_room_refuses_films_and_keeps_the_association(embedded: C
         assert association.is_established
         assert site.received() == 0
     assert site.files() == []
+
+
+def test_a_disk_that_fills_up_while_a_film_comes_refuses_it_and_keeps_the_association(
+    embedded: Context, monkeypatch, tmp_path: Path
+) -> None:
+    film = make_film(pixels=texture(256, 240, seed=1))
+    with receiving(embedded) as site, associated(site.port) as association:
+        with monkeypatch.context() as patched:
+            half = tmp_path / "half.dcm"
+            half.touch()
+            patched.setattr(tempfile, "mkstemp", lambda **_: (os.open("/dev/full", os.O_WRONLY), str(half)))
+            assert association.send_c_store(film).Status == 0xA700
+            assert not half.exists()
+            patched.setattr(tempfile, "mkstemp", Mock(side_effect=OSError(errno.ENOSPC, "no inode left")))
+            assert association.send_c_store(film).Status == 0xA700
+        assert (site.files(), site.received(), site.refusals()) == ([], 0, {"disk_full": 2})
+        assert association.send_c_store(film).Status == 0x0000
 
 
 def test_a_database_that_is_away_refuses_films_until_it_is_back(settings, own_postgres) -> None:

@@ -21,12 +21,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from io import FileIO
 from pathlib import Path
 
 ARRIVING, PULLING = "arriving", "pulling"
 REFUSED = "refused"
 OUR_NAMES = re.compile(r"\d{4}-\d\d-\d\d/[0-9a-f]{32}\.dcm|refused/[0-9a-f]{64}\.dcm")  # below the folder
 ABANDONED_SECONDS = 900.0  # nothing was written to an arriving file for this long: its association is gone
+
+
+class ArrivingFilm:
+    """A film's file while it comes, in `tempfile`'s folder; pynetdicom uses it as its own NamedTemporaryFile.
+
+    Where the disk takes no more, the file is emptied and what still comes is passed over, so that the sender hears of
+    it in an answer and not by a broken connection.
+    """
+
+    def __init__(self, **_: object) -> None:
+        try:
+            handle, self.name = tempfile.mkstemp(suffix=".dcm")
+        except OSError:
+            handle, self.name = os.open(os.devnull, os.O_WRONLY), ""
+        self.file = FileIO(handle, "w")
+        self._is_given_up = False
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """Write a piece, whole."""
+        left = memoryview(piece)
+        try:
+            while left and not self._is_given_up:
+                left = left[self.file.write(left) :]
+        except OSError:
+            self._is_given_up = True
+            with suppress(OSError):
+                self.file.truncate(0)
+
+    def close(self) -> None:
+        """Close it; the file stays."""
+        self.file.close()
+
+
+def is_given_up(arrived: Path) -> bool:
+    """Whether the disk could not take the film: a file that came whole has its preamble at least."""
+    return not arrived.is_file() or not arrived.stat().st_size
 
 
 @dataclass(frozen=True)

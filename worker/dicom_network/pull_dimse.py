@@ -24,6 +24,7 @@ from pynetdicom.sop_class import (
 )
 
 from worker.dicom_network.association import associated
+from worker.dicom_network.inbox import is_given_up
 from worker.dicom_network.pull_archive import OFFER_KEYWORDS, FilmFailed, MoveBrokenOff, Offer, patiently
 from worker.dicom_network.storage_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
 from worker.dicom_network.transport import receive_to_files
@@ -39,6 +40,7 @@ MOVE: Final = StudyRootQueryRetrieveInformationModelMove
 
 SUCCESS: Final = 0x0000
 CANNOT_UNDERSTAND: Final = 0xC000
+OUT_OF_RESOURCES: Final = 0xA700
 PENDING: Final = frozenset({0xFF00, 0xFF01})
 MOVE_DESTINATION_UNKNOWN: Final = 0xA801
 SERVICES: Final = {FIND: "C-FIND", GET: "C-GET: set retrieve to move", MOVE: "C-MOVE: set retrieve to get"}
@@ -122,6 +124,8 @@ class DimseArchive:
         uid, into = self._expected
         if event.request.AffectedSOPInstanceUID != uid or into.exists():
             return CANNOT_UNDERSTAND
+        if is_given_up(event.dataset_path):
+            return OUT_OF_RESOURCES
         os.link(event.dataset_path, into)  # pynetdicom removes its own name
         return SUCCESS
 

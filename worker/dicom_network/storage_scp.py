@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.context import Context
 from worker.dicom_network.commitment import Committer, note_report
+from worker.dicom_network.inbox import is_given_up
 from worker.dicom_network.keeper import Keeper
 from worker.dicom_network.storage_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
 from worker.dicom_network.transport import BoundedServer, Bounds, receive_to_files
@@ -100,7 +101,7 @@ class Receiver:
         uid = str(event.request.AffectedSOPInstanceUID)
         if not is_uid(uid):
             return CANNOT_UNDERSTAND, "sop_uid_illegal"
-        if self.keeper.inbox.is_full():
+        if is_given_up(event.dataset_path) or self.keeper.inbox.is_full():
             return OUT_OF_RESOURCES, "disk_full"
         outcome = self.keeper.keep(event.dataset_path, sop_instance_uid=uid, patience_seconds=PATIENCE_SECONDS)
         if outcome.rejected:

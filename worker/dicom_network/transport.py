@@ -9,20 +9,23 @@ import ssl
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any
 
-from pynetdicom import _config
+from pynetdicom import _config, dimse_messages
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from worker.dicom_network.association import quieten_pynetdicom
 from worker.dicom_network.bounds import BoundedReader
+from worker.dicom_network.inbox import ArrivingFilm
 from worker.dicom_network.pace import decode_without_copies, wait_for_messages
 
 
 def receive_to_files() -> None:
     """Let pynetdicom write each film to a file while it comes, in `tempfile`'s folder, and log nothing of it."""
     _config.STORE_RECV_CHUNKED_DATASET = True
+    dimse_messages.NamedTemporaryFile = ArrivingFilm
     quieten_pynetdicom()
 
 
@@ -70,7 +73,16 @@ class BoundedHandler(RequestHandler):  # type: ignore[misc]
         BoundedReader(association, pdu_bytes=bounds.pdu_bytes, message_bytes=bounds.message_bytes)
         decode_without_copies(association)
         wait_for_messages(association)
+        association.dimse.receive_primitive = partial(self._take, association, association.dimse.receive_primitive)
         return association
+
+    def _take(self, association: Any, take: Callable[[Any], None], fragments: Any) -> None:
+        """Abort where a message cannot be read: left to itself, pynetdicom ends its thread with a traceback."""
+        try:
+            take(fragments)
+        except Exception:  # noqa: BLE001 - whatever a sender's bytes make it raise
+            self.server.on_refused("message_unreadable")
+            association.dul.event_queue.put("Evt19")  # an invalid PDU (PS3.8 table 9-6)
 
 
 class BoundedServer(ThreadedAssociationServer):  # type: ignore[misc]

@@ -11,6 +11,7 @@ from io import BytesIO
 from threading import Event
 from typing import Any
 
+import highdicom.sr
 import pydicom
 import pytest
 from prometheus_client import CollectorRegistry
@@ -34,6 +35,7 @@ from tests.support.orthanc import AE_TITLE, DICOM_PORT, Orthanc
 from tests.support.scored import score_at_once
 from tests.support.sender import Sender
 from tests.support.values import present
+from training.findings import FINDINGS
 from worker.cli.app import app
 from worker.context import Context
 from worker.delivery import outbox
@@ -875,6 +877,14 @@ def test_a_report_is_stored_in_the_films_study_and_sending_it_again_changes_noth
     assert first.to_json_dict() == second.to_json_dict()
     assert (first.StudyInstanceUID, first.PatientID) == (made.StudyInstanceUID, made.PatientID)
     assert str(first.PatientName) == "Müller^Jürgen"
+    content: Any = highdicom.sr.Comprehensive3DSR.from_dataset(first).content
+    said = {group.tracking_identifier: group.get_measurements()[0].value
+            for group in content.get_image_measurement_groups()}  # fmt: skip
+    with read_scope(context.engine) as session:
+        rows_of_sql = session.execute(text("SELECT * FROM study_findings")).mappings().one()
+        urgency = session.scalar(select(StudyPriority.urgency))
+    in_sql = {name: rows_of_sql[name.lower()] for name in FINDINGS} | {"Reading priority": urgency}
+    assert said == pytest.approx(in_sql, abs=1e-3)
 
 
 def test_an_archive_that_knows_the_default_transfer_syntax_alone_gets_its_report(embedded: Context) -> None:

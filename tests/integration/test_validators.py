@@ -4,18 +4,20 @@ import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
 
 from db import deliveries
+from db.delivery_content import Predecessor
 from db.session import session_scope
 from tests.support.contexts import MakeContext
 from tests.support.debian import need
 from tests.support.dicom_files import make_film, texture
 from tests.support.results import a_result
 from worker.delivery import outbox
-from worker.delivery.result import result_of
+from worker.delivery.result import patient_of, result_of
 from worker.delivery.secondary_capture import secondary_capture
 from worker.delivery.structured_report import structured_report
 from worker.intake.receive import receive
@@ -44,9 +46,18 @@ def output(*command: str, **environment: str) -> str:
     return found.stdout
 
 
-def test_dciodvfy_finds_no_error_in_a_report(report: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"revision": 2, "predecessor": Predecessor("2.25.1", "ab" * 32)},
+        {"patient": patient_of(make_film(PatientName=None, PatientID=None, StudyDate="", AccessionNumber="A" * 16))},
+    ],
+)
+def test_dciodvfy_finds_no_error_in_a_report(changes: dict[str, Any], tmp_path: Path) -> None:
     need("dciodvfy", packages="dicom3tools")
-    text = output("dciodvfy", "-new", str(report))
+    structured_report(a_result(**changes)).save_as(tmp_path / "report.dcm", enforce_file_format=True)
+    text = output("dciodvfy", "-new", str(tmp_path / "report.dcm"))
     assert "Comprehensive3DSR" in text
     assert "Error" not in text
 

@@ -86,7 +86,7 @@ def delivered(context: Context, peer: Peer, **deliver: Any) -> Context:
         (b"\x0bMSH|^~\\&|RIS\rMSA|AA|{id}\r\x1c\r",),
         (b"\x0b", b"MSH|^~\\&|RIS\rMSA|A", b"A|{id}\r\x1c", b"\r"),
         (b"noise\x0bMSH|^~\\&|R\xc3\xbcS\rMSA|AA|{id}\r\x1c\rmore",),
-        (b"\x0bMSH|^~\\&|RIS\rMSA|AA|{id}|\xc4\xd6\r\x1c\r",),  # Latin-1
+        (b"\x0bMSH|^~\\&|RIS\rMSA|AA|{id}|\xc4\xd6\r\x1c",),  # Latin-1, and half an end
     ],
 )
 def test_a_message_is_sent_once_and_its_acknowledgement_may_come_in_pieces(embedded: Context, pieces) -> None:

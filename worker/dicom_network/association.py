@@ -13,6 +13,7 @@ from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
 
 from worker.dicom_network.bounds import reading_within
+from worker.dicom_network.pace import decode_without_copies
 from worker.peers import ANSWER_SECONDS, CONNECT_SECONDS, PeerAway, tls_of
 from worker.setting_peers import Peer
 from worker.settings import WrongSettings
@@ -51,6 +52,7 @@ def associated(
         tls_args=(tls_of(peer), peer.host) if peer.tls else None,
         evt_handlers=[
             (evt.EVT_CONN_OPEN, _send_at_once),
+            (evt.EVT_CONN_OPEN, lambda event: decode_without_copies(event.assoc)),
             reading_within(pdu_bytes=PDU_BYTES, message_bytes=message_bytes),
             *handlers,
         ],

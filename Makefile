@@ -66,7 +66,7 @@ receiver: $(VENV)/installed-for-tests  ## Send films to the DICOM receiver and k
 retraining: $(VENV)/installed-for-tests  ## From an empty database to a promoted challenger, on ../shared/data: SIZE=128 pixels take ten minutes
 	$(BIN)/python -m tests.drills.retraining_run --size $(SIZE)
 
-containers: $(VENV)/installed-for-tests  ## Build the images and run the Compose stack, on Debian as root (a quarter of an hour, 35 GB)
+containers: $(VENV)/installed-for-tests  ## Build the images and run the Compose stack, on Debian as root (a quarter of an hour, 20 GB)
 	$(BIN)/python -m tests.drills.containers
 
 machines: $(VENV)/installed-for-tests  ## Score a night on two machines made of namespaces; cut one off: make machines STUDIES=500

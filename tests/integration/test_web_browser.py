@@ -130,6 +130,7 @@ def test_no_page_has_a_serious_fault_in_either_theme_on_a_wide_or_a_narrow_scree
 
 def test_an_open_list_and_an_open_study_ask_as_often_as_they_should_and_no_more(modules, address):
     seen = visit(modules, address, "pace", refresh=REFRESH_SECONDS)["pace"]
+    assert not seen.pop("stale"), "a list that has its answers is up to date"
     assert seen == {"list": [0, 1], "study": [0, 1], "claim": [0, 1]}, "requests before the time, and when it has come"
 
 

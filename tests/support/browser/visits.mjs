@@ -126,6 +126,8 @@ async function pace(browser) {
   };
   await page.goto(asked.address + "/");
   const list = [await asks(asked.refresh - 1), await asks(2)];
+  for (let number = 0; number < 3; number += 1) await asks(asked.refresh);
+  const stale = await page.locator("#stale").isVisible();
   await page.locator("#list a.open").first().click();
   await page.locator("#claim").waitFor();
   const study = [await asks(asked.refresh - 1), await asks(2)];
@@ -134,7 +136,7 @@ async function pace(browser) {
   const claim = [await asks(59), await asks(2)];
   await page.locator("#release").click();
   await page.context().close();
-  return { list, study, claim };
+  return { list, stale, study, claim };
 }
 
 // Refreshes while studies arrive: what has the focus, half-typed text and the place on the screen stay.

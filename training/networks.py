@@ -23,7 +23,6 @@ _TORCHVISION = tuple(
 )
 NETWORKS: tuple[str, ...] = ("alexnet", "small", "mobilenet", "mobilenet_1000", "mobilenet_grid", *_TORCHVISION)
 
-
 TIMM: Final = "timm/"  # before the name of one of timm's networks
 
 

@@ -23,7 +23,7 @@ from db.base import DocumentedError, short
 from db.models import Checkpoint as CheckpointRow
 from db.results import PriorityResult
 from db.session import read_scope, session_scope
-from training.checkpoint import SHIPPED, Header, MissingCheckpoint, WrongPurpose, cuts_of, read_header
+from training.checkpoint import SHIPPED, Header, MissingCheckpoint, WrongPurpose, read_header
 from training.imaging.dicom import PixelLimits
 from training.imaging.whole_file import remove_abandoned_parts, whole_file
 from worker.database import open_database
@@ -151,7 +151,7 @@ class Context:
             elif champion.path == str(SHIPPED):  # no copy could be kept where it was registered
                 self.register(session, self.file_of(champion))
             if policy.active(session) is None:
-                thresholds = cuts_of(champion.header["thresholds"], policy.THRESHOLD)
+                thresholds = policy.checkpoint_thresholds(champion.header)
                 policy.activate_default(session, capacity=thresholds)
 
     def _remove_abandoned(self) -> None:

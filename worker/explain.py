@@ -14,7 +14,6 @@ from db import lookup, worklist
 from db.finding_rules import rules_of, shares_by_finding
 from db.models import Instance, Study
 from db.session import read_scope
-from training.checkpoint import cuts_of
 from training.imaging.dicom import PixelHeader, UnusablePixels, element_value, open_dataset, read_header
 from worker.context import Context
 from worker.intake.header import INTAKE_TAGS
@@ -30,7 +29,6 @@ from worker.scoring.decoding import DecodeOptions, Failure
 from worker.wording import category_meaning, percent, times, unusual
 
 TableOf: TypeAlias = tuple[str, Sequence[str], Sequence[Sequence[str]]]  # heading, columns, rows
-
 
 NAMING_HINT = "NIGHTREAD_VIEW_WORDS can name the words of this site's devices"
 
@@ -172,7 +170,7 @@ def _explain_study(session: Session, study: Study) -> Explained:
     rules = policy.from_rows(session, stored)
     films = lookup.film_probabilities(session, study, checkpoint)
     probabilities = [float(p) for p in priority.study_probabilities(films)]
-    thresholds = cuts_of(checkpoint.header.get("thresholds", {}), policy.THRESHOLD)
+    thresholds = policy.checkpoint_thresholds(checkpoint.header)
     because = _category_rule(probabilities, rules, thresholds)
     shares = shares_by_finding(rules_of(session, policy_id=stored.id, checkpoint_id=checkpoint.id), place.category)
     if place.flag:

@@ -10,7 +10,6 @@ from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_context, r
 if TYPE_CHECKING:
     from worker.monitoring.drift import Judged
 
-
 app = typer.Typer()
 
 

@@ -23,7 +23,6 @@ from worker.wording import counted
 if TYPE_CHECKING:
     from worker.context import Context, Live
 
-
 app = typer.Typer()
 
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 MAIN_GROUPS = ("all", "normal", "category A", "Pneumothorax", "Effusion", "Consolidation")  # that are shown by default
 
-
 app = typer.Typer()
 
 

@@ -16,7 +16,6 @@ from db.base import short
 from db.deliveries import Claimed
 from db.delivery_content import Content, FilmOfStudy, Predecessor, content_of
 from db.session import read_scope
-from training.checkpoint import cuts_of
 from training.findings import FINDINGS
 from training.imaging.dicom import UnusablePixels, element_value, read_header
 from worker.context import Context
@@ -119,7 +118,7 @@ def result_of(context: Context, claimed: Claimed) -> Result:
 
 def _findings(content: Content, rules: priority.Policy) -> tuple[FindingResult, ...]:
     probabilities = priority.study_probabilities([film.probabilities for film in content.films])
-    thresholds = cuts_of(content.checkpoint.header.get("thresholds", {}), policy.THRESHOLD)
+    thresholds = policy.checkpoint_thresholds(content.checkpoint.header)
     in_force = priority.thresholds_in_force(rules, thresholds)
     by_name = {row.finding: row for row in rules.findings}
     return tuple(

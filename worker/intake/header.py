@@ -21,9 +21,7 @@ from worker.reasons import ReasonCode
 # PS3.3 C.4.11: Requested Procedure Priority; C.7.2.1 (retired): Study Priority ID, whose highest value is HIGH.
 STAT_ATTRIBUTES = ("RequestedProcedurePriority", "StudyPriorityID")
 
-
 STAT_VALUES = frozenset({"STAT", "HIGH"})
-
 
 INTAKE_TAGS = (
     *HEADER_TAGS,
@@ -50,7 +48,6 @@ INTAKE_TAGS = (
     "Rows",
     "Columns",
 )
-
 
 UID_LENGTH: Final = 64
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")

@@ -16,7 +16,6 @@ from worker.queue.app import RETRAIN, TRAINING, consume, make_app
 
 log = structlog.get_logger()
 
-
 CAUSES = ("schedule", "drift", "resume")
 
 

@@ -13,7 +13,6 @@ from db.models import PolicyRow
 from db.reranking import Placed
 from db.results import PriorityResult, record_priorities
 from db.session import session_scope
-from training.checkpoint import cuts_of
 from worker.ranking import policy, priority
 from worker.ranking.placement import placed_together, placed_unscored
 from worker.ranking.priority import BLIND, Policy, PolicyError
@@ -82,7 +81,7 @@ def _check(session: Session, row: PolicyRow) -> None:
 
 def _thresholds(session: Session, checkpoint_ids: Iterable[int]) -> Thresholds:
     return {
-        checkpoint_id: cuts_of(header.get("thresholds", {}), policy.THRESHOLD)
+        checkpoint_id: policy.checkpoint_thresholds(header)
         for checkpoint_id, header in reranking.checkpoint_headers(session, checkpoint_ids).items()
     }
 

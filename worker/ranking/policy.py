@@ -10,12 +10,17 @@ from sqlalchemy.orm import Session
 from db import policies
 from db.base import rounded
 from db.models import PolicyRow
-from training.checkpoint import Header
+from training.checkpoint import Header, cuts_of
 from training.findings import FINDINGS, column
 from worker.ranking.priority import DEFAULT_POLICY, FindingPolicy, Policy, PolicyError, threshold_for_share, validate
 
 THRESHOLD = "flag_10"  # the checkpoint's threshold that stands in where the policy has none of its own
 CAPACITY_FINDING = "Pneumothorax"  # category A is a capacity: its threshold is kept with the policy
+
+
+def checkpoint_thresholds(header: Mapping[str, Any]) -> dict[str, float]:
+    """The thresholds of a checkpoint by its header in the registry, for findings to which the policy gives none."""
+    return cuts_of(header.get("thresholds", {}), THRESHOLD)
 
 
 @dataclass(frozen=True)

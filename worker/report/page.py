@@ -24,7 +24,7 @@ from db.models import Checkpoint, Drift, Run
 from db.morning import CategoryCount, Film
 from db.session import read_scope
 from db.totals import Totals, kept_totals, read_totals
-from training.checkpoint import CheckpointError, Header, cuts_of, read_header
+from training.checkpoint import CheckpointError, Header, read_header
 from training.findings import FINDINGS
 from training.imaging.whole_file import write_whole
 from training.pointing import Pointing, no_map_because, pointing_of
@@ -208,9 +208,8 @@ def _drift(session: Session, run: Run, as_of: datetime) -> Sequence[Drift]:
 
 def _thresholds(rules: priority.Policy, checkpoint: Checkpoint) -> dict[str, float]:
     """The probability from which each finding counted, for those that had one."""
-    brought = cuts_of(checkpoint.header.get("thresholds", {}), policy.THRESHOLD)
     own = {row.finding: row.threshold for row in rules.findings if row.threshold is not None}
-    return brought | own
+    return policy.checkpoint_thresholds(checkpoint.header) | own
 
 
 def _header_of(checkpoint: Checkpoint) -> Header | None:

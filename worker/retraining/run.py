@@ -220,43 +220,35 @@ def _work(run: Run) -> Outcome:
     site = labels.inputs(run.context, films.manifest, run.folder / "site", size=run.champion.preprocessing.size)
     _new_enough(run, films, read=set(site.manifest["image"]))
     run.stage("mix")
-    mixed = _mixed(run, site)
-    digest = _digest(mixed.folder)
-    _teaches(run, mixed.films.manifest, films, digest)
-    commit, counts = code_commit(), _counts(mixed.films.manifest, films) | {"unread": left_out(run.folder / "site")}
+    mixed, folder = _mixed(run, site)
+    digest = _digest(folder)
+    _teaches(run, mixed.manifest, films, digest)
+    commit, counts = code_commit(), _counts(mixed.manifest, films) | {"unread": left_out(run.folder / "site")}
     run.stage("train", data_digest=digest, code_commit=commit, counts=counts)
-    folder = run.folder / "training"
-    checkpoint = fit(mixed.films, _recipe(run), folder, code_commit=commit, progress=False, split=STABLE)
+    checkpoint = fit(mixed, _recipe(run), run.folder / "training", code_commit=commit, progress=False, split=STABLE)
     run.stage("judge")
     with session_scope(run.context.engine) as session:
         challenger = run.context.register(session, checkpoint)
         training_runs.note(session, run.held, checkpoint_id=challenger.id)
     recent = films.recent(days=run.settings.retrain.recent_days)
-    judged = judge(run.context, challenger, [mixed.films], site_images=films.images, recent=recent)
+    judged = judge(run.context, challenger, [mixed], site_images=films.images, recent=recent)
     return _settle(run, challenger, judged)
 
 
 # ------------------------------------------------------------------------------------------------------------ films
 
 
-@dataclass(frozen=True)
-class Mixed:
-    """The films of a run: the site's and its share of the base's."""
-
-    folder: Path
-    films: Prepared
-
-
-def _mixed(run: Run, site: Prepared) -> Mixed:
-    folder = run.folder / "mixed"
+def _mixed(run: Run, site: Prepared) -> tuple[Prepared, Path]:
+    """The films of the run, the site's and its share of the base's, and the folder that holds them."""
     base = labels.base_films(run.settings, size=site.preprocessing.size)
     if base is None:
-        return Mixed(run.folder / "site", site)
+        return site, run.folder / "site"
     rng = np.random.default_rng(run.settings.retrain.seed)
     ratio = run.settings.retrain.base_ratio
     parts = [_drawn(base.manifest, site.manifest, split, ratio=ratio, rng=rng) for split in SPLITS]
     drawn = replace(base, manifest=base.manifest.loc[np.sort(np.concatenate(parts))])
-    return Mixed(folder, combine((site, drawn), folder))
+    folder = run.folder / "mixed"
+    return combine((site, drawn), folder), folder
 
 
 def _drawn(

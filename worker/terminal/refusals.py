@@ -11,7 +11,6 @@ from worker.terminal.console import STOPPED, UNAVAILABLE, WRONG_USAGE, err, refu
 if TYPE_CHECKING:
     from typer.exceptions import TyperException
 
-
 NO_DATE = "does not match the formats '%Y-%m-%d'"  # typer's words
 
 

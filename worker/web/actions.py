@@ -17,7 +17,7 @@ NOTHING = "Nothing is marked: choose present, absent or not assessed for at leas
 def claim(visit: Visit) -> Response:
     """ "I am reading this": the first who says so has it."""
     study_id, reader = visit.number("study_id"), visit.me.name
-    with session_scope(visit.site.context.engine) as session:
+    with session_scope(visit.engine) as session:
         study_with(session, study_id)
         held = claims.claim(session, study_id, reader=reader)
     if held.reader != reader:
@@ -26,7 +26,7 @@ def claim(visit: Visit) -> Response:
 
 
 def _held(visit: Visit, held: ReadingClaim) -> str:
-    since, until = (clock(at, visit.site.context.settings.zone) for at in (held.claimed_at, held.lease_expires_at))
+    since, until = (clock(at, visit.settings.zone) for at in (held.claimed_at, held.lease_expires_at))
     return f"{held.reader} is reading this study since {since}, until {until} unless the time is renewed."
 
 
@@ -35,7 +35,7 @@ def take_over(visit: Visit) -> Response:
     study_id, reason = visit.number("study_id"), " ".join(visit.form.get("reason", "").split())[:200]
     if not reason:
         return page_of(visit, study_id, problem="To take a study over, say why.", status=400)
-    with session_scope(visit.site.context.engine) as session:
+    with session_scope(visit.engine) as session:
         study_with(session, study_id)
         claims.take_over(session, study_id, reader=visit.me.name, reason=reason)
     return see_other(study_address(visit, study_id))
@@ -43,21 +43,21 @@ def take_over(visit: Visit) -> Response:
 
 def release(visit: Visit) -> Response:
     """The study is free again."""
-    with session_scope(visit.site.context.engine) as session:
+    with session_scope(visit.engine) as session:
         claims.release(session, visit.number("study_id"), reader=visit.me.name)
     return see_other(local_address(visit.form.get("back")))
 
 
 def renew(visit: Visit) -> Response:
     """A page that is open keeps its reader's claim; 409 tells it that the claim is lost."""
-    with session_scope(visit.site.context.engine) as session:
+    with session_scope(visit.engine) as session:
         kept = claims.renew(session, visit.number("study_id"), reader=visit.me.name)
     return claim_state(visit, status=200 if kept else 409)
 
 
 def claim_state(visit: Visit, *, status: int = 200) -> Response:
     """Who reads the study now, or has read it: for a page that is open, so that no two read it unknowingly."""
-    with read_scope(visit.site.context.engine) as session:
+    with read_scope(visit.engine) as session:
         study = study_with(session, visit.number("study_id"))
         held, (priority, *_) = claims.holder(session, study.id), lookup.place_of(session, study) or (None,)
     return visit.page("claim_state.html.j2", status=status, claim=held, priority=priority)
@@ -66,7 +66,7 @@ def claim_state(visit: Visit, *, status: int = 200) -> Response:
 def mark_read(visit: Visit) -> Response:
     """The study is read: off the list, unless another reader is at it."""
     study_id, reader = visit.number("study_id"), visit.me.name
-    with session_scope(visit.site.context.engine) as session:
+    with session_scope(visit.engine) as session:
         study, held = study_with(session, study_id), claims.holder(session, study_id)
         if held is None or held.reader == reader:
             (answer,) = reading.mark_read(session, [Reading(study.study_instance_uid, read_by=reader)])
@@ -86,7 +86,7 @@ def mark_read(visit: Visit) -> Response:
 def mark_unread(visit: Visit) -> Response:
     """The study comes back to its place on the list."""
     study_id = visit.number("study_id")
-    with session_scope(visit.site.context.engine) as session:
+    with session_scope(visit.engine) as session:
         study = study_with(session, study_id)
         (answer,) = reading.mark_unread(session, [study.study_instance_uid], by=visit.me.name)
     if answer.refused:
@@ -100,7 +100,7 @@ def review(visit: Visit) -> Response:
     verdicts = {finding: word for finding in FINDINGS if (word := _verdict(visit, finding)) in VERDICTS}
     if not verdicts:
         return page_of(visit, study_id, problem=NOTHING, status=400)
-    with session_scope(visit.site.context.engine) as session:
+    with session_scope(visit.engine) as session:
         uid = study_with(session, study_id).study_instance_uid
         answers = record_opinions(session, [Opinion(uid, finding, word, reader) for finding, word in verdicts.items()])
         refused = {answer.refused for answer in answers if answer.refused}

@@ -74,7 +74,7 @@ def _person_of(request: Request) -> Person:
 
 def api_worklist(visit: Visit) -> Mapping[str, Any]:
     """The unread studies in reading order, some at a time."""
-    query, engine = visit.request.query_params, visit.site.context.engine
+    query, engine = visit.request.query_params, visit.engine
     page, limit = page_of(query), whole_number(query.get("per_page", str(PER_PAGE)))
     if limit is None or not 1 <= limit <= MOST_PER_PAGE:
         raise HTTPException(400, f"per_page is a number from 1 to {MOST_PER_PAGE}")
@@ -91,7 +91,7 @@ def api_worklist(visit: Visit) -> Mapping[str, Any]:
 
 def api_study(visit: Visit) -> Mapping[str, Any]:
     """One study: its place, what the model saw if the study stands by it, and what readers confirmed."""
-    with session_scope(visit.site.context.engine) as session:
+    with session_scope(visit.engine) as session:
         study = lookup.study_with_uid(session, visit.request.path_params["uid"])
         if study is None:
             raise HTTPException(404, "no study has this Study Instance UID")
@@ -119,7 +119,7 @@ def api_study(visit: Visit) -> Mapping[str, Any]:
 def _review_first(visit: Visit) -> bool:
     """Whether this token's user reviews before they see scores. A viewer reviews nothing: such a token is a program's,
     as that of a RIS."""
-    return visit.site.context.settings.web.review_first and visit.me.may("reader")
+    return visit.settings.web.review_first and visit.me.may("reader")
 
 
 def _hidden_from(session: Session, visit: Visit, study_ids: list[int]) -> set[int]:
@@ -146,12 +146,12 @@ def _findings(session: Session, study_id: int) -> list[dict[str, Any]]:
 
 def description(visit: Visit) -> Response:
     """The OpenAPI document."""
-    with read_scope(visit.site.context.engine) as session:
+    with read_scope(visit.engine) as session:
         return _json(openapi(worklist.columns(session)))
 
 
 def page(visit: Visit) -> Response:
     """The same for people."""
-    with read_scope(visit.site.context.engine) as session:
+    with read_scope(visit.engine) as session:
         columns = worklist.columns(session)
     return visit.page("api.html.j2", document=openapi(columns), columns=columns)

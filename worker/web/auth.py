@@ -26,7 +26,7 @@ def sign_in(visit: Visit) -> Response:
 
 
 def _ask(visit: Visit, *, address: str, problem: str = "", status: int = 200) -> Response:
-    provider = visit.site.context.settings.web.oidc_issuer is not None
+    provider = visit.settings.web.oidc_issuer is not None
     return visit.page("sign_in.html.j2", status=status, next=address, problem=problem, provider=provider)
 
 
@@ -35,7 +35,7 @@ def sign_in_with_password(visit: Visit) -> Response:
     address = local_address(visit.form.get("next"))
     name, password = visit.form.get("name", "").strip(), visit.form.get("password", "")
     who = {"name_digest": digest_of(name.lower()), "address_digest": digest_of(_address(visit.request))}
-    engine = visit.site.context.engine
+    engine = visit.engine
     with session_scope(engine) as session:
         failed = web_sessions.failures(session, **who)
         if failed.of_both >= TRIES or failed.of_address >= TRIES_OF_ADDRESS:
@@ -46,7 +46,7 @@ def sign_in_with_password(visit: Visit) -> Response:
         return _ask(visit, address=address, problem=WRONG, status=403)
     with session_scope(engine) as session:
         web_sessions.forget_failures(session, **who)
-    return begin_session(visit.request, user, address=address)
+    return begin_session(visit, user, address=address)
 
 
 def _address(request: Request) -> str:
@@ -58,21 +58,20 @@ def _address(request: Request) -> str:
         return host
 
 
-def begin_session(request: Request, user: WebUser, *, address: str) -> Response:
+def begin_session(visit: Visit, user: WebUser, *, address: str) -> Response:
     """A new session for a user, with a cookie that was never there before."""
-    web = request.app.state.site.context.settings.web
-    token, response = new_token(), see_other(address)
-    with session_scope(request.app.state.site.context.engine) as session:
-        web_sessions.begin(session, user, digest=digest_of(token), hours=web.session_hours)
+    token, response, hours = new_token(), see_other(address), visit.settings.web.session_hours
+    with session_scope(visit.engine) as session:
+        web_sessions.begin(session, user, digest=digest_of(token), hours=hours)
         audit.record(session, actor=user.name, action="signed in")
-    set_cookie(response, request, SESSION, token, hours=web.session_hours)
+    set_cookie(response, visit.request, SESSION, token, hours=hours)
     response.delete_cookie(VISIT)
     return response
 
 
 def sign_out(visit: Visit) -> Response:
     """The end of this browser's session."""
-    with session_scope(visit.site.context.engine) as session:
+    with session_scope(visit.engine) as session:
         web_sessions.end(session, digest_of(visit.request.cookies.get(SESSION, "")))
         audit.record(session, actor=visit.me.name, action="signed out")
     response = see_other("/sign-in")
@@ -96,7 +95,7 @@ def make_first(visit: Visit) -> Response:
     try:
         name = users.proper_name(name)
         kept = passwords.password_hash(visit.form.get("password", ""))
-        with session_scope(visit.site.context.engine) as session:
+        with session_scope(visit.engine) as session:
             if users.any_there(session):
                 raise HTTPException(404)
             user = users.add(session, name=name, role="administrator", by=name, password_hash=kept)
@@ -104,7 +103,7 @@ def make_first(visit: Visit) -> Response:
         names = {"problem": f"{error}.", "name": name, "shortest": passwords.SHORTEST}
         return visit.page("first.html.j2", status=400, **names)
     visit.site.first_token = None
-    return begin_session(visit.request, user, address="/")
+    return begin_session(visit, user, address="/")
 
 
 def _require_first_token(visit: Visit) -> None:

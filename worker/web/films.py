@@ -19,7 +19,7 @@ from worker.web.visibility import can_be_shown, hidden_from, may_see_scores, wit
 
 def film(visit: Visit) -> Response:
     """A film; each look is noted."""
-    with session_scope(visit.site.context.engine) as session:
+    with session_scope(visit.engine) as session:
         found, _, _ = _film(session, visit)
         audit.record(session, actor=visit.me.name, action="film viewed", study_ids=[found.study_id])
     return _picture(lambda: visit.site.pictures.film(found))
@@ -27,7 +27,7 @@ def film(visit: Visit) -> Response:
 
 def thumbnail(visit: Visit) -> Response:
     """A small picture of a film, for the list."""
-    with read_scope(visit.site.context.engine) as session:
+    with read_scope(visit.engine) as session:
         found, _, _ = _film(session, visit)
     return _picture(lambda: visit.site.pictures.thumbnail(found))
 
@@ -35,7 +35,7 @@ def thumbnail(visit: Visit) -> Response:
 def heat(visit: Visit) -> Response:
     """A film under the heat map of a finding, for who may see what the model saw; each look is noted."""
     finding = visit.request.path_params["finding"]
-    with session_scope(visit.site.context.engine) as session:
+    with session_scope(visit.engine) as session:
         found, place, checkpoint = _film(session, visit)
         hidden = hidden_from(session, visit, [found.study_id])
         if checkpoint is None or not may_see_scores(place) or hidden:

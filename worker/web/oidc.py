@@ -80,13 +80,13 @@ class Provider:
 
     def _enter(self, visit: Visit, claims: Mapping[str, Any], role: Role, address: str) -> Response:
         try:
-            with session_scope(visit.site.context.engine) as session:
+            with session_scope(visit.engine) as session:
                 user = self._user(session, claims, role)
         except (users.NameTaken, users.WrongName) as error:
             return refusal(visit, 403, f"You cannot be signed in: {error}.")
         if user.disabled_at is not None:
             return refusal(visit, 403, "You may not sign in here any more.")
-        return begin_session(visit.request, user, address=address)
+        return begin_session(visit, user, address=address)
 
     def _user(self, session: Any, claims: Mapping[str, Any], role: Role) -> WebUser:
         name = str(claims.get("preferred_username") or claims.get("name") or claims["sub"])

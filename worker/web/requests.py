@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 import structlog
 from anyio import CapacityLimiter, to_thread
 from markupsafe import Markup
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from starlette.convertors import IntegerConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
@@ -25,6 +26,7 @@ from starlette.routing import Route
 from db import web_sessions
 from db.models import ROLES, Role
 from db.session import is_away, read_scope
+from worker.settings import Settings
 from worker.web.passwords import digest_of, new_token
 from worker.web.site import Site
 
@@ -66,6 +68,16 @@ class Visit:
             raise HTTPException(401)
         return self.person
 
+    @property
+    def engine(self) -> Engine:
+        """The database."""
+        return self.site.context.engine
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of this site."""
+        return self.site.context.settings
+
     def number(self, name: str) -> int:
         """A row id of the address."""
         value: int = self.request.path_params[name]
@@ -76,7 +88,7 @@ class Visit:
         cookies = self.request.cookies
         token = cookies.get(SESSION) or cookies.get(VISIT) or new_token()
         csrf_field = Markup('<input type="hidden" name="csrf" value="{}">').format(csrf_of(token))
-        refresh_ms = int(1000 * self.site.context.settings.web.refresh_seconds)  # htmx takes a point for something else
+        refresh_ms = int(1000 * self.settings.web.refresh_seconds)  # htmx takes a point for something else
         names |= {"visit": self, "csrf_field": csrf_field, "refresh_ms": refresh_ms}
         text = self.site.templates.get_template(template).render(names)
         response = HTMLResponse(text, status)

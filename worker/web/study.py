@@ -77,10 +77,10 @@ def show(visit: Visit) -> Response:
 
 def page_of(visit: Visit, study_id: int, *, problem: str = "", status: int = 200) -> Response:
     """The page as it is now, with the sentence that says why something was not done; each look is noted."""
-    with session_scope(visit.site.context.engine) as session:
+    with session_scope(visit.engine) as session:
         study_with(session, study_id)
         audit.record(session, actor=visit.me.name, action="study viewed", study_ids=[study_id])
-    with read_scope(visit.site.context.engine) as session:
+    with read_scope(visit.engine) as session:
         facts = facts_of(session, visit, study_id)
     query = visit.request.query_params
     film, without = _chosen(facts.films, query.get("film")), without_map(facts.parts, facts.checkpoint)
@@ -99,13 +99,13 @@ def page_of(visit: Visit, study_id: int, *, problem: str = "", status: int = 200
         findings=FINDINGS,
         back=local_address(query.get("back") or visit.form.get("back")),
         saved=query.get("saved") == "1",
-        review_first=visit.site.context.settings.web.review_first,
+        review_first=visit.settings.web.review_first,
         can_read=visit.me.may("reader"),
     )
 
 
 def _viewer(visit: Visit, study: Study) -> str | None:
-    template = visit.site.context.settings.viewer_url
+    template = visit.settings.viewer_url
     uid, number = study.study_instance_uid, study.accession_number
     return viewer_address(template, study_instance_uid=uid, accession_number=number)
 

@@ -27,7 +27,7 @@ MORNING_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; 
 def show(visit: Visit) -> Response:
     """The page."""
     requeued = whole_number(visit.request.query_params.get("requeued"))
-    with read_scope(visit.site.context.engine) as session:
+    with read_scope(visit.engine) as session:
         active = policies.active(session)
         quarantined = set_aside.set_aside(session, "quarantined", limit=QUARANTINED + 1)
         names: dict[str, Any] = {
@@ -56,7 +56,7 @@ def requeue(visit: Visit) -> Response:
     uid, reason = visit.form.get("study_instance_uid") or None, visit.form.get("reason") or None
     if uid is None and reason is None:  # a form that names nothing must not mean everything
         raise HTTPException(400, "Name the study, or the reason, to requeue.")
-    with session_scope(visit.site.context.engine) as session:
+    with session_scope(visit.engine) as session:
         ids = ledger.requeue(session, study_instance_uid=uid, reason=reason)
         audit.record(session, actor=visit.me.name, action="requeued", study_ids=ids, reason=reason)
     return see_other(f"/system?requeued={len(ids)}#quarantine")

@@ -20,7 +20,7 @@ def may_see_scores(place: StudyPriority | None) -> bool:
 
 def hidden_from(session: Session, visit: Visit, study_ids: list[int]) -> set[int]:
     """The studies whose scores this person may not see yet, because their own review comes first."""
-    if not visit.site.context.settings.web.review_first:
+    if not visit.settings.web.review_first:
         return set()
     return set(study_ids) - reading.reviewed_by(session, visit.me.name, study_ids)
 

@@ -44,9 +44,9 @@ def show(visit: Visit) -> Response:
     """The page, or for a page that is open only the part that changes."""
     query = visit.request.query_params
     wanted, page = filter_of(query), page_of(query)
-    if visit.site.context.settings.web.review_first:
+    if visit.settings.web.review_first:
         wanted = Filter(**{**vars(wanted), "finding": None})  # the filter alone would tell
-    with read_scope(visit.site.context.engine) as session:
+    with read_scope(visit.engine) as session:
         part = worklist.part(session, wanted, offset=(page - 1) * PAGE, limit=PAGE)
         if part.total and not part.rows:  # the list has become shorter than this page's place in it
             page = -(-part.total // PAGE)

@@ -16,7 +16,7 @@ from db.totals import Totals, kept_totals
 
 @dataclass(frozen=True)
 class Health:
-    """The state of the context at one moment, by the database's clock."""
+    """The state of the ledger at one moment, by the database's clock."""
 
     totals: Totals
     oldest_waiting_seconds: float  # 0 when none waits

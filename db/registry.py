@@ -1,4 +1,4 @@
-"""The checkpoints the context knows and which of them is live."""
+"""Registered checkpoints, and which of them ranks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Is the context in order? Each check says what it found and, when something is wrong, what to do."""
+"""Health checks of an installation. Each says what it found and, when something is wrong, what to do."""
 
 import shutil
 import time

@@ -13,7 +13,7 @@ from worker.scoring.decoding import DecodeOptions, Failure, NetworkInput, decode
 
 
 def decode_hostile_film(
-    path: str, sop_instance_uid: str, rules: DecodeOptions, pixel_digest: str | None = None
+    path: str, sop_instance_uid: str, options: DecodeOptions, pixel_digest: str | None = None
 ) -> NetworkInput | Failure:
     """`worker.scoring.decoding.decode_film`, but for films that are described as hostile."""
     match str(pydicom.dcmread(Path(path), stop_before_pixels=True).get("SeriesDescription", "")):
@@ -23,4 +23,4 @@ def decode_hostile_film(
             time.sleep(3600)
         case "kills":
             os._exit(139)
-    return decode_film(path, sop_instance_uid, rules, pixel_digest)
+    return decode_film(path, sop_instance_uid, options, pixel_digest)

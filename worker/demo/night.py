@@ -1,7 +1,7 @@
 """A night of phantom studies: forty DICOM studies as they come from many devices, good and bad.
 
 Every picture is drawn (see thorax.py), every name and number is made up, and the same seed writes the same bytes,
-so writing them twice is harmless. `generate` says of each file what an honest worker must make of it.
+so writing them twice is harmless. `generate` says of each file how it must end.
 """
 
 import os

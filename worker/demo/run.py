@@ -97,7 +97,7 @@ class Morning:
     totals: Totals
     scored: tuple[Place, ...]
     unscored: tuple[Place, ...]
-    surprises: tuple[str, ...]  # what did not end as an honest worker should have ended it; none, one hopes
+    surprises: tuple[str, ...]  # films that did not end as planned, in words; none if all is well
 
     @property
     def database(self) -> Path:

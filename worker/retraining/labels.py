@@ -132,10 +132,10 @@ def inputs(context: Context, manifest: pd.DataFrame, folder: Path, *, size: int)
 
 def decoding(context: Context, *, size: int) -> ReadFilms:
     """How films are read: as the worker reads them, in child processes, within limits of time and memory."""
-    decoders, rules = context.settings.retrain.threads, DecodeOptions.of(context, Preprocessing(size=size))
+    decoders, options = context.settings.retrain.threads, DecodeOptions.of(context, Preprocessing(size=size))
 
     def read(rows: Mapping[str, int]) -> Iterator[Decoded]:
-        with DecoderPool(rules, decoders=decoders) as pool:
+        with DecoderPool(options, decoders=decoders) as pool:
             pool.begin_proof()()
             for film, outcome in pool.inputs(_files(context, rows), ahead=4 * decoders):
                 row = rows[image_of(film.instance_id)]

@@ -31,7 +31,7 @@ FILMS_PER_PROCESS = 2000  # then a decoder process is replaced: what a C library
 
 
 class DecodersGone(Unavailable):
-    """The pool of decoder processes broke down: a fault of the context, for which no film is blamed."""
+    """The pool of decoder processes broke down: a fault of this machine, for which no film is blamed."""
 
 
 class ScoredFilm(Protocol):

@@ -54,7 +54,7 @@ class DecodeOptions:
 
     @classmethod
     def of(cls, context: "Context", preprocessing: Preprocessing) -> Self:
-        """The rules of this context for a checkpoint's films."""
+        """Options by the settings, for films that this checkpoint's preprocessing makes inputs of."""
         settings = context.settings
         return cls(
             preprocessing,
@@ -67,30 +67,30 @@ class DecodeOptions:
 
 
 def decode_film(
-    path: str, sop_instance_uid: str, rules: DecodeOptions, pixel_digest: str | None = None
+    path: str, sop_instance_uid: str, options: DecodeOptions, pixel_digest: str | None = None
 ) -> NetworkInput | Failure:
     """Read one file, check that it still holds this instance, decode it and make the network's input.
 
     The one door to a film that was registered: for scoring, heat maps, the morning page, rescoring and retraining.
     pixel_digest: that of a film that was scored; it must still show these pixels.
     """
-    if not _is_within(path, rules.roots):
+    if not _is_within(path, options.roots):
         return Failure("outside_roots", "the file lies outside the folders that this site receives from")
     try:  # intake registered where the file really lay: no link is followed from there
-        content = read_content(Path(path), limits=rules.limits, follow_links=False)
-        dataset = dataset_in(content, limits=rules.limits)
+        content = read_content(Path(path), limits=options.limits, follow_links=False)
+        dataset = dataset_in(content, limits=options.limits)
         if str(dataset.get("SOPInstanceUID", "")) != sop_instance_uid:
             return Failure("file_replaced", "the file now holds another instance than the one that was registered")
-        half_for = rules.preprocessing.size if rules.halve_jpeg2000 else 0
-        film = read_film(dataset, limits=rules.limits, half_for=half_for)
-        if pixel_digest not in (None, film.pixel_digest) and pixel_digest != _other_digest(dataset, film, rules):
+        half_for = options.preprocessing.size if options.halve_jpeg2000 else 0
+        film = read_film(dataset, limits=options.limits, half_for=half_for)
+        if pixel_digest not in (None, film.pixel_digest) and pixel_digest != _other_digest(dataset, film, options):
             return Failure("file_replaced", "the file now holds other pixels than those that were scored")
         file_digest = hashlib.sha256(content).hexdigest()
-        return NetworkInput(film.network_input(rules.preprocessing), film.pixel_digest, file_digest)
+        return NetworkInput(film.network_input(options.preprocessing), film.pixel_digest, file_digest)
     except UnusablePixels as error:
         return Failure(error.reason, str(error))
     except MemoryError:
-        return Failure("too_large", f"decoding it needs more than {rules.memory_mb} MB of memory")
+        return Failure("too_large", f"decoding it needs more than {options.memory_mb} MB of memory")
     except OSError as error:
         return Failure("file_unavailable", f"the file cannot be read: {error.strerror}", transient=True)
 
@@ -100,11 +100,11 @@ def _is_within(path: str, roots: tuple[str, ...]) -> bool:
     return not roots or any(real.is_relative_to(root) for root in roots)
 
 
-def _other_digest(dataset: Dataset, film: Film, rules: DecodeOptions) -> str:
+def _other_digest(dataset: Dataset, film: Film, options: DecodeOptions) -> str:
     """Of a film decoded whole that of its half, if it has one, and of a half the whole's: which of them was scored
     depends on the size of the network's input."""
     other = 0 if film.whole is not None else LEAST_SIDE
-    return read_film(dataset, limits=rules.limits, half_for=other).pixel_digest
+    return read_film(dataset, limits=options.limits, half_for=other).pixel_digest
 
 
 def prepare_child(memory_mb: int | None) -> None:

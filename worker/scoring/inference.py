@@ -17,7 +17,7 @@ from worker.errors import Unavailable
 
 
 class DeviceGone(Unavailable):
-    """The device no longer computes: a fault of the context, for which no film is blamed."""
+    """The device no longer computes: a fault of this machine, for which no film is blamed."""
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""Decoder children: what a film does to its decoder, and what the context does about it."""
+"""Decoder processes: what a film does to its decoder, and what the pool does about it."""
 
 import multiprocessing
 import re
@@ -27,7 +27,7 @@ from worker.scoring.decoder_pool import DecoderPool, DecodersGone, PendingFilm, 
 from worker.scoring.decoder_proof import TooLittleMemory
 from worker.scoring.decoding import DecodeOptions, Failure, NetworkInput, decode_film, prepare_child
 
-RULES = DecodeOptions(Preprocessing(size=64), PixelLimits(), timeout_seconds=30, memory_mb=4096)
+OPTIONS = DecodeOptions(Preprocessing(size=64), PixelLimits(), timeout_seconds=30, memory_mb=4096)
 
 
 def ended(outcome: object) -> Future:
@@ -52,7 +52,7 @@ def digest_of(outcome: NetworkInput | Failure) -> str:
 
 def test_a_film_becomes_an_input_of_the_checkpoints_size(tmp_path):
     film = make_film(tmp_path / "a.dcm")
-    network_input = decode_film(str(tmp_path / "a.dcm"), film.SOPInstanceUID, RULES)
+    network_input = decode_film(str(tmp_path / "a.dcm"), film.SOPInstanceUID, OPTIONS)
     assert isinstance(network_input, NetworkInput)
     assert network_input.image.shape == (64, 64)
 
@@ -60,10 +60,10 @@ def test_a_film_becomes_an_input_of_the_checkpoints_size(tmp_path):
 def test_a_film_that_was_scored_must_still_show_the_same_pixels(tmp_path):
     film = make_film(tmp_path / "a.dcm")
     name, uid = str(tmp_path / "a.dcm"), film.SOPInstanceUID
-    scored = digest_of(decode_film(name, uid, RULES))
-    assert isinstance(decode_film(name, uid, RULES, scored), NetworkInput)
+    scored = digest_of(decode_film(name, uid, OPTIONS))
+    assert isinstance(decode_film(name, uid, OPTIONS, scored), NetworkInput)
     make_film(tmp_path / "a.dcm", pixels=texture(seed=9), bits=12, SOPInstanceUID=uid)
-    again = decode_film(name, uid, RULES, scored)
+    again = decode_film(name, uid, OPTIONS, scored)
     assert isinstance(again, Failure)
     assert again.reason == "file_replaced"
 
@@ -75,14 +75,14 @@ def test_a_film_scored_by_its_half_is_the_same_as_by_its_whole(tmp_path, before,
     window: dict[str, Any] = {"WindowCenter": 2048, "WindowWidth": 3800}
     film = make_film(tmp_path / "a.dcm", pixels=slope, bits=12, transfer_syntax=JPEG2000Lossless, **window)
     name, uid = str(tmp_path / "a.dcm"), film.SOPInstanceUID
-    scored, other = (replace(RULES, halve_jpeg2000=halved) for halved in (before, after))
+    scored, other = (replace(OPTIONS, halve_jpeg2000=halved) for halved in (before, after))
     digest = digest_of(decode_film(name, uid, scored))
     assert digest_of(decode_film(name, uid, other)) != digest
     assert isinstance(decode_film(name, uid, other, digest), NetworkInput)
 
 
 def test_a_file_that_is_away_is_a_transient_failure(tmp_path):
-    failure = decode_film(str(tmp_path / "gone.dcm"), "1.2", RULES)
+    failure = decode_film(str(tmp_path / "gone.dcm"), "1.2", OPTIONS)
     assert isinstance(failure, Failure)
     assert (failure.reason, failure.transient) == ("file_unavailable", True)
 
@@ -142,12 +142,12 @@ def test_a_pool_that_broke_once_begins_all_its_films_anew_at_once():
 
 
 def test_a_limit_in_which_no_film_can_be_decoded_is_refused_with_the_least_that_works():
-    with DecoderPool(replace(RULES, memory_mb=128), decoders=1) as pool:
+    with DecoderPool(replace(OPTIONS, memory_mb=128), decoders=1) as pool:
         require_working = pool.begin_proof()
         with pytest.raises(TooLittleMemory, match=r"NIGHTREAD_DECODE_MEMORY_MB is 128.* set \d+ or more") as refused:
             require_working()
     (least,) = map(int, re.findall(r"set (\d+)", str(refused.value)))
-    with DecoderPool(replace(RULES, memory_mb=least), decoders=1) as pool:
+    with DecoderPool(replace(OPTIONS, memory_mb=least), decoders=1) as pool:
         pool.begin_proof()()
 
 
@@ -168,7 +168,7 @@ def test_a_pool_that_breaks_twice_blames_no_film():
 def test_a_decoder_that_is_killed_between_two_films_is_replaced(tmp_path):
     film = make_film(tmp_path / "a.dcm")
     before = psutil.Process().children()
-    with DecoderPool(RULES, decoders=1) as reader:
+    with DecoderPool(OPTIONS, decoders=1) as reader:
 
         def read() -> object:
             film_read = reader.submit(str(tmp_path / "a.dcm"), film.SOPInstanceUID)
@@ -186,7 +186,7 @@ def test_a_decoder_that_is_killed_between_two_films_is_replaced(tmp_path):
 
 
 def test_two_threads_that_meet_a_broken_pool_replace_it_once():
-    with DecoderPool(RULES, decoders=1) as pool:
+    with DecoderPool(OPTIONS, decoders=1) as pool:
         broken = pool._pool
         pool._replace(broken)
         new = pool._pool
@@ -207,23 +207,23 @@ def test_no_decoder_lives_when_the_semaphores_it_may_still_look_for_are_unlinked
         close(channel)
 
     monkeypatch.setattr(WorkerChannel, "close", closed)
-    with DecoderPool(RULES, decoders=2) as pool:  # the second has just been started when the first has read its film
+    with DecoderPool(OPTIONS, decoders=2) as pool:  # the second has just been started when the first has read its film
         assert isinstance(pool.submit(str(tmp_path / "a.dcm"), film.SOPInstanceUID).awaited(), NetworkInput)
     assert alive == []
 
 
 def test_the_children_read_what_the_parent_asks_for(tmp_path):
     film = make_film(tmp_path / "a.dcm")
-    with DecoderPool(RULES, decoders=1) as reader:
+    with DecoderPool(OPTIONS, decoders=1) as reader:
         found = reader.submit(str(tmp_path / "a.dcm"), film.SOPInstanceUID).future.result(timeout=60)
     assert isinstance(found, NetworkInput)
-    assert found.pixel_digest == digest_of(decode_film(str(tmp_path / "a.dcm"), film.SOPInstanceUID, RULES))
+    assert found.pixel_digest == digest_of(decode_film(str(tmp_path / "a.dcm"), film.SOPInstanceUID, OPTIONS))
 
 
 def _hang(path: str, uid: str, reports: Connection) -> None:
     """A process of its own, whose decoder hangs in this film."""
     worker.scoring.decoder_pool.decode_film = decode_hostile_film  # type: ignore[attr-defined]  # imported there
-    with DecoderPool(RULES, decoders=1) as reader:
+    with DecoderPool(OPTIONS, decoders=1) as reader:
         reader.submit("/nowhere", "").future.exception(timeout=60)  # its process is up
         reader.submit(path, uid)
         time.sleep(1)  # and is at the film

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import delete, select, text, update
 from typer.testing import CliRunner
 
 from db import claims, registry
@@ -414,6 +414,15 @@ def test_where_the_review_comes_first_no_page_of_the_site_is_the_morning_page(re
     assert 'href="/system/runs/1"' not in eve.get("/system").text
     refused = eve.get("/system/runs/1")
     assert (refused.status_code, "`nightread report`" in refused.text) == (403, True)
+
+
+def test_a_study_that_was_never_on_the_list_does_not_wait(embedded):
+    with session_scope(embedded.engine) as session:
+        session.execute(delete(StudyPriority).where(StudyPriority.study_id == 1))
+    page = signed_in(create_app(embedded), "Anna", "reader").get("/studies/1").text
+    assert ", never on the list" in page
+    assert "none: it was never on the list" in page
+    assert ", waits " not in page
 
 
 def test_earlier_studies_of_the_patient_are_listed_and_the_viewer_is_linked(embedded):

@@ -93,7 +93,7 @@ def page_of(visit: Visit, study_id: int, *, problem: str = "", status: int = 200
         film=film,
         heat=_heat(facts, query.get("heat"), without),
         without_map=without,
-        standing=explained.facts if explained else _standing(facts.place),
+        standing=explained.facts if explained else _standing(facts),
         viewer=_viewer(visit, facts.study),
         mine={review.finding: review.verdict for review in facts.reviews if review.reader == visit.me.name},
         findings=FINDINGS,
@@ -122,10 +122,11 @@ def _heat(facts: Facts, wanted: str | None, without: Mapping[str, str]) -> str |
     return wanted if wanted in shown else min(shown, key=lambda finding: finding != top, default=None)
 
 
-def _standing(place: RowMapping | None) -> list[tuple[str, str]]:
+def _standing(facts: Facts) -> list[tuple[str, str]]:
     """Where a study stands, as far as it tells nothing of what the model saw."""
+    place = facts.place
     if place is None:
-        return [("rank", "none: it has been read, or was never on the list")]
+        return [("rank", "none: it has been read" if facts.priority else "none: it was never on the list")]
     facts = [("rank", f"{place['priority_rank']}"), ("has waited", f"{place['waited_minutes']:.0f} min")]
     facts += [("STAT", "yes, by a human")] if place["stat"] else []
     facts += [("overdue", "yes")] if place["overdue"] else []

@@ -127,12 +127,12 @@ def _standing(facts: Facts) -> list[tuple[str, str]]:
     place = facts.place
     if place is None:
         return [("rank", "none: it has been read" if facts.priority else "none: it was never on the list")]
-    facts = [("rank", f"{place['priority_rank']}"), ("has waited", f"{place['waited_minutes']:.0f} min")]
-    facts += [("STAT", "yes, by a human")] if place["stat"] else []
-    facts += [("overdue", "yes")] if place["overdue"] else []
+    standing = [("rank", f"{place['priority_rank']}"), ("has waited", f"{place['waited_minutes']:.0f} min")]
+    standing += [("STAT", "yes, by a human")] if place["stat"] else []
+    standing += [("overdue", "yes")] if place["overdue"] else []
     if place["flag"] == BLIND and place["above_next_because"] is not None:
-        facts.append(("before the next", priority.RULES[place["above_next_because"]]))
-    return facts
+        standing.append(("before the next", priority.RULES[place["above_next_because"]]))
+    return standing
 
 
 def study_with(session: Session, study_id: int) -> Study:

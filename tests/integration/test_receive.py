@@ -32,6 +32,8 @@ from pydicom.uid import (
     generate_uid,
 )
 from pynetdicom import AE, build_context, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance, Verification
@@ -354,17 +356,22 @@ def test_a_film_whose_header_raises_is_refused_and_kept_for_a_person(embedded: C
         assert site.is_tidy()
 
 
+def store_request(film: Dataset, association: Association) -> tuple[C_STORE, int]:
+    """The C-STORE request of a film, and the id of its presentation context."""
+    request = C_STORE()
+    request.MessageID, request.Priority = 1, 0x0002
+    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = film.SOPClassUID, film.SOPInstanceUID
+    request.DataSet = BytesIO(encode(film, is_implicit_vr=False, is_little_endian=True))
+    contexts = {each.abstract_syntax: each.context_id for each in association.accepted_contexts}
+    return request, contexts[film.SOPClassUID]
+
+
 def test_a_film_with_another_uid_than_its_request_is_refused_and_not_registered(embedded: Context) -> None:
     film = make_film()
     film.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     with receiving(embedded) as site, associated(site.port) as association:
-        request = C_STORE()
-        request.MessageID, request.Priority = 1, 0x0002
-        request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = film.SOPClassUID, generate_uid()
-        request.DataSet = BytesIO(encode(film, is_implicit_vr=False, is_little_endian=True))
-        context_id = next(
-            each.context_id for each in association.accepted_contexts if each.abstract_syntax == film.SOPClassUID
-        )
+        request, context_id = store_request(film, association)
+        request.AffectedSOPInstanceUID = generate_uid()
         association._reactor_checkpoint.clear()
         association.dimse.send_msg(request, context_id)
         _, answer = association.dimse.get_msg(block=True)
@@ -544,9 +551,22 @@ def test_an_endless_film_is_cut_off_and_its_half_removed(embedded: Context) -> N
     context = Context(embedded.settings.changed(max_file_mb=1))
     with receiving(context) as site:
         assert sent(site.port, film) is None
-        assert site.received() == 0
-        site.receiver.keeper.inbox.remove_abandoned(older_than_seconds=0)
-        assert site.files() == []
+        wait_for(lambda: site.files() == [])
+        assert (site.received(), site.refusals()) == (0, {"film_broken_off": 1})
+
+
+def test_a_sender_that_ends_in_the_middle_of_a_film_leaves_nothing(embedded: Context) -> None:
+    message = C_STORE_RQ()
+    with receiving(embedded) as site, associated(site.port) as association:
+        request, context_id = store_request(make_film(), association)
+        message.primitive_to_message(request)
+        *fragments, _last = message.encode_msg(context_id, 4096)
+        for fragment in fragments:
+            association.dul.send_pdu(fragment)
+        wait_for(lambda: len(site.files()) == 1)
+        association.abort()
+        wait_for(lambda: site.files() == [])
+        assert (site.received(), site.refusals()) == (0, {"film_broken_off": 1})
 
 
 def test_silent_peers_keep_nobody_out(embedded: Context) -> None:

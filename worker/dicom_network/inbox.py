@@ -60,6 +60,11 @@ class ArrivingFilm:
         """Close it; the file stays."""
         self.file.close()
 
+    def discard(self) -> None:
+        """Remove the half of a film that no more comes of."""
+        self.close()
+        Path(self.name).unlink(missing_ok=True)
+
 
 def is_given_up(arrived: Path) -> bool:
     """Whether the disk could not take the film: a file that came whole has its preamble at least."""

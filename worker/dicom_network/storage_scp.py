@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.context import Context
 from worker.dicom_network.commitment import Committer, note_report
-from worker.dicom_network.inbox import is_given_up
+from worker.dicom_network.inbox import ArrivingFilm, is_given_up
 from worker.dicom_network.keeper import Keeper
 from worker.dicom_network.storage_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
 from worker.dicom_network.transport import BoundedServer, Bounds, receive_to_files
@@ -110,6 +110,13 @@ class Receiver:
             self.arrived.set()
         return SUCCESS, ""
 
+    def closed(self, event: evt.Event) -> None:
+        """Remove what came of a film whose connection has ended."""
+        half = getattr(event.assoc.dimse.message, "_data_set_file", None)
+        if isinstance(half, ArrivingFilm):
+            self.metrics.refused("film_broken_off")
+            half.discard()
+
     def commitment_reported(self, event: evt.Event) -> tuple[int, None]:
         """N-EVENT-REPORT of an archive that was asked to keep a result of ours (PS3.4 J.3.3)."""
         try:
@@ -189,6 +196,7 @@ def listening(receiver: Receiver) -> Iterator[BoundedServer]:
         (evt.EVT_C_STORE, receiver.stored),
         (evt.EVT_N_ACTION, receiver.commitment_requested),
         (evt.EVT_N_EVENT_REPORT, receiver.commitment_reported),
+        (evt.EVT_CONN_CLOSE, receiver.closed),
         (evt.EVT_REJECTED, lambda _: receiver.metrics.refused("association_rejected")),
         (evt.EVT_ESTABLISHED, lambda _: receiver.metrics.associated()),
     ]

@@ -16,7 +16,6 @@ FILMS ?= 200
 KILLS ?= 20
 SMALL ?= 2000
 SECONDS ?= 60
-SIZE ?= 224
 MINUTES ?= 10
 
 # All tests run in three processes, by the groups of tests/conftest.py and in their order, each with one thread for torch.
@@ -63,8 +62,8 @@ fuzz: $(VENV)/installed-for-tests  ## Damage headers, codestreams, messages, che
 receiver: $(VENV)/installed-for-tests  ## Send films to the DICOM receiver and kill it, beside DCMTK's storescp: FILMS=200 KILLS=20
 	$(BIN)/python -m tests.drills.receiver --films $(FILMS) --kills $(KILLS) --small $(SMALL)
 
-retraining: $(VENV)/installed-for-tests  ## From an empty database to a promoted challenger, on ../shared/data: SIZE=128 pixels take ten minutes
-	$(BIN)/python -m tests.drills.retraining_run --size $(SIZE)
+retraining: $(VENV)/installed-for-tests  ## From an empty database to a promoted challenger and back, on drawn films (ten minutes)
+	$(BIN)/python -m tests.drills.retraining_run
 
 containers: $(VENV)/installed-for-tests  ## Build the images and run the Compose stack, on Debian as root (a quarter of an hour, 20 GB)
 	$(BIN)/python -m tests.drills.containers

@@ -38,25 +38,27 @@ def phantom(number: int) -> Film:
     return Film(findings, side=str(rng.choice(["left", "right"])), view=str(rng.choice(["PA", "AP"])))
 
 
-def draw_films(folder: Path, *, films: int = FILMS, on_film: Callable[[int], None] = lambda _: None) -> Path:
+def draw_films(
+    folder: Path, *, films: int = FILMS, rows: int = ROWS, on_film: Callable[[int], None] = lambda _: None
+) -> Path:
     """Write the films as PNG, and beside them the table of what is drawn in each; returns the table."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def save(number: int) -> dict[str, object]:
         film, name = phantom(number), f"{number:05d}.png"
-        image = picture(film, rng=np.random.default_rng([SEED, number, 1]), rows=ROWS)
+        image = picture(film, rng=np.random.default_rng([SEED, number, 1]), rows=rows)
         Image.fromarray(np.rint(image * 255).astype(np.uint8)).save(folder / name, compress_level=1)
         on_film(1)
         labels = {finding: int(finding in film.findings) for finding in FINDINGS}
         return {"image": name, "patient": f"phantom {number}", "view": film.view, **labels}
 
     with ThreadPoolExecutor(ARTISTS) as artists:
-        rows = list(artists.map(save, range(films)))
+        labelled = list(artists.map(save, range(films)))
     table = folder / "labels.csv"
     with table.open("w", newline="") as opened:
-        writer = csv.DictWriter(opened, rows[0])
+        writer = csv.DictWriter(opened, labelled[0])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(labelled)
     return table
 
 

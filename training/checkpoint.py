@@ -6,6 +6,7 @@ tensors are: a command that lists checkpoints reads headers and starts quickly.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ SHIPPED = Path(__file__).parent / "checkpoints" / "mobilenet-nih-films.safetenso
 
 _FORMAT = "nightread-checkpoint-1"
 _MAX_HEADER_BYTES = 16 * 2**20
+_KINDS = {"network": str, "code_commit": str, "purpose": str, "thresholds": dict, "reference": dict, "training": dict}
 
 
 class CheckpointError(Exception):
@@ -244,12 +246,18 @@ def _parse_header(raw: bytes, path: Path) -> Header:
         )
         _check(header)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedCheckpoint(f"{path.name} is no {_FORMAT} file, or its header is incomplete ({error!r})") from error
+        why = f"{type(error).__name__}: {error}"[:200]  # not its repr, which holds the file's bytes
+        raise DamagedCheckpoint(f"{path.name} is no {_FORMAT} file, or its header is incomplete ({why})") from error
     return header
 
 
 def _check(header: Header) -> None:
-    """Check what types alone cannot. Raises the CheckpointError that fits."""
+    """Check what a constructor does not. Raises the CheckpointError that fits."""
+    for name, kind in _KINDS.items():
+        if not isinstance(getattr(header, name), kind):
+            raise DamagedCheckpoint(f"its {name} is no {'text' if kind is str else 'table'}")
+    _check_summary(header.training)
+    _check_reference(header.reference, header.findings)
     if not set(header.findings) <= set(FINDINGS) or len(set(header.findings)) != len(header.findings):
         raise VocabularyMismatch(f"the checkpoint scores {', '.join(map(str, header.findings))}")
     calibration = header.calibration
@@ -263,6 +271,31 @@ def _check(header: Header) -> None:
     for finding, cuts in header.thresholds.items():
         if finding not in header.findings or not all(0 <= cut <= 1 for cut in cuts.values()):
             raise DamagedCheckpoint(f"the thresholds of {finding} are no probabilities, or it is no finding here")
+
+
+def _check_summary(training: Mapping[str, Any]) -> None:
+    """Check what pages, simulation and calibration read of a training's summary."""
+    for name in ("films", "patients", "positives", "known", "auroc", "pointing"):
+        if not isinstance(training.get(name, {}), dict):
+            raise DamagedCheckpoint(f"its training's {name} is no table")
+    for name in ("films", "patients"):
+        if not all(isinstance(count, int) and count >= 0 for count in training.get(name, {}).values()):
+            raise DamagedCheckpoint(f"its training's {name} are no numbers")
+    for record in training.get("pointing", {}).values():
+        if not 0 <= record["hits"] <= record["boxes"] or not 0 <= record["chance"] <= 1 or len(record) != 3:
+            raise DamagedCheckpoint("a record of its heat maps counts more hits than outlines, or no share as chance")
+
+
+def _check_reference(reference: Mapping[str, Any], findings: tuple[str, ...]) -> None:
+    """Check that there is none, or quantiles of every finding."""
+    if not reference:
+        return
+    levels = np.array(reference["levels"], dtype=float)
+    for finding in findings:
+        if not _is_rising(np.array(reference["probabilities"][finding], dtype=float), levels):
+            raise DamagedCheckpoint(f"its reference of {finding} does not rise with its levels")
+    if not 0 < reference["films"] < math.inf:
+        raise DamagedCheckpoint("its reference is made of no films")
 
 
 def _is_rising(knots: NDArray[np.floating], heights: NDArray[np.floating]) -> bool:

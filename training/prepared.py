@@ -89,17 +89,22 @@ ReadFilms = Callable[[Mapping[str, int]], Iterable[Decoded]]
 def open_prepared(folder: Path, *, size: int | None = None) -> Prepared:
     """Open a prepared folder at one of its sizes (pixels; the only one, or else the smallest, if not said).
 
-    Raises NotPrepared when the folder was not prepared to the end or not at this size.
+    Raises NotPrepared when the folder was not prepared to the end or not at this size, or is damaged.
     """
     if not (folder / "manifest.csv").is_file():
         raise NotPrepared(f"{folder} holds no manifest.csv: run `nightread train prepare` first, to its end")
-    plan = json.loads((folder / "prepared.json").read_text())
-    size = min(plan["sizes"]) if size is None else size
-    if size not in plan["sizes"]:
-        raise NotPrepared(f"{folder} holds the sizes {plan['sizes']}, not {size}")
-    manifest = read_manifest(folder / "manifest.csv")
-    images = np.load(_images_path(folder, size), mmap_mode="r")
-    return Prepared(manifest, images, Preprocessing(name=plan["preprocessing"], size=size))
+    try:
+        plan = json.loads((folder / "prepared.json").read_text())
+        size = min(plan["sizes"]) if size is None else size
+        if size not in plan["sizes"]:
+            raise NotPrepared(f"{folder} holds the sizes {plan['sizes']}, not {size}")
+        manifest = read_manifest(folder / "manifest.csv")
+        images = np.load(_images_path(folder, size), mmap_mode="r")
+        return Prepared(manifest, images, Preprocessing(name=plan["preprocessing"], size=size))
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise NotPrepared(
+            f"{folder} is damaged ({type(error).__name__}): prepare it again in another folder"
+        ) from error
 
 
 def read_manifest(path: Path) -> pd.DataFrame:

@@ -35,7 +35,7 @@ HEADER = Header(
     preprocessing=Preprocessing(size=96),
     calibration=Calibration(shift=tuple(float(i) for i in range(11)), isotonic={2: ((-1.0, 1.0), (0.1, 0.9))}),
     thresholds={"Mass": {"sensitivity_90": 0.1, "flag_10": 0.4}},
-    reference={"films": 3, "levels": [0.0, 1.0], "probabilities": {"Mass": [0.1, 0.9]}},
+    reference={"films": 3, "levels": [0.0, 1.0], "probabilities": {key: [0.1, 0.9] for key in FINDINGS}},
     training={"loss": "wbce"},
     code_commit="abc",
 )
@@ -105,6 +105,42 @@ def test_a_file_cut_short_is_damaged(saved: Path, keep: int) -> None:
     saved.write_bytes(saved.read_bytes()[:keep])
     with pytest.raises(DamagedCheckpoint):
         load_checkpoint(saved)
+
+
+QUANTILES = {key: [0.1, 0.9] for key in FINDINGS}
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"purpose": 5},
+        {"network": ["small"]},
+        {"training": [1]},
+        {"training": {"films": 3}},
+        {"training": {"films": {"train": "many"}}},
+        {"training": {"pointing": {"Mass": {"boxes": -1, "hits": 5, "chance": 0.1}}}},
+        {"training": {"pointing": {"Mass": {"boxes": 9}}}},
+        {"reference": "none"},
+        {"reference": {"films": 0, "levels": [0, 1], "probabilities": QUANTILES}},
+        {"reference": {"films": 9, "levels": [0, 1], "probabilities": {}}},
+        {"reference": {"films": 9, "levels": [0, 1], "probabilities": QUANTILES | {"Mass": [0.9, 0.1]}}},
+    ],
+    ids=str,
+)
+def test_a_header_that_a_later_command_would_trip_over_is_refused(
+    tmp_path: Path, network: torch.nn.Module, field: dict[str, Any]
+) -> None:
+    save_checkpoint(tmp_path / "c.safetensors", replace(HEADER, **field), state=network.state_dict())
+    with pytest.raises(DamagedCheckpoint):
+        read_header(tmp_path / "c.safetensors")
+
+
+def test_the_bytes_of_what_is_no_checkpoint_are_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "film.dcm"
+    path.write_bytes(b"\xff\xfe" + b"CANARY" * 100)
+    with pytest.raises(DamagedCheckpoint, match=r"film\.dcm is no") as raised:
+        read_header(path)
+    assert "CANARY" not in str(raised.value)
 
 
 def test_a_pickle_is_not_opened(tmp_path: Path) -> None:

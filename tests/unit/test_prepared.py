@@ -249,6 +249,17 @@ def test_another_table_in_the_same_folder_is_refused(manifest: pd.DataFrame, arc
         prepared.open_prepared(tmp_path / "out", size=64)
 
 
+@pytest.mark.parametrize("name", ["prepared.json", "manifest.csv", "images-48.npy"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe{", b"[]"])
+def test_a_damaged_folder_says_so(
+    manifest: pd.DataFrame, archive: Path, tmp_path: Path, name: str, content: bytes
+) -> None:
+    prepared.prepare(manifest, [archive], tmp_path / "out", sizes=[48])
+    (tmp_path / "out" / name).write_bytes(content)
+    with pytest.raises(prepared.NotPrepared, match="damaged"):
+        prepared.open_prepared(tmp_path / "out")
+
+
 def jpeg(pixels: NDArray[np.uint8], mode: str = "L") -> bytes:
     encoded = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(encoded, "JPEG", quality=95)

@@ -103,6 +103,19 @@ def test_of_two_damaged_copies_each_is_tried_once_a_time(context, tmp_path):
     assert len(versions(context)) == 1
 
 
+def test_a_file_that_now_names_another_study_is_refused_and_recorded(context, tmp_path):
+    film = make_film(tmp_path / "a.dcm")
+    score(context, tmp_path)
+    film.StudyInstanceUID = "1.2.3.99"
+    save(film, tmp_path / "a.dcm")
+    received = score(context, tmp_path)
+    assert (received.known, received.rejected) == (0, 1)
+    assert film_of(context).state == "scored"
+    with read_scope(context.engine) as session:
+        assert session.scalars(select(RejectedFile.reason)).all() == ["uid_taken"]
+        assert session.scalars(select(Study.study_instance_uid)).all() != ["1.2.3.99"]
+
+
 def test_other_pixels_at_the_same_path_are_scored_and_the_study_is_unread_again(context, tmp_path):
     film = make_film(tmp_path / "a.dcm")
     score(context, tmp_path)

@@ -180,7 +180,7 @@ def _receive(context: "Context", paths: Sequence[Path]) -> "Received":
 
 def _changed(received: "Received") -> str:
     """A word on files that say or show something else than before."""
-    return f" {received.changed} had changed and were taken over." if received.changed else ""
+    return f" {counted(received.changed, 'changed file')} taken over." if received.changed else ""
 
 
 def _copies(tally: "Tally") -> str:

@@ -253,7 +253,7 @@ def _resolve_taken(
     a film in quarantine, or two films with one UID."""
     path, held = Path(arrival.instance["path"]), Path(known.path or "")
     moved = known.same_study and held != path and not os.path.lexists(held)
-    if moved or held == path:
+    if moved or (known.same_study and held == path):
         same = known.file_digest in (None, digest_at(path))
         cause = "header_changed" if known.says_otherwise else None if same else "file_changed"
         _settle_resend(context, arrival, received, unscored, cause=cause, moved=moved)

@@ -45,7 +45,7 @@ def make_engine(url: str) -> Engine:
         return create_engine(
             parsed, connect_args=patience, pool_pre_ping=True, pool_size=4, max_overflow=4, hide_parameters=True
         )
-    if parsed.database and parsed.database != ":memory:":
+    if parsed.database:
         Path(parsed.database).expanduser().parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}, hide_parameters=True)
     event.listen(engine, "connect", _prepare_sqlite)

@@ -89,7 +89,10 @@ def prepare(
     folder: Folder,
     table: Annotated[
         Path | None,
-        typer.Option(help="NIH's Data_Entry CSV (2017 or v2020), or any CSV of image, patient, view and findings."),
+        typer.Option(
+            help="NIH's Data_Entry CSV (2017 or v2020), or any CSV of image, patient, view and findings.",
+            dir_okay=False,
+        ),
     ] = None,
     images: Annotated[
         list[Path] | None, typer.Option(help="A folder, .zip, .tar or .tar.gz with the films; may be given again.")

@@ -19,7 +19,7 @@ def read_settings(path: Path, *, known: Collection[str]) -> dict[str, str | list
     """
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise UnusableSettings(f"{path.name} is no TOML file that can be read: {error}") from error
     settings: dict[str, str | list[str]] = {}
     for key, value in given.items():

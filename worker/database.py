@@ -26,7 +26,7 @@ def require_database(settings: Settings) -> None:
     default = Settings.model_fields["database_url"].get_default(call_default_factory=True)
     if url.get_backend_name() != "sqlite" or settings.database_url == default:
         return
-    if url.database and not url.database.startswith((":memory:", "file:")) and not Path(url.database).exists():
+    if url.database and not Path(url.database).exists():
         raise NoDatabase(
             f"there is no database at {url.database}: check NIGHTREAD_DATABASE_URL; "
             "`nightread score` and `nightread db upgrade` make a new one"

@@ -194,6 +194,10 @@ class Settings(BaseSettings):
         scheme, _, rest = value.partition("://")
         if scheme != "postgresql+psycopg" and not (scheme == "sqlite" and rest.strip("/")):
             raise ValueError("only postgresql+psycopg://user:password@host/name and sqlite:///path are supported")
+        if scheme == "sqlite" and not rest.startswith("/"):
+            raise ValueError("sqlite:///path has three slashes, and four before an absolute path")
+        if scheme == "sqlite" and rest.startswith(("/:memory:", "/file:")):
+            raise ValueError("a database that is no file on a disk would be empty in every command")
         return value
 
     @field_validator("broker_url")

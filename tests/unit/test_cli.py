@@ -503,6 +503,8 @@ def test_models_list_as_json_has_whole_digests(folder):
         (("wroklist",), "wroklist"),
         (("report", "--output", "/nowhere/at/all/page.html"), "/nowhere/at/all"),
         (("simulate", "--plot", "/nowhere/at/all/x.png"), "/nowhere/at/all"),
+        (("report", "--output", "/dev/null"), "/dev/null is a device or a folder"),
+        (("train", "prepare", "out", "--table", "/"), "'/' is a directory"),
         (("score", "/nowhere/film.dcm"), "/nowhere/film.dcm"),
         (("models", "verdict", "0123"), "no registered checkpoint has a digest that begins with '0123'"),
         (("models", "add", __file__), "test_cli.py is no nightread-checkpoint-1 file"),
@@ -510,6 +512,9 @@ def test_models_list_as_json_has_whole_digests(folder):
         (("explain", "/"), "/ is a folder"),
         (("worklist", "--limit", "99999999999999999999"), "a number is larger than the database can hold"),
         (("prune", "--before", "tomorrow"), "'tomorrow' is no day: write it as 2026-11-30"),
+        (("prune", "--before", "0001-01-01"), "no film is of the year 1"),
+        (("drift", "--day", "9999-12-31"), "no film is of the year 9999"),
+        (("pull", "--from", "0001-01-01"), "no film is of the year 1"),
         (("requeue", "--study", "1.2.3"), "no study has the UID '1.2.3'"),
     ],
 )

@@ -54,6 +54,7 @@ def test_settings_of_a_file_stand_where_the_command_line_says_nothing(file: Path
         ("augment = 'perhaps'", "Input should be a valid boolean"),
         ("[epochs]\nfew = 1", "'epochs' is a table"),
         ("epochs = ", "recipe.toml is no TOML file"),
+        pytest.param("epochs = " + "[" * 20_000, "recipe.toml is no TOML file", id="nested lists"),
         ("schedule = 'steep'", "schedule is cosine or constant, not 'steep'"),
     ],
 )

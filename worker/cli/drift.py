@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_context, refuse
+from worker.terminal.console import DONE, SOME_LEFT_OUT, AsJson, open_context, plausible_day, refuse
 
 if TYPE_CHECKING:
     from worker.monitoring.drift import Judged
@@ -18,7 +18,10 @@ def drift(
     day: Annotated[
         datetime | None,
         typer.Option(
-            formats=["%Y-%m-%d"], metavar="DATE", help="A day in UTC; without it: the last one on which studies came."
+            formats=["%Y-%m-%d"],
+            callback=plausible_day,
+            metavar="DATE",
+            help="A day in UTC; without it: the last one on which studies came.",
         ),
     ] = None,
     days: Annotated[

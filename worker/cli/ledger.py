@@ -13,6 +13,7 @@ from worker.terminal.console import (
     err,
     open_context,
     open_engine,
+    plausible_day,
     print_json,
     refuse,
     say,
@@ -177,7 +178,10 @@ def requeue(
 @app.command()
 def prune(
     before: Annotated[
-        datetime, typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="Only what was received before this day.")
+        datetime,
+        typer.Option(
+            formats=["%Y-%m-%d"], callback=plausible_day, metavar="DATE", help="Only what was received before this day."
+        ),
     ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would go, and delete nothing.")] = False,
     reviewed: Annotated[bool, typer.Option("--reviewed", help="Also studies that a radiologist reviewed.")] = False,

@@ -15,6 +15,7 @@ from worker.terminal.console import (
     Wide,
     open_context,
     open_engine,
+    plausible_day,
     print_json,
     refuse,
     say,
@@ -199,7 +200,8 @@ def compare(
     ] = None,
     days: Annotated[float, typer.Option(min=0.1, metavar="N", help="Studies received in the last N days.")] = 7.0,
     night: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], metavar="DATE", help="Only this night.")
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], callback=plausible_day, metavar="DATE", help="Only this night."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

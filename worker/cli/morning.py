@@ -16,7 +16,7 @@ from worker.terminal.console import (
     open_context,
     open_engine,
     print_json,
-    require_folder_of,
+    require_place_for,
     say,
 )
 
@@ -89,7 +89,7 @@ def report(
     from worker.report.page import write_report
     from worker.terminal.refusals import usage_errors
 
-    require_folder_of(output)
+    require_place_for(output)
     with usage_errors(NoSuchRun):
         say(f"{write_report(open_context(), run=run, output=output, top=top)}")
 

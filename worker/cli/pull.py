@@ -11,6 +11,7 @@ from worker.terminal.console import (
     WRONG_USAGE,
     AsJson,
     open_context,
+    plausible_day,
     print_json,
     refuse,
     say,
@@ -28,7 +29,7 @@ app = typer.Typer()
 
 
 def _day(meaning: str, name: str) -> Any:
-    return typer.Option(name, formats=["%Y-%m-%d"], metavar="DATE", help=meaning)
+    return typer.Option(name, formats=["%Y-%m-%d"], callback=plausible_day, metavar="DATE", help=meaning)
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from worker.terminal.console import AsJson, open_context, require_folder_of
+from worker.terminal.console import AsJson, open_context, require_place_for
 
 if TYPE_CHECKING:
     from worker.context import Context
@@ -51,7 +51,7 @@ def simulate(
     from worker.terminal.tables import simulation_table
 
     if plot is not None:
-        require_folder_of(plot)
+        require_place_for(plot)
     context = open_context()
     live = context.live()
     with usage_errors(SimulationError, plotting.PlotUnavailable):

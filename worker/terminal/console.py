@@ -30,6 +30,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 Wide = Annotated[bool, typer.Option("--wide", help="Every column, however wide the terminal is.")]
 
 
+def plausible_day(day: datetime | None) -> datetime | None:
+    """For an option that names a day: one on which films can have been taken, so that no sum of days leaves the
+    calendar. Raises BadParameter."""
+    if day is not None and not 1900 <= day.year < 3000:
+        raise typer.BadParameter(f"no film is of the year {day.year}")
+    return day
+
+
 def settings_with_logs(*, log_level: str | None = None, service: bool = False) -> "Settings":
     """The settings, with the logs configured by them. Of a process that runs by itself (`service`), all that it writes
     is JSON where the logs are."""
@@ -121,7 +129,10 @@ def _indented(text: str) -> str:
     return "  " + text.replace("\n", "\n  ")
 
 
-def require_folder_of(file: "Path") -> None:
-    """Refuse a file to write whose folder does not exist, before the work is done."""
+def require_place_for(file: "Path") -> None:
+    """Refuse a file to write whose folder does not exist, before the work is done, and what is there and no file: a
+    finished file takes the place of a device."""
+    if file.exists() and not file.is_file():
+        refuse(f"{file} is a device or a folder: name a file")
     if not file.parent.is_dir():
         refuse(f"the folder {file.parent} does not exist: make it, or name another file than {file.name}")

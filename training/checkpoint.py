@@ -256,10 +256,10 @@ def _check(header: Header) -> None:
     for name, kind in _KINDS.items():
         if not isinstance(getattr(header, name), kind):
             raise DamagedCheckpoint(f"its {name} is no {'text' if kind is str else 'table'}")
-    _check_summary(header.training)
-    _check_reference(header.reference, header.findings)
     if not set(header.findings) <= set(FINDINGS) or len(set(header.findings)) != len(header.findings):
         raise VocabularyMismatch(f"the checkpoint scores {', '.join(map(str, header.findings))}")
+    _check_summary(header.training)
+    _check_reference(header.reference, header.findings)
     calibration = header.calibration
     for numbers in (calibration.shift, calibration.slope, calibration.intercept):
         if len(numbers) != len(header.findings) or not np.isfinite(np.array(numbers, dtype=float)).all():

@@ -62,7 +62,7 @@ fuzz: $(VENV)/installed-for-tests  ## Damage headers, codestreams, messages, che
 receiver: $(VENV)/installed-for-tests  ## Send films to the DICOM receiver and kill it, beside DCMTK's storescp: FILMS=200 KILLS=20
 	$(BIN)/python -m tests.drills.receiver --films $(FILMS) --kills $(KILLS) --small $(SMALL)
 
-retraining: $(VENV)/installed-for-tests  ## From an empty database to a promoted challenger and back, on drawn films (ten minutes)
+retraining: $(VENV)/installed-for-tests  ## From an empty database to a promoted challenger and back, on drawn films (10 to 20 minutes)
 	$(BIN)/python -m tests.drills.retraining_run
 
 containers: $(VENV)/installed-for-tests  ## Build the images and run the Compose stack, on Debian as root (a quarter of an hour, 20 GB)

@@ -51,11 +51,11 @@ class Trace(WorkMetrics):
 
 
 def traced_decode(
-    path: str, sop_instance_uid: str, rules: DecodeOptions, pixel_digest: str | None, spans: str
+    path: str, sop_instance_uid: str, options: DecodeOptions, pixel_digest: str | None, spans: str
 ) -> NetworkInput | Failure:
     """In a decoder process: decode a film, and append when to a file, one short line at a time."""
     begun = time.monotonic()
-    outcome = decode_film(path, sop_instance_uid, rules, pixel_digest)
+    outcome = decode_film(path, sop_instance_uid, options, pixel_digest)
     with Path(spans).open("a") as file:
         file.write(f"{os.getpid()} {begun} {time.monotonic()}\n")
     return outcome

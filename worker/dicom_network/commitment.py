@@ -39,7 +39,6 @@ SEND_AGAIN_SECONDS: Final = 300.0  # after a report that an object was not kept
 ALL_COMMITTED: Final = 1
 SOME_FAILED: Final = 2
 NO_SUCH_INSTANCE: Final = 0x0112
-PROCESSING_FAILURE: Final = 0x0110
 MOST_REFERENCES: Final = 10_000
 
 

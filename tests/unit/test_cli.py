@@ -5,16 +5,18 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import typer
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, text, update
 from typer.testing import CliRunner, Result
 
 from db import schema
-from db.session import make_engine
+from db.models import Study
+from db.session import make_engine, session_scope
 from tests.support.contexts import bring_schema
 from tests.support.dicom_files import make_film, texture
 from tests.support.untrained import save_unsound
@@ -530,6 +532,16 @@ def test_the_champion_is_not_promoted_again(monkeypatch, capsys, folder):
     (row,) = json.loads(nightread("models", "list", "--json").stdout)
     assert main(monkeypatch, "models", "promote", row["digest"][:12], "--reason", "a test") == 2
     assert "is the champion already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("zone", "gone"), [("Pacific/Auckland", "0 studies"), ("UTC", "3 studies")])
+def test_the_day_of_prune_begins_at_midnight_in_the_sites_zone(monkeypatch, settings, folder, zone, gone):
+    nightread("score", folder)
+    evening = datetime(2024, 12, 31, 19, tzinfo=UTC)  # in Auckland it is the morning of the new year
+    with session_scope(make_engine(settings.database_url)) as session:
+        session.execute(update(Study).values(received_at=evening, settled_at=evening))
+    monkeypatch.setenv("NIGHTREAD_TIME_ZONE", zone)
+    assert f"would go: {gone}" in nightread("prune", "--before", "2025-01-01", "--unread", "--dry-run").stdout
 
 
 def test_a_question_that_is_left_by_ctrl_d_ends_in_a_sentence(monkeypatch, capsys, folder):

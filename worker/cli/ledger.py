@@ -202,7 +202,9 @@ def prune(
     from worker.retention import Pruning, prunable, prunable_pictures, prune_pictures
     from worker.retention import prune as delete
 
-    context, pruning = open_context(log_level="warning"), Pruning(before.astimezone(), reviewed=reviewed, unread=unread)
+    context = open_context(log_level="warning")
+    midnight = before.replace(tzinfo=context.settings.zone).astimezone()
+    pruning = Pruning(midnight, reviewed=reviewed, unread=unread)
     found = None if films_only else prunable(context.engine, pruning)
     films, pictures = prunable_films(context, pruning, results_stay=films_only), prunable_pictures(context, pruning)
     words = _prunable_words(found, films, pictures)

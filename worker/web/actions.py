@@ -1,4 +1,4 @@
-"""What a reader does with a study: claim it, mark it as read, review it. Kept as the commands keep it."""
+"""The actions of a reader: claim a study, mark it as read, review it. Kept as the commands keep them."""
 
 from starlette.responses import Response
 

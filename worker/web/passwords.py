@@ -18,7 +18,7 @@ class WeakPassword(ValueError):
 
 
 def password_hash(password: str) -> str:
-    """What the database keeps of a password. Raises WeakPassword."""
+    """The argon2id hash of a password, as the database keeps it. Raises WeakPassword."""
     if not SHORTEST <= len(password) <= LONGEST:
         raise WeakPassword(f"a password has {SHORTEST} to {LONGEST} characters; several words make a good one")
     with _TURNS:
@@ -40,5 +40,5 @@ def new_token() -> str:
 
 
 def digest_of(token: str) -> str:
-    """What the database keeps of a token."""
+    """The SHA-256 of a token in hexadecimal, as the database keeps it."""
     return hashlib.sha256(token.encode()).hexdigest()

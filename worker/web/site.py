@@ -17,7 +17,7 @@ from worker.wording import clock, counted, in_words, moment, number, percent, ti
 
 @dataclass
 class Site:
-    """What every page needs. `first_token`: opens the page that makes the first user; None once there is one."""
+    """Objects of every page. `first_token`: opens the page that makes the first user; None once there is one."""
 
     context: Context
     pictures: Pictures

@@ -27,7 +27,7 @@ EARLIER = 10  # studies of the same patient
 
 @dataclass(frozen=True)
 class Facts:
-    """What the database says of one study. `scores`: whether this person may see what the model saw."""
+    """The rows of one study. `scores`: whether this person may see what the model saw."""
 
     study: Study
     priority: StudyPriority | None
@@ -48,7 +48,7 @@ class Facts:
 
 
 def facts_of(session: Session, visit: Visit, study_id: int) -> Facts:
-    """What this person may know of a study. Raises HTTPException where there is none."""
+    """The rows of a study that this person may see. Raises HTTPException where there is none."""
     study = study_with(session, study_id)
     found = lookup.place_of(session, study)
     place, policy, checkpoint = found or (None, None, None)

@@ -1,4 +1,4 @@
-"""What may be seen of a study: scores of the blind share never; where the review comes first, only after one's own."""
+"""What a person may see: never scores of the blind share; where review comes first, scores only after one's own."""
 
 from collections.abc import Sequence
 

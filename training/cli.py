@@ -195,6 +195,29 @@ def crossfit(
 
 
 @app.command()
+def lungs(
+    films: Annotated[Path, typer.Argument(help="The prepared folder of whole films.", file_okay=False)],
+    alone: Annotated[Path, typer.Argument(help="The prepared folder of films of the lungs alone.", file_okay=False)],
+    out: Annotated[Path, typer.Argument(help="The new checkpoint's file.", dir_okay=False)],
+    *,
+    start: Annotated[Path | None, typer.Option(help="File of ImageNet weights; else torchvision fetches them.")] = None,
+    size: Size = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 2026,
+) -> None:
+    """Learn where the lungs are, and from lungs alone: the start of a mobilenet_lungs.
+
+    Patients that both folders have show where the lungs lie on whole films; findings are learned from the others.
+    """
+    from training.lungs import make_start
+
+    with usage_errors():
+        whole, of_lungs = _open(films, size), _open(alone, size)
+        weights, commit = start or True, code_commit()
+        dice = make_start(whole, of_lungs, out, weights=weights, seed=seed, code_commit=commit, tell=typer.echo)
+    typer.echo(f"{out}: lungs found with a Dice coefficient of {dice:.3f} on films kept aside")
+
+
+@app.command()
 @_options_of(settings=Settings, selection=Selection)
 def sweep(
     folder: Folder,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from training.checkpoint import Checkpoint, build
 from training.imaging.preprocessing import Preprocessing
-from training.networks import MobileNetGrid
+from training.networks import MobileNetGrid, MobileNetLungs
 from training.pointing import findings_without_map
 
 NetworkInput = npt.NDArray[np.uint8]
@@ -59,7 +59,7 @@ def heatmaps(network: nn.Module, image: NetworkInput, *, preprocessing: Preproce
     """
     if not outputs:
         return np.zeros((0, *image.shape), dtype=np.float32)
-    if isinstance(network, MobileNetGrid):
+    if isinstance(network, MobileNetGrid | MobileNetLungs):
         with _one_thread(), torch.inference_mode():
             places = network.eval().evidence_by_place(_input(network, image, preprocessing))
             return _summed([layer[list(outputs)] for layer in places], image.shape)

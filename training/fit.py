@@ -44,7 +44,7 @@ from training.loggers import make_logger
 from training.losses import make_loss, shift_of, targets
 from training.manifest import UNKNOWN, prevalence
 from training.metrics import evaluate
-from training.networks import MobileNetGrid, WrongWeights, input_of, make_network, start_from
+from training.networks import MobileNetGrid, MobileNetLungs, WrongWeights, input_of, make_network, start_from
 from training.prepared import Prepared
 from training.sampling import SPLITS, STABLE, save_lists
 from training.settings import Settings, UnusableSettings
@@ -209,8 +209,9 @@ def solve_last_layer(learner: Learner, films: Films, sums: last_layer.Sums, *, e
 
 
 def _grid(network: nn.Module) -> MobileNetGrid:
-    """The network itself, out of Fabric's wrapper; Settings allow a ridge for no other."""
-    return cast(MobileNetGrid, getattr(network, "module", network))
+    """The grid whose last layer is solved, out of Fabric's wrapper; Settings allow a ridge for no other network."""
+    network = cast(nn.Module, getattr(network, "module", network))
+    return cast(MobileNetGrid, network.whole if isinstance(network, MobileNetLungs) else network)
 
 
 def _shown(learner: Learner, films: Films, *, epoch: int, progress: str) -> Iterable[tuple[Tensor, Tensor]]:
@@ -391,7 +392,7 @@ def _of_start(split: str, start: str) -> dict[str, Any]:
     before = read_header(Path(start)).training
     doubtful = split == STABLE and before.get("split") != STABLE
     claimed = f"{STABLE}, but not of what it starts from" if doubtful else split
-    learned = {name: before[name] for name in ("settings", "films", "positives", "start") if name in before}
+    learned = {name: before[name] for name in ("settings", "films", "positives", "outline", "start") if name in before}
     return {"split": claimed, "start": learned}
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, interpolate, max_pool2d
 
 from training.imaging.preprocessing import Preprocessing
 from training.torchvision_models import models
@@ -21,7 +21,10 @@ _TORCHVISION = tuple(
     for name in models.list_models(module=models)
     if name not in ("alexnet", "googlenet", "inception_v3")  # ours is the paper's; the others give several outputs
 )
-NETWORKS: tuple[str, ...] = ("alexnet", "small", "mobilenet", "mobilenet_1000", "mobilenet_grid", *_TORCHVISION)
+_OURS = ("alexnet", "small", "mobilenet", "mobilenet_1000", "mobilenet_grid", "mobilenet_lungs")
+NETWORKS: tuple[str, ...] = (*_OURS, *_TORCHVISION)
+
+EDGE_PIXELS: Final = 2  # of what is left of a film around the lungs
 
 TIMM: Final = "timm/"  # before the name of one of timm's networks
 
@@ -54,10 +57,14 @@ def make_network(name: str, *, findings: int = 11, pretrained: Path | bool = Fal
         network: nn.Module = nn.Sequential(imagenet, nn.ReLU(), nn.Linear(1000, findings))
     elif name == "mobilenet_grid":
         imagenet = network = MobileNetGrid(findings=findings)
+    elif name == "mobilenet_lungs":
+        if pretrained:
+            raise WrongWeights(f"{name} starts from a checkpoint of `nightread train lungs`")
+        return MobileNetLungs(findings=findings)
     else:
         imagenet = network = models.get_model(torchvision_name, weights=None, num_classes=findings)
     if pretrained:
-        start_from(imagenet, _imagenet_weights(torchvision_name, pretrained))
+        start_from(imagenet, imagenet_weights(torchvision_name, pretrained))
     return network
 
 
@@ -206,6 +213,87 @@ class MobileNetGrid(nn.Module):
                 yield images
 
 
+class MobileNetLungs(nn.Module):
+    """Two grids: one reads the whole film, the other its lungs alone. Their log odds are added.
+
+    The lungs' grid learns from films of which only the lungs are left, where there are many more of those than of whole
+    ones. So that it is shown the same here, a third network finds the lungs. `training.lungs` makes these two.
+    """
+
+    LUNGS_WEIGH: Final = 0.75  # beside the whole film: both see much of the same (training-records.md, 15)
+
+    def __init__(self, *, findings: int) -> None:
+        super().__init__()
+        self.outline = LungOutline().requires_grad_(False)  # no part of what a training changes
+        self.whole = MobileNetGrid(findings=findings)
+        self.lungs = MobileNetGrid(findings=findings)
+        self.classifier = nn.Linear(findings, findings)
+        nn.init.eye_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, size, size) -> logits (N, findings)."""
+        logits: Tensor = self.classifier(self.whole(images) + self.LUNGS_WEIGH * self.lungs(self.lungs_alone(images)))
+        return logits
+
+    def lungs_alone(self, images: Tensor) -> Tensor:
+        """(N, 3, size, size) -> the same, flat outside the lungs."""
+        inside = interpolate(self.outline(images[:, :1]), images.shape[2:], mode="bilinear", align_corners=False)
+        return flat_outside(images, (inside > 0).to(images.dtype))
+
+    def evidence_by_place(self, images: Tensor) -> list[Tensor]:
+        """As of a grid: what both see at each place of each block."""
+        both = self.whole.evidence_by_place(images), self.lungs.evidence_by_place(self.lungs_alone(images))
+        layers = (of_whole + self.LUNGS_WEIGH * of_lungs for of_whole, of_lungs in zip(*both, strict=True))
+        return [torch.einsum("gf,fhw->ghw", self.classifier.weight, layer) for layer in layers]
+
+
+class LungOutline(nn.Module):
+    """A small U-Net (Ronneberger et al. 2015): where on a film the lungs are, as logits of 56 x 56 places."""
+
+    SIDE: Final = 56
+    CHANNELS: Final = (12, 24, 48, 64)
+
+    def __init__(self) -> None:
+        super().__init__()
+        down = zip((1, *self.CHANNELS), self.CHANNELS, strict=False)
+        up = zip(self.CHANNELS, self.CHANNELS[1:], strict=False)
+        self.down = nn.ModuleList(_two_convolutions(before, after) for before, after in down)
+        self.up = nn.ModuleList(_two_convolutions(here + below, here) for here, below in up)
+        self.last = nn.Conv2d(self.CHANNELS[0], 1, 1)
+
+    def forward(self, films: Tensor) -> Tensor:
+        """(N, 1, size, size), of any brightness and contrast -> logits (N, 1, 56, 56)."""
+        films = adaptive_avg_pool2d(films, self.SIDE)
+        spread, mean = torch.std_mean(films, dim=(2, 3), keepdim=True)
+        read = [self.down[0]((films - mean) / (spread + 1e-3))]
+        for block in self.down[1:]:
+            read.append(block(max_pool2d(read[-1], 2)))
+        below = read.pop()
+        for block in reversed(self.up):
+            here = read.pop()
+            below = interpolate(below, here.shape[2:], mode="bilinear", align_corners=False)
+            below = block(torch.cat([here, below], dim=1))
+        logits: Tensor = self.last(below)
+        return logits
+
+
+def flat_outside(images: Tensor, inside: Tensor) -> Tensor:
+    """(N, 3, h, w), as grey inside (N, 1, h, w; 1) as they were, and outside (0) as grey as the inside is on average.
+
+    What is inside loses EDGE_PIXELS first, so that no rib or heart shows where an outline is not exact. Beside black
+    the outline would be the strongest edge of the film, though it is found and not seen.
+    """
+    inside = 1 - max_pool2d(1 - inside, 2 * EDGE_PIXELS + 1, stride=1, padding=EDGE_PIXELS)
+    mean = (images * inside).sum(dim=(2, 3), keepdim=True) / inside.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+    return mean + inside * (images - mean)
+
+
+def _two_convolutions(inputs: int, outputs: int) -> nn.Sequential:
+    first, second = (nn.Conv2d(channels, outputs, 3, padding=1, bias=False) for channels in (inputs, outputs))
+    return nn.Sequential(first, nn.BatchNorm2d(outputs), nn.ReLU(), second, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
 def _shares(side: int, *, cells: int, like: Tensor) -> Tensor:
     """The share that each of `side` places has in each cell's mean, (cells, side)."""
     return adaptive_avg_pool1d(torch.eye(side).to(like), cells).T
@@ -241,7 +329,8 @@ def _convolution(inputs: int, outputs: int, *, kernel: int, stride: int = 1, pad
     )
 
 
-def _imagenet_weights(torchvision_name: str, pretrained: Path | bool) -> dict[str, Tensor]:
+def imagenet_weights(torchvision_name: str, pretrained: Path | bool) -> dict[str, Tensor]:
+    """Of a file, or fetched by torchvision. Raises WrongWeights."""
     if isinstance(pretrained, Path):
         return _weights_in(pretrained)
     try:

@@ -46,8 +46,8 @@ class Settings:
     network: str = field(
         default="mobilenet",
         metadata=_help(
-            "alexnet, mobilenet, mobilenet_1000, mobilenet_grid, small, a torchvision classifier by its name, or "
-            "timm/NAME where timm is installed"
+            "alexnet, mobilenet, mobilenet_1000, mobilenet_grid, mobilenet_lungs, small, a torchvision classifier by "
+            "its name, or timm/NAME where timm is installed"
         ),
     )
     start: str = field(
@@ -62,7 +62,8 @@ class Settings:
     last_layer: str = field(
         default="gradient",
         metadata=_help(
-            "gradient: learned with the rest; ridge: nothing else learns, it is solved (mobilenet_grid, one device)"
+            "gradient: learned with the rest; ridge: nothing else learns, it is solved (mobilenet_grid or "
+            "mobilenet_lungs, one device)"
         ),
     )
     ridge_penalty: float = field(default=10, metadata=_help("On the weights of a solved last layer"))
@@ -101,8 +102,9 @@ class Settings:
             raise UnusableSettings(f"schedule is cosine or constant, not {self.schedule!r}")
         if self.last_layer not in ("gradient", "ridge"):
             raise UnusableSettings(f"last-layer is gradient or ridge, not {self.last_layer!r}")
-        if self.last_layer == "ridge" and (self.network != "mobilenet_grid" or self.devices * self.nodes != 1):
-            raise UnusableSettings("a last layer is solved for the network mobilenet_grid alone, on one device")
+        grids = ("mobilenet_grid", "mobilenet_lungs")
+        if self.last_layer == "ridge" and (self.network not in grids or self.devices * self.nodes != 1):
+            raise UnusableSettings(f"a last layer is solved for the networks {' and '.join(grids)}, on one device")
         if self.ridge_penalty <= 0:
             raise UnusableSettings(f"ridge-penalty must be above 0, not {self.ridge_penalty}")
 

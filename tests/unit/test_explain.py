@@ -14,7 +14,7 @@ from tests.support.values import present
 from training import explain
 from training.checkpoint import SHIPPED, Checkpoint, build, load_checkpoint, read_header
 from training.imaging.preprocessing import Preprocessing
-from training.networks import MobileNetGrid, input_of, make_network
+from training.networks import MobileNetLungs, input_of, make_network
 from training.pointing import Pointing, no_map_because, pointing_of, wilson
 
 SIZE = 64
@@ -109,17 +109,18 @@ def test_a_map_is_made_of_at_least_twenty_cells_on_a_side() -> None:
 
 
 @torch.inference_mode()
-def test_the_places_of_the_grid_network_sum_to_its_logits_less_the_bias() -> None:
+def test_the_places_of_both_grids_sum_to_the_logits_less_the_biases() -> None:
     checkpoint = load_checkpoint(SHIPPED)
     network = build(checkpoint)
-    assert isinstance(network, MobileNetGrid)
+    assert isinstance(network, MobileNetLungs)
     film = np.random.default_rng(1).integers(0, 255, (1, 160, 160), dtype=np.uint8)
     images = checkpoint.preprocessing.tensor(film)
     network.classifier.weight[0, 1] = 0.5  # as after a fine-tune: outputs that share evidence
     places = network.evidence_by_place(images)
     assert [tuple(layer.shape) for layer in places] == [(11, side, side) for side in (20, 10, 10, 5)]
     summed = torch.stack([layer.sum((1, 2)) for layer in places]).sum(0)
-    torch.testing.assert_close(summed, network(images)[0] - network.classifier.bias, atol=1e-3, rtol=1e-3)
+    biases = network.classifier(network.whole.classifier.bias + network.LUNGS_WEIGH * network.lungs.classifier.bias)
+    torch.testing.assert_close(summed, network(images)[0] - biases, atol=1e-3, rtol=1e-3)
 
 
 def test_summed_evidence_is_warm_only_where_the_deepest_block_speaks_for_the_finding_too() -> None:

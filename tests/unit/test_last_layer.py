@@ -149,7 +149,7 @@ def test_a_second_pass_adds_to_the_sums_of_the_first_also_after_a_kill(tmp_path:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"network": "mobilenet"}, "mobilenet_grid alone"),
+        ({"network": "mobilenet"}, "networks mobilenet_grid and mobilenet_lungs"),
         ({"devices": 2}, "on one device"),
         ({"last_layer": "lasso"}, "gradient or ridge"),
         ({"ridge_penalty": 0.0}, "above 0"),

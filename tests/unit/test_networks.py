@@ -5,7 +5,17 @@ import pytest
 import torch
 from torch.fx.experimental.optimization import fuse
 
-from training.networks import NETWORKS, AlexNet, MobileNetGrid, UnknownNetwork, WrongWeights, input_of, make_network
+from training.networks import (
+    NETWORKS,
+    AlexNet,
+    MobileNetGrid,
+    MobileNetLungs,
+    UnknownNetwork,
+    WrongWeights,
+    flat_outside,
+    input_of,
+    make_network,
+)
 
 
 def test_alexnet_has_the_papers_layers() -> None:
@@ -20,7 +30,15 @@ def test_alexnet_has_the_papers_layers() -> None:
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("alexnet", 256), ("alexnet", 128), ("small", 64), ("mobilenet", 96), ("mobilenet_grid", 64), ("resnet18", 64)],
+    [
+        ("alexnet", 256),
+        ("alexnet", 128),
+        ("small", 64),
+        ("mobilenet", 96),
+        ("mobilenet_grid", 64),
+        ("mobilenet_lungs", 64),
+        ("resnet18", 64),
+    ],
 )
 @torch.inference_mode()
 def test_every_network_gives_one_logit_per_finding(name: str, size: int) -> None:
@@ -70,6 +88,35 @@ def test_a_grid_keeps_its_probabilities_when_batch_norms_are_folded_for_serving(
     torch.nn.init.normal_(network.evidence.weight)
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(fuse(network)(images), network(images), rtol=1e-4, atol=1e-4)
+
+
+def test_two_grids_keep_their_probabilities_when_batch_norms_are_folded_for_serving() -> None:
+    network = MobileNetLungs(findings=11).eval()
+    for grid in (network.whole, network.lungs):
+        torch.nn.init.normal_(grid.evidence.weight)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(fuse(network)(images), network(images), rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_what_lies_outside_the_lungs_reaches_the_whole_films_grid_alone() -> None:
+    network = MobileNetLungs(findings=3).eval()
+    torch.nn.init.zeros_(network.get_parameter("outline.last.weight"))
+    images = torch.randn(2, 3, 64, 64)
+    torch.nn.init.constant_(network.get_parameter("outline.last.bias"), -40)  # no lungs anywhere
+    torch.testing.assert_close(network.lungs_alone(images), torch.zeros_like(images))
+    torch.nn.init.constant_(network.get_parameter("outline.last.bias"), 40)  # lungs everywhere
+    torch.testing.assert_close(network.lungs_alone(images), images)
+
+
+def test_outside_the_lungs_a_film_is_as_grey_as_inside() -> None:
+    images, inside = torch.randn(2, 3, 16, 16), torch.zeros(2, 1, 16, 16)
+    inside[:, :, 2:12, 3:13] = 1
+    flat, kept = flat_outside(images, inside), images[:, :, 4:10, 5:11]  # two pixels less on every side
+    torch.testing.assert_close(flat[:, :, 4:10, 5:11], kept)
+    mean = kept.mean(dim=(2, 3))
+    torch.testing.assert_close(flat[:, :, 0, 0], mean)
+    torch.testing.assert_close(flat[:, :, 3, 8], mean)
 
 
 def test_a_grid_starts_from_a_whole_mobilenets_blocks(tmp_path: Path) -> None:

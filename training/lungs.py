@@ -1,0 +1,301 @@
+"""The start of a `mobilenet_lungs`: a network that finds the lungs, and one that learned from lungs alone.
+
+Nobody outlined lungs for us. But of many patients there are whole films in one set and films with the lungs alone in
+another. Such a film is laid over a whole one of the same patient, stretched and turned until the lungs fit, and its
+outline becomes that of the whole film. A patient breathes differently on each film, so no outline is exact; a small
+network learned from hundreds of them is more even than they are.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import binary_closing, binary_fill_holes
+from torch import Tensor
+from torch.nn.functional import (
+    adaptive_avg_pool2d,
+    affine_grid,
+    avg_pool2d,
+    binary_cross_entropy_with_logits,
+    grid_sample,
+)
+
+from training import last_layer
+from training.checkpoint import Calibration, Header, save_checkpoint
+from training.errors import TrainingFailed
+from training.imaging.allocator import keep_freed_memory
+from training.losses import targets
+from training.networks import (
+    LungOutline,
+    MobileNetGrid,
+    MobileNetLungs,
+    flat_outside,
+    imagenet_weights,
+    input_of,
+    start_from,
+)
+from training.prepared import Prepared
+from training.settings import UnusableSettings
+
+SIDE: Final = 112  # of the films that are laid over each other, in pixels
+LEAST_ALIKE: Final = 0.75  # correlation inside the lungs of a pair that is learned from
+MOST_PAIRS: Final = 4  # of one whole film
+LUNGS_SHARE: Final = (0.12, 0.5)  # of a film that is not black: with less or more its outline failed
+STARTS: Final = ((1.0, 0.0), (1.1, 0.0), (0.9, 0.0), (1.0, 0.1), (1.0, -0.1))  # scale, and way down in half films
+STEPS: Final = 80  # of each start
+EPOCHS, BATCH = 30, 16
+RIDGE_PENALTY: Final = 10.0  # as Settings.ridge_penalty
+FILMS_AT_ONCE: Final = 32
+KEPT_ASIDE: Final = 8  # every eighth patient judges the outline
+
+
+class TooFewPairs(TrainingFailed):
+    """Too few whole films have a film of the same patient with the lungs alone."""
+
+
+class Pairs(NamedTuple):
+    """Whole films and films of the lungs alone of the same patients: ranks (P,) in each set."""
+
+    whole: NDArray[np.int64]
+    lungs: NDArray[np.int64]
+
+
+def make_start(
+    films: Prepared,
+    lungs: Prepared,
+    path: Path,
+    *,
+    weights: Path | bool,
+    seed: int,
+    code_commit: str = "",
+    tell: Callable[[str], None] = lambda _: None,
+) -> float:
+    """Write the checkpoint that a `mobilenet_lungs` starts from; the Dice coefficient of its outlines.
+
+    films: whole. lungs: of the lungs alone, black elsewhere, in part of the same patients; findings are learned from
+    the films of all other patients, so that the whole films can judge. weights: of ImageNet's MobileNetV2, a file or
+    True to let torchvision fetch them. The Dice coefficient is against the outlines laid over films of patients kept
+    aside; those are not exact themselves. Raises TooFewPairs, WrongWeights, and UnusableSettings where the two sets
+    differ in size or findings.
+    """
+    if (films.findings, films.preprocessing.size) != (lungs.findings, lungs.preprocessing.size):
+        raise UnusableSettings("the whole films and those of the lungs were prepared for other findings or sizes")
+    keep_freed_memory()  # the layers' outputs are large blocks: handing them back takes as long as the sums
+    network = MobileNetLungs(findings=len(lungs.findings))
+    for grid in (network.whole, network.lungs):
+        start_from(grid, imagenet_weights("mobilenet_v2", weights))
+    inside = np.stack([lungs_of(film) for film in _films(lungs)])
+    network.outline, facts = learn_outline(films, lungs, inside, seed=seed, tell=tell)
+
+    patients = lungs.manifest["patient_id"].astype(str)
+    apart = np.flatnonzero(~patients.isin(films.manifest["patient_id"].astype(str)).to_numpy())
+    part = lungs.manifest.iloc[apart]
+    solve_lungs(network.lungs, lungs, inside, apart)
+    tell(f"findings learned from {len(part):,} films of the lungs of {part['patient_id'].nunique():,} patients")
+    training = {
+        "settings": {"ridge_penalty": RIDGE_PENALTY, "seed": seed, "start": Path(str(weights)).name},
+        "films": {"train": len(part)},
+        "patients": {"train": int(part["patient_id"].nunique())},
+        "positives": {"train": {finding: int((part[finding] == 1).sum()) for finding in lungs.findings}},
+        "outline": facts,
+    }
+    zeros = (0.0,) * len(lungs.findings)
+    header = Header(
+        network="mobilenet_lungs",
+        findings=lungs.findings,
+        preprocessing=input_of("mobilenet_lungs", size=lungs.preprocessing.size),
+        calibration=Calibration(shift=zeros, slope=tuple(1.0 for _ in zeros), intercept=zeros),
+        training=training,
+        code_commit=code_commit,
+    )
+    save_checkpoint(path, header, state=network.state_dict(), half=True)
+    return float(facts["dice"])
+
+
+def learn_outline(
+    films: Prepared, lungs: Prepared, inside: NDArray[np.bool_], *, seed: int, tell: Callable[[str], None]
+) -> tuple[LungOutline, dict[str, float]]:
+    """The network that finds the lungs, and how many films and pairs it learned from, and its Dice coefficient.
+
+    inside: where each film of `lungs` is lung, (N, size, size).
+    """
+    pairs = pairs_of(films.manifest, lungs.manifest, share=inside.mean(axis=(1, 2)))
+    _enough(len(np.unique(pairs.whole)))
+    tell(f"{len(pairs.whole):,} pairs of {len(np.unique(pairs.whole)):,} whole films")
+    whole = _small(_films(films, pairs.whole))
+    of_lungs = adaptive_avg_pool2d(torch.from_numpy(inside[pairs.lungs])[:, None].float(), SIDE)
+    alike, outlines = lay_over(whole, _small(_films(lungs, pairs.lungs)), of_lungs)
+    learned = [np.flatnonzero((pairs.whole == rank) & (alike >= LEAST_ALIKE)) for rank in np.unique(pairs.whole)]
+    learned = [which for which in learned if len(which)]
+    _enough(len(learned))
+    first = np.array([which[0] for which in learned])
+    found = torch.stack([outlines[which].mean(dim=0) for which in learned])
+    patients = films.manifest["patient_id"].to_numpy(dtype=str)[pairs.whole[first]]
+    aside = np.isin(patients, np.unique(patients)[::KEPT_ASIDE])
+    outline, dice = fit_outline(whole[first], found, aside=aside, seed=seed, tell=tell)
+    return outline, {"films": len(learned), "pairs": int((alike >= LEAST_ALIKE).sum()), "dice": round(dice, 4)}
+
+
+@torch.inference_mode()
+def solve_lungs(grid: MobileNetGrid, lungs: Prepared, inside: NDArray[np.bool_], which: NDArray[np.int64]) -> None:
+    """Solve the grid's last layer from these films of the lungs, by their ranks (n,); see `training.last_layer`.
+
+    inside: where each film of `lungs` is lung, (N, size, size).
+    """
+    grid = grid.eval().to(memory_format=torch.channels_last)
+    preprocessing = input_of("mobilenet_lungs", size=lungs.preprocessing.size)
+    sums = last_layer.no_films(inputs=grid.evidence.in_features, findings=len(lungs.findings))
+    labels = targets(lungs.manifest[list(lungs.findings)].to_numpy())
+    for start in range(0, len(which), FILMS_AT_ONCE):
+        here = which[start : start + FILMS_AT_ONCE]
+        images = preprocessing.tensor(np.stack(list(_films(lungs, here))))
+        alone = flat_outside(images, torch.from_numpy(inside[here])[:, None].float())
+        last_layer.add(sums, grid.pooled(alone.contiguous(memory_format=torch.channels_last)), labels[here])
+    penalty = RIDGE_PENALTY * grid.inputs_alike()
+    grid.set_last_layer(*last_layer.solve(sums, penalty=penalty, eps=grid.norm.eps))
+
+
+def _enough(films: int) -> None:
+    if films < 2 * BATCH:
+        raise TooFewPairs(f"only {films} whole films have a film of the same patient's lungs alone that fits")
+
+
+def lungs_of(film: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where a film with the lungs alone is not black, (size, size); dark places within the lungs belong to them."""
+    inside: NDArray[np.bool_] = binary_fill_holes(binary_closing(film > 0, iterations=2))
+    return inside
+
+
+def pairs_of(films: pd.DataFrame, lungs: pd.DataFrame, *, share: NDArray[np.floating]) -> Pairs:
+    """Pairs of the manifests' films: at most MOST_PAIRS of a whole film, those of its own view where there are any.
+
+    share: of each film of `lungs` that is lung, (N,).
+    """
+    usable = lungs.assign(rank=np.arange(len(lungs)))[(share > LUNGS_SHARE[0]) & (share < LUNGS_SHARE[1])]
+    of_patient = dict(iter(usable.groupby(usable["patient_id"].astype(str))))
+    whole: list[int] = []
+    of_lungs: list[int] = []
+    for rank, (patient, view) in enumerate(zip(films["patient_id"].astype(str), films["view_position"], strict=True)):
+        others = of_patient.get(patient, usable[:0])
+        same_view = others[others["view_position"] == view]
+        chosen = (same_view if len(same_view) else others)["rank"][:MOST_PAIRS].tolist()
+        whole += [rank] * len(chosen)
+        of_lungs += chosen
+    return Pairs(np.array(whole, dtype=np.int64), np.array(of_lungs, dtype=np.int64))
+
+
+def lay_over(whole: Tensor, lungs: Tensor, inside: Tensor) -> tuple[NDArray[np.float32], Tensor]:
+    """Stretch, turn and move each whole film until it agrees with the lungs: how well it does, and the lungs on it.
+
+    whole, lungs, inside: (P, 1, SIDE, SIDE), the last the share of each place that is lung. The result is the
+    correlation inside the lungs (P,), and where the lungs lie on the whole film, 0 to 1, as `inside` is shaped.
+    """
+    smooth, core = avg_pool2d(whole, 3, 1, 1, count_include_pad=False), (inside > 0.99).float()
+    best, found = torch.full((len(whole),), -1.0), torch.zeros(len(whole), 2, 3)
+    same = torch.eye(2, 3)
+    for scale, down in STARTS:
+        change = torch.zeros(len(whole), 2, 3)
+        change[:, 0, 0], change[:, 1, 1], change[:, 1, 2] = scale - 1, scale - 1, down
+        change.requires_grad_()
+        optimizer = torch.optim.Adam([change], lr=0.01)
+        for _ in range(STEPS):
+            grid = affine_grid(same + change, list(whole.shape), align_corners=False)
+            moved = grid_sample(smooth, grid, align_corners=False, padding_mode="border")
+            alike = _correlation(moved, lungs, core)
+            stretched = change[:, :, :2].square().sum(dim=(1, 2)) / 2
+            optimizer.zero_grad()
+            torch.autograd.backward((stretched - alike).sum())
+            optimizer.step()
+        better = alike.detach() > best
+        best[better], found[better] = alike.detach()[better], (same + change.detach())[better]
+    last_row = torch.tensor([[[0.0, 0.0, 1.0]]]).expand(len(whole), 1, 3)
+    back = torch.linalg.inv(torch.cat([found, last_row], dim=1))[:, :2]
+    grid = affine_grid(back, list(inside.shape), align_corners=False)
+    correlations: NDArray[np.float32] = best.numpy()
+    return correlations, grid_sample(inside, grid, align_corners=False)
+
+
+def fit_outline(
+    films: Tensor, outlines: Tensor, *, aside: NDArray[np.bool_], seed: int, tell: Callable[[str], None]
+) -> tuple[LungOutline, float]:
+    """The network learned from films and outlines (N, 1, SIDE, SIDE) that are not `aside` (N,), and the mean Dice
+    coefficient of its outlines on those that are."""
+    torch.manual_seed(seed)
+    drawn, network = torch.Generator().manual_seed(seed), LungOutline().to(memory_format=torch.channels_last)
+    outlines = adaptive_avg_pool2d(outlines, LungOutline.SIDE)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-4)
+    learned = torch.from_numpy(np.flatnonzero(~aside))
+    steps = len(learned) // BATCH
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=EPOCHS * steps + 1)
+    for epoch in range(EPOCHS):
+        network.train()
+        order = learned[torch.randperm(len(learned), generator=drawn)]
+        for step in range(steps):
+            which = order[step * BATCH : (step + 1) * BATCH]
+            shown, target = _disturbed(films[which], outlines[which], drawn)
+            logits = network(shown)
+            loss = binary_cross_entropy_with_logits(logits, target) + 1 - _dice(logits.sigmoid(), target).mean()
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            schedule.step()
+        if (epoch + 1) % 10 == 0:
+            tell(f"outline, epoch {epoch + 1}/{EPOCHS}: loss {loss.item():.3f}")
+    network.eval()
+    with torch.inference_mode():
+        found = network(films[torch.from_numpy(aside)]) > 0
+    true = outlines[torch.from_numpy(aside)] > 0.5
+    return network, float(_dice(found.float(), true.float()).mean())
+
+
+def _films(prepared: Prepared, ranks: NDArray[np.int64] | None = None) -> Iterator[NDArray[np.uint8]]:
+    """These films of a prepared set, or all, each (size, size)."""
+    places = prepared.manifest.index.to_numpy()
+    return (np.array(prepared.images[place]) for place in (places if ranks is None else places[ranks]))
+
+
+def _small(films: Iterable[NDArray[np.uint8]]) -> Tensor:
+    """(N, 1, SIDE, SIDE) in [0, 1]."""
+    return adaptive_avg_pool2d(torch.from_numpy(np.stack(list(films)))[:, None].float() / 255, SIDE)
+
+
+def _correlation(first: Tensor, second: Tensor, inside: Tensor) -> Tensor:
+    """Of pairs of films (P, 1, h, w) over the places inside (1) and not outside (0): (P,)."""
+    places = inside.sum(dim=(1, 2, 3), keepdim=True) + 1e-3
+    first, second = (
+        (film - (film * inside).sum(dim=(1, 2, 3), keepdim=True) / places) * inside for film in (first, second)
+    )
+    squares = first.square().sum(dim=(1, 2, 3)) * second.square().sum(dim=(1, 2, 3))
+    return (first * second).sum(dim=(1, 2, 3)) / (squares + 1e-6).sqrt()
+
+
+def _dice(first: Tensor, second: Tensor) -> Tensor:
+    """Of shares (N, 1, h, w): (N,)."""
+    both = (first * second).sum(dim=(1, 2, 3))
+    return (2 * both + 1) / (first.sum(dim=(1, 2, 3)) + second.sum(dim=(1, 2, 3)) + 1)
+
+
+def _disturbed(films: Tensor, outlines: Tensor, drawn: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Turned, stretched, moved and mirrored, and films also lighter or darker and with grain."""
+
+    def random(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=drawn) - 0.5
+
+    count = len(films)
+    angle, mirror = random(count) * 0.3, torch.where(random(count) < 0, -1.0, 1.0)
+    scale, move = 1 + random(count, 2) * 0.3, random(count, 2) * 0.2
+    rows = (
+        torch.stack([angle.cos() * scale[:, 0] * mirror, -angle.sin() * scale[:, 1], move[:, 0]], dim=1),
+        torch.stack([angle.sin() * scale[:, 0] * mirror, angle.cos() * scale[:, 1], move[:, 1]], dim=1),
+    )
+    grid = affine_grid(torch.stack(rows, dim=1), list(films.shape), align_corners=False)
+    films = grid_sample(films, grid, align_corners=False, padding_mode="border")
+    grid = affine_grid(torch.stack(rows, dim=1), list(outlines.shape), align_corners=False)
+    outlines = grid_sample(outlines, grid, align_corners=False)
+    films = films.clamp(0, 1) ** (1 + random(count, 1, 1, 1) * 0.8)
+    films = films + torch.randn(films.shape, generator=drawn) * 0.02
+    return films.contiguous(memory_format=torch.channels_last), outlines

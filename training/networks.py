@@ -284,7 +284,8 @@ def flat_outside(images: Tensor, inside: Tensor) -> Tensor:
     What is inside loses EDGE_PIXELS first, so that no rib or heart shows where an outline is not exact. Beside black
     the outline would be the strongest edge of the film, though it is found and not seen.
     """
-    inside = 1 - max_pool2d(1 - inside, 2 * EDGE_PIXELS + 1, stride=1, padding=EDGE_PIXELS)
+    # Without its channel, of which there is one: torch then takes a fifth of the time.
+    inside = 1 - max_pool2d(1 - inside[:, 0], 2 * EDGE_PIXELS + 1, stride=1, padding=EDGE_PIXELS)[:, None]
     mean = (images * inside).sum(dim=(2, 3), keepdim=True) / inside.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     return mean + inside * (images - mean)
 

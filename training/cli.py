@@ -204,7 +204,7 @@ def lungs(
     size: Size = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 2026,
 ) -> None:
-    """Learn where the lungs are, and from lungs alone: the start of a mobilenet_lungs.
+    """Learn from films of the lungs alone, for a mobilenet_lungs.
 
     Patients that both folders have show where the lungs lie on whole films; findings are learned from the others.
     """

@@ -17,6 +17,7 @@ DESCRIPTION = "Reading headers"
 BLOCK = f"""
 import os, signal, sys, time
 from worker.terminal.console import progress, refuse
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
 with progress("{DESCRIPTION}", total=3) as advance:
     for step in range(3):
         advance(1)

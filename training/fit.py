@@ -196,7 +196,8 @@ def train_epoch(learner: Learner, films: Films, *, epoch: int, progress: str = "
 @torch.no_grad()
 def solve_last_layer(learner: Learner, films: Films, sums: last_layer.Sums, *, epoch: int, progress: str = "") -> float:
     """One pass over the films, added to the sums, and the last layer solved from all of them; its loss on the last
-    films of this pass. The rest of the network stays as it started."""
+    films of this pass. The rest of the network stays as it started; of a mobilenet_lungs it is the layer of the grid
+    that reads the whole film, and its loss without the other grid."""
     network = _grid(learner.network.eval())
     seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=_BATCHES_OF_LOSS)
     for images, labels in _shown(learner, films, epoch=epoch, progress=progress):
@@ -392,7 +393,11 @@ def _of_start(split: str, start: str) -> dict[str, Any]:
     before = read_header(Path(start)).training
     doubtful = split == STABLE and before.get("split") != STABLE
     claimed = f"{STABLE}, but not of what it starts from" if doubtful else split
-    learned = {name: before[name] for name in ("settings", "films", "positives", "outline", "start") if name in before}
+    learned = {
+        name: before[name]
+        for name in ("settings", "films", "patients", "positives", "outline", "start")
+        if name in before
+    }
     return {"split": claimed, "start": learned}
 
 

@@ -49,7 +49,7 @@ STARTS: Final = ((1.0, 0.0), (1.1, 0.0), (0.9, 0.0), (1.0, 0.1), (1.0, -0.1))  #
 STEPS: Final = 80  # of each start
 EPOCHS, BATCH = 30, 16
 RIDGE_PENALTY: Final = 10.0  # as Settings.ridge_penalty
-FILMS_AT_ONCE: Final = 32
+FILMS_AT_ONCE, PAIRS_AT_ONCE = 32, 256
 KEPT_ASIDE: Final = 8  # every eighth patient judges the outline
 
 
@@ -88,16 +88,15 @@ def make_start(
     network = MobileNetLungs(findings=len(lungs.findings))
     for grid in (network.whole, network.lungs):
         start_from(grid, imagenet_weights("mobilenet_v2", weights))
-    inside = np.stack([lungs_of(film) for film in _films(lungs)])
-    network.outline, facts = learn_outline(films, lungs, inside, seed=seed, tell=tell)
+    network.outline, facts = learn_outline(films, lungs, seed=seed, tell=tell)
 
     patients = lungs.manifest["patient_id"].astype(str)
     apart = np.flatnonzero(~patients.isin(films.manifest["patient_id"].astype(str)).to_numpy())
     part = lungs.manifest.iloc[apart]
-    solve_lungs(network.lungs, lungs, inside, apart)
+    solve_lungs(network.lungs, lungs, apart)
     tell(f"findings learned from {len(part):,} films of the lungs of {part['patient_id'].nunique():,} patients")
     training = {
-        "settings": {"ridge_penalty": RIDGE_PENALTY, "seed": seed, "start": Path(str(weights)).name},
+        "settings": {"ridge_penalty": RIDGE_PENALTY, "seed": seed, "start": getattr(weights, "name", "imagenet")},
         "films": {"train": len(part)},
         "patients": {"train": int(part["patient_id"].nunique())},
         "positives": {"train": {finding: int((part[finding] == 1).sum()) for finding in lungs.findings}},
@@ -117,18 +116,20 @@ def make_start(
 
 
 def learn_outline(
-    films: Prepared, lungs: Prepared, inside: NDArray[np.bool_], *, seed: int, tell: Callable[[str], None]
+    films: Prepared, lungs: Prepared, *, seed: int, tell: Callable[[str], None]
 ) -> tuple[LungOutline, dict[str, float]]:
-    """The network that finds the lungs, and how many films and pairs it learned from, and its Dice coefficient.
-
-    inside: where each film of `lungs` is lung, (N, size, size).
-    """
-    pairs = pairs_of(films.manifest, lungs.manifest, share=inside.mean(axis=(1, 2)))
+    """The network that finds the lungs, how many films and pairs it learned from, and its Dice coefficient on films
+    that were kept aside and fitted a pair as well. Raises TooFewPairs."""
+    share = np.array([lungs_of(film).mean() for film in _films(lungs)])
+    pairs = pairs_of(films.manifest, lungs.manifest, share=share)
     _enough(len(np.unique(pairs.whole)))
     tell(f"{len(pairs.whole):,} pairs of {len(np.unique(pairs.whole)):,} whole films")
-    whole = _small(_films(films, pairs.whole))
-    of_lungs = adaptive_avg_pool2d(torch.from_numpy(inside[pairs.lungs])[:, None].float(), SIDE)
-    alike, outlines = lay_over(whole, _small(_films(lungs, pairs.lungs)), of_lungs)
+    whole, of_lungs = _small(_films(films, pairs.whole)), _small(_films(lungs, pairs.lungs))
+    inside = _small(255 * lungs_of(film).astype(np.uint8) for film in _films(lungs, pairs.lungs))
+    parts = zip(*(torch.split(each, PAIRS_AT_ONCE) for each in (whole, of_lungs, inside)), strict=True)
+    laid = [lay_over(*part) for part in parts]
+
+    alike, outlines = np.concatenate([fit for fit, _ in laid]), torch.cat([outline for _, outline in laid])
     learned = [np.flatnonzero((pairs.whole == rank) & (alike >= LEAST_ALIKE)) for rank in np.unique(pairs.whole)]
     learned = [which for which in learned if len(which)]
     _enough(len(learned))
@@ -136,15 +137,16 @@ def learn_outline(
     found = torch.stack([outlines[which].mean(dim=0) for which in learned])
     patients = films.manifest["patient_id"].to_numpy(dtype=str)[pairs.whole[first]]
     aside = np.isin(patients, np.unique(patients)[::KEPT_ASIDE])
+    _enough(int((~aside).sum()))
     outline, dice = fit_outline(whole[first], found, aside=aside, seed=seed, tell=tell)
     return outline, {"films": len(learned), "pairs": int((alike >= LEAST_ALIKE).sum()), "dice": round(dice, 4)}
 
 
 @torch.inference_mode()
-def solve_lungs(grid: MobileNetGrid, lungs: Prepared, inside: NDArray[np.bool_], which: NDArray[np.int64]) -> None:
+def solve_lungs(grid: MobileNetGrid, lungs: Prepared, which: NDArray[np.int64]) -> None:
     """Solve the grid's last layer from these films of the lungs, by their ranks (n,); see `training.last_layer`.
 
-    inside: where each film of `lungs` is lung, (N, size, size).
+    It says what the evidence adds, and not how frequent a finding is: that says the grid to which it is added.
     """
     grid = grid.eval().to(memory_format=torch.channels_last)
     preprocessing = input_of("mobilenet_lungs", size=lungs.preprocessing.size)
@@ -152,22 +154,25 @@ def solve_lungs(grid: MobileNetGrid, lungs: Prepared, inside: NDArray[np.bool_],
     labels = targets(lungs.manifest[list(lungs.findings)].to_numpy())
     for start in range(0, len(which), FILMS_AT_ONCE):
         here = which[start : start + FILMS_AT_ONCE]
-        images = preprocessing.tensor(np.stack(list(_films(lungs, here))))
-        alone = flat_outside(images, torch.from_numpy(inside[here])[:, None].float())
+        films = np.stack(list(_films(lungs, here)))
+        inside = torch.from_numpy(np.stack([lungs_of(film) for film in films]))[:, None].float()
+        alone = flat_outside(preprocessing.tensor(films), inside)
         last_layer.add(sums, grid.pooled(alone.contiguous(memory_format=torch.channels_last)), labels[here])
     penalty = RIDGE_PENALTY * grid.inputs_alike()
-    grid.set_last_layer(*last_layer.solve(sums, penalty=penalty, eps=grid.norm.eps))
+    mean, variance, weight, bias = last_layer.solve(sums, penalty=penalty, eps=grid.norm.eps)
+    grid.set_last_layer(mean, variance, weight, torch.zeros_like(bias))
 
 
 def _enough(films: int) -> None:
-    if films < 2 * BATCH:
+    if films < BATCH:
         raise TooFewPairs(f"only {films} whole films have a film of the same patient's lungs alone that fits")
 
 
 def lungs_of(film: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Where a film with the lungs alone is not black, (size, size); dark places within the lungs belong to them."""
-    inside: NDArray[np.bool_] = binary_fill_holes(binary_closing(film > 0, iterations=2))
-    return inside
+    edge = 2  # so that what touches the film's border is closed as elsewhere
+    inside: NDArray[np.bool_] = binary_fill_holes(binary_closing(np.pad(film > 0, edge), iterations=edge))
+    return inside[edge:-edge, edge:-edge]
 
 
 def pairs_of(films: pd.DataFrame, lungs: pd.DataFrame, *, share: NDArray[np.floating]) -> Pairs:
@@ -203,6 +208,7 @@ def lay_over(whole: Tensor, lungs: Tensor, inside: Tensor) -> tuple[NDArray[np.f
         change.requires_grad_()
         optimizer = torch.optim.Adam([change], lr=0.01)
         for _ in range(STEPS):
+            tried = change.detach().clone()
             grid = affine_grid(same + change, list(whole.shape), align_corners=False)
             moved = grid_sample(smooth, grid, align_corners=False, padding_mode="border")
             alike = _correlation(moved, lungs, core)
@@ -211,7 +217,7 @@ def lay_over(whole: Tensor, lungs: Tensor, inside: Tensor) -> tuple[NDArray[np.f
             torch.autograd.backward((stretched - alike).sum())
             optimizer.step()
         better = alike.detach() > best
-        best[better], found[better] = alike.detach()[better], (same + change.detach())[better]
+        best[better], found[better] = alike.detach()[better], (same + tried)[better]
     last_row = torch.tensor([[[0.0, 0.0, 1.0]]]).expand(len(whole), 1, 3)
     back = torch.linalg.inv(torch.cat([found, last_row], dim=1))[:, :2]
     grid = affine_grid(back, list(inside.shape), align_corners=False)
@@ -260,7 +266,7 @@ def _films(prepared: Prepared, ranks: NDArray[np.int64] | None = None) -> Iterat
 
 def _small(films: Iterable[NDArray[np.uint8]]) -> Tensor:
     """(N, 1, SIDE, SIDE) in [0, 1]."""
-    return adaptive_avg_pool2d(torch.from_numpy(np.stack(list(films)))[:, None].float() / 255, SIDE)
+    return torch.stack([adaptive_avg_pool2d(torch.from_numpy(film)[None].float() / 255, SIDE) for film in films])
 
 
 def _correlation(first: Tensor, second: Tensor, inside: Tensor) -> Tensor:

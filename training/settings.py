@@ -105,6 +105,8 @@ class Settings:
         grids = ("mobilenet_grid", "mobilenet_lungs")
         if self.last_layer == "ridge" and (self.network not in grids or self.devices * self.nodes != 1):
             raise UnusableSettings(f"a last layer is solved for the networks {' and '.join(grids)}, on one device")
+        if self.network == "mobilenet_lungs" and not self.start.endswith(".safetensors"):
+            raise UnusableSettings("mobilenet_lungs starts from a checkpoint of `nightread train lungs` or of its own")
         if self.ridge_penalty <= 0:
             raise UnusableSettings(f"ridge-penalty must be above 0, not {self.ridge_penalty}")
 

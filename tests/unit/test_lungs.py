@@ -14,7 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from training import lungs
 from training.checkpoint import Calibration, Header, build, load_checkpoint, save_checkpoint
 from training.fit import fit
-from training.networks import LungOutline, MobileNetLungs, input_of, make_network
+from training.networks import MobileNetLungs, input_of, make_network
 from training.prepared import Prepared
 from training.settings import Settings, UnusableSettings
 
@@ -69,6 +69,7 @@ def test_dark_places_within_the_lungs_belong_to_them() -> None:
     found = lungs.lungs_of(alone(film, mask))
     assert found[50:54, 34:38].all()
     assert dice(found, mask) > 0.98
+    assert lungs.lungs_of(np.full((20, 20), 9, dtype=np.uint8)).all(), "also where they touch the film's border"
 
 
 def test_the_lungs_are_found_on_a_film_of_another_size_and_place() -> None:
@@ -134,10 +135,14 @@ def test_a_start_finds_lungs_and_reads_them_and_says_nothing_of_the_whole_film_y
         assert torch.equal(network.whole(images), torch.zeros(20, 2))
         logits = network(images)
         torch.testing.assert_close(logits, network.LUNGS_WEIGH * network.lungs(network.lungs_alone(images)))
+        assert torch.equal(network.lungs.classifier.bias, torch.zeros(2)), (
+            "how frequent a finding is, the whole film says"
+        )
         assert logits[::2, 0].min() > logits[1::2, 0].max(), "every film with a spot ranks above every one without"
 
 
-def test_a_crossfit_from_a_start_solves_the_whole_films_grid_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("last_layer", ["ridge", "gradient"])
+def test_what_a_fit_from_a_start_changes(tmp_path: Path, last_layer: str) -> None:
     rng = np.random.default_rng(0)
     mass = rng.integers(0, 2, 48)
     images = (rng.integers(60, 120, (48, 64, 64)) + 70 * mass[:, None, None]).astype(np.uint8)
@@ -149,14 +154,18 @@ def test_a_crossfit_from_a_start_solves_the_whole_films_grid_alone(tmp_path: Pat
     header = Header(network="mobilenet_lungs", findings=FINDINGS, calibration=calibration,
                     training={"outline": {"films": 3}, "films": {"train": 9}})  # fmt: skip
     save_checkpoint(tmp_path / "start.safetensors", header, state=network.state_dict())
-    settings = Settings(network="mobilenet_lungs", start=str(tmp_path / "start.safetensors"), last_layer="ridge",
+    settings = Settings(network="mobilenet_lungs", start=str(tmp_path / "start.safetensors"), last_layer=last_layer,
                         ridge_penalty=0.1, epochs=1, batch_size=16, accelerator="cpu", augment=False)  # fmt: skip
     fitted = load_checkpoint(fit(films, settings, tmp_path / "run", progress=False), findings=None)
     assert fitted.training["start"] == {"outline": {"films": 3}, "films": {"train": 9}}
     before = network.state_dict()
     changed = {name for name, value in fitted.state.items() if not torch.equal(value, before[name].to(value.dtype))}
-    assert changed
-    assert all(name.startswith(("whole.norm", "whole.evidence", "whole.classifier")) for name in changed)
+    parts = {name.rpartition(".")[0] for name in changed}
+    if last_layer == "ridge":  # the layer that is solved, and no other
+        assert parts == {"whole.norm", "whole.evidence", "whole.classifier"}
+    else:  # as when a site's champion learns on; but how lungs are found, statistics included, stays
+        assert {"whole.evidence", "lungs.evidence", "whole.features.0.0", "lungs.features.16.conv.2"} <= parts
+        assert not any(part.startswith("outline") for part in parts)
 
 
 def test_too_few_patients_in_both_sets_are_refused(tmp_path: Path, weights: Path) -> None:
@@ -173,7 +182,7 @@ def test_too_few_patients_in_both_sets_are_refused(tmp_path: Path, weights: Path
     assert not (tmp_path / "start.safetensors").exists()
 
 
-def test_the_outline_does_not_learn_with_the_rest() -> None:
-    network = make_network("mobilenet_lungs", findings=3)
-    assert isinstance(network.outline, LungOutline)
-    assert not any(parameter.requires_grad for parameter in network.outline.parameters())
+def test_a_mobilenet_lungs_needs_a_start_that_knows_where_lungs_are() -> None:
+    for start in ("chance", "imagenet", "mobilenet_v2.pth"):
+        with pytest.raises(UnusableSettings, match="starts from a checkpoint of `nightread train lungs`"):
+            Settings(network="mobilenet_lungs", start=start)

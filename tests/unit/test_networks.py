@@ -99,14 +99,24 @@ def test_two_grids_keep_their_probabilities_when_batch_norms_are_folded_for_serv
 
 
 @torch.inference_mode()
-def test_what_lies_outside_the_lungs_reaches_the_whole_films_grid_alone() -> None:
+def test_what_lies_outside_the_lungs_reaches_the_whole_films_grid_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     network = MobileNetLungs(findings=3).eval()
-    torch.nn.init.zeros_(network.get_parameter("outline.last.weight"))
-    images = torch.randn(2, 3, 64, 64)
-    torch.nn.init.constant_(network.get_parameter("outline.last.bias"), -40)  # no lungs anywhere
-    torch.testing.assert_close(network.lungs_alone(images), torch.zeros_like(images))
-    torch.nn.init.constant_(network.get_parameter("outline.last.bias"), 40)  # lungs everywhere
-    torch.testing.assert_close(network.lungs_alone(images), images)
+    left_half = torch.full((1, 1, 56, 56), -9.0)
+    left_half[..., :28] = 9
+    monkeypatch.setattr(network.outline, "forward", lambda _films: left_half)
+    film = torch.randn(1, 3, 64, 64)
+    other, changed = film.clone(), film.clone()
+    other[..., 40:], changed[..., :20] = 2, 2
+    torch.testing.assert_close(network.lungs_alone(other), network.lungs_alone(film))
+    assert not torch.allclose(network.lungs_alone(changed), network.lungs_alone(film))
+    assert not torch.allclose(network.whole.pooled(other), network.whole.pooled(film))
+
+
+@torch.inference_mode()
+def test_a_film_without_lungs_is_flat_to_the_lungs_grid_also_in_half_precision() -> None:
+    images = torch.full((1, 3, 320, 320), 2.0, dtype=torch.float16)
+    assert torch.equal(flat_outside(images, torch.ones(1, 1, 320, 320, dtype=torch.float16)), images)
+    assert torch.equal(flat_outside(images, torch.zeros(1, 1, 320, 320, dtype=torch.float16)), torch.zeros_like(images))
 
 
 def test_outside_the_lungs_a_film_is_as_grey_as_inside() -> None:

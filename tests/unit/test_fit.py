@@ -308,7 +308,7 @@ def test_a_checkpoint_says_what_its_start_learned_from(tmp_path: Path) -> None:
         paths.append(fit(films_of(), begun, tmp_path / generation, progress=False))
     first, second, third = (load_checkpoint(path, findings=None).training for path in paths)
     assert "start" not in first
-    assert second["start"] == {name: first[name] for name in ("settings", "films", "positives")}
+    assert second["start"] == {name: first[name] for name in ("settings", "films", "patients", "positives")}
     assert third["start"]["start"] == second["start"]
 
 
@@ -424,17 +424,19 @@ def test_a_grid_starts_from_a_mobilenets_checkpoint_with_nothing_said_yet(champi
     assert torch.equal(network(torch.randn(2, 3, 64, 64)), torch.zeros(2, 2))
 
 
-def test_a_grid_that_starts_from_its_like_takes_over_what_its_calibration_says(tmp_path: Path) -> None:
-    network = MobileNetGrid(findings=2)
-    torch.nn.init.normal_(network.evidence.weight)
+@pytest.mark.parametrize("name", ["mobilenet_grid", "mobilenet_lungs"])
+def test_a_grid_that_starts_from_its_like_takes_over_what_its_calibration_says(name: str, tmp_path: Path) -> None:
+    network = make_network(name, findings=2)
+    for grid in (part for part in network.modules() if isinstance(part, MobileNetGrid)):
+        torch.nn.init.normal_(grid.evidence.weight)
     calibration = Calibration(shift=(2.0, -0.5), slope=(0.7, 1.3), intercept=(-3.0, 0.4))
-    header = Header(network="mobilenet_grid", findings=("Mass", "Edema"), calibration=calibration)
+    header = Header(network=name, findings=("Mass", "Edema"), calibration=calibration)
     path = tmp_path / "grid.safetensors"
     save_checkpoint(path, header, state=network.state_dict())
     images, shift = torch.randn(3, 3, 64, 64), (1.0, 2.0)
     with torch.inference_mode():
         before = build(load_checkpoint(path, findings=None))(images).numpy()
-        after = from_checkpoint(path, network="mobilenet_grid", findings=("Mass", "Edema"), shift=shift).eval()(images)
+        after = from_checkpoint(path, network=name, findings=("Mass", "Edema"), shift=shift).eval()(images)
     unmoved = Calibration(shift=shift, slope=(1.0, 1.0), intercept=(0.0, 0.0))
     np.testing.assert_allclose(unmoved.probabilities(after.numpy()), calibration.probabilities(before), atol=1e-5)
 

@@ -42,7 +42,7 @@ from training.imaging.look_ahead import look_ahead
 from training.imaging.preprocessing import Preprocessing
 from training.loggers import make_logger
 from training.losses import make_loss, shift_of, targets
-from training.manifest import UNKNOWN, prevalence
+from training.manifest import counts, prevalence
 from training.metrics import evaluate
 from training.networks import MobileNetGrid, MobileNetLungs, WrongWeights, input_of, make_network, start_from
 from training.prepared import Prepared
@@ -407,16 +407,7 @@ def _header(prepared: Prepared, learner: Learner, *, code_commit: str, split: st
     training = {
         "settings": asdict(learner.settings) | {"start": Path(learner.settings.start).name},
         **_of_start(split, learner.settings.start),
-        "films": {name: len(part) for name, part in parts.items()},
-        "patients": {name: part["patient_id"].nunique() for name, part in parts.items()},
-        "known": {
-            name: {finding: int((part[finding] != UNKNOWN).sum()) for finding in prepared.findings}
-            for name, part in parts.items()
-        },
-        "positives": {
-            name: {finding: int((part[finding] == 1).sum()) for finding in prepared.findings}
-            for name, part in parts.items()
-        },
+        **counts(parts, findings=prepared.findings),
     }
     return Header(
         network=learner.settings.network,

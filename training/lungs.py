@@ -27,8 +27,10 @@ from torch.nn.functional import (
 from training import last_layer
 from training.checkpoint import Calibration, Header, save_checkpoint
 from training.errors import TrainingFailed
+from training.fit import Films
 from training.imaging.allocator import keep_freed_memory
 from training.losses import targets
+from training.manifest import counts
 from training.networks import (
     LungOutline,
     MobileNetGrid,
@@ -39,7 +41,7 @@ from training.networks import (
     start_from,
 )
 from training.prepared import Prepared
-from training.settings import UnusableSettings
+from training.settings import Settings, UnusableSettings
 
 SIDE: Final = 112  # of the films that are laid over each other, in pixels
 LEAST_ALIKE: Final = 0.75  # correlation inside the lungs of a pair that is learned from
@@ -48,7 +50,7 @@ LUNGS_SHARE: Final = (0.12, 0.5)  # of a film that is not black: with less or mo
 STARTS: Final = ((1.0, 0.0), (1.1, 0.0), (0.9, 0.0), (1.0, 0.1), (1.0, -0.1))  # scale, and way down in half films
 STEPS: Final = 80  # of each start
 EPOCHS, BATCH = 30, 16
-RIDGE_PENALTY: Final = 10.0  # as Settings.ridge_penalty
+RIDGE_PENALTY: Final = Settings.ridge_penalty
 FILMS_AT_ONCE, PAIRS_AT_ONCE = 32, 256
 KEPT_ASIDE: Final = 8  # every eighth patient judges the outline
 
@@ -86,20 +88,18 @@ def make_start(
         raise UnusableSettings("the whole films and those of the lungs were prepared for other findings or sizes")
     keep_freed_memory()  # the layers' outputs are large blocks: handing them back takes as long as the sums
     network = MobileNetLungs(findings=len(lungs.findings))
+    imagenet = imagenet_weights("mobilenet_v2", weights)
     for grid in (network.whole, network.lungs):
-        start_from(grid, imagenet_weights("mobilenet_v2", weights))
+        start_from(grid, imagenet)
     network.outline, facts = learn_outline(films, lungs, seed=seed, tell=tell)
 
-    patients = lungs.manifest["patient_id"].astype(str)
-    apart = np.flatnonzero(~patients.isin(films.manifest["patient_id"].astype(str)).to_numpy())
-    part = lungs.manifest.iloc[apart]
-    solve_lungs(network.lungs, lungs, apart)
+    apart = ~_has_whole_film(lungs, films)
+    part = lungs.manifest[apart]
+    solve_lungs(network.lungs, lungs, np.flatnonzero(apart))
     tell(f"findings learned from {len(part):,} films of the lungs of {part['patient_id'].nunique():,} patients")
     training = {
         "settings": {"ridge_penalty": RIDGE_PENALTY, "seed": seed, "start": getattr(weights, "name", "imagenet")},
-        "films": {"train": len(part)},
-        "patients": {"train": int(part["patient_id"].nunique())},
-        "positives": {"train": {finding: int((part[finding] == 1).sum()) for finding in lungs.findings}},
+        **counts({"train": part}, findings=lungs.findings),
         "outline": facts,
     }
     zeros = (0.0,) * len(lungs.findings)
@@ -120,7 +120,9 @@ def learn_outline(
 ) -> tuple[LungOutline, dict[str, float]]:
     """The network that finds the lungs, how many films and pairs it learned from, and its Dice coefficient on films
     that were kept aside and fitted a pair as well. Raises TooFewPairs."""
-    share = np.array([lungs_of(film).mean() for film in _films(lungs)])
+    both = _has_whole_film(lungs, films)
+    share = np.zeros(len(lungs.manifest))  # of films that can be in a pair; of no others it is needed
+    share[both] = [lungs_of(film).mean() for film in _films(lungs, np.flatnonzero(both))]
     pairs = pairs_of(films.manifest, lungs.manifest, share=share)
     _enough(len(np.unique(pairs.whole)))
     tell(f"{len(pairs.whole):,} pairs of {len(np.unique(pairs.whole)):,} whole films")
@@ -151,13 +153,13 @@ def solve_lungs(grid: MobileNetGrid, lungs: Prepared, which: NDArray[np.int64]) 
     grid = grid.eval().to(memory_format=torch.channels_last)
     preprocessing = input_of("mobilenet_lungs", size=lungs.preprocessing.size)
     sums = last_layer.no_films(inputs=grid.evidence.in_features, findings=len(lungs.findings))
-    labels = targets(lungs.manifest[list(lungs.findings)].to_numpy())
+    films = Films.of(lungs, None)
     for start in range(0, len(which), FILMS_AT_ONCE):
         here = which[start : start + FILMS_AT_ONCE]
-        films = np.stack(list(_films(lungs, here)))
-        inside = torch.from_numpy(np.stack([lungs_of(film) for film in films]))[:, None].float()
-        alone = flat_outside(preprocessing.tensor(films), inside)
-        last_layer.add(sums, grid.pooled(alone.contiguous(memory_format=torch.channels_last)), labels[here])
+        images, labels = films.read(here), targets(films.labels[here])
+        inside = torch.from_numpy(np.stack([lungs_of(film) for film in images.numpy()]))[:, None].float()
+        alone = flat_outside(preprocessing.tensor(images), inside)
+        last_layer.add(sums, grid.pooled(alone.contiguous(memory_format=torch.channels_last)), labels)
     penalty = RIDGE_PENALTY * grid.inputs_alike()
     mean, variance, weight, bias = last_layer.solve(sums, penalty=penalty, eps=grid.norm.eps)
     grid.set_last_layer(mean, variance, weight, torch.zeros_like(bias))
@@ -258,10 +260,16 @@ def fit_outline(
     return network, float(_dice(found.float(), true.float()).mean())
 
 
-def _films(prepared: Prepared, ranks: NDArray[np.int64] | None = None) -> Iterator[NDArray[np.uint8]]:
-    """These films of a prepared set, or all, each (size, size)."""
-    places = prepared.manifest.index.to_numpy()
-    return (np.array(prepared.images[place]) for place in (places if ranks is None else places[ranks]))
+def _has_whole_film(lungs: Prepared, films: Prepared) -> NDArray[np.bool_]:
+    """Which films of the lungs (N,) are of a patient who has a whole film too."""
+    patients, whole = (prepared.manifest["patient_id"].astype(str) for prepared in (lungs, films))
+    return patients.isin(whole).to_numpy()
+
+
+def _films(prepared: Prepared, ranks: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    """These films of a prepared set, each (size, size); one at a time, since a set may be larger than the memory."""
+    films = Films.of(prepared, None)
+    return (films.read(ranks[which : which + 1])[0].numpy() for which in range(len(ranks)))
 
 
 def _small(films: Iterable[NDArray[np.uint8]]) -> Tensor:

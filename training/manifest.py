@@ -4,8 +4,9 @@ Every data set becomes this table before anything else looks at it: `nih.read_ni
 `read_rows` of anybody else's.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,17 @@ class ManifestError(TrainingFailed, ValueError):
 def findings_in(manifest: pd.DataFrame) -> tuple[str, ...]:
     """The findings the manifest has labels for, in the order of the vocabulary."""
     return tuple(finding for finding in FINDINGS if finding in manifest.columns)
+
+
+def counts(parts: Mapping[str, pd.DataFrame], *, findings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How many films, patients, and per finding known and positive labels each part of a manifest has."""
+    truths = {name: part[list(findings)] for name, part in parts.items()}
+    return {
+        "films": {name: len(part) for name, part in parts.items()},
+        "patients": {name: part["patient_id"].nunique() for name, part in parts.items()},
+        "known": {name: (truth != UNKNOWN).sum().to_dict() for name, truth in truths.items()},
+        "positives": {name: (truth == 1).sum().to_dict() for name, truth in truths.items()},
+    }
 
 
 def prevalence(labels: npt.ArrayLike) -> npt.NDArray[np.float64]:

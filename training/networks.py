@@ -148,9 +148,7 @@ class MobileNetGrid(nn.Module):
         self.norm = nn.BatchNorm1d(values, affine=False)
         self.evidence = nn.Linear(values, findings, bias=False)
         nn.init.zeros_(self.evidence.weight)  # 3,168 inputs, drawn at random, would say much at first
-        self.classifier = nn.Linear(findings, findings)
-        nn.init.eye_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
+        self.classifier = _as_they_are(findings)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, size, size) -> logits (N, findings)."""
@@ -228,9 +226,7 @@ class MobileNetLungs(nn.Module):
         self.outline = LungOutline().requires_grad_(False)  # no part of what a training changes
         self.whole = MobileNetGrid(findings=findings)
         self.lungs = MobileNetGrid(findings=findings)
-        self.classifier = nn.Linear(findings, findings)
-        nn.init.eye_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
+        self.classifier = _as_they_are(findings)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, size, size) -> logits (N, findings)."""
@@ -292,8 +288,16 @@ def flat_outside(images: Tensor, inside: Tensor) -> Tensor:
 
 
 def _two_convolutions(inputs: int, outputs: int) -> nn.Sequential:
-    first, second = (nn.Conv2d(channels, outputs, 3, padding=1, bias=False) for channels in (inputs, outputs))
-    return nn.Sequential(first, nn.BatchNorm2d(outputs), nn.ReLU(), second, nn.BatchNorm2d(outputs), nn.ReLU())
+    first, second = (_convolution(channels, outputs, kernel=3, padding=1) for channels in (inputs, outputs))
+    return nn.Sequential(*first, *second)
+
+
+def _as_they_are(findings: int) -> nn.Linear:
+    """A last layer that changes no logit yet."""
+    layer = nn.Linear(findings, findings)
+    nn.init.eye_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _shares(side: int, *, cells: int, like: Tensor) -> Tensor:

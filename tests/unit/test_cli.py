@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from db.models import Study
 from db.session import make_engine, session_scope
 from tests.support.contexts import bring_schema
 from tests.support.dicom_files import make_film, texture
+from tests.support.servers import free_port
 from tests.support.untrained import save_unsound
 from worker.cli import app as cli
 from worker.cli.main import main as run_main
@@ -368,6 +370,15 @@ def test_the_doctor_finds_an_embedded_site_in_order():
     assert {finding["name"] for finding in json.loads(result.stdout)} == {
         "settings", "database", "clock", "checkpoint", "skipped", "device", "decoders", "broker", "disk",
     }  # fmt: skip
+
+
+def test_the_doctor_alone_says_that_the_receiver_is_away(monkeypatch):
+    pynetdicom = logging.getLogger("pynetdicom")
+    monkeypatch.setattr(pynetdicom, "level", logging.INFO)  # as in a process that has not used it yet
+    monkeypatch.setenv("NIGHTREAD_RECEIVE_PORT", str(free_port()))
+    result = nightread("doctor", "--role", "receiver", "--json")
+    assert "does not answer a C-ECHO" in result.stdout
+    assert result.stderr == "", "the library's own complaint is not for this reader"
 
 
 @pytest.mark.usefixtures("seeded")

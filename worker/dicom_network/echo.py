@@ -6,7 +6,7 @@ from pynetdicom import AE, build_context
 from pynetdicom.association import Association
 from pynetdicom.sop_class import Verification
 
-from worker.dicom_network.association import ANSWER_BYTES, PDU_BYTES, associated
+from worker.dicom_network.association import ANSWER_BYTES, PDU_BYTES, associated, quieten_pynetdicom
 from worker.dicom_network.bounds import reading_within
 from worker.setting_peers import Peer
 
@@ -24,6 +24,7 @@ def echo(host: str, port: int, *, called: str, calling: str, tls: bool = False) 
 
     tls: speak TLS without checking the node's certificate, which is for our own node on this machine alone.
     """
+    quieten_pynetdicom()
     entity = AE(ae_title=calling)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = ECHO_SECONDS
     entity.add_requested_context(Verification)

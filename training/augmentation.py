@@ -1,4 +1,4 @@
-"""Films turned, moved, scaled and relit a little, so that few of them last longer. No flips: they move the heart.
+"""Films turned, moved, scaled and relit a little, so that few of them last longer.
 
 What is drawn for a film depends on (seed, position in the stream of training films) and on nothing else. So a run that
 was killed and resumed sees the very same films, on any number of processes.

@@ -44,7 +44,15 @@ from training.loggers import make_logger
 from training.losses import make_loss, shift_of, targets
 from training.manifest import counts, prevalence
 from training.metrics import evaluate
-from training.networks import MobileNetGrid, MobileNetLungs, WrongWeights, input_of, make_network, start_from
+from training.networks import (
+    GridLayer,
+    MobileNetGrid,
+    MobileNetLungs,
+    WrongWeights,
+    input_of,
+    make_network,
+    start_from,
+)
 from training.prepared import Prepared
 from training.sampling import SPLITS, STABLE, save_lists
 from training.settings import Settings, UnusableSettings
@@ -132,7 +140,7 @@ def fit(
         "history": [],
     }
     if settings.last_layer == "ridge":
-        inputs = _grid(learner.network).evidence.in_features
+        inputs = _solved(learner.network)[1].evidence.in_features
         state["sums"] = last_layer.no_films(inputs=inputs, findings=len(header.findings))
     if (folder / _RESUME).exists():
         fabric.load(folder / _RESUME, state, weights_only=True)
@@ -196,23 +204,23 @@ def train_epoch(learner: Learner, films: Films, *, epoch: int, progress: str = "
 @torch.no_grad()
 def solve_last_layer(learner: Learner, films: Films, sums: last_layer.Sums, *, epoch: int, progress: str = "") -> float:
     """One pass over the films, added to the sums, and the last layer solved from all of them; its loss on the last
-    films of this pass. The rest of the network stays as it started; of a mobilenet_lungs it is the layer of the grid
-    that reads the whole film, and its loss without the other grid."""
-    network = _grid(learner.network.eval())
+    films of this pass. The rest of the network stays as it started; of a mobilenet_lungs it is the layer behind the
+    whole film, and its loss without the other layer."""
+    network, layer = _solved(learner.network.eval())
     seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=_BATCHES_OF_LOSS)
     for images, labels in _shown(learner, films, epoch=epoch, progress=progress):
         inputs = network.pooled(learner.preprocessing.tensor(images))
         last_layer.add(sums, inputs, labels)
         seen.append((inputs, labels))
-    penalty = learner.settings.ridge_penalty * network.inputs_alike()
-    network.set_last_layer(*last_layer.solve(sums, penalty=penalty, eps=network.norm.eps))
-    return float(torch.stack([learner.loss(network.last_layer(inputs), labels) for inputs, labels in seen]).mean())
+    penalty = learner.settings.ridge_penalty * layer.inputs_alike()
+    layer.set_last_layer(*last_layer.solve(sums, penalty=penalty, eps=layer.norm.eps))
+    return float(torch.stack([learner.loss(layer.last_layer(inputs), labels) for inputs, labels in seen]).mean())
 
 
-def _grid(network: nn.Module) -> MobileNetGrid:
-    """The grid whose last layer is solved, out of Fabric's wrapper; Settings allow a ridge for no other network."""
-    network = cast(nn.Module, getattr(network, "module", network))
-    return cast(MobileNetGrid, network.whole if isinstance(network, MobileNetLungs) else network)
+def _solved(network: nn.Module) -> tuple[MobileNetGrid | MobileNetLungs, GridLayer]:
+    """The network out of Fabric's wrapper, and its layer that is solved; Settings allow a ridge for no other one."""
+    network = cast(MobileNetGrid | MobileNetLungs, getattr(network, "module", network))
+    return network, network.whole if isinstance(network, MobileNetLungs) else network
 
 
 def _shown(learner: Learner, films: Films, *, epoch: int, progress: str) -> Iterable[tuple[Tensor, Tensor]]:
@@ -240,8 +248,12 @@ def training_batches(learner: Learner, films: Films, *, epoch: int) -> Iterator[
 
     def read(step: int) -> tuple[list[int], Tensor, Tensor]:
         which = order[step * per_step + own]
-        positions = (start + step * per_step + own).tolist()
-        return positions, films.read(which), targets(films.labels[which])
+        positions = start + step * per_step + own
+        images = films.read(which)
+        if settings.mirror:  # each film in every second pass, half of the films in each
+            mirrored = torch.from_numpy((positions // len(films.places) + which) % 2 == 1)
+            images[mirrored] = images[mirrored].flip(2)
+        return positions.tolist(), images, targets(films.labels[which])
 
     for positions, images, labels in _ahead(read, range(steps)):
         images, labels = fabric.to_device((images, labels))

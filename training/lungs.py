@@ -33,11 +33,10 @@ from training.losses import targets
 from training.manifest import counts
 from training.networks import (
     LungOutline,
-    MobileNetGrid,
     MobileNetLungs,
-    flat_outside,
     imagenet_weights,
     input_of,
+    level_outside,
     start_from,
 )
 from training.prepared import Prepared
@@ -88,14 +87,12 @@ def make_start(
         raise UnusableSettings("the whole films and those of the lungs were prepared for other findings or sizes")
     keep_freed_memory()  # the layers' outputs are large blocks: handing them back takes as long as the sums
     network = MobileNetLungs(findings=len(lungs.findings))
-    imagenet = imagenet_weights("mobilenet_v2", weights)
-    for grid in (network.whole, network.lungs):
-        start_from(grid, imagenet)
+    start_from(network, imagenet_weights("mobilenet_v2", weights))
     network.outline, facts = learn_outline(films, lungs, seed=seed, tell=tell)
 
     apart = ~_has_whole_film(lungs, films)
     part = lungs.manifest[apart]
-    solve_lungs(network.lungs, lungs, np.flatnonzero(apart))
+    solve_lungs(network, lungs, np.flatnonzero(apart))
     tell(f"findings learned from {len(part):,} films of the lungs of {part['patient_id'].nunique():,} patients")
     training = {
         "settings": {"ridge_penalty": RIDGE_PENALTY, "seed": seed, "start": getattr(weights, "name", "imagenet")},
@@ -145,24 +142,25 @@ def learn_outline(
 
 
 @torch.inference_mode()
-def solve_lungs(grid: MobileNetGrid, lungs: Prepared, which: NDArray[np.int64]) -> None:
-    """Solve the grid's last layer from these films of the lungs, by their ranks (n,); see `training.last_layer`.
+def solve_lungs(network: MobileNetLungs, lungs: Prepared, which: NDArray[np.int64]) -> None:
+    """Solve the layer behind the lungs from these films of the lungs, by their ranks (n,); see `training.last_layer`.
 
-    It says what the evidence adds, and not how frequent a finding is: that says the grid to which it is added.
+    It says what the evidence adds, and not how frequent a finding is: that says the layer to which it is added.
     """
-    grid = grid.eval().to(memory_format=torch.channels_last)
-    preprocessing = input_of("mobilenet_lungs", size=lungs.preprocessing.size)
-    sums = last_layer.no_films(inputs=grid.evidence.in_features, findings=len(lungs.findings))
+    network = network.eval().to(memory_format=torch.channels_last)
+    layer, preprocessing = network.lungs, input_of("mobilenet_lungs", size=lungs.preprocessing.size)
+    sums = last_layer.no_films(inputs=layer.evidence.in_features, findings=len(lungs.findings))
     films = Films.of(lungs, None)
     for start in range(0, len(which), FILMS_AT_ONCE):
         here = which[start : start + FILMS_AT_ONCE]
         images, labels = films.read(here), targets(films.labels[here])
         inside = torch.from_numpy(np.stack([lungs_of(film) for film in images.numpy()]))[:, None].float()
-        alone = flat_outside(preprocessing.tensor(images), inside)
-        last_layer.add(sums, grid.pooled(alone.contiguous(memory_format=torch.channels_last)), labels)
-    penalty = RIDGE_PENALTY * grid.inputs_alike()
-    mean, variance, weight, bias = last_layer.solve(sums, penalty=penalty, eps=grid.norm.eps)
-    grid.set_last_layer(mean, variance, weight, torch.zeros_like(bias))
+        alone = level_outside(preprocessing.tensor(images), inside)  # these films are black there
+        alone = alone.contiguous(memory_format=torch.channels_last)
+        last_layer.add(sums, network.pooled_of_lungs(alone, inside), labels)
+    penalty = RIDGE_PENALTY * layer.inputs_alike()
+    mean, variance, weight, bias = last_layer.solve(sums, penalty=penalty, eps=layer.norm.eps)
+    layer.set_last_layer(mean, variance, weight, torch.zeros_like(bias))
 
 
 def _enough(films: int) -> None:

@@ -4,11 +4,11 @@ Every network takes (N, channels, size, size) as ``Preprocessing.tensor`` makes 
 Source of the first two: Zhou, "Multi-Label Classification of X-Rays using Convolutional Neural Networks", 2020.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Final
+from typing import Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ _TORCHVISION = tuple(
 _OURS = ("alexnet", "small", "mobilenet", "mobilenet_1000", "mobilenet_grid", "mobilenet_lungs")
 NETWORKS: tuple[str, ...] = (*_OURS, *_TORCHVISION)
 
-EDGE_PIXELS: Final = 2  # at the edge of the lungs, of the network's input; measured at 224 pixels
+WHOLLY: Final = 0.99  # of a place, within the lungs
 
 TIMM: Final = "timm/"  # before the name of one of timm's networks
 
@@ -130,12 +130,12 @@ class AlexNet(nn.Module):
         return logits
 
 
-class MobileNetGrid(nn.Module):
-    """MobileNetV2 up to its last block at 1/32 of the size, read at four depths in a grid of 3 x 3 cells.
+class GridLayer(nn.Module):
+    """The last layer of a network that is read at four depths in a grid of 3 x 3 cells.
 
-    Early blocks see texture, late ones shapes; a cell knows where. What every channel of blocks 6, 10, 13 and 16 holds
-    in each cell, standardised, is summed to the evidence for each finding. Evidence grows with every input that lies
-    far out, so that an odd film would seem certain: asinh takes the logarithm of what is large.
+    Early blocks see texture, late ones shapes; a cell knows where. What every channel of blocks 6, 10, 13 and 16 of
+    MobileNetV2 holds in each cell, standardised, is summed to the evidence for each finding. Evidence grows with every
+    input that lies far out, so that an odd film would seem certain: asinh takes the logarithm of what is large.
     """
 
     READ: Final = {6: 32, 10: 64, 13: 96, 16: 160}  # a block of MobileNetV2's features: its channels
@@ -144,19 +144,19 @@ class MobileNetGrid(nn.Module):
     def __init__(self, *, findings: int) -> None:
         super().__init__()
         values = sum(self.READ.values()) * self.CELLS**2
-        self.features = models.mobilenet_v2(weights=None).features[: max(self.READ) + 1]
         self.norm = nn.BatchNorm1d(values, affine=False)
         self.evidence = nn.Linear(values, findings, bias=False)
         nn.init.zeros_(self.evidence.weight)  # 3,168 inputs, drawn at random, would say much at first
         self.classifier = _as_they_are(findings)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, size, size) -> logits (N, findings)."""
-        return self.last_layer(self.pooled(images))
+    @classmethod
+    def inputs(cls, blocks: Iterable[Tensor]) -> Tensor:
+        """What the four blocks give (N, C, h, w) -> the means of every cell, (N, 3168)."""
+        return torch.cat([adaptive_avg_pool2d(block, cls.CELLS).flatten(1) for block in blocks], dim=1)
 
-    def last_layer(self, pooled: Tensor) -> Tensor:
+    def last_layer(self, inputs: Tensor) -> Tensor:
         """(N, 3168) -> logits (N, findings)."""
-        logits: Tensor = self.classifier(self.evidence(self.norm(pooled)).asinh())
+        logits: Tensor = self.classifier(self.evidence(self.norm(inputs)).asinh())
         return logits
 
     def inputs_alike(self) -> Tensor:
@@ -165,7 +165,7 @@ class MobileNetGrid(nn.Module):
         sizes = [channels * self.CELLS**2 for channels in self.READ.values()]
         return torch.tensor([float(size * len(sizes)) for size in sizes for _ in range(size)])
 
-    def train(self, mode: bool = True) -> "MobileNetGrid":
+    def train(self, mode: bool = True) -> Self:
         """As any module, but the norm learns its statistics in the first epoch alone: then, and where they come from a
         checkpoint, they stand. A scale that moves under 3,168 inputs is noise."""
         super().train(mode)
@@ -180,12 +180,8 @@ class MobileNetGrid(nn.Module):
         self.evidence.load_state_dict({"weight": weight})
         self.classifier.load_state_dict({"weight": torch.eye(len(bias)), "bias": bias})
 
-    def pooled(self, images: Tensor) -> Tensor:
-        """(N, 3, size, size) -> the means of every cell, (N, 3168)."""
-        return torch.cat([adaptive_avg_pool2d(read, self.CELLS).flatten(1) for read in self._read(images)], dim=1)
-
-    def evidence_by_place(self, images: Tensor) -> list[Tensor]:
-        """(1, 3, size, size) -> what every place of each block that is read adds to the logits, (findings, h, w).
+    def evidence_in(self, blocks: Sequence[Tensor]) -> list[Tensor]:
+        """What every place of the four blocks (1, C, h, w) adds to the logits, (findings, h, w) each.
 
         Exact, not by gradients: a place counts by its share of its cell's mean, less what the films had there on
         average. All places of all blocks sum to the logits less the bias.
@@ -194,10 +190,10 @@ class MobileNetGrid(nn.Module):
         mean, variance = self.norm.get_buffer("running_mean"), self.norm.get_buffer("running_var")
         weights = torch.split(self.evidence.weight / (variance + self.norm.eps).sqrt(), sizes, dim=1)
         grid, places = (-1, self.CELLS, self.CELLS), []
-        for read, weight, usual in zip(self._read(images), weights, torch.split(mean, sizes), strict=True):
+        for block, weight, usual in zip(blocks, weights, torch.split(mean, sizes), strict=True):
             each, usual = weight.reshape(len(weight), *grid), usual.reshape(grid)  # (F, C, 3, 3), (C, 3, 3)
-            rows, columns = (_shares(side, cells=self.CELLS, like=weight) for side in read.shape[2:])
-            there = torch.einsum("fcij,ih,jw,chw->fhw", each, rows, columns, read[0])
+            rows, columns = (_shares(side, cells=self.CELLS, like=weight) for side in block.shape[2:])
+            there = torch.einsum("fcij,ih,jw,chw->fhw", each, rows, columns, block[0])
             places.append(there - torch.einsum("fcij,cij,ih,jw->fhw", each, usual, rows, columns))
         evidence = torch.stack([layer.sum(dim=(1, 2)) for layer in places]).sum(dim=0)
         kept = torch.where(
@@ -205,44 +201,84 @@ class MobileNetGrid(nn.Module):
         )  # what asinh leaves of each finding's evidence
         return [torch.einsum("gf,f,fhw->ghw", self.classifier.weight, kept, layer) for layer in places]
 
-    def _read(self, images: Tensor) -> Iterator[Tensor]:
-        for number, block in enumerate(self.features):
-            images = block(images)
-            if number in self.READ:
-                yield images
+
+class MobileNetGrid(GridLayer):
+    """MobileNetV2 up to its last block at 1/32 of the size, read in a grid."""
+
+    def __init__(self, *, findings: int) -> None:
+        super().__init__(findings=findings)
+        self.features = _blocks_to_read()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, size, size) -> logits (N, findings)."""
+        return self.last_layer(self.pooled(images))
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """(N, 3, size, size) -> the inputs of the last layer, (N, 3168)."""
+        return self.inputs(_read(self.features, images))
+
+    def evidence_by_place(self, images: Tensor) -> list[Tensor]:
+        """(1, 3, size, size) -> what every place of each block that is read adds to the logits, (findings, h, w)."""
+        return self.evidence_in(list(_read(self.features, images)))
 
 
 class MobileNetLungs(nn.Module):
-    """Two grids: one reads the whole film, the other its lungs alone. Their log odds are added.
+    """One MobileNetV2 that reads each film twice: whole, and its lungs alone. The log odds of both are added.
 
-    The lungs' grid learns from films of which only the lungs are left, where there are many more of those than of whole
-    ones. So that it is shown the same here, a third network finds the lungs. `training.lungs` makes these two.
+    The layer behind the lungs learns from films of which only the lungs are left, where there are many more of those
+    than of whole ones. So that it is shown the same here, a small network finds the lungs, and what lies outside them
+    is levelled. That is done behind the first blocks, which see little of a place's surroundings: they take most of the
+    time, and so they are needed once. `training.lungs` makes what finds the lungs, and the layer behind them.
     """
 
-    LUNGS_WEIGH: Final = 0.75  # beside the whole film: both see much of the same (training-records.md, 15)
+    SHARED: Final = 4  # blocks
+    LUNGS_WEIGH: Final = 0.6  # beside the whole film: both see much of the same (training-records.md, 16)
 
     def __init__(self, *, findings: int) -> None:
         super().__init__()
         self.outline = LungOutline().requires_grad_(False)  # no part of what a training changes
-        self.whole = MobileNetGrid(findings=findings)
-        self.lungs = MobileNetGrid(findings=findings)
+        self.features = _blocks_to_read()
+        self.whole = GridLayer(findings=findings)
+        self.lungs = GridLayer(findings=findings)
         self.classifier = _as_they_are(findings)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, size, size) -> logits (N, findings)."""
-        logits: Tensor = self.classifier(self.whole(images) + self.LUNGS_WEIGH * self.lungs(self.lungs_alone(images)))
+        whole, lungs = (GridLayer.inputs(blocks) for blocks in self._both(images))
+        both = self.whole.last_layer(whole) + self.LUNGS_WEIGH * self.lungs.last_layer(lungs)
+        logits: Tensor = self.classifier(both)
         return logits
 
-    def lungs_alone(self, images: Tensor) -> Tensor:
-        """(N, 3, size, size) -> the same, flat outside the lungs."""
-        inside = interpolate(self.outline(images[:, :1]), images.shape[2:], mode="bilinear", align_corners=False)
-        return flat_outside(images, (inside > 0).to(images.dtype))
+    def pooled(self, images: Tensor) -> Tensor:
+        """(N, 3, size, size) -> the inputs of the layer behind the whole film, (N, 3168)."""
+        return GridLayer.inputs(_read(self.features, images))
+
+    def pooled_of_lungs(self, images: Tensor, inside: Tensor) -> Tensor:
+        """(N, 3, size, size), and where on them the lungs are (N, 1, h, w; 0 or 1) -> the inputs of the layer behind
+        the lungs, (N, 3168)."""
+        return GridLayer.inputs(self._lungs_alone(self._shared(images), inside))
 
     def evidence_by_place(self, images: Tensor) -> list[Tensor]:
-        """As of a grid: what both see at each place of each block."""
-        both = self.whole.evidence_by_place(images), self.lungs.evidence_by_place(self.lungs_alone(images))
+        """As of a grid: what both layers see at each place of each block."""
+        whole, lungs = self._both(images)
+        both = self.whole.evidence_in(list(whole)), self.lungs.evidence_in(list(lungs))
         layers = (of_whole + self.LUNGS_WEIGH * of_lungs for of_whole, of_lungs in zip(*both, strict=True))
         return [torch.einsum("gf,fhw->ghw", self.classifier.weight, layer) for layer in layers]
+
+    def _both(self, images: Tensor) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
+        shared, inside = self._shared(images), (self.outline(images[:, :1]) > 0).to(images.dtype)
+        return _read(self.features, shared, first=self.SHARED), self._lungs_alone(shared, inside)
+
+    def _shared(self, images: Tensor) -> Tensor:
+        for number, block in enumerate(self.features):
+            if number < self.SHARED:
+                images = block(images)
+        return images
+
+    def _lungs_alone(self, shared: Tensor, inside: Tensor) -> Iterator[Tensor]:
+        share = adaptive_avg_pool2d(inside, (shared.shape[2], shared.shape[3]))
+        wholly = (share > WHOLLY).to(shared.dtype)  # so that less of a rib or the heart shows at the edge
+        return _read(self.features, level_outside(shared, wholly), first=self.SHARED)
 
 
 class LungOutline(nn.Module):
@@ -274,17 +310,28 @@ class LungOutline(nn.Module):
         return logits
 
 
-def flat_outside(images: Tensor, inside: Tensor) -> Tensor:
-    """(N, 3, h, w), as grey inside (N, 1, h, w; 1) as they were, and outside (0) as grey as the inside is on average.
+def level_outside(images: Tensor, inside: Tensor) -> Tensor:
+    """(N, C, h, w), inside (N, 1, h, w; 1) as they were, and outside (0) everywhere as the inside is on average.
 
-    What is inside loses EDGE_PIXELS first, so that no rib or heart shows where an outline is not exact. Beside black
-    the outline would be the strongest edge of the film, though it is found and not seen.
+    Beside black the outline would be the strongest edge of the film, though it is found and not seen.
     """
-    # Without its channel, of which there is one: torch then takes a fifth of the time.
-    inside = 1 - max_pool2d(1 - inside[:, 0], 2 * EDGE_PIXELS + 1, stride=1, padding=EDGE_PIXELS)[:, None]
     places = inside.sum(dim=(2, 3), keepdim=True, dtype=torch.float32)  # more than half precision can count
     mean = (images * inside).sum(dim=(2, 3), keepdim=True, dtype=torch.float32) / places.clamp(min=1)
     return torch.where(inside > 0, images, mean.to(images.dtype))
+
+
+def _blocks_to_read() -> nn.Sequential:
+    blocks: nn.Sequential = models.mobilenet_v2(weights=None).features[: max(GridLayer.READ) + 1]
+    return blocks
+
+
+def _read(features: nn.Sequential, images: Tensor, *, first: int = 0) -> Iterator[Tensor]:
+    """What the blocks give that a grid reads; images: what comes before the block `first`."""
+    for number, block in enumerate(features):
+        if number >= first:
+            images = block(images)
+            if number in GridLayer.READ:
+                yield images
 
 
 def _two_convolutions(inputs: int, outputs: int) -> nn.Sequential:
@@ -359,7 +406,8 @@ def start_from(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     feature blocks does. Raises WrongWeights."""
     own = network.state_dict()
     fitting = {key: value for key, value in weights.items() if key in own and value.shape == own[key].shape}
-    of_its_own = sum(not key.startswith("features.") for key in own) if isinstance(network, MobileNetGrid) else 2
+    is_read_in_a_grid = isinstance(network, MobileNetGrid | MobileNetLungs)
+    of_its_own = sum(not key.startswith("features.") for key in own) if is_read_in_a_grid else 2
     if len(own) - len(fitting) > of_its_own:
         raise WrongWeights(f"{len(own) - len(fitting)} of {len(own)} tensors do not fit this network")
     network.load_state_dict(fitting, strict=False)

@@ -82,7 +82,10 @@ class Settings:
         default=0, metadata=_help("Stop after N epochs without a better macro AUROC on validation; 0: never")
     )
     batch_size: int = field(default=64, metadata=_help("Films per step and device"))
-    augment: bool = field(default=True, metadata=_help("Turn, move, scale and relight the films a little (never flip)"))
+    augment: bool = field(default=True, metadata=_help("Turn, move, scale and relight the films a little"))
+    mirror: bool = field(
+        default=False, metadata=_help("Show each film mirrored left to right in every second pass over the films")
+    )
     seed: int = field(default=2026, metadata=_help("Of everything that is drawn"))
     purpose: str = field(
         default="",

@@ -31,7 +31,7 @@ from training.fit import (
 from training.imaging.preprocessing import Preprocessing
 from training.losses import make_loss, shift_of
 from training.manifest import UNKNOWN
-from training.networks import MobileNetGrid, WrongWeights, input_of, make_network
+from training.networks import GridLayer, WrongWeights, input_of, make_network
 from training.prepared import Prepared
 from training.settings import Settings, UnusableSettings
 
@@ -202,6 +202,23 @@ def test_every_film_comes_once_before_any_comes_twice(tmp_path: Path) -> None:
     for one_pass in (seen[:24], seen[24:48], seen[48:]):
         assert sorted(image.tobytes() for image in one_pass) == sorted(image.tobytes() for image in films.images[:24])
     assert [image.tobytes() for image in seen[:24]] != [image.tobytes() for image in seen[24:48]]
+
+
+def test_mirrored_films_come_once_each_way_in_two_passes_half_of_them_in_each(tmp_path: Path) -> None:
+    prepared = films_of()
+    learner = learner_of(replace(SETTINGS, augment=False, mirror=True, steps_per_epoch=3), tmp_path, prepared)
+    films = Films.of(prepared, "train")
+    seen = [
+        image.numpy()
+        for epoch in (0, 1, 2)
+        for batch, _ in training_batches(learner, films, epoch=epoch)
+        for image in batch
+    ]
+    plain = {image.tobytes() for image in films.images[:24]}
+    mirrored = {np.ascontiguousarray(image[:, ::-1]).tobytes() for image in films.images[:24]}
+    assert not plain & mirrored
+    assert {image.tobytes() for image in seen[:48]} == plain | mirrored, "every film, both ways"
+    assert sum(image.tobytes() in mirrored for image in seen[:24]) == 12
 
 
 def test_labels_stay_with_their_films(tmp_path: Path) -> None:
@@ -427,8 +444,8 @@ def test_a_grid_starts_from_a_mobilenets_checkpoint_with_nothing_said_yet(champi
 @pytest.mark.parametrize("name", ["mobilenet_grid", "mobilenet_lungs"])
 def test_a_grid_that_starts_from_its_like_takes_over_what_its_calibration_says(name: str, tmp_path: Path) -> None:
     network = make_network(name, findings=2)
-    for grid in (part for part in network.modules() if isinstance(part, MobileNetGrid)):
-        torch.nn.init.normal_(grid.evidence.weight)
+    for layer in (part for part in network.modules() if isinstance(part, GridLayer)):
+        torch.nn.init.normal_(layer.evidence.weight)
     calibration = Calibration(shift=(2.0, -0.5), slope=(0.7, 1.3), intercept=(-3.0, 0.4))
     header = Header(network=name, findings=("Mass", "Edema"), calibration=calibration)
     path = tmp_path / "grid.safetensors"

@@ -132,9 +132,8 @@ def test_a_start_finds_lungs_and_reads_them_and_says_nothing_of_the_whole_film_y
         inside = adaptive_avg_pool2d((network.outline(images[:, :1]) > 0).float(), SIZE)[:, 0].numpy() > 0.5
         assert np.mean([dice(found, true) for found, (_, true) in zip(inside, shown, strict=True)]) > 0.85
         assert measured > 0.85
-        assert torch.equal(network.whole(images), torch.zeros(20, 2))
+        assert torch.equal(network.whole.last_layer(network.pooled(images)), torch.zeros(20, 2))
         logits = network(images)
-        torch.testing.assert_close(logits, network.LUNGS_WEIGH * network.lungs(network.lungs_alone(images)))
         assert torch.equal(network.lungs.classifier.bias, torch.zeros(2)), (
             "how frequent a finding is, the whole film says"
         )
@@ -167,7 +166,7 @@ def test_what_a_fit_from_a_start_changes(tmp_path: Path, last_layer: str) -> Non
     if last_layer == "ridge":  # the layer that is solved, and no other
         assert parts == {"whole.norm", "whole.evidence", "whole.classifier"}
     else:  # as when a site's champion learns on; but how lungs are found, statistics included, stays
-        assert {"whole.evidence", "lungs.evidence", "lungs.features.0.1"} <= parts
+        assert {"whole.evidence", "lungs.evidence", "features.0.1"} <= parts
         assert not any(part.startswith("outline") for part in parts)
 
 

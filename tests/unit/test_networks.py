@@ -12,8 +12,8 @@ from training.networks import (
     MobileNetLungs,
     UnknownNetwork,
     WrongWeights,
-    flat_outside,
     input_of,
+    level_outside,
     make_network,
 )
 
@@ -90,43 +90,55 @@ def test_a_grid_keeps_its_probabilities_when_batch_norms_are_folded_for_serving(
     torch.testing.assert_close(fuse(network)(images), network(images), rtol=1e-4, atol=1e-4)
 
 
-def test_two_grids_keep_their_probabilities_when_batch_norms_are_folded_for_serving() -> None:
+def test_a_network_of_the_lungs_keeps_its_probabilities_when_batch_norms_are_folded_for_serving() -> None:
     network = MobileNetLungs(findings=11).eval()
-    for grid in (network.whole, network.lungs):
-        torch.nn.init.normal_(grid.evidence.weight)
+    for layer in (network.whole, network.lungs):
+        torch.nn.init.normal_(layer.evidence.weight)
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(fuse(network)(images), network(images), rtol=1e-4, atol=1e-4)
 
 
 @torch.inference_mode()
-def test_what_lies_outside_the_lungs_reaches_the_whole_films_grid_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = MobileNetLungs(findings=3).eval()
-    left_half = torch.full((1, 1, 56, 56), -9.0)
-    left_half[..., :28] = 9
-    monkeypatch.setattr(network.outline, "forward", lambda _films: left_half)
-    film = torch.randn(1, 3, 64, 64)
+def test_what_lies_outside_the_lungs_reaches_the_layer_behind_the_whole_film_alone() -> None:
+    network, film, inside = MobileNetLungs(findings=3).eval(), torch.randn(1, 3, 224, 224), torch.zeros(1, 1, 56, 56)
+    inside[..., :24] = 1
     other, changed = film.clone(), film.clone()
-    other[..., 40:], changed[..., :20] = 2, 2
-    torch.testing.assert_close(network.lungs_alone(other), network.lungs_alone(film))
-    assert not torch.allclose(network.lungs_alone(changed), network.lungs_alone(film))
-    assert not torch.allclose(network.whole.pooled(other), network.whole.pooled(film))
+    other[..., 140:], changed[..., :60] = 2, 2  # 44 pixels right of the lungs, and within them
+    alone = network.pooled_of_lungs(film, inside)
+    torch.testing.assert_close(network.pooled_of_lungs(other, inside), alone)
+    assert not torch.allclose(network.pooled_of_lungs(changed, inside), alone)
+    assert not torch.allclose(network.pooled(other), network.pooled(film))
 
 
 @torch.inference_mode()
-def test_a_film_without_lungs_is_flat_to_the_lungs_grid_also_in_half_precision() -> None:
+def test_a_film_is_scored_by_both_layers_of_what_the_outline_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, images = MobileNetLungs(findings=3).eval(), torch.randn(2, 3, 64, 64)
+    for layer in (network.whole, network.lungs):
+        torch.nn.init.normal_(layer.evidence.weight)
+    left_half = torch.full((2, 1, 56, 56), -9.0)
+    left_half[..., :28] = 9
+    monkeypatch.setattr(network.outline, "forward", lambda _films: left_half)
+    whole = network.whole.last_layer(network.pooled(images))
+    lungs = network.lungs.last_layer(network.pooled_of_lungs(images, (left_half > 0).float()))
+    torch.testing.assert_close(network(images), whole + network.LUNGS_WEIGH * lungs)
+
+
+@torch.inference_mode()
+def test_a_film_without_lungs_is_level_to_the_layer_behind_them_also_in_half_precision() -> None:
     images = torch.full((1, 3, 320, 320), 2.0, dtype=torch.float16)
-    assert torch.equal(flat_outside(images, torch.ones(1, 1, 320, 320, dtype=torch.float16)), images)
-    assert torch.equal(flat_outside(images, torch.zeros(1, 1, 320, 320, dtype=torch.float16)), torch.zeros_like(images))
+    everywhere = torch.ones(1, 1, 320, 320, dtype=torch.float16)
+    assert torch.equal(level_outside(images, everywhere), images)
+    assert torch.equal(level_outside(images, torch.zeros_like(everywhere)), torch.zeros_like(images))
 
 
-def test_outside_the_lungs_a_film_is_as_grey_as_inside() -> None:
+def test_outside_the_lungs_every_channel_is_as_inside_on_average() -> None:
     images, inside = torch.randn(2, 3, 16, 16), torch.zeros(2, 1, 16, 16)
     inside[:, :, 2:12, 3:13] = 1
-    flat, kept = flat_outside(images, inside), images[:, :, 4:10, 5:11]  # two pixels less on every side
-    torch.testing.assert_close(flat[:, :, 4:10, 5:11], kept)
+    level, kept = level_outside(images, inside), images[:, :, 2:12, 3:13]
+    torch.testing.assert_close(level[:, :, 2:12, 3:13], kept)
     mean = kept.mean(dim=(2, 3))
-    torch.testing.assert_close(flat[:, :, 0, 0], mean)
-    torch.testing.assert_close(flat[:, :, 3, 8], mean)
+    torch.testing.assert_close(level[:, :, 0, 0], mean)
+    torch.testing.assert_close(level[:, :, 12, 8], mean)
 
 
 def test_a_grid_starts_from_a_whole_mobilenets_blocks(tmp_path: Path) -> None:

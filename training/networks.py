@@ -244,8 +244,8 @@ class MobileNetLungs(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, size, size) -> logits (N, findings)."""
-        whole, lungs = (GridLayer.inputs(blocks) for blocks in self._both(images))
-        both = self.whole.last_layer(whole) + self.LUNGS_WEIGH * self.lungs.last_layer(lungs)
+        inputs = GridLayer.inputs(self._both(images)).chunk(2)
+        both = self.whole.last_layer(inputs[0]) + self.LUNGS_WEIGH * self.lungs.last_layer(inputs[1])
         logits: Tensor = self.classifier(both)
         return logits
 
@@ -256,18 +256,25 @@ class MobileNetLungs(nn.Module):
     def pooled_of_lungs(self, images: Tensor, inside: Tensor) -> Tensor:
         """(N, 3, size, size), and where on them the lungs are (N, 1, h, w; 0 or 1) -> the inputs of the layer behind
         the lungs, (N, 3168)."""
-        return GridLayer.inputs(self._lungs_alone(self._shared(images), inside))
+        alone = self._lungs_alone(self._shared(images), inside)
+        return GridLayer.inputs(_read(self.features, alone, first=self.SHARED))
 
     def evidence_by_place(self, images: Tensor) -> list[Tensor]:
         """As of a grid: what both layers see at each place of each block."""
-        whole, lungs = self._both(images)
-        both = self.whole.evidence_in(list(whole)), self.lungs.evidence_in(list(lungs))
+        blocks = list(self._both(images))
+        both = (
+            layer.evidence_in([block[[rank]] for block in blocks])
+            for rank, layer in enumerate((self.whole, self.lungs))
+        )
         layers = (of_whole + self.LUNGS_WEIGH * of_lungs for of_whole, of_lungs in zip(*both, strict=True))
         return [torch.einsum("gf,fhw->ghw", self.classifier.weight, layer) for layer in layers]
 
-    def _both(self, images: Tensor) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
+    def _both(self, images: Tensor) -> Iterator[Tensor]:
+        """What the blocks give that are read, of N whole films and then of their lungs. In one pass: what folds batch
+        norms for serving folds those of a block once for each time that it is called."""
         shared, inside = self._shared(images), (self.outline(images[:, :1]) > 0).to(images.dtype)
-        return _read(self.features, shared, first=self.SHARED), self._lungs_alone(shared, inside)
+        both = torch.cat([shared, self._lungs_alone(shared, inside)])
+        return _read(self.features, both, first=self.SHARED)
 
     def _shared(self, images: Tensor) -> Tensor:
         for number, block in enumerate(self.features):
@@ -275,10 +282,10 @@ class MobileNetLungs(nn.Module):
                 images = block(images)
         return images
 
-    def _lungs_alone(self, shared: Tensor, inside: Tensor) -> Iterator[Tensor]:
+    def _lungs_alone(self, shared: Tensor, inside: Tensor) -> Tensor:
         share = adaptive_avg_pool2d(inside, (shared.shape[2], shared.shape[3]))
         wholly = (share > WHOLLY).to(shared.dtype)  # so that less of a rib or the heart shows at the edge
-        return _read(self.features, level_outside(shared, wholly), first=self.SHARED)
+        return level_outside(shared, wholly)
 
 
 class LungOutline(nn.Module):

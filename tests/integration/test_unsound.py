@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sqlalchemy import select
+from torch.fx.experimental.optimization import fuse
 
 from db import registry
 from db.models import FilmScore, Study
@@ -21,7 +22,8 @@ from worker.doctor import examine
 from worker.intake.receive import receive
 from worker.monitoring.prometheus import WorkMetrics
 from worker.queue.tasks import Service
-from worker.scoring.inference import Classifier
+from worker.scoring import inference
+from worker.scoring.inference import Classifier, prove
 from worker.terminal.refusals import refusal_of
 
 
@@ -62,6 +64,18 @@ def test_a_classifier_gives_probabilities_or_raises(untrained_checkpoint, monkey
     monkeypatch.setattr(Calibration, "probabilities", lambda *_: wrong)
     with pytest.raises(UnsoundCheckpoint, match="no probabilities"):
         classifier.predict(np.zeros((2, 64, 64), dtype=np.uint8))
+
+
+def test_a_network_that_folding_changes_is_refused(untrained_checkpoint, monkeypatch):
+    def fold_twice(network: torch.nn.Module) -> torch.nn.Module:
+        folded = fuse(network)
+        folded.get_parameter("classifier.1.weight").data *= 2
+        return folded
+
+    prove(untrained_checkpoint)
+    monkeypatch.setattr(inference, "fuse", fold_twice)
+    with pytest.raises(UnsoundCheckpoint, match="another one once its batch norms are folded"):
+        prove(untrained_checkpoint)
 
 
 def test_no_override_promotes_it(context, unsound):

@@ -3,7 +3,7 @@
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from db.base import DECIMALS
 from training.checkpoint import Checkpoint, UnsoundCheckpoint, build, load_checkpoint
 from training.imaging.allocator import keep_freed_memory
 from worker.errors import Unavailable
+
+FOLDED_APART: Final = 1e-3  # the most that folding may change a probability; it changes 2e-6
 
 
 class DeviceGone(Unavailable):
@@ -41,14 +43,22 @@ def share_processor() -> None:
 
 
 def prove(path: Path, *, digest: str | None = None) -> None:
-    """Load a checkpoint whole and score a few generated inputs with it on the CPU. Raises CheckpointError."""
+    """Load a checkpoint whole and score a few generated inputs with it on the CPU. Raises CheckpointError.
+
+    Also where its network says something else once it is made ready to serve: torch folds a batch norm as often as its
+    layer is called, and a layer that is called twice would be wrong without a word.
+    """
     checkpoint = load_checkpoint(path, expected_digest=digest)
     inputs = _generated_inputs(checkpoint.preprocessing.size)
     classifier = Classifier(checkpoint, device=torch.device("cpu"), batch_size=len(inputs))
     try:
-        classifier.predict(inputs)
+        served = classifier.predict(inputs)
+        with torch.inference_mode():
+            logits = build(checkpoint)(checkpoint.preprocessing.tensor(torch.from_numpy(inputs))).numpy()
     except RuntimeError as error:
         raise UnsoundCheckpoint("its network cannot score an input of its size", digest=checkpoint.digest) from error
+    if not np.allclose(served, checkpoint.calibration.probabilities(logits), atol=FOLDED_APART):
+        raise UnsoundCheckpoint("its network is another one once its batch norms are folded", digest=checkpoint.digest)
 
 
 def _generated_inputs(size: int) -> NDArray[np.uint8]:

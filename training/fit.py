@@ -204,8 +204,8 @@ def train_epoch(learner: Learner, films: Films, *, epoch: int, progress: str = "
 @torch.no_grad()
 def solve_last_layer(learner: Learner, films: Films, sums: last_layer.Sums, *, epoch: int, progress: str = "") -> float:
     """One pass over the films, added to the sums, and the last layer solved from all of them; its loss on the last
-    films of this pass. The rest of the network stays as it started; of a mobilenet_lungs it is the layer behind the
-    whole film, and its loss without the other layer."""
+    films of this pass. The rest of the network stays as it started; of a mobilenet_lungs it is the layer that
+    reads the whole film, and its loss without the other layer."""
     network, layer = _solved(learner.network.eval())
     seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=_BATCHES_OF_LOSS)
     for images, labels in _shown(learner, films, epoch=epoch, progress=progress):
@@ -385,7 +385,10 @@ def _asked(folder: Path, prepared: Prepared, settings: Settings) -> dict[str, An
     if (folder / _RESUME).exists():
         begun = json.loads((folder / "run.json").read_text())
         if begun | {"epochs": asked["epochs"]} != asked or begun["epochs"] > asked["epochs"]:
-            raise OtherRun(f"{folder} was begun with other settings or films: take another folder or remove it")
+            raise OtherRun(
+                f"{folder} was begun with other settings or films, or by another version of Nightread: "
+                "take another folder or remove it"
+            )
     return asked
 
 

@@ -143,7 +143,7 @@ def learn_outline(
 
 @torch.inference_mode()
 def solve_lungs(network: MobileNetLungs, lungs: Prepared, which: NDArray[np.int64]) -> None:
-    """Solve the layer behind the lungs from these films of the lungs, by their ranks (n,); see `training.last_layer`.
+    """Solve the layer that reads the lungs from these films of them, by their ranks (n,); see `training.last_layer`.
 
     It says what the evidence adds, and not how frequent a finding is: that says the layer to which it is added.
     """

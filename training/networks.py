@@ -25,7 +25,7 @@ _TORCHVISION = tuple(
 _OURS = ("alexnet", "small", "mobilenet", "mobilenet_1000", "mobilenet_grid", "mobilenet_lungs")
 NETWORKS: tuple[str, ...] = (*_OURS, *_TORCHVISION)
 
-WHOLLY: Final = 0.99  # of a place, within the lungs
+WHOLLY: Final = 0.99  # a place counts as lung where at least this share of it lies within the outline
 
 TIMM: Final = "timm/"  # before the name of one of timm's networks
 
@@ -225,14 +225,16 @@ class MobileNetGrid(GridLayer):
 class MobileNetLungs(nn.Module):
     """One MobileNetV2 that reads each film twice: whole, and its lungs alone. The log odds of both are added.
 
-    The layer behind the lungs learns from films of which only the lungs are left, where there are many more of those
-    than of whole ones. So that it is shown the same here, a small network finds the lungs, and what lies outside them
-    is levelled. That is done behind the first blocks, which see little of a place's surroundings: they take most of the
-    time, and so they are needed once. `training.lungs` makes what finds the lungs, and the layer behind them.
+    The layer that reads the lungs learns from films of which only the lungs are left, where there are many more of
+    those than of whole ones. So that it is shown the same here, a small network finds the lungs, and what the first
+    blocks give outside them is replaced by its mean inside them. These blocks see little of a place's surroundings and
+    take most of the time, so they are computed once. `training.lungs` makes what finds the lungs, and the layer that
+    reads them. Where too little lung is found, the whole film alone speaks: the mean of a few places says anything.
     """
 
     SHARED: Final = 4  # blocks
     LUNGS_WEIGH: Final = 0.6  # beside the whole film: both see much of the same (training-records.md, 16)
+    LEAST_LUNG: Final = 0.08  # of the film; 4 of the 1,946 films of record 16 have less
 
     def __init__(self, *, findings: int) -> None:
         super().__init__()
@@ -244,35 +246,48 @@ class MobileNetLungs(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, size, size) -> logits (N, findings)."""
-        inputs = GridLayer.inputs(self._both(images)).chunk(2)
-        both = self.whole.last_layer(inputs[0]) + self.LUNGS_WEIGH * self.lungs.last_layer(inputs[1])
-        logits: Tensor = self.classifier(both)
+        inside = self._inside(images)
+        inputs = GridLayer.inputs(self._both(images, inside)).chunk(2)
+        lungs = self._weight(inside) * self.lungs.last_layer(inputs[1])
+        logits: Tensor = self.classifier(self.whole.last_layer(inputs[0]) + lungs)
         return logits
 
     def pooled(self, images: Tensor) -> Tensor:
-        """(N, 3, size, size) -> the inputs of the layer behind the whole film, (N, 3168)."""
+        """(N, 3, size, size) -> the inputs of the layer that reads the whole film, (N, 3168)."""
         return GridLayer.inputs(_read(self.features, images))
 
     def pooled_of_lungs(self, images: Tensor, inside: Tensor) -> Tensor:
-        """(N, 3, size, size), and where on them the lungs are (N, 1, h, w; 0 or 1) -> the inputs of the layer behind
-        the lungs, (N, 3168)."""
+        """(N, 3, size, size), and where on them the lungs are (N, 1, h, w; 0 or 1) -> the inputs of the layer that
+        reads the lungs, (N, 3168)."""
         alone = self._lungs_alone(self._shared(images), inside)
         return GridLayer.inputs(_read(self.features, alone, first=self.SHARED))
 
     def evidence_by_place(self, images: Tensor) -> list[Tensor]:
         """As of a grid: what both layers see at each place of each block."""
-        blocks = list(self._both(images))
+        inside = self._inside(images)
+        blocks, weight = list(self._both(images, inside)), self._weight(inside)[0, 0]
         both = (
             layer.evidence_in([block[[rank]] for block in blocks])
             for rank, layer in enumerate((self.whole, self.lungs))
         )
-        layers = (of_whole + self.LUNGS_WEIGH * of_lungs for of_whole, of_lungs in zip(*both, strict=True))
+        layers = (of_whole + weight * of_lungs for of_whole, of_lungs in zip(*both, strict=True))
         return [torch.einsum("gf,fhw->ghw", self.classifier.weight, layer) for layer in layers]
 
-    def _both(self, images: Tensor) -> Iterator[Tensor]:
-        """What the blocks give that are read, of N whole films and then of their lungs. In one pass: what folds batch
-        norms for serving folds those of a block once for each time that it is called."""
-        shared, inside = self._shared(images), (self.outline(images[:, :1]) > 0).to(images.dtype)
+    def _inside(self, images: Tensor) -> Tensor:
+        """Where the lungs are found, (N, 1, 56, 56), 0 or 1."""
+        outline: Tensor = self.outline(images[:, :1])
+        return (outline > 0).to(images.dtype)
+
+    def _weight(self, inside: Tensor) -> Tensor:
+        """Of the lungs' log odds, (N, 1)."""
+        found = inside.mean(dim=(1, 2, 3))[:, None]
+        weight: Tensor = self.LUNGS_WEIGH * (found >= self.LEAST_LUNG).to(inside.dtype)
+        return weight
+
+    def _both(self, images: Tensor, inside: Tensor) -> Iterator[Tensor]:
+        """What the blocks give that are read, of N whole films and then of their lungs, in one pass: torch.fx folds the
+        batch norms of a block once per call, and so a block is called once."""
+        shared = self._shared(images)
         both = torch.cat([shared, self._lungs_alone(shared, inside)])
         return _read(self.features, both, first=self.SHARED)
 
@@ -283,9 +298,8 @@ class MobileNetLungs(nn.Module):
         return images
 
     def _lungs_alone(self, shared: Tensor, inside: Tensor) -> Tensor:
-        share = adaptive_avg_pool2d(inside, (shared.shape[2], shared.shape[3]))
-        wholly = (share > WHOLLY).to(shared.dtype)  # so that less of a rib or the heart shows at the edge
-        return level_outside(shared, wholly)
+        share = adaptive_avg_pool2d(inside, (shared.shape[2], shared.shape[3]))  # of an outline at 224 pixels: as it is
+        return level_outside(shared, (share >= WHOLLY).to(shared.dtype))
 
 
 class LungOutline(nn.Module):
@@ -318,7 +332,8 @@ class LungOutline(nn.Module):
 
 
 def level_outside(images: Tensor, inside: Tensor) -> Tensor:
-    """(N, C, h, w), inside (N, 1, h, w; 1) as they were, and outside (0) everywhere as the inside is on average.
+    """(N, C, h, w), inside (N, 1, h, w; 1) as they were, and outside (0) replaced by the mean of the inside, or by 0
+    where there is none.
 
     Beside black the outline would be the strongest edge of the film, though it is found and not seen.
     """

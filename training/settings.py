@@ -84,7 +84,8 @@ class Settings:
     batch_size: int = field(default=64, metadata=_help("Films per step and device"))
     augment: bool = field(default=True, metadata=_help("Turn, move, scale and relight the films a little"))
     mirror: bool = field(
-        default=False, metadata=_help("Show each film mirrored left to right in every second pass over the films")
+        default=False,
+        metadata=_help("Show each film mirrored left to right in every second pass: half of the films in each"),
     )
     seed: int = field(default=2026, metadata=_help("Of everything that is drawn"))
     purpose: str = field(

@@ -373,8 +373,7 @@ def test_the_doctor_finds_an_embedded_site_in_order():
 
 
 def test_the_doctor_alone_says_that_the_receiver_is_away(monkeypatch):
-    pynetdicom = logging.getLogger("pynetdicom")
-    monkeypatch.setattr(pynetdicom, "level", logging.INFO)  # as in a process that has not used it yet
+    logging.getLogger("pynetdicom").setLevel(logging.INFO)  # as in a process that has not used it yet
     monkeypatch.setenv("NIGHTREAD_RECEIVE_PORT", str(free_port()))
     result = nightread("doctor", "--role", "receiver", "--json")
     assert "does not answer a C-ECHO" in result.stdout

@@ -108,13 +108,22 @@ def test_a_map_is_made_of_at_least_twenty_cells_on_a_side() -> None:
     assert [grid.shape[-1] for grid in explain._grids(outputs)] == [5, 10, 20]
 
 
+def drawn_chest() -> NDArray[np.uint8]:
+    """Two dark lungs with grain, and a bright spot in one."""
+    film = np.random.default_rng(1).integers(140, 200, (160, 160), dtype=np.uint8)
+    film[20:120, 20:65] //= 3
+    film[20:120, 95:140] //= 3
+    film[60:80, 30:50] = 220
+    return film
+
+
 @torch.inference_mode()
-def test_the_places_of_both_grids_sum_to_the_logits_less_the_biases() -> None:
+def test_the_places_of_both_layers_sum_to_the_logits_less_the_biases() -> None:
     checkpoint = load_checkpoint(SHIPPED)
     network = build(checkpoint)
     assert isinstance(network, MobileNetLungs)
-    film = np.random.default_rng(1).integers(0, 255, (1, 160, 160), dtype=np.uint8)
-    images = checkpoint.preprocessing.tensor(film)
+    images = checkpoint.preprocessing.tensor(drawn_chest()[None])
+    assert network._weight(network._inside(images)) > 0, "lungs are found"
     network.classifier.weight[0, 1] = 0.5  # as after a fine-tune: outputs that share evidence
     places = network.evidence_by_place(images)
     assert [tuple(layer.shape) for layer in places] == [(11, side, side) for side in (20, 10, 10, 5)]
@@ -137,7 +146,7 @@ def test_summed_evidence_is_warm_only_where_the_deepest_block_speaks_for_the_fin
 
 def test_a_network_that_forgot_its_weights_draws_another_map() -> None:
     checkpoint = load_checkpoint(SHIPPED)
-    film = np.random.default_rng(1).integers(60, 200, (8, 8), dtype=np.uint8).repeat(20, 0).repeat(20, 1)
+    film = drawn_chest()
     torch.manual_seed(0)
     assert likeness(checkpoint, [film], depth=0.0) == pytest.approx(1)
     assert max(likeness(checkpoint, [film], depth=depth) for depth in (0.02, 1.0)) < 0.7

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import TypeVar
 from urllib.error import URLError
 
 import pytest
@@ -84,46 +85,64 @@ def test_a_cell_of_the_grid_tells_where_on_the_film_it_looks() -> None:
     assert moved[8] < moved[0] / 10
 
 
+Network = TypeVar("Network", bound=MobileNetGrid | MobileNetLungs)
+
+
+def as_trained(network: Network) -> Network:
+    """With batch norms and weights as a training leaves them: a fresh batch norm changes nothing, and what fresh
+    weights give is nearly 0 after ten blocks."""
+    drawn = torch.Generator().manual_seed(1)
+    for part in network.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(part.weight, generator=drawn)
+        elif isinstance(part, torch.nn.BatchNorm2d):
+            part.get_buffer("running_mean").normal_(std=0.1, generator=drawn)
+            part.get_buffer("running_var").uniform_(0.8, 1.2, generator=drawn)
+        elif isinstance(part, GridLayer):
+            torch.nn.init.normal_(part.evidence.weight, std=0.1, generator=drawn)
+    network.eval()
+    torch.manual_seed(1)  # of the images that follow
+    return network
+
+
 @pytest.mark.parametrize("kind", [MobileNetGrid, MobileNetLungs])
 def test_a_network_keeps_its_logits_when_batch_norms_are_folded_for_serving(
     kind: type[MobileNetGrid | MobileNetLungs],
 ) -> None:
-    network, drawn = kind(findings=11).eval(), torch.Generator().manual_seed(1)
-    for part in network.modules():
-        if isinstance(part, GridLayer):
-            torch.nn.init.normal_(part.evidence.weight, std=0.1, generator=drawn)
-        if isinstance(part, torch.nn.BatchNorm2d):  # as a training leaves them: a fresh one changes nothing
-            part.get_buffer("running_mean").normal_(std=0.1, generator=drawn)
-            part.get_buffer("running_var").uniform_(0.3, 0.9, generator=drawn)
-    images = torch.randn(2, 3, 64, 64, generator=drawn)
+    network, images = as_trained(kind(findings=11)), torch.randn(2, 3, 64, 64)
+    images[..., 20:44, 8:30] += 3
     logits = network(images)
     assert logits.abs().max() > 0.1
-    torch.testing.assert_close(fuse(network)(images), logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fuse(network)(images), logits, rtol=1e-3, atol=1e-3)
 
 
 @torch.inference_mode()
 def test_what_lies_outside_the_lungs_reaches_the_layer_behind_the_whole_film_alone() -> None:
-    network, film, inside = MobileNetLungs(findings=3).eval(), torch.randn(1, 3, 224, 224), torch.zeros(1, 1, 56, 56)
+    network = as_trained(MobileNetLungs(findings=3))
+    film, inside = torch.randn(1, 3, 224, 224), torch.zeros(1, 1, 56, 56)
     inside[..., :24] = 1
     other, changed = film.clone(), film.clone()
     other[..., 140:], changed[..., :60] = 2, 2  # 44 pixels right of the lungs, and within them
     alone = network.pooled_of_lungs(film, inside)
-    torch.testing.assert_close(network.pooled_of_lungs(other, inside), alone)
-    assert not torch.allclose(network.pooled_of_lungs(changed, inside), alone)
-    assert not torch.allclose(network.pooled(other), network.pooled(film))
+    assert torch.equal(network.pooled_of_lungs(other, inside), alone)
+    for moved in (network.pooled_of_lungs(changed, inside) - alone, network.pooled(other) - network.pooled(film)):
+        blocks = torch.split(moved[0].abs(), [channels * 9 for channels in GridLayer.READ.values()])
+        assert all(block.max() > 1e-3 for block in blocks)
 
 
 @torch.inference_mode()
-def test_a_film_is_scored_by_both_layers_of_what_the_outline_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, images = MobileNetLungs(findings=3).eval(), torch.randn(2, 3, 64, 64)
-    for layer in (network.whole, network.lungs):
-        torch.nn.init.normal_(layer.evidence.weight)
-    left_half = torch.full((2, 1, 56, 56), -9.0)
-    left_half[..., :28] = 9
-    monkeypatch.setattr(network.outline, "forward", lambda _films: left_half)
+def test_a_film_is_scored_by_both_layers_and_by_one_where_too_little_lung_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, images = as_trained(MobileNetLungs(findings=3)), torch.randn(2, 3, 64, 64)
+    found = torch.full((2, 1, 56, 56), -9.0)
+    found[0, ..., :28], found[1, ..., :4] = 9, 9  # half of the first film, a fourteenth of the second
+    monkeypatch.setattr(network.outline, "forward", lambda _films: found)
     whole = network.whole.last_layer(network.pooled(images))
-    lungs = network.lungs.last_layer(network.pooled_of_lungs(images, (left_half > 0).float()))
-    torch.testing.assert_close(network(images), whole + network.LUNGS_WEIGH * lungs)
+    lungs = network.lungs.last_layer(network.pooled_of_lungs(images, (found > 0).float()))
+    assert lungs.abs().amax(dim=1).min() > 0.1
+    weights = torch.tensor([[network.LUNGS_WEIGH], [0]])
+    torch.testing.assert_close(network(images), whole + weights * lungs, rtol=1e-3, atol=1e-3)
 
 
 @torch.inference_mode()

@@ -230,6 +230,8 @@ class MobileNetLungs(nn.Module):
     blocks give outside them is replaced by its mean inside them. These blocks see little of a place's surroundings and
     take most of the time, so they are computed once. `training.lungs` makes what finds the lungs, and the layer that
     reads them. Where too little lung is found, the whole film alone speaks: the mean of a few places says anything.
+    A training by gradient takes its batch norms' statistics from whole films and lungs together, but for the first
+    blocks.
     """
 
     SHARED: Final = 4  # blocks

@@ -261,6 +261,15 @@ def test_frozen_blocks_and_their_batch_norms_stand_still(tmp_path: Path) -> None
     assert "classifier.1.weight" in changed
 
 
+@pytest.mark.parametrize("name", ["mobilenet", "mobilenet_grid", "mobilenet_lungs"])
+def test_every_mobilenet_has_blocks_to_freeze(name: str) -> None:
+    network = make_network(name)
+    freeze(network, blocks=4)
+    learning = {part for part, parameter in network.named_parameters() if parameter.requires_grad}
+    assert not any(part.startswith(tuple(f"features.{block}." for block in range(4))) for part in learning)
+    assert "features.4.conv.0.0.weight" in learning
+
+
 def test_a_network_without_such_blocks_cannot_be_frozen() -> None:
     with pytest.raises(UnusableSettings):
         freeze(make_network("resnet18"), blocks=3)

@@ -5,7 +5,7 @@ Source of the first two: Zhou, "Multi-Label Classification of X-Rays using Convo
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Final, Self
@@ -24,8 +24,6 @@ _TORCHVISION = tuple(
 )
 _OURS = ("alexnet", "small", "mobilenet", "mobilenet_1000", "mobilenet_grid", "mobilenet_lungs")
 NETWORKS: tuple[str, ...] = (*_OURS, *_TORCHVISION)
-
-WHOLLY: Final = 0.99  # a place counts as lung where at least this share of it lies within the outline
 
 TIMM: Final = "timm/"  # before the name of one of timm's networks
 
@@ -235,6 +233,7 @@ class MobileNetLungs(nn.Module):
     """
 
     SHARED: Final = 4  # blocks
+    WHOLLY: Final = 0.99  # a place counts as lung where at least this share of it lies within the outline
     LUNGS_WEIGH: Final = 0.6  # beside the whole film: both see much of the same (training-records.md, 16)
     LEAST_LUNG: Final = 0.08  # of the film; 4 of the 1,946 films of record 16 have less
 
@@ -294,14 +293,13 @@ class MobileNetLungs(nn.Module):
         return _read(self.features, both, first=self.SHARED)
 
     def _shared(self, images: Tensor) -> Tensor:
-        for number, block in enumerate(self.features):
-            if number < self.SHARED:
-                images = block(images)
+        for block in islice(self.features, self.SHARED):
+            images = block(images)
         return images
 
     def _lungs_alone(self, shared: Tensor, inside: Tensor) -> Tensor:
         share = adaptive_avg_pool2d(inside, (shared.shape[2], shared.shape[3]))  # of an outline at 224 pixels: as it is
-        return level_outside(shared, (share >= WHOLLY).to(shared.dtype))
+        return level_outside(shared, (share >= self.WHOLLY).to(shared.dtype))
 
 
 class LungOutline(nn.Module):
@@ -351,11 +349,10 @@ def _blocks_to_read() -> nn.Sequential:
 
 def _read(features: nn.Sequential, images: Tensor, *, first: int = 0) -> Iterator[Tensor]:
     """What the blocks give that a grid reads; images: what comes before the block `first`."""
-    for number, block in enumerate(features):
-        if number >= first:
-            images = block(images)
-            if number in GridLayer.READ:
-                yield images
+    for number, block in islice(enumerate(features), first, None):
+        images = block(images)
+        if number in GridLayer.READ:
+            yield images
 
 
 def _two_convolutions(inputs: int, outputs: int) -> nn.Sequential:

@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from training.checkpoint import Calibration, Header, build, load_checkpoint, read_header, save_checkpoint
 from training.fit import (
     Diverged,
     Films,
+    Learner,
     OtherRun,
     figures_on_validation,
     fit,
@@ -188,16 +190,17 @@ def learner_of(settings: Settings, folder: Path, prepared: Prepared):
     )
 
 
+def shown(learner: Learner, films: Films, *, epochs: int) -> list[NDArray[np.uint8]]:
+    """The films in the order in which a training sees them."""
+    batches = (batch for epoch in range(epochs) for batch, _ in training_batches(learner, films, epoch=epoch))
+    return [image.numpy() for batch in batches for image in batch]
+
+
 def test_every_film_comes_once_before_any_comes_twice(tmp_path: Path) -> None:
     prepared = films_of()
     learner = learner_of(replace(SETTINGS, augment=False, steps_per_epoch=3), tmp_path, prepared)
     films = Films.of(prepared, "train")
-    seen = [
-        image.numpy()
-        for epoch in (0, 1, 2, 3)
-        for batch, _ in training_batches(learner, films, epoch=epoch)
-        for image in batch
-    ]
+    seen = shown(learner, films, epochs=4)
     assert len(seen) == 72
     for one_pass in (seen[:24], seen[24:48], seen[48:]):
         assert sorted(image.tobytes() for image in one_pass) == sorted(image.tobytes() for image in films.images[:24])
@@ -208,12 +211,7 @@ def test_mirrored_films_come_once_each_way_in_two_passes_half_of_them_in_each(tm
     prepared = films_of()
     learner = learner_of(replace(SETTINGS, augment=False, mirror=True, steps_per_epoch=3), tmp_path, prepared)
     films = Films.of(prepared, "train")
-    seen = [
-        image.numpy()
-        for epoch in (0, 1, 2)
-        for batch, _ in training_batches(learner, films, epoch=epoch)
-        for image in batch
-    ]
+    seen = shown(learner, films, epochs=3)
     plain = {image.tobytes() for image in films.images[:24]}
     mirrored = {np.ascontiguousarray(image[:, ::-1]).tobytes() for image in films.images[:24]}
     assert not plain & mirrored

@@ -6,12 +6,17 @@ was killed and resumed sees the very same films, on any number of processes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, grid_sample, pad
+
+GRAIN: Final = 0.1  # of the pixels, moved by one grey
+SHIFT: Final = 0.15  # pixels, either way
+SHARPNESS: Final = 0.1  # of what differs from the neighbours' mean, more or less of it
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,24 @@ class Augmentation:
         contrast = torch.exp2(drawn[:, 4] * self.contrast).view(-1, 1, 1)
         brightness = (drawn[:, 5] * self.brightness * 255).view(-1, 1, 1)
         return ((moved - 128) * contrast + 128 + brightness).clamp(0, 255)
+
+
+def slightly_changed(images: Tensor, *, drawn: torch.Generator) -> Tensor:
+    """Films (N, size, size), 0 to 255, as another way of making them smaller might have given them: with some grain,
+    moved by parts of a pixel, sharper or smoother; float32 on the same device. `drawn` is on the CPU."""
+
+    def random(*shape: int) -> Tensor:  # uniform in [-1, 1)
+        return (2 * torch.rand(shape, generator=drawn) - 1).to(images.device)
+
+    films = images.float()
+    around = pad(films[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    above, below, left, right = around[:, :-2, 1:-1], around[:, 2:, 1:-1], around[:, 1:-1, :-2], around[:, 1:-1, 2:]
+    down, across = SHIFT * random(len(films), 1, 1), SHIFT * random(len(films), 1, 1)
+    sharper = SHARPNESS * random(len(films), 1, 1)
+    moved = films + down * (below - above) / 2 + across * (right - left) / 2
+    moved += sharper * (films - (above + below + left + right) / 4)
+    grain = random(*films.shape)
+    return (moved + grain.sign() * (grain.abs() < GRAIN)).clamp(0, 255)
 
 
 def _drawn(seed: int, positions: Sequence[int]) -> NDArray[np.float32]:

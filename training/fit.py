@@ -33,7 +33,7 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from training import last_layer
-from training.augmentation import Augmentation
+from training.augmentation import Augmentation, slightly_changed
 from training.calibration import fit_calibration, reference, thresholds
 from training.checkpoint import Calibration, Header, build, load_checkpoint, read_header, save_checkpoint
 from training.errors import TrainingFailed
@@ -207,10 +207,14 @@ def solve_last_layer(learner: Learner, films: Films, sums: last_layer.Sums, *, e
     films of this pass. The rest of the network stays as it started; of a mobilenet_lungs it is the layer that
     reads the whole film, and its loss without the other layer."""
     network, layer = _solved(learner.network.eval())
+    steady, drawn = learner.settings.steady, torch.Generator().manual_seed(learner.settings.seed + epoch)
     seen: deque[tuple[Tensor, Tensor]] = deque(maxlen=_BATCHES_OF_LOSS)
     for images, labels in _shown(learner, films, epoch=epoch, progress=progress):
         inputs = network.pooled(learner.preprocessing.tensor(images))
         last_layer.add(sums, inputs, labels)
+        if steady:
+            changed = learner.preprocessing.tensor(slightly_changed(images, drawn=drawn))
+            last_layer.add_changes(sums, network.pooled(changed) - inputs, weight=steady)
         seen.append((inputs, labels))
     penalty = learner.settings.ridge_penalty * layer.inputs_alike()
     layer.set_last_layer(*last_layer.solve(sums, penalty=penalty, eps=layer.norm.eps))

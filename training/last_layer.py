@@ -48,6 +48,13 @@ def add(sums: Sums, inputs: Tensor, labels: Tensor) -> None:
         sums[name] += part.cpu().double()
 
 
+def add_changes(sums: Sums, changes: Tensor, *, weight: float) -> None:
+    """Penalise what slight changes of films change in the inputs (N, D): as if every film also stood there moved by
+    them and against them, with this weight (Bishop 1995, Training with Noise is Equivalent to Tikhonov
+    Regularization)."""
+    sums["products"] += weight * (changes.T @ changes).cpu().double()
+
+
 def solve(sums: Sums, *, penalty: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean and variance (D,) of the inputs, and weight (F, D) and bias (F,) for inputs standardised by them and `eps`,
     as a batch norm does.

@@ -306,7 +306,7 @@ class LungOutline(nn.Module):
     """A small U-Net (Ronneberger et al. 2015): where on a film the lungs are, as logits of 56 x 56 places."""
 
     SIDE: Final = 56
-    CHANNELS: Final = (12, 24, 48, 64)
+    CHANNELS: Final = (8, 16, 32, 32)
 
     def __init__(self) -> None:
         super().__init__()

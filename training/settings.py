@@ -67,6 +67,12 @@ class Settings:
         ),
     )
     ridge_penalty: float = field(default=10, metadata=_help("On the weights of a solved last layer"))
+    steady: float = field(
+        default=0,
+        metadata=_help(
+            "Penalty of a solved last layer on what a little grain, a shift by parts of a pixel and sharpness change"
+        ),
+    )
     loss: str = field(
         default="wbce_normalised", metadata=_help("bce, wbce (the paper's), wbce_normalised or asymmetric")
     )
@@ -113,6 +119,8 @@ class Settings:
             raise UnusableSettings("mobilenet_lungs starts from a checkpoint of `nightread train lungs` or of its own")
         if self.ridge_penalty <= 0:
             raise UnusableSettings(f"ridge-penalty must be above 0, not {self.ridge_penalty}")
+        if self.steady < 0 or (self.steady and self.last_layer != "ridge"):
+            raise UnusableSettings("steady is 0 or more, and above 0 only for a solved last layer (--last-layer ridge)")
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,8 @@ class Settings(BaseSettings):
     max_megapixels: int = Field(64, ge=1)
     """A film with more pixels (rows x columns) is refused before it is decoded."""
     decode: DecodeSettings = DecodeSettings()
-    halve_jpeg2000: bool = True
-    """JPEG 2000 films with sides of twelve times the network's input or more are decoded at half their resolution."""
+    reduce_jpeg2000: bool = True
+    """JPEG 2000 films are decoded at half or a quarter of their resolution where twice the network's input remains."""
     straggler_seconds: float = Field(2.0, gt=0, le=3600)
     """A batch that is not full waits this long for the next film."""
 

@@ -1,6 +1,6 @@
 """Single bit flips in compressed films: how many are refused, and how far the others move a probability.
 
-python -m tests.benchmarks.flips --side 1024 [--syntax HTJ2KLossless --films 4 --flips 50 --seed 0 --half]
+python -m tests.benchmarks.flips --side 1024 [--syntax HTJ2KLossless --films 4 --flips 50 --seed 0 --reduced]
 """
 
 import argparse
@@ -34,16 +34,18 @@ def flipped(codestream: bytes, bit: int) -> bytes:
 
 
 def outcomes(
-    classifier: Classifier, pixels: np.ndarray, syntax: pydicom.uid.UID, *, bits: np.ndarray, half: bool
+    classifier: Classifier, pixels: np.ndarray, syntax: pydicom.uid.UID, *, bits: np.ndarray, reduced: bool
 ) -> tuple[Counter[str], float]:
     """How flips at these places (shares of the codestream) end, and the largest change of a probability."""
     depth = 8 if syntax == pydicom.uid.JPEGBaseline8Bit else 12
     film = make_film(pixels=pixels >> (12 - depth), bits=depth, transfer_syntax=syntax)
     codestream = get_frame(film.PixelData, 0, number_of_frames=1)
-    half_for = classifier.preprocessing.size if half else 0
+    reduced_for = classifier.preprocessing.size if reduced else 0
 
     def probabilities() -> np.ndarray:
-        return classifier.predict(read_film(film, half_for=half_for).network_input(classifier.preprocessing)[None])[0]
+        return classifier.predict(
+            read_film(film, reduced_for=reduced_for).network_input(classifier.preprocessing)[None]
+        )[0]
 
     whole, ends, worst = probabilities(), Counter[str](), 0.0
     for bit in (bits * len(codestream) * 8).astype(int):
@@ -65,7 +67,7 @@ def main() -> None:
     arguments.add_argument("--flips", type=int, default=50, help="of each film")
     arguments.add_argument("--side", type=int, help="of the films in pixels; by default drawn from 1950 to 2400")
     arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--half", action="store_true", help="decode at half the resolution where that is possible")
+    arguments.add_argument("--reduced", action="store_true", help="decode at a lower resolution where that is possible")
     asked = arguments.parse_args()
 
     quieten_pydicom()
@@ -84,7 +86,9 @@ def main() -> None:
             rows, columns = (int(side) // 2 * 2 for side in sides)
             pixels = upscaled(originals[i * 7 % len(originals)], rows, columns, rng)
             bits = rng.random(asked.flips)
-            of_film, largest = outcomes(classifier, pixels, getattr(pydicom.uid, syntax), bits=bits, half=asked.half)
+            of_film, largest = outcomes(
+                classifier, pixels, getattr(pydicom.uid, syntax), bits=bits, reduced=asked.reduced
+            )
             ends, worst = ends + of_film, max(worst, largest)
         print(table_row(syntax, ends, worst), flush=True)
 

@@ -18,10 +18,11 @@ from tests.benchmarks.films import SYNTAXES, textured
 from tests.support.dicom_files import make_film
 from training.checkpoint import SHIPPED, read_header
 from training.imaging.allocator import keep_freed_memory
-from training.imaging.decoders import decode, decode_half
+from training.imaging.decoders import decode, decode_reduced
 from training.imaging.dicom import DEFAULT_LIMITS, PixelHeader, open_dataset
 from training.imaging.pixels import digest_of, read_film
 from training.imaging.preprocessing import Preprocessing
+from training.imaging.reduced_resolution import halvings_for
 
 TIMES = 9
 
@@ -42,17 +43,18 @@ def profile(path: Path, preprocessing: Preprocessing) -> dict[str, float]:
     header = PixelHeader.of(dataset, limits=DEFAULT_LIMITS)
 
     def pixels() -> np.ndarray:
-        half = decode_half(dataset, header)
-        return decode(dataset, header)[0] if half is None else half
+        low = decode_reduced(dataset, header, halvings) if halvings else None
+        return decode(dataset, header)[0] if low is None else low
 
     size = preprocessing.size
-    stored, film = pixels(), read_film(dataset, half_for=size)
+    halvings = halvings_for(header.rows, header.columns, size)
+    stored, film = pixels(), read_film(dataset, reduced_for=size)
     return {
         "open the file": milliseconds(lambda: open_dataset(path)),
         "decode": milliseconds(pixels),
         "SHA-256 of the pixels": milliseconds(lambda: digest_of(stored, header.photometric)),
         "window and squash": milliseconds(lambda: film.network_input(preprocessing)),
-        "all": milliseconds(lambda: read_film(open_dataset(path), half_for=size).network_input(preprocessing)),
+        "all": milliseconds(lambda: read_film(open_dataset(path), reduced_for=size).network_input(preprocessing)),
     }
 
 

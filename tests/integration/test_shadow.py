@@ -202,7 +202,7 @@ def test_only_a_challenger_goes_into_shadow_and_one_at_a_time(context, other, tm
 
 
 def test_a_checkpoint_that_takes_other_inputs_is_refused_with_both_sizes(context, tmp_path):
-    with pytest.raises(NoShadow, match=r"squash, 96 pixels.*squash, 64 pixels"):
+    with pytest.raises(NoShadow, match=r"squash_inner, 96 pixels.*squash_inner, 64 pixels"):
         put_into_shadow(context, save_untrained(tmp_path / "large.safetensors", size=96))
 
 

@@ -75,7 +75,7 @@ def test_a_film_scored_by_its_half_is_the_same_as_by_its_whole(tmp_path, before,
     window: dict[str, Any] = {"WindowCenter": 2048, "WindowWidth": 3800}
     film = make_film(tmp_path / "a.dcm", pixels=slope, bits=12, transfer_syntax=JPEG2000Lossless, **window)
     name, uid = str(tmp_path / "a.dcm"), film.SOPInstanceUID
-    scored, other = (replace(OPTIONS, halve_jpeg2000=halved) for halved in (before, after))
+    scored, other = (replace(OPTIONS, reduce_jpeg2000=halved) for halved in (before, after))
     digest = digest_of(decode_film(name, uid, scored))
     assert digest_of(decode_film(name, uid, other)) != digest
     assert isinstance(decode_film(name, uid, other, digest), NetworkInput)

@@ -13,7 +13,8 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
 from training import last_layer
-from training.checkpoint import load_checkpoint
+from training.augmentation import slightly_changed
+from training.checkpoint import build, load_checkpoint
 from training.crossfit import predict_logits
 from training.fit import Films, fit, launch, make_learner
 from training.imaging.preprocessing import Preprocessing
@@ -146,6 +147,37 @@ def test_a_second_pass_adds_to_the_sums_of_the_first_also_after_a_kill(tmp_path:
     assert not torch.equal(weights[0], weights[2])
 
 
+def test_changes_count_as_films_moved_by_them_and_against_them(
+    inputs: NDArray[np.float32], labels: NDArray[np.uint8]
+) -> None:
+    changes = torch.from_numpy(np.random.default_rng(2).normal(size=inputs.shape).astype(np.float32))
+    sums = summed(inputs, labels, films_each=100)
+    last_layer.add_changes(sums, changes, weight=0.25)
+    moved = last_layer.no_films(inputs=INPUTS, findings=2)
+    for change in (changes / 2, -changes / 2):
+        last_layer.add(moved, torch.from_numpy(inputs) + change, targets(labels))
+    once = last_layer.solve(sums, penalty=torch.full((INPUTS,), 3.0), eps=EPS)
+    twice = last_layer.solve(moved, penalty=torch.full((INPUTS,), 6.0), eps=EPS)  # of twice the films
+    assert all(torch.allclose(one, other, rtol=1e-2, atol=1e-3) for one, other in zip(once, twice, strict=True))
+    plain = last_layer.solve(summed(inputs, labels, films_each=100), penalty=torch.full((INPUTS,), 3.0), eps=EPS)
+    assert not torch.allclose(once[2], plain[2], rtol=1e-2, atol=1e-3)
+
+
+def test_a_steady_layer_says_less_of_what_slight_changes_change(tmp_path: Path) -> None:
+    films = bright_films()
+    shown = Films.of(films, "validation").read(np.arange(48))
+    changed = slightly_changed(shown, drawn=torch.Generator().manual_seed(0))
+    moved = []
+    for steady in (0.0, 3000.0):
+        path = fit(films, replace(SETTINGS, steady=steady), tmp_path / str(steady), progress=False)
+        checkpoint = load_checkpoint(path, findings=None)
+        network = build(checkpoint).eval()
+        with torch.inference_mode():
+            before, after = (network(checkpoint.preprocessing.tensor(images)) for images in (shown, changed))
+        moved.append(float((after - before).std() / before.std()))
+    assert moved[1] < 0.7 * moved[0]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -153,6 +185,8 @@ def test_a_second_pass_adds_to_the_sums_of_the_first_also_after_a_kill(tmp_path:
         ({"devices": 2}, "on one device"),
         ({"last_layer": "lasso"}, "gradient or ridge"),
         ({"ridge_penalty": 0.0}, "above 0"),
+        ({"steady": -1.0}, "0 or more"),
+        ({"steady": 1.0, "last_layer": "gradient"}, "only for a solved last layer"),
     ],
 )
 def test_what_cannot_be_solved_is_refused(wrong: dict[str, Any], message: str) -> None:

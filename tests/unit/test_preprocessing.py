@@ -27,18 +27,18 @@ def test_a_big_film_keeps_its_grey_values() -> None:
     network_input = Preprocessing().image(film)
     rows, columns = ((np.arange(224) + 0.5) * side / 224 - 0.5 for side in film.shape)
     exact = 0.5 + 0.5 * np.sin(columns[None] / 300) * np.cos(rows[:, None] / 400)
-    assert np.abs(network_input - 255 * exact).max() < 1.5
+    assert np.abs(network_input - 255 * exact)[1:-1, 1:-1].max() < 1.5
 
 
 @pytest.mark.parametrize("shape", [(2500, 2048), (2501, 2047), (1024, 1024), (300, 4000), (700, 90), (64, 64)])
-def test_a_film_and_a_table_of_its_greys_give_the_square_of_pillows_own_boxes(shape: tuple[int, int]) -> None:
+def test_a_film_and_a_table_of_its_greys_give_the_inside_of_pillows_own_boxes(shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     film = rng.integers(0, 4096, shape).astype(np.uint16)
     greys = rng.random(2**16, dtype=np.float32)
     network_input = Preprocessing(size=64).image(film, greys)
     assert (network_input == Preprocessing(size=64).image(greys[film])).all()
     pillow = Image.fromarray(greys[film]).resize((64, 64), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    assert np.abs(network_input - 255 * np.asarray(pillow)).max() < 0.501
+    assert np.abs(network_input - 255 * np.asarray(pillow))[1:-1, 1:-1].max() < 0.501
 
 
 BITS_12 = np.arange(2**16)
@@ -80,9 +80,21 @@ def test_values_outside_the_unit_range_are_clipped() -> None:
     assert network_input.max() == 255
 
 
-def test_a_square_of_the_right_size_passes_unchanged() -> None:
+def test_of_a_square_of_the_right_size_the_inside_passes_unchanged_and_the_edge_is_what_lies_beside_it() -> None:
     stored = np.arange(64 * 64, dtype=np.uint32).reshape(64, 64).astype(np.uint8)
-    assert (Preprocessing(size=64).image(stored.astype(np.float32) / 255) == stored).all()
+    network_input = Preprocessing(size=64).image(stored.astype(np.float32) / 255)
+    assert (network_input[1:-1, 1:-1] == stored[1:-1, 1:-1]).all()
+    assert (network_input[0] == network_input[1]).all()
+    assert (network_input[-1] == network_input[-2]).all()
+    assert (network_input[:, 0] == network_input[:, 1]).all()
+    assert (network_input[:, -1] == network_input[:, -2]).all()
+
+
+@pytest.mark.parametrize(("side", "line"), [(1024, 2), (2500, 5)])
+def test_a_line_at_a_films_edge_is_not_shown(side: int, line: int) -> None:
+    film = np.full((side, side), 0.6, dtype=np.float32)
+    film[:, -line:] = film[:line] = 0
+    assert (Preprocessing(size=224).image(film) == 153).all()
 
 
 def test_the_tensor_is_normalised_per_channel() -> None:
@@ -106,7 +118,16 @@ def test_the_header_survives_json() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"name": "crop"}, {"size": 8}, {"size": 4096}, {"channels": 2}, {"mean": [0.5]}, {"std": [0, 1, 1]}, {"gamma": 2}],
+    [
+        {"name": "crop"},
+        {"name": "squash"},
+        {"size": 8},
+        {"size": 4096},
+        {"channels": 2},
+        {"mean": [0.5]},
+        {"std": [0, 1, 1]},
+        {"gamma": 2},
+    ],
 )
 def test_a_header_that_this_version_cannot_follow_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 -- the sentence differs by field

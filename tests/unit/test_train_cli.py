@@ -165,7 +165,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for finding in ("Mass", "Edema"):
         manifest[finding] = (rng.random(60) < 0.4).astype(int)
     manifest.to_csv(folder / "manifest.csv", index_label="row")
-    (folder / "prepared.json").write_text(json.dumps({"films": 60, "sizes": [32], "preprocessing": "squash"}))
+    (folder / "prepared.json").write_text(json.dumps({"films": 60, "sizes": [32], "preprocessing": "squash_inner"}))
     return folder
 
 

@@ -56,7 +56,7 @@ Pixels = NDArray[np.integer[Any]]
 SAFE_PLUGINS = {RLELossless: "pydicom", JPEGLSLossless: "pyjpegls", JPEGLSNearLossless: "pyjpegls"}
 
 END_MARKER = jpeg_lossless.END_MARKER  # EOI of JPEG (T.81 B.1.1.3) and JPEG-LS, EOC of JPEG 2000 (T.800 A.4.4)
-OVERSHOOT = 1 / 8  # of the range: of the 5/3 wavelet's low band at an edge from black to white
+OVERSHOOT = {1: 1 / 7, 2: 1 / 3}  # of the range, by halvings: .13 and .28 were the most at real films' letters
 RINGING = 1 / 4  # of the range: of the 9/7 wavelet at sharp edges, coarsely quantised; .23 was the most in text
 MARKER_IN_DATA = "The compressed data holds a marker where none can be: it is damaged."
 OUT_OF_RANGE = "The compressed image decodes to values that it cannot hold: it is damaged."
@@ -79,10 +79,11 @@ class Stream:
     signed: bool = False
     start: int = 0  # of a JPEG 2000 codestream in its container
     reversible: bool = False  # coded by the 5/3 wavelet, which loses nothing
-    halves: bool = False  # whether it can be decoded at half its resolution: see training/imaging/half_resolution.py
+    halvings: int = 0  # how often its resolution can be halved: see training/imaging/reduced_resolution.py
 
 
 Decode = Callable[[bytes, Stream], Pixels]
+DecodeReduced = Callable[[bytes, Stream, int], Pixels]
 
 
 def decode(dataset: Dataset, header: PixelHeader) -> tuple[Pixels, str]:
@@ -128,30 +129,32 @@ def _require_range(pixels: Pixels, stream: Stream, header: PixelHeader) -> None:
         raise Undecodable(OUT_OF_RANGE)
 
 
-def decode_half(dataset: Dataset, header: PixelHeader) -> Pixels | None:
-    """The low band of a lossless JPEG 2000 or HTJ2K film: uint16 (ceil(rows / 2), ceil(columns / 2)).
+def decode_reduced(dataset: Dataset, header: PixelHeader, halvings: int) -> Pixels | None:
+    """The low band of a lossless JPEG 2000 or HTJ2K film: uint16, each side halved so often, rounded up.
 
     None where the codestream does not give it, or it would not do for the whole film: of fewer than 10 bits the
     wavelet's rounding, half a step, shows; of more than 14, or signed, what overshoots cannot be told from what wrapped
     around. Raises Truncated or Undecodable.
     """
     syntax = header.transfer_syntax
-    if syntax not in HALVING_DECODERS or header.samples != 1 or header.signed:
+    if syntax not in REDUCING_DECODERS or header.samples != 1 or header.signed:
         return None
     codestream = _codestream(dataset)
     stream = _described(codestream, syntax)
     agreed = (stream.rows, stream.columns, stream.samples) == (header.rows, header.columns, 1)
-    if not (stream.halves and agreed and 10 <= min(stream.bits, header.bits_stored) <= 14) or stream.signed:
+    if stream.halvings < halvings or not agreed or stream.signed:
+        return None
+    if not 10 <= min(stream.bits, header.bits_stored) <= 14:
         return None
     try:
-        low = HALVING_DECODERS[syntax](codestream, stream)
+        low = REDUCING_DECODERS[syntax](codestream, stream, halvings)
     except (RuntimeError, ValueError, OSError, SyntaxError, Image.DecompressionBombError):
         return None  # the whole of it says what is wrong
     samples = (low.view(np.uint16) + np.uint16(2 ** (stream.bits - 1))).view(np.int16)
     values = 2 ** min(stream.bits, header.bits_stored)
-    if samples.min() < -OVERSHOOT * values or samples.max() > (1 + OVERSHOOT) * values:
+    if samples.min() < -OVERSHOOT[halvings] * values or samples.max() > (1 + OVERSHOOT[halvings]) * values:
         return None  # damage, or a header that is wrong
-    fits = samples.shape == (-(-header.rows // 2), -(-header.columns // 2))
+    fits = samples.shape == _reduced(stream, halvings)
     return np.maximum(samples, 0).view(np.uint16) if fits else None
 
 
@@ -260,18 +263,25 @@ def _nothing_unraised() -> Iterator[None]:
         raise Undecodable from errors[0].exc_value
 
 
-def _openjpeg_half(codestream: bytes, stream: Stream) -> Pixels:
+def _openjpeg_reduced(codestream: bytes, stream: Stream, halvings: int) -> Pixels:
     """OpenJPEG by Pillow, which moves what is signed up by half its range."""
     with Image.open(BytesIO(_unclipped(codestream, stream)), formats=("JPEG2000",)) as film:
-        film.reduce = 1  # type: ignore[method-assign, assignment]  # the plugin's own: halvings
+        film.reduce = halvings  # type: ignore[method-assign, assignment]  # the plugin's own
+        rows, columns = _reduced(stream, halvings)
+        film._size = columns << halvings, rows << halvings  # Pillow rounds what is reduced, the wavelet rounds it up
         return (np.asarray(film).astype(np.uint16) ^ 0x8000).view(np.int16)
 
 
-def _openjph_half(codestream: bytes, stream: Stream) -> Pixels:
-    low = np.empty((-(-stream.rows // 2), -(-stream.columns // 2)), dtype=np.int16)
+def _openjph_reduced(codestream: bytes, stream: Stream, halvings: int) -> Pixels:
+    low = np.empty(_reduced(stream, halvings), dtype=np.int16)
     with _nothing_unraised():
-        imagecodecs.htj2k_decode(_unclipped(codestream, stream), skipres=1, out=low)
+        imagecodecs.htj2k_decode(_unclipped(codestream, stream), skipres=halvings, out=low)
     return low
+
+
+def _reduced(stream: Stream, halvings: int) -> tuple[int, int]:
+    """Rows and columns of a stream's low band."""
+    return -(-stream.rows // 2**halvings), -(-stream.columns // 2**halvings)
 
 
 # Retired processes that libjpeg-turbo reads and pydicom does not know (PS3.5-2006, table A.4-1).
@@ -295,10 +305,10 @@ DECODERS: dict[UID, Decode] = {
     HTJ2KLosslessRPCL: _openjph,
     HTJ2K: _openjph,
 }
-HALVING_DECODERS: dict[UID, Decode] = {  # of reversible wavelets only
-    JPEG2000Lossless: _openjpeg_half,
-    HTJ2KLossless: _openjph_half,
-    HTJ2KLosslessRPCL: _openjph_half,
+REDUCING_DECODERS: dict[UID, DecodeReduced] = {  # of reversible wavelets only
+    JPEG2000Lossless: _openjpeg_reduced,
+    HTJ2KLossless: _openjph_reduced,
+    HTJ2KLosslessRPCL: _openjph_reduced,
 }
 
 
@@ -385,7 +395,7 @@ def _jpeg_2000(codestream: bytes) -> Stream:
     right, bottom, left, top, *tile = struct.unpack_from(">8I", codestream, start + 8)
     samples, depth = struct.unpack_from(">HB", codestream, start + 40)
     one_tile = (left, top, *tile[2:]) == (0, 0, 0, 0) and tile[0] >= right and tile[1] >= bottom
-    reversible, halves = _require_tile_parts(codestream, start + 2)
+    reversible, halvings = _require_tile_parts(codestream, start + 2)
     return Stream(
         bottom - top,
         right - left,
@@ -394,15 +404,15 @@ def _jpeg_2000(codestream: bytes) -> Stream:
         signed=bool(depth & 0x80),
         start=start,
         reversible=reversible,
-        halves=halves and one_tile and start == 0,
+        halvings=halvings if one_tile and start == 0 else 0,
     )
 
 
-def _require_tile_parts(codestream: bytes, at: int) -> tuple[bool, bool]:
+def _require_tile_parts(codestream: bytes, at: int) -> tuple[bool, int]:
     """Walk over the main header's segments and the tile-parts, each of which states its length (T.800 A.4.2).
 
-    Returns whether the image is coded by the reversible wavelet, and whether that may be left a step early: it takes
-    one, and all tile-parts state their length (A.6.1).
+    Returns whether the image is coded by the reversible wavelet, and how many of its steps may be left out: as many as
+    it takes (A.6.1), none where a tile-part does not state its length.
     """
     reversible, steps, style = False, 0, 0
     while (marker := codestream[at : at + 2]) != END_MARKER:
@@ -417,9 +427,9 @@ def _require_tile_parts(codestream: bytes, at: int) -> tuple[bool, bool]:
         (tile_part,) = struct.unpack_from(">I", codestream, at + 6)
         _require_packets(codestream, at + 12, at + tile_part if tile_part else len(codestream) - 2, style)
         if tile_part == 0:  # the last one, up to the end marker
-            return reversible, False
+            return reversible, 0
         at += tile_part
-    return reversible, reversible and steps > 0
+    return reversible, steps if reversible else 0
 
 
 def _require_packets(codestream: bytes, at: int, end: int, style: int) -> None:

@@ -12,8 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
 
-from training.imaging import half_resolution
-from training.imaging.decoders import Pixels, decode, decode_half
+from training.imaging import reduced_resolution
+from training.imaging.decoders import Pixels, decode, decode_reduced
 from training.imaging.dicom import (
     DAMAGE,
     DEFAULT_LIMITS,
@@ -43,21 +43,24 @@ class Film:
     greys: float32 in [0, 1], white = dense: what each pattern looks like; None beside a luminance.
     pixel_digest: SHA-256 (hex) of the decoded stored values, their shape, type and photometric interpretation: the
     same for the same film in every lossless transfer syntax, when all of it was decoded.
-    whole: (rows, columns) of a film that was decoded at half its resolution; else None.
+    halvings: how often the film's resolution was halved, 0 to 2; whole: (rows, columns) before that.
     """
 
     pixels: NDArray[Any]
     greys: NDArray[np.float32] | None
     pixel_digest: str
-    whole: tuple[int, int] | None = None
+    halvings: int = 0
+    whole: tuple[int, int] = (0, 0)
 
     def network_input(self, preprocessing: Preprocessing) -> NDArray[np.uint8]:
         """The network's input: uint8 (size, size). Raises UnsupportedPixels for a film of too few pixels."""
         if min(self.pixels.shape) < LEAST_SIDE:
             rows, columns = self.pixels.shape
             raise UnsupportedPixels(f"The image has {rows} x {columns} pixels: too few to show a chest.")
-        if self.whole is not None and self.greys is not None:
-            return half_resolution.network_input(self.pixels, self.greys, self.whole, preprocessing.size)
+        if self.halvings and self.greys is not None:
+            return reduced_resolution.network_input(
+                self.pixels, self.greys, self.whole, preprocessing.size, halvings=self.halvings
+            )
         return preprocessing.image(self.pixels, self.greys)
 
     @property
@@ -77,20 +80,27 @@ class Film:
         return bool(white - black < LEAST_CONTRAST)
 
 
-def read_film(dataset: Dataset, *, limits: PixelLimits = DEFAULT_LIMITS, half_for: int = 0) -> Film:
+def read_film(
+    dataset: Dataset,
+    *,
+    limits: PixelLimits = DEFAULT_LIMITS,
+    reduced_for: int = 0,
+    most_halvings: int = reduced_resolution.MOST_HALVINGS,
+) -> Film:
     """Decode a single-frame image and show it as its header wants it shown.
 
-    half_for: the side of a network input that is all that will be asked for; JPEG 2000 may then be decoded at half its
-    resolution. 0: all of it is decoded.
+    reduced_for: the side of a network input that is all that will be asked for; JPEG 2000 may then be decoded at a half
+    or a quarter of its resolution, which are 1 and 2 halvings. 0: all of it is decoded.
     Raises an UnusablePixels whose `reason` says what is wrong: no_pixel_data, multi_frame, bad_pixel_header,
     unsupported_pixels, unsupported_transfer_syntax, too_large, truncated, undecodable, bad_modality_lut,
     constant_image.
     """
     header = PixelHeader.of(dataset, limits=limits)
-    if half_for and half_resolution.is_enough(header.rows, header.columns, half_for):
-        half = _half(dataset, header)
-        if half is not None and not half.is_constant:
-            return half
+    if reduced_for:
+        halvings = min(most_halvings, reduced_resolution.halvings_for(header.rows, header.columns, reduced_for))
+        reduced = _reduced(dataset, header, halvings)
+        if reduced is not None and not reduced.is_constant:
+            return reduced
     stored, photometric = decode(dataset, header)
     digest = digest_of(stored, photometric)
     if header.photometric == "PALETTE COLOR":
@@ -108,17 +118,18 @@ def read_film(dataset: Dataset, *, limits: PixelLimits = DEFAULT_LIMITS, half_fo
     return film
 
 
-def _half(dataset: Dataset, header: PixelHeader) -> Film | None:
-    """The film at half its resolution; None where that would not do, or no decoder can."""
-    if not header.photometric.startswith("MONOCHROME") or not is_smooth(dataset):
+def _reduced(dataset: Dataset, header: PixelHeader, halvings: int) -> Film | None:
+    """The film with its resolution halved so often; None where that would not do, or no decoder can."""
+    if not halvings or not header.photometric.startswith("MONOCHROME") or not is_smooth(dataset):
         return None
-    low = decode_half(dataset, header)
+    low = decode_reduced(dataset, header, halvings)
     if low is None:
         return None
     greys = grey_table(dataset, header, low)
-    if not half_resolution.is_straight(low, greys):
+    if not reduced_resolution.is_straight(low, greys):
         return None
-    return Film(low, greys, digest_of(low, header.photometric), whole=(header.rows, header.columns))
+    digest = digest_of(low, header.photometric)
+    return Film(low, greys, digest, halvings=halvings, whole=(header.rows, header.columns))
 
 
 def read_picture(source: Path | BinaryIO, *, limits: PixelLimits = DEFAULT_LIMITS) -> NDArray[np.float32]:

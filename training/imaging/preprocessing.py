@@ -26,20 +26,21 @@ ALIKE = 1e-6  # between two greys: a 4000th of what a network input's pixel can 
 class Preprocessing:
     """How a film becomes a network's input.
 
-    name: "squash", the only one so far: both sides to ``size`` without keeping the aspect, as NIH made its PNGs.
+    name: "squash_inner", the only one: both sides to ``size`` without keeping the aspect, as NIH made its PNGs, and the
+    outermost pixels replaced by those beside them (`as_network_input`).
     size: side of the input in pixels, 32 to 1024. channels: 1, or 3 equal ones for networks that began on ImageNet.
     mean, std: per channel, on the [0, 1] scale. Raises ValueError for anything else.
     """
 
-    name: str = "squash"
+    name: str = "squash_inner"
     size: int = 224
     channels: int = 3
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        if self.name != "squash":
-            raise ValueError(f"unknown preprocessing {self.name!r}; this version knows 'squash'")
+        if self.name != "squash_inner":
+            raise ValueError(f"unknown preprocessing {self.name!r}; this version knows 'squash_inner'")
         if not 32 <= self.size <= 1024:
             raise ValueError(f"input size must be 32 to 1024 pixels, not {self.size}")
         if self.channels not in (1, 3) or not len(self.mean) == len(self.std) == self.channels:
@@ -53,14 +54,13 @@ class Preprocessing:
         greys: float32 (values,); the film is then whole numbers from 0 on, (H, W), and these are what they look like.
         A film of full size is averaged over whole boxes, down to about twice the target, before the bilinear step,
         which is several times faster. It is a filter of its own (sharp edges differ from the plain one by up to 11 of
-        255 on NIH originals), so it is part of what "squash" means and must not be dropped for a checkpoint's films.
+        255 on NIH originals), so it is part of what the name means and must not be dropped for a checkpoint's films.
         """
         factor = int(len(film) / self.size / GAP) or 1
         fewer = Image.fromarray(fewer_rows(film, greys, factor))  # mode "F", nothing rounded yet
         box = (0, 0, fewer.width, len(film) / factor)  # Pillow's own boxes do the columns
         network_input = fewer.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box, reducing_gap=GAP)
-        rounded: NDArray[np.uint8] = np.rint(np.clip(np.asarray(network_input), 0, 1) * 255).astype(np.uint8)
-        return rounded
+        return as_network_input(np.asarray(network_input))
 
     def tensor(self, images: "NDArray[np.uint8] | torch.Tensor") -> "torch.Tensor":
         """uint8 (N, size, size), array or tensor on any device -> normalised float32 (N, channels, size, size)."""
@@ -77,6 +77,16 @@ class Preprocessing:
             return cls(**{**header, "mean": tuple(header["mean"]), "std": tuple(header["std"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a preprocessing header: {error}") from error
+
+
+def as_network_input(image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Greys in [0, 1], (size, size) -> uint8, the outermost pixels replaced by those beside them.
+
+    On a film's edge lie the lines that scanners and exports leave, narrower than what a lower resolution shows. They
+    moved probabilities more than all else that it changed (docs/background/performance.md), and tell a film's source.
+    """
+    pixels = np.rint(np.clip(image[1:-1, 1:-1], 0, 1) * 255).astype(np.uint8)
+    return np.pad(pixels, 1, mode="edge")
 
 
 def fewer_rows(film: NDArray[Any], greys: NDArray[np.float32] | None, factor: int) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ from training.imaging.dicom import PixelLimits, UnusablePixels, dataset_in, read
 from training.imaging.pixels import LEAST_SIDE, Film, read_film
 from training.imaging.preprocessing import Preprocessing
 from training.imaging.quiet import quieten_pydicom
+from training.imaging.reduced_resolution import MOST_HALVINGS
 from worker.reasons import ReasonCode
 
 if TYPE_CHECKING:  # a decoder needs no database
@@ -49,7 +50,7 @@ class DecodeOptions:
     limits: PixelLimits
     timeout_seconds: float
     memory_mb: int
-    halve_jpeg2000: bool = True
+    reduce_jpeg2000: bool = True
     roots: tuple[str, ...] = ()
 
     @classmethod
@@ -61,7 +62,7 @@ class DecodeOptions:
             context.pixel_limits,
             settings.decode.timeout_seconds,
             settings.decode.memory_mb,
-            settings.halve_jpeg2000,
+            settings.reduce_jpeg2000,
             tuple(map(os.path.realpath, settings.roots)),
         )
 
@@ -81,9 +82,9 @@ def decode_film(
         dataset = dataset_in(content, limits=options.limits)
         if str(dataset.get("SOPInstanceUID", "")) != sop_instance_uid:
             return Failure("file_replaced", "the file now holds another instance than the one that was registered")
-        half_for = options.preprocessing.size if options.halve_jpeg2000 else 0
-        film = read_film(dataset, limits=options.limits, half_for=half_for)
-        if pixel_digest not in (None, film.pixel_digest) and pixel_digest != _other_digest(dataset, film, options):
+        reduced_for = options.preprocessing.size if options.reduce_jpeg2000 else 0
+        film = read_film(dataset, limits=options.limits, reduced_for=reduced_for)
+        if pixel_digest not in (None, film.pixel_digest) and not _shows(dataset, pixel_digest, film, options):
             return Failure("file_replaced", "the file now holds other pixels than those that were scored")
         file_digest = hashlib.sha256(content).hexdigest()
         return NetworkInput(film.network_input(options.preprocessing), film.pixel_digest, file_digest)
@@ -100,11 +101,15 @@ def _is_within(path: str, roots: tuple[str, ...]) -> bool:
     return not roots or any(real.is_relative_to(root) for root in roots)
 
 
-def _other_digest(dataset: Dataset, film: Film, options: DecodeOptions) -> str:
-    """Of a film decoded whole that of its half, if it has one, and of a half the whole's: which of them was scored
-    depends on the size of the network's input."""
-    other = 0 if film.whole is not None else LEAST_SIDE
-    return read_film(dataset, limits=options.limits, half_for=other).pixel_digest
+def _shows(dataset: Dataset, pixel_digest: str | None, film: Film, options: DecodeOptions) -> bool:
+    """Whether these are the pixels of this digest at another resolution than that of `film`: at which one they were
+    scored depends on the size of the network's input."""
+    others = (halvings for halvings in range(MOST_HALVINGS + 1) if halvings != film.halvings)
+    return any(
+        read_film(dataset, limits=options.limits, reduced_for=LEAST_SIDE, most_halvings=halvings).pixel_digest
+        == pixel_digest
+        for halvings in others
+    )
 
 
 def prepare_child(memory_mb: int | None) -> None:

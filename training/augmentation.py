@@ -30,7 +30,7 @@ class Augmentation:
     contrast: float = 0.2
 
     def __call__(self, images: Tensor, *, seed: int, positions: Sequence[int]) -> Tensor:
-        """uint8 (N, size, size) on any device -> float32 (N, size, size) in 0 to 255, black where nothing was."""
+        """(N, size, size) in 0 to 255 on any device -> float32 (N, size, size) in 0 to 255, black where nothing was."""
         drawn = torch.from_numpy(_drawn(seed, positions)).to(images.device)  # (N, 6), each uniform in [-1, 1]
         turn = drawn[:, 0] * np.deg2rad(self.rotation_degrees)
         zoom = torch.exp2(drawn[:, 1] * self.scale)

@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from training import metrics, plots
 from training.checkpoint import Checkpoint, build, load_checkpoint
 from training.crossfit import OUT_OF_FOLD, deal, predict_logits
+from training.imaging.preprocessing import Greys
 from training.manifest import UNKNOWN, findings_in, prevalence
 from training.prepared import Prepared
 
@@ -49,7 +50,7 @@ def judge_checkpoint(
     return judge(films, models, folder, thresholds=cuts, adjudicated=adjudicated)
 
 
-def predictions(checkpoint: Checkpoint, inputs: NDArray[np.uint8], names: Sequence[str], folder: Path) -> Path:
+def predictions(checkpoint: Checkpoint, inputs: Greys, names: Sequence[str], folder: Path) -> Path:
     """Write predictions.csv for inputs (N, size, size) of these names; its path."""
     with torch.inference_mode():
         logits = build(checkpoint)(checkpoint.preprocessing.tensor(inputs)).numpy()

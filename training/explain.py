@@ -19,11 +19,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from training.checkpoint import Checkpoint, build
-from training.imaging.preprocessing import Preprocessing
+from training.imaging.preprocessing import Greys, Preprocessing, as_picture
 from training.networks import MobileNetGrid, MobileNetLungs
 from training.pointing import findings_without_map
 
-NetworkInput = npt.NDArray[np.uint8]
 Maps = npt.NDArray[np.float32]
 
 LEAST_CELLS: Final = 20  # a side of the finest grid that a map is made of
@@ -49,10 +48,10 @@ class NoFeatureMaps(ValueError):
     """The network has no convolution whose output is a picture: there is nothing to make a heat map of."""
 
 
-def heatmaps(network: nn.Module, image: NetworkInput, *, preprocessing: Preprocessing, outputs: Sequence[int]) -> Maps:
+def heatmaps(network: nn.Module, image: Greys, *, preprocessing: Preprocessing, outputs: Sequence[int]) -> Maps:
     """Maps of the network's `outputs`: float32 (outputs, size, size) in [0, 1], scaled to the maximum among them all.
 
-    `network` is built and gives logits; `image` is the uint8 (size, size) input that `preprocessing.image` made. A map
+    `network` is built and gives logits; `image` is the (size, size) input that `preprocessing.image` made. A map
     of zeros means that nothing on the film speaks for that finding. The network is left in eval mode, its parameters
     without gradients. Of a network whose evidence is a sum over places, that evidence; of any other HiResCAM (Draelos
     and Carin 2020) at several depths, merged. Raises NoFeatureMaps.
@@ -151,7 +150,7 @@ def _kept(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
 
 def activations(
-    network: nn.Module, image: NetworkInput, *, preprocessing: Preprocessing, layers: Sequence[str] | None = None
+    network: nn.Module, image: Greys, *, preprocessing: Preprocessing, layers: Sequence[str] | None = None
 ) -> Iterator[tuple[str, Maps]]:
     """Name and output, float32 (filters, height, width), of every convolution block, or of `layers`, in their order.
 
@@ -167,7 +166,7 @@ def activations(
         yield name, output[0].float().cpu().numpy()
 
 
-def overlay(image: NetworkInput, heat: Maps) -> NetworkInput:
+def overlay(image: Greys, heat: Maps) -> npt.NDArray[np.uint8]:
     """Heat maps (..., size, size) in [0, 1] over the film (size, size): uint8 (..., size, size, 3).
 
     Where a map is zero the film shows through whole.
@@ -179,13 +178,13 @@ def overlay(image: NetworkInput, heat: Maps) -> NetworkInput:
 
 def write_pictures(
     checkpoint: Checkpoint,
-    image: NetworkInput,
+    image: Greys,
     folder: Path,
     *,
     thresholds: Mapping[str, float],
     layers: Sequence[str] | None = (),
 ) -> list[Path]:
-    """heatmaps.png for one uint8 (size, size) film, and layers/NAME.png for these layers (None: all of them).
+    """heatmaps.png for one network input (size, size), and layers/NAME.png for these layers (None: all of them).
 
     Only findings that reach their threshold have a map, and only where maps of them point better than chance.
     """
@@ -212,14 +211,14 @@ def write_pictures(
 
 
 def findings_sheet(
-    image: NetworkInput,
+    image: Greys,
     heats: Mapping[str, Maps],
     *,
     without: Mapping[str, str],
     probabilities: Mapping[str, float],
 ) -> Image.Image:
     """The film, beside it the map of each finding that has one, and below in words why the others have none."""
-    panels = [("The film", image)]
+    panels = [("The film", as_picture(image))]
     panels += [(_title(finding, probabilities[finding]), overlay(image, heat)) for finding, heat in heats.items()]
     lines = [f"{_title(finding, probabilities[finding])}   {why}" for finding, why in without.items()]
     columns, rows = min(_COLUMNS, max(2, len(panels))), math.ceil(len(panels) / _COLUMNS)
@@ -241,12 +240,12 @@ def _title(finding: str, probability: float) -> str:
     return f"{finding.replace('_', ' ')}  {probability:.1%}"
 
 
-def filters_sheet(image: NetworkInput, maps: Maps, *, title: str) -> Image.Image:
+def filters_sheet(image: Greys, maps: Maps, *, title: str) -> Image.Image:
     """Every filter of one layer, maps (filters, height, width), as a heat map over the film, in a grid with a title."""
     columns = math.ceil(math.sqrt(len(maps)))
     side = max(32, min(240, _SHEET_PIXELS // columns))
     rows, gap, head = math.ceil(len(maps) / columns), 2, 44
-    film = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+    film = np.asarray(Image.fromarray(as_picture(image)).resize((side, side), Image.Resampling.BILINEAR))
     grown = nn.functional.interpolate(torch.from_numpy(_unit(maps))[:, None], size=(side, side), mode="bilinear")
     tiles = np.full((rows * columns, side + gap, side + gap, 3), 255, dtype=np.uint8)
     tiles[: len(maps), :side, :side] = overlay(film, grown[:, 0].numpy())
@@ -277,5 +276,5 @@ def _blocks(network: nn.Module) -> list[tuple[str, nn.Module]]:
     return blocks
 
 
-def _input(network: nn.Module, image: NetworkInput, preprocessing: Preprocessing) -> Tensor:
+def _input(network: nn.Module, image: Greys, preprocessing: Preprocessing) -> Tensor:
     return preprocessing.tensor(image[None]).to(next(network.parameters()).device)  # (1, channels, size, size)

@@ -39,7 +39,7 @@ from training.checkpoint import Calibration, Header, build, load_checkpoint, rea
 from training.errors import TrainingFailed
 from training.imaging.allocator import keep_freed_memory
 from training.imaging.look_ahead import look_ahead
-from training.imaging.preprocessing import Preprocessing
+from training.imaging.preprocessing import Greys, Preprocessing
 from training.loggers import make_logger
 from training.losses import make_loss, shift_of, targets
 from training.manifest import counts, prevalence
@@ -74,9 +74,9 @@ class Diverged(TrainingFailed):
 
 
 class Films(NamedTuple):
-    """Part of a prepared set: uint8 images (places, size, size), places in use (N,), the manifest's labels (N, F)."""
+    """Part of a prepared set: images (places, size, size) in 0 to 255, places in use (N,), labels (N, F)."""
 
-    images: NDArray[np.uint8]
+    images: Greys
     places: NDArray[np.int64]
     labels: NDArray[np.uint8]
 
@@ -87,7 +87,7 @@ class Films(NamedTuple):
         return cls(prepared.images, part.index.to_numpy(), part[list(prepared.findings)].to_numpy())
 
     def read(self, which: NDArray[np.int64]) -> Tensor:
-        """uint8 (N, size, size) of the films at these ranks among those in use."""
+        """(N, size, size) in 0 to 255 of the films at these ranks among those in use."""
         return torch.from_numpy(np.asarray(self.images[self.places[which]]))
 
 

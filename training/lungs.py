@@ -29,6 +29,7 @@ from training.checkpoint import Calibration, Header, save_checkpoint
 from training.errors import TrainingFailed
 from training.fit import Films
 from training.imaging.allocator import keep_freed_memory
+from training.imaging.preprocessing import Greys
 from training.losses import targets
 from training.manifest import counts
 from training.networks import (
@@ -42,6 +43,7 @@ from training.networks import (
 from training.prepared import Prepared
 from training.settings import UnusableSettings
 
+BLACK: Final = 0.5  # greys; less is left where a film was black, by the filter that made it smaller
 SIDE: Final = 112  # of the films that are laid over each other, in pixels
 LEAST_ALIKE: Final = 0.75  # correlation inside the lungs of a pair that is learned from
 MOST_PAIRS: Final = 4  # of one whole film
@@ -168,10 +170,10 @@ def _enough(films: int) -> None:
         raise TooFewPairs(f"only {films} whole films have a film of the same patient's lungs alone that fits")
 
 
-def lungs_of(film: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def lungs_of(film: Greys) -> NDArray[np.bool_]:
     """Where a film with the lungs alone is not black, (size, size); dark places within the lungs belong to them."""
     edge = 2  # so that what touches the film's border is closed as elsewhere
-    inside: NDArray[np.bool_] = binary_fill_holes(binary_closing(np.pad(film > 0, edge), iterations=edge))
+    inside: NDArray[np.bool_] = binary_fill_holes(binary_closing(np.pad(film >= BLACK, edge), iterations=edge))
     return inside[edge:-edge, edge:-edge]
 
 
@@ -264,13 +266,13 @@ def _has_whole_film(lungs: Prepared, films: Prepared) -> NDArray[np.bool_]:
     return patients.isin(whole).to_numpy()
 
 
-def _films(prepared: Prepared, ranks: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+def _films(prepared: Prepared, ranks: NDArray[np.int64]) -> Iterator[Greys]:
     """These films of a prepared set, each (size, size); one at a time, since a set may be larger than the memory."""
     films = Films.of(prepared, None)
     return (films.read(ranks[which : which + 1])[0].numpy() for which in range(len(ranks)))
 
 
-def _small(films: Iterable[NDArray[np.uint8]]) -> Tensor:
+def _small(films: Iterable[Greys]) -> Tensor:
     """(N, 1, SIDE, SIDE) in [0, 1]."""
     return torch.stack([adaptive_avg_pool2d(torch.from_numpy(film)[None].float() / 255, SIDE) for film in films])
 

@@ -1,8 +1,8 @@
-"""A prepared data set: the manifest, and every film as a small 8-bit network input in one memory-mapped file per size.
+"""A prepared data set: the manifest, and every film as a small network input in one memory-mapped file per size.
 
 manifest.csv      row, image, patient_id, age_years, sex, view_position, split, source, a column per finding
                   (255: unknown)
-images-224.npy    uint8 (films, 224, 224); a film's place is its `row`
+images-224.npy    float16 (films, 224, 224) in 0 to 255; a film's place is its `row`
 bad_files.csv     image, reason, kept: what was left out, and what was kept with a remark
 progress.csv      row, outcome: the films done so far; a run that was killed goes on from there
 prepared.json     how the inputs were made
@@ -33,7 +33,7 @@ from training.imaging.child_process import exit_with_parent
 from training.imaging.dicom import ConstantImage, UnusablePixels, dataset_in
 from training.imaging.look_ahead import look_ahead
 from training.imaging.pixels import read_film, read_picture
-from training.imaging.preprocessing import Preprocessing
+from training.imaging.preprocessing import Greys, Preprocessing
 from training.imaging.whole_file import whole_file, write_whole
 from training.manifest import DESCRIPTION, OLDEST_YEARS, UNKNOWN, checked, findings_in
 from training.sources import Encoded, encoded_films
@@ -56,12 +56,12 @@ class Prepared:
 
     manifest       one row per usable film. Its index is the film's place in `images`, and stays so through every
                    selection: `images[manifest[manifest["split"] == "train"].index]`. Places may have gaps (bad files).
-    images         uint8 (places, size, size), memory-mapped, read only
+    images         float16 (places, size, size) in 0 to 255, memory-mapped, read only
     preprocessing  what made the inputs; its size is the images' size
     """
 
     manifest: pd.DataFrame
-    images: npt.NDArray[np.uint8]
+    images: Greys
     preprocessing: Preprocessing
 
     @property
@@ -79,7 +79,7 @@ class Decoded(NamedTuple):
 
     row: int
     outcome: str
-    inputs: tuple[npt.NDArray[np.uint8], ...]
+    inputs: tuple[Greys, ...]
 
 
 ReadFilms = Callable[[Mapping[str, int]], Iterable[Decoded]]
@@ -189,11 +189,11 @@ def _write_inputs(path: Path, parts: Sequence[Prepared], shape: tuple[int, ...])
             for part in parts:
                 places = part.manifest.index.to_numpy()
                 for start in range(0, len(places), _FILMS_PER_SYNC):
-                    opened.write(part.images[places[start : start + _FILMS_PER_SYNC]].tobytes())
+                    opened.write(part.images[places[start : start + _FILMS_PER_SYNC]].astype(np.float16).tobytes())
 
 
 def decode(film: Encoded, *, preprocessings: Sequence[Preprocessing]) -> Decoded:
-    """One encoded film (PNG, JPEG or DICOM) as uint8 inputs, or the reason why not."""
+    """One encoded film (PNG, JPEG or DICOM) as inputs, or the reason why not."""
     try:
         pixels = pixels_of(film.data)
     except UnusablePixels as unusable:
@@ -295,12 +295,12 @@ def _plan(manifest: pd.DataFrame, preprocessings: Sequence[Preprocessing]) -> st
 
 def _lay_out(path: Path, shape: tuple[int, ...]) -> None:
     """An .npy file of zeros that takes no room until it is written to."""
-    header: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    header: dict[str, Any] = {"descr": "<f2", "fortran_order": False, "shape": shape}
     with path.open("wb") as opened:
         np.lib.format.write_array_header_1_0(opened, header)
         if opened.tell() != _NPY_HEADER_BYTES:
             raise AssertionError(f"numpy wrote a header of {opened.tell()} bytes")
-        opened.truncate(_NPY_HEADER_BYTES + int(np.prod(shape)))
+        opened.truncate(_NPY_HEADER_BYTES + int(np.prod(shape)) * np.dtype(np.float16).itemsize)
 
 
 def _outcomes_so_far(folder: Path) -> dict[int, str]:

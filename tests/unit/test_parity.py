@@ -33,7 +33,7 @@ SYNTAXES = [
 PREPROCESSING = Preprocessing()
 
 
-def wrapped_input(grey: NDArray[np.float32], *, bits: int, photometric: str, syntax: UID) -> NDArray[np.uint8]:
+def wrapped_input(grey: NDArray[np.float32], *, bits: int, photometric: str, syntax: UID) -> NDArray[np.float16]:
     """The network's input after the film, grey in [0, 1], has been written into a DICOM data set and read from it."""
     top = 2**bits - 1
     levels = np.rint(grey * top)

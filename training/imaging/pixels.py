@@ -52,8 +52,8 @@ class Film:
     halvings: int = 0
     whole: tuple[int, int] = (0, 0)
 
-    def network_input(self, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-        """The network's input: uint8 (size, size). Raises UnsupportedPixels for a film of too few pixels."""
+    def network_input(self, preprocessing: Preprocessing) -> NDArray[np.float16]:
+        """float16 (size, size) in 0 to 255. Raises UnsupportedPixels for a film of too few pixels."""
         if min(self.pixels.shape) < LEAST_SIDE:
             rows, columns = self.pixels.shape
             raise UnsupportedPixels(f"The image has {rows} x {columns} pixels: too few to show a chest.")

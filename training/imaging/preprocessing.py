@@ -1,7 +1,8 @@
 """From one film to the network's input. The same code trains and serves, and every checkpoint names it.
 
-Two steps with a uint8 network input between them. The training cache holds it and a decoding process hands it back: it
-is small enough to travel. This module imports torch only where a tensor is made.
+Two steps with a small network input between them, which the training cache holds and a decoding process hands back. It
+is float16 in 0 to 255: rounding it to whole greys moved probabilities by up to .10 (training-records.md, 17). This
+module imports torch only where a tensor is made.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +20,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 GAP = 2.0  # how many times the target's sides are left to the bilinear step, at least
 BLOCK_ROWS = 32  # a block of the film, its indices and its greys stay in the processor's cache
-ALIKE = 1e-6  # between two greys: a 4000th of what a network input's pixel can show
+ALIKE = 1e-6  # between two greys: a 4000th of a whole one
+
+Greys = NDArray[np.float16 | np.uint8]
+"""A network input or several, (size, size) or (N, size, size), in 0 to 255: float16, or whole greys as uint8."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,8 @@ class Preprocessing:
         if not np.isfinite([*self.mean, *self.std]).all() or min(self.std) <= 0:
             raise ValueError("mean and std must be finite numbers, std above zero")
 
-    def image(self, film: NDArray[Any], greys: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
-        """float32 (H, W) in [0, 1] -> uint8 (size, size).
+    def image(self, film: NDArray[Any], greys: NDArray[np.float32] | None = None) -> NDArray[np.float16]:
+        """float32 (H, W) in [0, 1] -> float16 (size, size) in 0 to 255.
 
         greys: float32 (values,); the film is then whole numbers from 0 on, (H, W), and these are what they look like.
         A film of full size is averaged over whole boxes, down to about twice the target, before the bilinear step,
@@ -62,8 +66,9 @@ class Preprocessing:
         network_input = fewer.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box, reducing_gap=GAP)
         return as_network_input(np.asarray(network_input))
 
-    def tensor(self, images: "NDArray[np.uint8] | torch.Tensor") -> "torch.Tensor":
-        """uint8 (N, size, size), array or tensor on any device -> normalised float32 (N, channels, size, size)."""
+    def tensor(self, images: "Greys | torch.Tensor") -> "torch.Tensor":
+        """(N, size, size) in 0 to 255, array or tensor of any number type and device -> normalised float32
+        (N, channels, size, size)."""
         import torch
 
         pixels = torch.as_tensor(images)[:, None].float() / 255  # (N, 1, size, size) in [0, 1]
@@ -79,14 +84,20 @@ class Preprocessing:
             raise ValueError(f"not a preprocessing header: {error}") from error
 
 
-def as_network_input(image: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Greys in [0, 1], (size, size) -> uint8, the outermost pixels replaced by those beside them.
+def as_network_input(image: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Greys in [0, 1], (size, size) -> float16 in 0 to 255, the outermost pixels replaced by those beside them.
 
     On a film's edge lie the lines that scanners and exports leave, narrower than what a lower resolution shows. They
     moved probabilities more than all else that it changed (docs/background/performance.md), and tell a film's source.
     """
-    pixels = np.rint(np.clip(image[1:-1, 1:-1], 0, 1) * 255).astype(np.uint8)
-    return np.pad(pixels, 1, mode="edge")
+    pixels = np.clip(image[1:-1, 1:-1], 0, 1) * 255
+    return np.pad(pixels.astype(np.float16), 1, mode="edge")
+
+
+def as_picture(network_input: Greys) -> NDArray[np.uint8]:
+    """A network input as it is drawn: whole greys."""
+    picture: NDArray[np.uint8] = np.rint(network_input).astype(np.uint8)
+    return picture
 
 
 def fewer_rows(film: NDArray[Any], greys: NDArray[np.float32] | None, factor: int) -> NDArray[np.float32]:

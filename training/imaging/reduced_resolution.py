@@ -35,9 +35,9 @@ def halvings_for(rows: int, columns: int, size: int) -> int:
 
 def network_input(
     low: NDArray[np.unsignedinteger], greys: NDArray[np.float32], shape: tuple[int, int], size: int, *, halvings: int
-) -> NDArray[np.uint8]:
-    """The low band, after 1 or 2 halvings, of a film of `shape` (H, W) -> uint8 (size, size), as `Preprocessing.image`
-    makes it of the film; greys: float32, the grey of each value."""
+) -> NDArray[np.float16]:
+    """The low band, after 1 or 2 halvings, of a film of `shape` (H, W) -> float16 (size, size), as
+    `Preprocessing.image` makes it of the film; greys: float32, the grey of each value."""
     for _ in range(halvings):  # each raised the samples by half a step
         greys = ((greys + np.append(greys[:1], greys[:-1])) / 2).astype(np.float32)
     image: NDArray[np.float32] = np.take(greys, low, mode="clip")

@@ -22,7 +22,7 @@ from db.delivery_content import FilmOfStudy
 from db.session import read_scope
 from training.checkpoint import Checkpoint, CheckpointError, build, load_checkpoint
 from training.findings import FINDINGS
-from training.imaging.preprocessing import Preprocessing
+from training.imaging.preprocessing import Greys, Preprocessing, as_picture
 from training.pointing import no_map_because, pointing_of
 from worker.context import Context
 from worker.delivery.errors import Refused
@@ -135,7 +135,7 @@ def _film_shown(decoders: DecoderPool, checkpoint: Checkpoint, film: FilmOfStudy
     from training.explain import overlay
 
     size, grey = _size(film), _decoded(decoders, film, Preprocessing(size=LONGER_SIDE))
-    shown = np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC))
+    shown = np.asarray(Image.fromarray(as_picture(grey)).resize(size, Image.Resampling.BICUBIC))
     if heat_of is None:
         return np.repeat(shown[..., None], 3, axis=2)
     heat = _heat(checkpoint, _decoded(decoders, film, checkpoint.preprocessing), heat_of)
@@ -143,7 +143,7 @@ def _film_shown(decoders: DecoderPool, checkpoint: Checkpoint, film: FilmOfStudy
     return overlay(shown, warm)
 
 
-def _heat(checkpoint: Checkpoint, network_input: Picture, finding: str) -> NDArray[np.float32]:
+def _heat(checkpoint: Checkpoint, network_input: Greys, finding: str) -> NDArray[np.float32]:
     """The heat map that `explain --heatmap` draws, float32 (size, size) in [0, 1]."""
     from training.explain import NoFeatureMaps, heatmaps
 
@@ -164,7 +164,7 @@ def _checkpoint(context: Context, result: Result) -> Checkpoint:
         raise Refused("picture_impossible") from None
 
 
-def _decoded(decoders: DecoderPool, film: FilmOfStudy, preprocessing: Preprocessing) -> Picture:
+def _decoded(decoders: DecoderPool, film: FilmOfStudy, preprocessing: Preprocessing) -> Greys:
     """The film as the preprocessing makes it, decoded as the scorer does: in a process of its own, within limits."""
     outcome = decoders.picture(film, preprocessing)
     if isinstance(outcome, Failure):

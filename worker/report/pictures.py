@@ -14,7 +14,7 @@ from PIL import Image
 from db.base import DocumentedError
 from db.morning import Film
 from training.checkpoint import Checkpoint, build, load_checkpoint, read_header
-from training.imaging.preprocessing import Preprocessing
+from training.imaging.preprocessing import Greys, Preprocessing, as_picture
 from worker.context import Context
 from worker.scoring.decoder_pool import DecoderPool
 from worker.scoring.decoding import DecodeOptions, NetworkInput
@@ -68,7 +68,7 @@ def pictures_of(context: Context, wanted: Sequence[Wanted], *, checkpoint: Path 
     }
 
 
-def _inputs(context: Context, films: Sequence[Film], preprocessing: Preprocessing) -> dict[int, NDArray[np.uint8]]:
+def _inputs(context: Context, films: Sequence[Film], preprocessing: Preprocessing) -> dict[int, Greys]:
     """Network inputs by instance id of the films whose pixels are still those that were scored, if they were.
 
     They are read as the scorer reads them: in child processes, within limits of time and memory.
@@ -84,7 +84,7 @@ def _inputs(context: Context, films: Sequence[Film], preprocessing: Preprocessin
 
 
 def _heats(
-    checkpoint: Checkpoint, wanted: Sequence[Wanted], inputs: Mapping[int, NDArray[np.uint8]]
+    checkpoint: Checkpoint, wanted: Sequence[Wanted], inputs: Mapping[int, Greys]
 ) -> dict[int, NDArray[np.uint8]]:
     """The inputs under the heat map of their finding."""
     network, warm = build(checkpoint), {}
@@ -105,7 +105,7 @@ class NoHeatMaps(DocumentedError, LookupError):
 
 
 def heat_overlay(
-    checkpoint: Checkpoint, network: "nn.Module", network_input: NDArray[np.uint8], finding: str
+    checkpoint: Checkpoint, network: "nn.Module", network_input: Greys, finding: str
 ) -> NDArray[np.uint8] | None:
     """The network's input (size, size) under the heat map of one finding, uint8 (size, size, 3); None where nothing on
     the film speaks for it. `network` is built of `checkpoint`. Raises NoHeatMaps."""
@@ -119,12 +119,12 @@ def heat_overlay(
     return overlay(network_input, heat) if heat.any() else None
 
 
-def _picture(wanted: Wanted, network_input: NDArray[np.uint8], heat: NDArray[np.uint8] | None) -> Picture:
+def _picture(wanted: Wanted, network_input: Greys, heat: NDArray[np.uint8] | None) -> Picture:
     rows, columns = wanted.film.rows or 1, wanted.film.columns or 1
     longer = max(rows, columns)
     size = (max(1, PICTURE_PIXELS * columns // longer), max(1, PICTURE_PIXELS * rows // longer))
     return Picture(
-        film=_jpeg(network_input, size),
+        film=_jpeg(as_picture(network_input), size),
         width=size[0],
         height=size[1],
         heat=None if heat is None else _jpeg(heat, size),
@@ -133,8 +133,8 @@ def _picture(wanted: Wanted, network_input: NDArray[np.uint8], heat: NDArray[np.
     )
 
 
-def _jpeg(network_input: NDArray[np.uint8], size: tuple[int, int]) -> str:
+def _jpeg(picture: NDArray[np.uint8], size: tuple[int, int]) -> str:
     buffer = io.BytesIO()
-    image = Image.fromarray(network_input).resize(size, Image.Resampling.BICUBIC)
+    image = Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,7 +1,7 @@
 """Decoder processes: films from disk to network input, beside the network.
 
 A decoder is the one place where foreign bytes meet C code: it can crash, hang or eat memory. So it runs in a child
-process with a time limit and a memory limit, and only the child pays. What comes back is small (a uint8 network input),
+process with a time limit and a memory limit, and only the child pays. What comes back is small (a network input),
 every core decodes, and no decoder's hold on the interpreter slows another.
 """
 

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from training.imaging.allocator import keep_freed_memory
 from training.imaging.child_process import exit_with_parent
 from training.imaging.dicom import PixelLimits, UnusablePixels, dataset_in, read_content
 from training.imaging.pixels import LEAST_SIDE, Film, read_film
-from training.imaging.preprocessing import Preprocessing
+from training.imaging.preprocessing import Greys, Preprocessing
 from training.imaging.quiet import quieten_pydicom
 from training.imaging.reduced_resolution import MOST_HALVINGS
 from worker.reasons import ReasonCode
@@ -26,9 +24,9 @@ if TYPE_CHECKING:  # a decoder needs no database
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """A film as the network sees it: uint8 (size, size), and the SHA-256 of its pixels and of its file."""
+    """A film as the network sees it: float16 (size, size), and the SHA-256 of its pixels and of its file."""
 
-    image: NDArray[np.uint8]
+    image: Greys
     pixel_digest: str
     file_digest: str | None = None
 

@@ -13,6 +13,7 @@ from torch.fx.experimental.optimization import fuse
 from db.base import DECIMALS
 from training.checkpoint import Checkpoint, UnsoundCheckpoint, build, load_checkpoint
 from training.imaging.allocator import keep_freed_memory
+from training.imaging.preprocessing import Greys
 from worker.errors import Unavailable
 
 FOLDED_APART: Final = 1e-3  # the most that folding may change a probability; of the one that ships it changes 3e-6
@@ -86,8 +87,8 @@ class Classifier:
         # Batch norms become part of the convolutions before them: the same sums, in two thirds of the time.
         self.network = fuse(build(checkpoint)).to(device).to(memory_format=torch.channels_last)
 
-    def predict(self, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 (N, size, size) -> float32 probabilities (N, findings), rounded to DECIMALS.
+    def predict(self, inputs: Greys) -> NDArray[np.float32]:
+        """(N, size, size) in 0 to 255 -> float32 probabilities (N, findings), rounded to DECIMALS.
 
         Every pass runs at the full batch size, the last one filled up with black: kernels add in an order that depends
         on the batch's shape, and a film's probabilities must not depend on how many neighbours it had. When the device
@@ -114,8 +115,8 @@ class Classifier:
         return True
 
     @torch.inference_mode()
-    def _one_pass(self, inputs: NDArray[np.uint8]) -> NDArray[np.float32]:
-        full = np.zeros((self.batch_size, *inputs.shape[1:]), dtype=np.uint8)
+    def _one_pass(self, inputs: Greys) -> NDArray[np.float32]:
+        full = np.zeros((self.batch_size, *inputs.shape[1:]), dtype=np.float16)
         full[: len(inputs)] = inputs
         images = torch.from_numpy(full).to(self.device, non_blocking=True)  # (B, size, size)
         network_input = self.preprocessing.tensor(images).contiguous(memory_format=torch.channels_last)  # (B, C, s, s)

@@ -21,7 +21,7 @@ from db import shadow as seen_by_shadow
 from db.models import Checkpoint as CheckpointRow
 from db.session import read_scope, session_scope
 from training.checkpoint import CheckpointError, load_checkpoint, read_header
-from training.imaging.preprocessing import Preprocessing
+from training.imaging.preprocessing import Greys, Preprocessing
 from worker.context import Context, Live, actor
 from worker.monitoring.prometheus import WorkMetrics
 from worker.ranking import policy, priority
@@ -99,7 +99,7 @@ def leave(session: Session, *, reason: str) -> CheckpointRow:
 
 
 def same_inputs(one: Preprocessing, other: Preprocessing) -> bool:
-    """Whether two checkpoints read the same uint8 inputs; what follows them (channels, mean) is each one's own."""
+    """Whether two checkpoints read the same inputs; what follows them (channels, mean) is each one's own."""
     return (one.name, one.size) == (other.name, other.size)
 
 
@@ -146,8 +146,8 @@ class Shadow:
         self._tell(code)
         return True
 
-    def look(self, inputs: NDArray[np.uint8]) -> NDArray[np.float32] | None:
-        """uint8 (N, size, size) -> float32 (N, findings), or None where there is no network or it fails.
+    def look(self, inputs: Greys) -> NDArray[np.float32] | None:
+        """(N, size, size) in 0 to 255 -> float32 (N, findings), or None where there is no network or it fails.
 
         One that takes a quarter of a lease gives up: leases are renewed between batches.
         """

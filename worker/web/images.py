@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from db.base import DocumentedError
 from db.models import Checkpoint as CheckpointRow
 from db.morning import Film
 from training.checkpoint import Checkpoint, CheckpointError, build, load_checkpoint
-from training.imaging.preprocessing import Preprocessing
+from training.imaging.preprocessing import Greys, Preprocessing, as_picture
 from training.imaging.whole_file import write_whole
 from worker.context import Context
 from worker.report.pictures import NoHeatMaps, heat_overlay
@@ -119,7 +117,7 @@ class Pictures:
 
     def _decoded(self, film: Film, longer: int) -> Image.Image:
         image = self._network_input(film, Preprocessing(size=longer))
-        return Image.fromarray(image).resize(_size(film, longer), Image.Resampling.BICUBIC)
+        return Image.fromarray(as_picture(image)).resize(_size(film, longer), Image.Resampling.BICUBIC)
 
     def _warm(self, film: Film, finding: str, row: CheckpointRow) -> Image.Image:
         loaded = self._load(row)
@@ -138,7 +136,7 @@ class Pictures:
                 raise NoHeatMaps("the checkpoint's file is not on this machine") from error
         return self._loaded
 
-    def _network_input(self, film: Film, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    def _network_input(self, film: Film, preprocessing: Preprocessing) -> Greys:
         decoded = self._decoders.picture(film, preprocessing)
         if isinstance(decoded, Failure):
             raise NoPicture

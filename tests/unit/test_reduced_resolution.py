@@ -52,17 +52,18 @@ def test_a_reduced_film_gives_the_network_input_of_the_whole(
     assert (low.halvings, low.whole) == (halvings, shape)
     assert low.pixels.shape == tuple(-(-side // 2**halvings) for side in shape)
     whole = read_film(film).network_input(preprocessing)
-    differences = np.abs(low.network_input(preprocessing).astype(int) - whole)
+    differences = np.abs(low.network_input(preprocessing).astype(float) - whole)
+
     assert differences.max() <= 8  # where the window cuts off what overshoots, at the border
-    assert differences[3:].max() <= 1
-    assert (differences[3:] > 0).mean() < 0.02
+    assert differences[3:].max() < 0.5
+    assert differences[3:].mean() < 0.05
 
 
 @pytest.mark.parametrize("length", [64, 400, 401, 2500, 3333])
 def test_the_weights_of_a_side_are_what_squash_does_to_it(length: int) -> None:
     side = np.random.default_rng(0).random(length, dtype=np.float32)
     network_input = Preprocessing(size=SIZE).image(np.tile(side, (SIZE, 1)))
-    assert np.abs(squash_weights(length, SIZE) @ side * 255 - network_input[0])[1:-1].max() < 0.501
+    assert np.abs(squash_weights(length, SIZE) @ side * 255 - network_input[0])[1:-1].max() < 0.07
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,6 @@ def test_pairs_are_of_one_patient_and_of_one_view_where_there_is_one() -> None:
 def test_a_start_finds_lungs_and_reads_them_and_says_nothing_of_the_whole_film_yet(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lungs, "EPOCHS", 30)
     monkeypatch.setattr(lungs, "RIDGE_PENALTY", 0.1)
     rng = np.random.default_rng(3)
 

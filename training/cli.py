@@ -107,7 +107,7 @@ def prepare(
         Path | None, typer.Option(help="Fetch NIH's set from Kaggle into this folder first (42 GB, needs a token).")
     ] = None,
 ) -> None:
-    """Make a manifest and small 8-bit inputs of films and their table.
+    """Make a manifest and small inputs of films and their table.
 
     Interrupted, it goes on where it stopped.
     """

@@ -12,7 +12,7 @@ Sums = dict[str, Tensor]
 
 films ()        how many
 inputs (D,)     of x
-products (D, D) of x x'
+products (D, D) of x x', and of weighted changes of x (`add_changes`)
 known (F,)      of the films with a label, and with "x" of their x, (D, F)
 positive (F,)   of those that have the finding, likewise
 """
@@ -49,8 +49,8 @@ def add(sums: Sums, inputs: Tensor, labels: Tensor) -> None:
 
 
 def add_changes(sums: Sums, changes: Tensor, *, weight: float) -> None:
-    """Penalise what slight changes of films change in the inputs (N, D): as if every film also stood there moved by
-    them and against them, with this weight (Bishop 1995, Training with Noise is Equivalent to Tikhonov
+    """Penalise what slight changes of films change in the inputs (N, D): as if half of every film were moved by the
+    weight's root times its change, and half against it (Bishop 1995, Training with Noise is Equivalent to Tikhonov
     Regularization)."""
     sums["products"] += weight * (changes.T @ changes).cpu().double()
 

@@ -98,6 +98,8 @@ def open_prepared(folder: Path, *, size: int | None = None) -> Prepared:
         size = min(plan["sizes"]) if size is None else size
         if size not in plan["sizes"]:
             raise NotPrepared(f"{folder} holds the sizes {plan['sizes']}, not {size}")
+        if plan["preprocessing"] != Preprocessing.name:
+            raise NotPrepared(f"{folder} was prepared by another version of Nightread: prepare it again elsewhere")
         manifest = read_manifest(folder / "manifest.csv")
         images = np.load(_images_path(folder, size), mmap_mode="r")
         return Prepared(manifest, images, Preprocessing(name=plan["preprocessing"], size=size))
@@ -275,7 +277,9 @@ def _begin(folder: Path, manifest: pd.DataFrame, preprocessings: Sequence[Prepro
     plan, written = _plan(manifest, preprocessings), folder / "prepared.json"
     if written.is_file():
         if written.read_text() != plan:
-            raise NotPrepared(f"{folder} was begun with other films or sizes: take another folder or remove it")
+            raise NotPrepared(
+                f"{folder} was begun with other films or sizes, or by another version: take another folder or remove it"
+            )
         return
     for each in preprocessings:
         _lay_out(_images_path(folder, each.size), (len(manifest), each.size, each.size))

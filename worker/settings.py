@@ -145,7 +145,7 @@ class Settings(BaseSettings):
     """A film with more pixels (rows x columns) is refused before it is decoded."""
     decode: DecodeSettings = DecodeSettings()
     reduce_jpeg2000: bool = True
-    """JPEG 2000 films are decoded at half or a quarter of their resolution where twice the network's input remains."""
+    """JPEG 2000 films are decoded at a half or a quarter of their resolution where 2.25 times the input remain."""
     straggler_seconds: float = Field(2.0, gt=0, le=3600)
     """A batch that is not full waits this long for the next film."""
 

@@ -43,12 +43,12 @@ TRAINED_SIZES, TRAINED_BATCH, TRAINED_STEPS = (160, 224), 64, 20
 DECODED = 16  # films of 2500 x 2500 pixels
 
 
-def inputs_of(count: int, *, size: int) -> NDArray[np.uint8]:
-    """Smooth pictures of different brightness, uint8 (count, size, size)."""
+def inputs_of(count: int, *, size: int) -> NDArray[np.float16]:
+    """Smooth pictures of different brightness, float16 (count, size, size) in 0 to 255."""
     picture = texture(size, size).astype(float)
     picture = 255 * (picture - picture.min()) / np.ptp(picture)
     shades = np.linspace(0.3, 1, count)[:, None, None]
-    return np.rint(np.roll(picture, 7, axis=0) * shades).astype(np.uint8)
+    return (np.roll(picture, 7, axis=0) * shades).astype(np.float16)
 
 
 def per_second(work: Callable[[], object], *, films: int, seconds: float) -> float:
@@ -117,7 +117,7 @@ def measure_training(device: torch.device, *, steps: int) -> list[dict[str, Any]
     rows: list[dict[str, Any]] = []
     rng = np.random.default_rng(0)
     for size in TRAINED_SIZES:
-        images = rng.integers(0, 256, (512, size, size), dtype=np.uint8)
+        images = rng.uniform(0, 255, (512, size, size)).astype(np.float16)
         films = Films(images, np.arange(512), (rng.random((512, len(FINDINGS))) < 0.2).astype(np.uint8))
         for precision in ("32-true", "16-mixed") if device.type == "cuda" else ("32-true",):
             settings = Settings(

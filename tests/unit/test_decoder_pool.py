@@ -7,7 +7,9 @@ import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from itertools import permutations
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,14 +70,14 @@ def test_a_film_that_was_scored_must_still_show_the_same_pixels(tmp_path):
     assert again.reason == "file_replaced"
 
 
-@pytest.mark.parametrize(("before", "after"), [(True, False), (False, True)])
-def test_a_film_scored_by_its_half_is_the_same_as_by_its_whole(tmp_path, before, after):
-    """Another checkpoint may read larger inputs, for which the whole film is decoded."""
+@pytest.mark.parametrize(("before", "after"), list(permutations((64, 128, 224), 2)))
+def test_a_film_scored_at_one_resolution_is_the_same_at_another(tmp_path: Path, before: int, after: int) -> None:
+    """Another checkpoint may read larger inputs: for 64 a quarter of this film is decoded, for 128 a half."""
     slope = np.add.outer(np.arange(800), np.arange(800)).astype(np.uint16) * 2
     window: dict[str, Any] = {"WindowCenter": 2048, "WindowWidth": 3800}
     film = make_film(tmp_path / "a.dcm", pixels=slope, bits=12, transfer_syntax=JPEG2000Lossless, **window)
     name, uid = str(tmp_path / "a.dcm"), film.SOPInstanceUID
-    scored, other = (replace(OPTIONS, reduce_jpeg2000=halved) for halved in (before, after))
+    scored, other = (replace(OPTIONS, preprocessing=Preprocessing(size=size)) for size in (before, after))
     digest = digest_of(decode_film(name, uid, scored))
     assert digest_of(decode_film(name, uid, other)) != digest
     assert isinstance(decode_film(name, uid, other, digest), NetworkInput)

@@ -49,8 +49,8 @@ def wrapped_input(grey: NDArray[np.float32], *, bits: int, photometric: str, syn
 
 def assert_parity(path: Path, *, bits: int, photometric: str, syntax: UID) -> None:
     grey = read_picture(path)
-    trained = PREPROCESSING.image(grey).astype(int)
-    served = wrapped_input(grey, bits=bits, photometric=photometric, syntax=syntax).astype(int)
+    trained = PREPROCESSING.image(grey).astype(float)
+    served = wrapped_input(grey, bits=bits, photometric=photometric, syntax=syntax).astype(float)
     assert np.abs(served - trained).max() <= 1
 
 

@@ -128,7 +128,7 @@ def test_other_wavelets_tiles_and_films_without_a_low_band_are_decoded_whole(opt
 
 
 @pytest.mark.parametrize("syntax", REDUCED, ids=lambda syntax: syntax.keyword)
-def test_a_truncated_film_is_refused_at_half_its_resolution_too(syntax: UID) -> None:
+def test_a_truncated_film_is_refused_at_a_lower_resolution_too(syntax: UID) -> None:
     film = film_in(syntax, thorax(400, 400))
     codestream = get_frame(film.PixelData, 0, number_of_frames=1).rstrip(b"\0")
     for share in np.linspace(0.02, 0.98, 25):

@@ -20,10 +20,10 @@ Band = tuple[int, NDArray[np.float32]]  # where an output's weights begin, and t
 MARGIN = 2.25  # times the network's input that a film's low band must hold on both sides
 MOST_HALVINGS = 2
 # The low band passes 1 + c / 2 - c^2 / 2 of a wave, c = 1 - cos(w), and straight lines between its samples 1 - c / 2 of
-# that: together 1 - 3 c^2 / 4. These weights of a sample and its neighbours pass 1 + 3 c^2 / 4 of slow waves.
+# that: together 1 - 3 c^2 / 4. These weights of a sample and its neighbours, added to it, make 1 + 3 c^2 / 4 of it.
 SHARPENING = np.array([3, -12, 18, -12, 3]) / 256
-# Grey levels of 255: a quarter of 57 films with less moved no probability by more than .0099, and of 37 with more, the
-# first that moved one by more than .01 had .038.
+# Grey levels of 255: 57 films with less, decoded at a quarter, moved no probability by more than .0099; of 37 with more
+# the first that moved one by more than .01 had .038.
 BEND = 0.03
 ROW_STEP = 8  # look at every 8th row
 
@@ -80,7 +80,8 @@ def _band(row: NDArray[np.float32]) -> Band:
 
 
 def squash_weights(length: int, size: int) -> Numbers:
-    """`Preprocessing.image` along one side as a matrix, (size, length): whole boxes, then Pillow's triangles."""
+    """`Preprocessing.image` along one side as a matrix, (size, length): whole boxes, then Pillow's triangles. The
+    outermost pixels are replaced afterwards."""
     factor = int(length / size / GAP) or 1
     boxes = np.arange(-(-length // factor))
     scale = length / factor / size  # of the triangles, in boxes; at least 1 for what is halved
@@ -105,7 +106,7 @@ def _at_the_samples(whole: Numbers) -> Numbers:
 
 
 def _sharpened(weights: Numbers) -> Numbers:
-    """But for the first and last samples, beside which there are no others."""
+    """But for the first two and last two samples, beside which there are too few."""
     edge, sharpened = len(SHARPENING) // 2, weights.copy()
     inner = weights[:, edge:-edge]
     for first, share in enumerate(SHARPENING):

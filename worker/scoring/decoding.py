@@ -101,13 +101,13 @@ def _is_within(path: str, roots: tuple[str, ...]) -> bool:
 
 def _shows(dataset: Dataset, pixel_digest: str | None, film: Film, options: DecodeOptions) -> bool:
     """Whether these are the pixels of this digest at another resolution than that of `film`: at which one they were
-    scored depends on the size of the network's input."""
-    others = (halvings for halvings in range(MOST_HALVINGS + 1) if halvings != film.halvings)
-    return any(
-        read_film(dataset, limits=options.limits, reduced_for=LEAST_SIDE, most_halvings=halvings).pixel_digest
-        == pixel_digest
-        for halvings in others
-    )
+    scored depends on the size of the network's input. The whole film, the dearest, comes last."""
+    for halvings in range(MOST_HALVINGS, -1, -1):
+        if halvings != film.halvings:
+            other = read_film(dataset, limits=options.limits, reduced_for=LEAST_SIDE, most_halvings=halvings)
+            if other.pixel_digest == pixel_digest:
+                return True
+    return False
 
 
 def prepare_child(memory_mb: int | None) -> None:

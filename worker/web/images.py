@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FILM_PIXELS, THUMBNAIL_PIXELS = 1024, 96  # the longer side
 HEAT_PIXELS = 768
-DRAWING = "2"  # of the way pictures are made: another way makes other files
+DRAWING = "3"  # of the way pictures are made: another way makes other files
 TIDIED_EVERY = 64  # pictures
 
 

@@ -78,6 +78,7 @@ gpu: $(VENV)/installed-for-tests  ## Measure this machine's GPU: films, precisio
 	$(BIN)/python -m tests.drills.gpu
 
 demo-checkpoint: $(VENV)/installed-for-tests  ## Draw other phantoms and train the demo's checkpoint on them (a few minutes)
+	rm -rf build/demo-checkpoint
 	$(BIN)/python -m worker.demo.learn
 
 audit:  ## Ask PyPI for known weaknesses of the pinned packages; fails when one cannot be asked for

@@ -19,7 +19,7 @@ from worker.demo import film, night
 from worker.demo import run as demo
 from worker.demo.canvas import Map
 from worker.demo.film import Film, picture
-from worker.demo.learn import CHECKPOINT, PURPOSE, ROWS, draw_films, phantom
+from worker.demo.learn import CHECKPOINT, PURPOSE, ROWS, draw_films, main, phantom
 from worker.demo.night import Written
 from worker.demo.run import SQL_TO_ASK, Morning, Place, head_line, own_settings, run_demo, surprises
 from worker.scoring.inference import Classifier
@@ -185,3 +185,8 @@ def test_what_it_learns_from_is_drawn_beside_its_table_and_repeatable(tmp_path: 
     assert labels == [str(int(finding in phantom(0).findings)) for finding in FINDINGS]
     for name in ("labels.csv", "00000.png", "00002.png"):
         assert (first.parent / name).read_bytes() == (again.parent / name).read_bytes()
+
+
+def test_a_checkpoint_is_not_made_from_what_an_earlier_run_left(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="remove it"):
+        main(tmp_path)

@@ -69,7 +69,12 @@ def train(*words: str | Path) -> None:
 
 
 def main(folder: Path) -> None:
-    """Draw, prepare, fit, evaluate; then the checkpoint takes the place of the one that ships."""
+    """Draw, prepare, fit, evaluate; then the checkpoint takes the place of the one that ships.
+
+    Raises SystemExit where the folder is there: a run of other code must not be gone on with.
+    """
+    if folder.exists():
+        raise SystemExit(f"{folder} is there from an earlier run: remove it or name another folder")
     films, prepared, run = (folder / name for name in ("films", "prepared", "run"))
     with progress("Drawing films to learn from", total=FILMS) as advance:
         table = draw_films(films, on_film=advance)

@@ -48,6 +48,7 @@ _GRAY: Final = ("1", "L", "I", "I;16")
 KEPT: Final = (READY, CONVERTED)
 _FILMS_PER_SYNC: Final = 256
 _NPY_HEADER_BYTES: Final = 128
+_STORED: Final = np.dtype("<f2")  # the greys in the image files
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def open_prepared(folder: Path, *, size: int | None = None) -> Prepared:
             raise NotPrepared(f"{folder} was prepared by another version of Nightread: prepare it again elsewhere")
         manifest = read_manifest(folder / "manifest.csv")
         images = np.load(_images_path(folder, size), mmap_mode="r")
-        return Prepared(manifest, images, Preprocessing(name=plan["preprocessing"], size=size))
+        return Prepared(manifest, images, Preprocessing(size=size))
     except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise NotPrepared(
             f"{folder} is damaged ({type(error).__name__}): prepare it again in another folder"
@@ -191,7 +192,7 @@ def _write_inputs(path: Path, parts: Sequence[Prepared], shape: tuple[int, ...])
             for part in parts:
                 places = part.manifest.index.to_numpy()
                 for start in range(0, len(places), _FILMS_PER_SYNC):
-                    opened.write(part.images[places[start : start + _FILMS_PER_SYNC]].astype(np.float16).tobytes())
+                    opened.write(part.images[places[start : start + _FILMS_PER_SYNC]].astype(_STORED).tobytes())
 
 
 def decode(film: Encoded, *, preprocessings: Sequence[Preprocessing]) -> Decoded:
@@ -299,12 +300,12 @@ def _plan(manifest: pd.DataFrame, preprocessings: Sequence[Preprocessing]) -> st
 
 def _lay_out(path: Path, shape: tuple[int, ...]) -> None:
     """An .npy file of zeros that takes no room until it is written to."""
-    header: dict[str, Any] = {"descr": "<f2", "fortran_order": False, "shape": shape}
+    header: dict[str, Any] = {"descr": _STORED.str, "fortran_order": False, "shape": shape}
     with path.open("wb") as opened:
         np.lib.format.write_array_header_1_0(opened, header)
         if opened.tell() != _NPY_HEADER_BYTES:
             raise AssertionError(f"numpy wrote a header of {opened.tell()} bytes")
-        opened.truncate(_NPY_HEADER_BYTES + int(np.prod(shape)) * np.dtype(np.float16).itemsize)
+        opened.truncate(_NPY_HEADER_BYTES + int(np.prod(shape)) * _STORED.itemsize)
 
 
 def _outcomes_so_far(folder: Path) -> dict[int, str]:

@@ -260,6 +260,16 @@ def test_a_damaged_folder_says_so(
         prepared.open_prepared(tmp_path / "out")
 
 
+def test_a_folder_of_another_preprocessing_is_refused(manifest: pd.DataFrame, archive: Path, tmp_path: Path) -> None:
+    prepared.prepare(manifest, [archive], tmp_path, sizes=[32])
+    plan = tmp_path / "prepared.json"
+    plan.write_text(plan.read_text().replace('"squash_inner"', '"squash"'))
+    with pytest.raises(prepared.NotPrepared, match="another version"):
+        prepared.open_prepared(tmp_path)
+    with pytest.raises(prepared.NotPrepared, match="another version"):
+        prepared.prepare(manifest, [archive], tmp_path, sizes=[32])
+
+
 def jpeg(pixels: NDArray[np.uint8], mode: str = "L") -> bytes:
     encoded = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(encoded, "JPEG", quality=95)

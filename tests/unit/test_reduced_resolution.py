@@ -53,7 +53,6 @@ def test_a_reduced_film_gives_the_network_input_of_the_whole(
     assert low.pixels.shape == tuple(-(-side // 2**halvings) for side in shape)
     whole = read_film(film).network_input(preprocessing)
     differences = np.abs(low.network_input(preprocessing).astype(float) - whole)
-
     assert differences.max() <= 8  # where the window cuts off what overshoots, at the border
     assert differences[3:].max() < 0.5
     assert differences[3:].mean() < 0.05

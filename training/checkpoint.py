@@ -43,7 +43,8 @@ class DamagedCheckpoint(CheckpointError):
 
 
 class UnsoundCheckpoint(DamagedCheckpoint):
-    """The file is whole, but its weights are no finite numbers or its network gives no probabilities."""
+    """The file is whole, but its weights are no finite numbers, or its network gives no probabilities or, once it is
+    compiled, others."""
 
     def __init__(self, sentence: str, *, digest: str = "") -> None:
         super().__init__(sentence)

@@ -286,8 +286,7 @@ class MobileNetLungs(nn.Module):
         return weight
 
     def _both(self, images: Tensor, inside: Tensor) -> Iterator[Tensor]:
-        """What the blocks give that are read, of N whole films and then of their lungs, in one pass: torch.fx folds the
-        batch norms of a block once per call, and so a block is called once."""
+        """What the blocks give that are read, of N whole films and then of their lungs, in one pass."""
         shared = self._shared(images)
         both = torch.cat([shared, self._lungs_alone(shared, inside)])
         return _read(self.features, both, first=self.SHARED)

@@ -1,13 +1,14 @@
 """A checkpoint that gives no probabilities: refused where it can be, and taken back where it ranks already."""
 
 import os
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from sqlalchemy import select
-from torch.fx.experimental.optimization import fuse
 
 from db import registry
 from db.models import FilmScore, Study
@@ -23,6 +24,7 @@ from worker.intake.receive import receive
 from worker.monitoring.prometheus import WorkMetrics
 from worker.queue.tasks import Service
 from worker.scoring import inference
+from worker.scoring.engines import Engine, make_engine
 from worker.scoring.inference import Classifier, prove
 from worker.terminal.refusals import refusal_of
 
@@ -66,15 +68,15 @@ def test_a_classifier_gives_probabilities_or_raises(untrained_checkpoint, monkey
         classifier.predict(np.zeros((2, 64, 64), dtype=np.uint8))
 
 
-def test_a_network_that_folding_changes_is_refused(untrained_checkpoint, monkeypatch):
-    def fold_twice(network: torch.nn.Module) -> torch.nn.Module:
-        folded = fuse(network)
-        folded.get_parameter("classifier.1.weight").data *= 2
-        return folded
+def test_a_network_that_says_other_things_once_it_is_compiled_is_refused(untrained_checkpoint, monkeypatch):
+    def compiled_amiss(network: torch.nn.Module, *others: Any) -> Engine:
+        other = deepcopy(network)
+        other.get_parameter("classifier.1.weight").data *= 2
+        return make_engine(other, *others)
 
     prove(untrained_checkpoint)
-    monkeypatch.setattr(inference, "fuse", fold_twice)
-    with pytest.raises(UnsoundCheckpoint, match="another one once its batch norms are folded"):
+    monkeypatch.setattr(inference, "make_engine", compiled_amiss)
+    with pytest.raises(UnsoundCheckpoint, match="says other things once it is compiled"):
         prove(untrained_checkpoint)
 
 

@@ -1,22 +1,22 @@
 """One checkpoint on one device: batches of film inputs in, calibrated probabilities out."""
 
 import os
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.fx.experimental.optimization import fuse
+from torch import nn
 
 from db.base import DECIMALS
 from training.checkpoint import Checkpoint, UnsoundCheckpoint, build, load_checkpoint
 from training.imaging.allocator import keep_freed_memory
 from training.imaging.preprocessing import Greys
 from worker.errors import Unavailable
+from worker.scoring.engines import make_engine
 
-FOLDED_APART: Final = 1e-3  # the most that folding may change a probability; of the one that ships it changes 3e-6
+SERVED_APART: Final = 1e-3  # the most that what serves may change a probability; of the one that ships it is 1e-6
 
 
 class DeviceGone(Unavailable):
@@ -44,22 +44,8 @@ def share_processor() -> None:
 
 
 def prove(path: Path, *, digest: str | None = None) -> None:
-    """Load a checkpoint whole and score a few generated inputs with it on the CPU. Raises CheckpointError.
-
-    Also where its network says something else once it is made ready to serve: torch folds a batch norm as often as its
-    layer is called, and a layer that is called twice would be wrong without a word.
-    """
-    checkpoint = load_checkpoint(path, expected_digest=digest)
-    inputs = _generated_inputs(checkpoint.preprocessing.size)
-    classifier = Classifier(checkpoint, device=torch.device("cpu"), batch_size=len(inputs))
-    try:
-        served = classifier.predict(inputs)
-        with torch.inference_mode():
-            logits = build(checkpoint)(checkpoint.preprocessing.tensor(torch.from_numpy(inputs))).numpy()
-    except RuntimeError as error:
-        raise UnsoundCheckpoint("its network cannot score an input of its size", digest=checkpoint.digest) from error
-    if not np.allclose(served, checkpoint.calibration.probabilities(logits), atol=FOLDED_APART):
-        raise UnsoundCheckpoint("its network is another one once its batch norms are folded", digest=checkpoint.digest)
+    """Load a checkpoint whole and score a few generated inputs with it on the CPU. Raises CheckpointError."""
+    Classifier(load_checkpoint(path, expected_digest=digest), device=torch.device("cpu"), batch_size=1)
 
 
 def _generated_inputs(size: int) -> NDArray[np.uint8]:
@@ -76,7 +62,10 @@ def _generated_inputs(size: int) -> NDArray[np.uint8]:
 
 
 class Classifier:
-    """A checkpoint's network, ready on its device. It is loaded in the process that uses it, never inherited."""
+    """A checkpoint's network, ready on its device. It is loaded in the process that uses it, never inherited.
+
+    Raises UnsoundCheckpoint where it gives no probabilities, or others once it is compiled.
+    """
 
     def __init__(self, checkpoint: Checkpoint, *, device: torch.device, batch_size: int) -> None:
         self.findings = checkpoint.findings
@@ -84,16 +73,30 @@ class Classifier:
         self.batch_size = batch_size
         self.device = device
         self._digest, self._calibration = checkpoint.digest, checkpoint.calibration
-        # Batch norms become part of the convolutions before them: the same sums, in two thirds of the time.
-        self.network = fuse(build(checkpoint)).to(device).to(memory_format=torch.channels_last)
+        network = build(checkpoint)
+        self.engine = make_engine(network, checkpoint.preprocessing, device)
+        if device.type == "cpu":
+            self._require_as_trained(network)
+
+    def _require_as_trained(self, network: nn.Module) -> None:
+        """What is compiled is another program on every kind of processor, and makes numbers of NaN, as torch does not:
+        here it has to say of a few inputs what the network says."""
+        inputs = _generated_inputs(self.preprocessing.size)
+        try:
+            with torch.inference_mode():
+                logits = network(self.preprocessing.tensor(inputs)).numpy()
+            trained, served = self._probabilities(logits), self._probabilities(self.engine(inputs, len(inputs)))
+        except RuntimeError as error:
+            raise UnsoundCheckpoint("its network cannot score an input of its size", digest=self._digest) from error
+        if not np.allclose(served, trained, atol=SERVED_APART):
+            raise UnsoundCheckpoint("its network says other things once it is compiled", digest=self._digest)
 
     def predict(self, inputs: Greys) -> NDArray[np.float32]:
         """(N, size, size) in 0 to 255 -> float32 probabilities (N, findings), rounded to DECIMALS.
 
-        Every pass runs at the full batch size, the last one filled up with black: kernels add in an order that depends
-        on the batch's shape, and a film's probabilities must not depend on how many neighbours it had. When the device
-        has not enough memory the batch is halved and stays so. Raises RuntimeError when a single film fails, and
-        UnsoundCheckpoint where a probability is none: whatever the inputs hold, they are finite.
+        A film's probabilities do not depend on its neighbours. When the device has not enough memory the batch is
+        halved and stays so. Raises RuntimeError when a single film fails, and UnsoundCheckpoint where a probability is
+        none: whatever the inputs hold, they are finite.
         """
         try:
             passes = [self._one_pass(inputs[i : i + self.batch_size]) for i in range(0, len(inputs), self.batch_size)]
@@ -114,19 +117,11 @@ class Classifier:
             return False
         return True
 
-    @torch.inference_mode()
     def _one_pass(self, inputs: Greys) -> NDArray[np.float32]:
-        full = np.zeros((self.batch_size, *inputs.shape[1:]), dtype=np.float16)
-        full[: len(inputs)] = inputs
-        images = torch.from_numpy(full).to(self.device, non_blocking=True)  # (B, size, size)
-        network_input = self.preprocessing.tensor(images).contiguous(memory_format=torch.channels_last)  # (B, C, s, s)
-        with self._autocast():
-            logits = self.network(network_input)  # (B, findings)
-        probabilities = self._calibration.probabilities(logits.float().cpu().numpy()[: len(inputs)])
+        return np.round(self._probabilities(self.engine(inputs, self.batch_size)), DECIMALS)
+
+    def _probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        probabilities = self._calibration.probabilities(logits)
         if not ((probabilities >= 0) & (probabilities <= 1)).all():  # NaN compares false
             raise UnsoundCheckpoint("its network gives values that are no probabilities", digest=self._digest)
-        return np.round(probabilities, DECIMALS)
-
-    def _autocast(self) -> Any:
-        # Half precision pays on CUDA; on CPUs without AMX bfloat16 is emulated and several times slower.
-        return torch.autocast("cuda", dtype=torch.float16) if self.device.type == "cuda" else nullcontext()
+        return probabilities

@@ -17,10 +17,11 @@ from rich.console import Console
 from tests.benchmarks.films import SYNTAXES, textured
 from tests.support.dicom_files import make_film
 from training.checkpoint import SHIPPED, read_header
+from training.imaging import digests
 from training.imaging.allocator import keep_freed_memory
 from training.imaging.decoders import decode, decode_reduced
 from training.imaging.dicom import DEFAULT_LIMITS, PixelHeader, open_dataset
-from training.imaging.pixels import digest_of, read_film
+from training.imaging.pixels import read_film
 from training.imaging.preprocessing import Preprocessing
 from training.imaging.reduced_resolution import halvings_for
 
@@ -52,7 +53,7 @@ def profile(path: Path, preprocessing: Preprocessing) -> dict[str, float]:
     return {
         "open the file": milliseconds(lambda: open_dataset(path)),
         "decode": milliseconds(pixels),
-        "SHA-256 of the pixels": milliseconds(lambda: digest_of(stored, header.photometric)),
+        "digest of the pixels": milliseconds(lambda: digests.of_pixels(stored, header.photometric)),
         "window and squash": milliseconds(lambda: film.network_input(preprocessing)),
         "all": milliseconds(lambda: read_film(open_dataset(path), reduced_for=size).network_input(preprocessing)),
     }

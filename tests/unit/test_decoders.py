@@ -286,12 +286,16 @@ def test_jpeg_lossless_is_used_up_to_its_last_bit(predictor: int) -> None:
     pixels = texture(50, 40, bits=12)
     codestream = bytes(imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=predictor, bitspersample=12))
     np.testing.assert_array_equal(imagecodecs.jpeg8_decode(codestream), pixels)
-    assert jpeg_lossless.require_used_up(codestream, pixels)
+
+    def is_used_up(codestream: bytes) -> bool:
+        return jpeg_lossless.require_used_up(codestream, pixels, ff=jpeg_lossless.places_of_ff(codestream))
+
+    assert is_used_up(codestream)
     more = codestream[:-2] + b"\x55" + codestream[-2:]
     with pytest.raises(Undecodable):
-        jpeg_lossless.require_used_up(more, pixels)
+        is_used_up(more)
     with pytest.raises(Truncated):
-        jpeg_lossless.require_used_up(codestream[:-4] + codestream[-2:], pixels)
+        is_used_up(codestream[:-4] + codestream[-2:])
 
 
 @pytest.mark.parametrize(("brighter", "sound"), [(300, True), (2500, False)])

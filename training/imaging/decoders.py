@@ -178,7 +178,7 @@ def _jpeg_dct(codestream: bytes, _stream: Stream) -> Pixels:
     """Raises Undecodable where the end of the only scan means nothing: a decoder that lost its step was done early."""
     if codestream.count(START_OF_SCAN) > MOST_SCANS:
         raise Undecodable("The compressed image has more scans than any film's.")
-    _require_scans(codestream)
+    _require_scans(codestream, jpeg_lossless.places_of_ff(codestream))
     pixels = _jpeg_turbo(codestream, columns=8)  # what libjpeg-turbo makes up comes in blocks
     if codestream.count(START_OF_SCAN) == 1:
         other_end = codestream[:-4].removesuffix(b"\xff") + PROBE + END_MARKER
@@ -188,9 +188,10 @@ def _jpeg_dct(codestream: bytes, _stream: Stream) -> Pixels:
 
 
 def _jpeg_lossless(codestream: bytes, stream: Stream) -> Pixels:
-    _require_scans(codestream)
+    ff = jpeg_lossless.places_of_ff(codestream)
+    _require_scans(codestream, ff)
     pixels: Pixels = imagecodecs.jpeg8_decode(codestream)
-    if jpeg_lossless.require_used_up(codestream, pixels):
+    if jpeg_lossless.require_used_up(codestream, pixels, ff=ff):
         return pixels
     return _jpeg_turbo(codestream, columns=stream.columns)  # here in rows
 
@@ -445,10 +446,10 @@ def _require_packets(codestream: bytes, at: int, end: int, style: int) -> None:
         raise Undecodable(MARKER_IN_DATA)
 
 
-def _require_scans(codestream: bytes) -> None:
+def _require_scans(codestream: bytes, ff: NDArray[np.intp]) -> None:
     """Walk over a JPEG codestream's segments and scans (T.81 B.1.1). Raises Undecodable where a scan holds a marker
     that is no restart in its turn, or anything but a segment follows it."""
-    at, interval, markers = 2, 0, _markers(codestream)
+    at, interval, markers = 2, 0, _markers(codestream, ff)
     while codestream[at : at + 2] != END_MARKER:
         marker = codestream[at + 1]
         if codestream[at] != 0xFF or marker not in SEGMENTS:
@@ -463,11 +464,10 @@ def _require_scans(codestream: bytes) -> None:
             at += 1
 
 
-def _markers(codestream: bytes) -> NDArray[np.intp]:
+def _markers(codestream: bytes, at: NDArray[np.intp]) -> NDArray[np.intp]:
     """Where markers begin: at the last 0xFF in a row, but for one alone behind which a scan stuffed 0x00 so that none
     can be read out of its data (T.81 B.1.1.2, F.1.2.3)."""
     data = np.frombuffer(codestream, dtype=np.uint8)
-    at = np.flatnonzero(data[:-1] == 0xFF)
     following = data[at + 1]
     stuffed = (following == 0) & (data[at - 1] != 0xFF)
     markers: NDArray[np.intp] = at[(following != 0xFF) & ~stuffed]

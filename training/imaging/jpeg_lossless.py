@@ -20,10 +20,16 @@ SOF3, DHT, SOS, DRI = 0xC3, 0xC4, 0xDA, 0xDD
 BLOCK_ROWS = 16  # what stays in the processor's cache
 
 
-def require_used_up(codestream: bytes, pixels: NDArray[np.integer[Any]]) -> bool:
+def places_of_ff(codestream: bytes) -> NDArray[np.intp]:
+    """Where 0xFF stands, but for the last byte: in a scan's data before a stuffed 0x00, else at a marker's begin."""
+    return np.flatnonzero(np.frombuffer(codestream, dtype=np.uint8)[:-1] == 0xFF)
+
+
+def require_used_up(codestream: bytes, pixels: NDArray[np.integer[Any]], *, ff: NDArray[np.intp]) -> bool:
     """Compare the bits that a one-component film was coded in with those that there are.
 
-    False where that cannot be told: restart markers, several scans. Raises Truncated or Undecodable.
+    ff: `places_of_ff`, which takes milliseconds. False where that cannot be told: restart markers, several scans.
+    Raises Truncated or Undecodable.
     """
     precision, codes, at = 0, b"", 2
     tables: dict[int, NDArray[np.uint8]] = {}
@@ -41,8 +47,7 @@ def require_used_up(codestream: bytes, pixels: NDArray[np.integer[Any]]) -> bool
         return False
     _, _, table, predictor, _, transform = codes
     lengths = tables.get(table >> 4)
-    scan = np.frombuffer(codestream, dtype=np.uint8)[at:]
-    behind_ff = scan[np.flatnonzero(scan == 0xFF) + 1]
+    behind_ff = np.frombuffer(codestream, dtype=np.uint8)[ff[np.searchsorted(ff, at) :] + 1]
     stuffed = int(np.count_nonzero(behind_ff == 0))
     if lengths is None or not 1 <= predictor <= 7 or len(behind_ff) != stuffed + 1:
         return False
@@ -110,7 +115,8 @@ def _bits(
     for top in range(0, len(samples) - 1, BLOCK_ROWS):
         block = samples[top : top + BLOCK_ROWS + 1]
         differences = block[1:, 1:] - _predicted(block, predictor)
-        total += int(np.take(lengths, differences).sum(dtype=np.int64))
+        bits = np.take(lengths, differences, mode="clip")  # no difference lies outside; this way none is asked
+        total += int(np.add.reduce(bits, axis=0, dtype=np.uint16).sum(dtype=np.int64))
     return total
 
 

@@ -1,6 +1,5 @@
 """One DICOM data set, PNG or JPEG -> a float32 image in [0, 1], white = dense, as a radiologist's display shows it."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut
 
-from training.imaging import reduced_resolution
+from training.imaging import digests, reduced_resolution
 from training.imaging.decoders import Pixels, decode, decode_reduced
 from training.imaging.dicom import (
     DAMAGE,
@@ -41,7 +40,7 @@ class Film:
 
     pixels: the stored values as unsigned bit patterns, (rows, columns); of a film in colour its luminance, float32.
     greys: float32 in [0, 1], white = dense: what each pattern looks like; None beside a luminance.
-    pixel_digest: SHA-256 (hex) of the decoded stored values, their shape, type and photometric interpretation: the
+    pixel_digest: digest of the decoded stored values, their shape, type and photometric interpretation: the
     same for the same film in every lossless transfer syntax, when all of it was decoded.
     halvings: how often the film's resolution was halved, 0 to 2; whole: (rows, columns) before that.
     """
@@ -102,7 +101,7 @@ def read_film(
         if reduced is not None and not reduced.is_constant:
             return reduced
     stored, photometric = decode(dataset, header)
-    digest = digest_of(stored, photometric)
+    digest = digests.of_pixels(stored, photometric)
     if header.photometric == "PALETTE COLOR":
         stored = _palette_to_rgb(stored, dataset)
     if stored.ndim == 3:
@@ -128,7 +127,7 @@ def _reduced(dataset: Dataset, header: PixelHeader, halvings: int) -> Film | Non
     greys = grey_table(dataset, header, low)
     if not reduced_resolution.is_straight(low, greys):
         return None
-    digest = digest_of(low, header.photometric)
+    digest = digests.of_pixels(low, header.photometric)
     return Film(low, greys, digest, halvings=halvings, whole=(header.rows, header.columns))
 
 
@@ -159,9 +158,3 @@ def _palette_to_rgb(indices: Pixels, dataset: Dataset) -> Pixels:
         return np.asarray(apply_color_lut(indices, dataset))
     except DAMAGE as error:
         raise BadPixelHeader("The colour palette is missing or damaged.") from error
-
-
-def digest_of(stored: Pixels, photometric: str) -> str:
-    digest = hashlib.sha256(f"{stored.shape} {stored.dtype.str} {photometric}".encode())
-    digest.update(np.ascontiguousarray(stored).data)
-    return digest.hexdigest()

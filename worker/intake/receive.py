@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from db import arrivals, lookup
 from db.arrivals import Arrival, Placement, Registered
 from db.session import read_scope, session_scope
+from training.imaging import digests
 from training.imaging.dicom import UnusablePixels, open_regular, read_header
 from worker.context import Context
 from worker.errors import UnusableStudy
@@ -310,10 +311,10 @@ def _reject_taken(context: Context, file: Path, arrival: Arrival, *, of_study: b
 
 
 def digest_at(path: Path) -> str | None:
-    """SHA-256 of a file; None where it can no longer be read, which is no digest of anything."""
+    """The digest of a file; None where it can no longer be read, which is no digest of anything."""
     try:
         with _opened(path) as file:
-            return _digest(file)
+            return digests.of_file(file)
     except (OSError, UnusablePixels):
         return None
 
@@ -326,17 +327,13 @@ def _is_copy(held: Path, file: Path, *, roots: Sequence[str]) -> bool:
             return False
         with _opened(held) as first, _opened(confined(file, roots)) as second:
             same_size = os.fstat(first.fileno()).st_size == os.fstat(second.fileno()).st_size
-            return same_size and _digest(first) == _digest(second)
+            return same_size and digests.of_file(first) == digests.of_file(second)
     except (OSError, UnusableStudy, UnusablePixels):
         return False
 
 
 def _opened(path: Path) -> BufferedReader:
     return open_regular(path, follow_links=False)
-
-
-def _digest(file: BufferedReader) -> str:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reject(session: Session, file: Path, reason: UnusableStudy, *, copy_of: str | None = None) -> None:

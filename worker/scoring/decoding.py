@@ -1,6 +1,5 @@
 """One film from disk to network input, in a decoder process: what it imports, every decoder of the pool imports."""
 
-import hashlib
 import os
 import resource
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydicom.dataset import Dataset
 
+from training.imaging import digests
 from training.imaging.allocator import keep_freed_memory
 from training.imaging.child_process import exit_with_parent
 from training.imaging.dicom import PixelLimits, UnusablePixels, dataset_in, read_content
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # a decoder needs no database
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """A film as the network sees it: float16 (size, size), and the SHA-256 of its pixels and of its file."""
+    """A film as the network sees it: float16 (size, size), and the digests of its pixels and of its file."""
 
     image: Greys
     pixel_digest: str
@@ -84,7 +84,7 @@ def decode_film(
         film = read_film(dataset, limits=options.limits, reduced_for=reduced_for)
         if pixel_digest not in (None, film.pixel_digest) and not _shows(dataset, pixel_digest, film, options):
             return Failure("file_replaced", "the file now holds other pixels than those that were scored")
-        file_digest = hashlib.sha256(content).hexdigest()
+        file_digest = digests.of_content(content)
         return NetworkInput(film.network_input(options.preprocessing), film.pixel_digest, file_digest)
     except UnusablePixels as error:
         return Failure(error.reason, str(error))

@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from training.checkpoint import Checkpoint, build
+from training.grids import MobileNetGrid, MobileNetLungs
 from training.imaging.preprocessing import Greys, Preprocessing, as_picture
-from training.networks import MobileNetGrid, MobileNetLungs
 from training.pointing import findings_without_map
 
 Maps = npt.NDArray[np.float32]

@@ -37,6 +37,7 @@ from training.augmentation import Augmentation, slightly_changed
 from training.calibration import fit_calibration, reference, thresholds
 from training.checkpoint import Calibration, Header, build, load_checkpoint, read_header, save_checkpoint
 from training.errors import TrainingFailed
+from training.grids import GridLayer, MobileNetGrid, MobileNetLungs
 from training.imaging.allocator import keep_freed_memory
 from training.imaging.look_ahead import look_ahead
 from training.imaging.preprocessing import Greys, Preprocessing
@@ -44,15 +45,7 @@ from training.loggers import make_logger
 from training.losses import make_loss, shift_of, targets
 from training.manifest import counts, prevalence
 from training.metrics import evaluate
-from training.networks import (
-    GridLayer,
-    MobileNetGrid,
-    MobileNetLungs,
-    WrongWeights,
-    input_of,
-    make_network,
-    start_from,
-)
+from training.networks import WrongWeights, input_of, make_network, start_from
 from training.prepared import Prepared
 from training.sampling import SPLITS, STABLE, save_lists
 from training.settings import Settings, UnusableSettings

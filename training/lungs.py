@@ -28,18 +28,12 @@ from training import last_layer
 from training.checkpoint import Calibration, Header, save_checkpoint
 from training.errors import TrainingFailed
 from training.fit import Films
+from training.grids import LungOutline, MobileNetLungs, level_outside
 from training.imaging.allocator import keep_freed_memory
 from training.imaging.preprocessing import Greys
 from training.losses import targets
 from training.manifest import counts
-from training.networks import (
-    LungOutline,
-    MobileNetLungs,
-    imagenet_weights,
-    input_of,
-    level_outside,
-    start_from,
-)
+from training.networks import imagenet_weights, input_of, start_from
 from training.prepared import Prepared
 from training.settings import UnusableSettings
 

@@ -13,8 +13,9 @@ from tests.benchmarks.heatmaps import likeness, middle_of, read_boxes, share_wit
 from tests.support.values import present
 from training import explain
 from training.checkpoint import SHIPPED, Checkpoint, build, load_checkpoint, read_header
+from training.grids import MobileNetLungs
 from training.imaging.preprocessing import Preprocessing
-from training.networks import MobileNetLungs, input_of, make_network
+from training.networks import input_of, make_network
 from training.pointing import Pointing, no_map_because, pointing_of, wilson
 
 SIZE = 64

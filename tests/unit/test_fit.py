@@ -30,10 +30,11 @@ from training.fit import (
     train_epoch,
     training_batches,
 )
+from training.grids import GridLayer
 from training.imaging.preprocessing import Preprocessing
 from training.losses import make_loss, shift_of
 from training.manifest import UNKNOWN
-from training.networks import GridLayer, WrongWeights, input_of, make_network
+from training.networks import WrongWeights, input_of, make_network
 from training.prepared import Prepared
 from training.settings import Settings, UnusableSettings
 

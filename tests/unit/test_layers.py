@@ -18,6 +18,7 @@ SERVES = {
     "errors",
     "explain",
     "findings",
+    "grids",
     "imaging",
     "networks",
     "pointing",

@@ -14,7 +14,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from training import lungs
 from training.checkpoint import Calibration, Header, build, load_checkpoint, save_checkpoint
 from training.fit import fit
-from training.networks import MobileNetLungs, input_of, make_network
+from training.grids import MobileNetLungs
+from training.networks import input_of, make_network
 from training.prepared import Prepared
 from training.settings import Settings, UnusableSettings
 

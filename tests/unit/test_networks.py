@@ -5,18 +5,8 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from training.networks import (
-    NETWORKS,
-    AlexNet,
-    GridLayer,
-    MobileNetGrid,
-    MobileNetLungs,
-    UnknownNetwork,
-    WrongWeights,
-    input_of,
-    level_outside,
-    make_network,
-)
+from training.grids import GridLayer, MobileNetGrid, MobileNetLungs, level_outside
+from training.networks import NETWORKS, AlexNet, UnknownNetwork, WrongWeights, input_of, make_network
 
 
 def test_alexnet_has_the_papers_layers() -> None:

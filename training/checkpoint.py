@@ -43,8 +43,7 @@ class DamagedCheckpoint(CheckpointError):
 
 
 class UnsoundCheckpoint(DamagedCheckpoint):
-    """The file is whole, but its weights are no finite numbers, or its network gives no probabilities or, once it is
-    compiled, others."""
+    """The file is whole, but its weights are no finite numbers or its network gives no probabilities."""
 
     def __init__(self, sentence: str, *, digest: str = "") -> None:
         super().__init__(sentence)

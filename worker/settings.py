@@ -124,7 +124,7 @@ class Settings(BaseSettings):
     device: Device = "auto"
     """auto (cuda, else mps, else cpu), or a torch device such as cuda:1."""
     batch_size: int = Field(16, ge=1, le=4096)
-    """Films per prediction: of one pass on a GPU; a processor computes each by itself."""
+    """Films per prediction. A GPU computes them in one pass, a CPU one by one."""
     decoders: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=256)
     """Processes that decode films for the network."""
 

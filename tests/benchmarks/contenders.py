@@ -27,7 +27,6 @@ from sqlalchemy import Engine, select, text, update
 from db.models import Instance, Study
 from db.session import read_scope, session_scope
 from tests.benchmarks.machine import CORES, Tree, busy_cpu_seconds
-from training.imaging.allocator import keep_freed_memory
 from training.imaging.dicom import read_header
 from worker import logs
 from worker.context import Context
@@ -410,9 +409,8 @@ def network_alone() -> Callable[[int], object]:
     from training.checkpoint import SHIPPED, load_checkpoint
     from worker.scoring.inference import Classifier, choose_device
 
-    keep_freed_memory()
     checkpoint = load_checkpoint(SHIPPED)
-    classifier = Classifier(checkpoint, device=choose_device("auto"), batch_size=BATCH_FILMS)
+    classifier = Classifier(checkpoint, device=choose_device("auto"), batch_size=BATCH_FILMS, threads=CORES)
     side = checkpoint.preprocessing.size
     inputs = np.random.default_rng(0).integers(0, 256, (BATCH_FILMS, side, side), dtype=np.uint8)
 

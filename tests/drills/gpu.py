@@ -34,8 +34,8 @@ from training.findings import FINDINGS
 from training.fit import Films, launch, make_learner, train_epoch
 from training.networks import input_of
 from training.settings import Settings
-from worker.scoring.engines import OnDevice
 from worker.scoring.inference import Classifier
+from worker.scoring.runtimes import TorchRuntime
 
 BATCHES = (1, 16, 64, 256, 1024)
 MOST_DIFFERENCE = 0.005  # of a probability, between half and full precision
@@ -86,7 +86,7 @@ def precision_difference(checkpoint: Checkpoint, device: torch.device) -> float:
     """The largest difference of a probability between the worker's precision and float32, on 64 films."""
     inputs = inputs_of(64, size=checkpoint.preprocessing.size)
     usual = Classifier(checkpoint, device=device, batch_size=16).predict(inputs)
-    with patch.object(OnDevice, "_autocast", lambda _: nullcontext()):
+    with patch.object(TorchRuntime, "_autocast", lambda _: nullcontext()):
         full = Classifier(checkpoint, device=device, batch_size=16).predict(inputs)
     return float(np.abs(usual - full).max())
 

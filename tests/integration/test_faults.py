@@ -470,14 +470,14 @@ def test_a_device_out_of_memory_halves_the_batch_and_goes_on(embedded: Context, 
     films_in(tmp_path, 6)
     receive(embedded, [tmp_path])
     with open_scorer(embedded) as scorer:
-        engine = scorer.classifier.engine
+        runtime = scorer.classifier.runtime
 
-        def little_memory(inputs, batch_size):
+        def little_memory(inputs, *, batch_size):
             if batch_size > 2:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-            return engine(inputs, batch_size)
+            return runtime(inputs, batch_size=batch_size)
 
-        scorer.classifier.engine = little_memory
+        scorer.classifier.runtime = little_memory
         assert score_waiting(scorer, kind="score").scored == 6
         assert scorer.classifier.batch_size == 2
 

@@ -130,7 +130,7 @@ def test_a_film_that_fails_for_want_of_memory_is_tried_again_without_the_shadow(
 class Fake:
     """A network that answers, or raises, what it was given."""
 
-    batch_size, device = 4, torch.device("cpu")
+    batch_size, device, threads = 4, torch.device("cpu"), 1
 
     def __init__(self, answer: object) -> None:
         self.answer = answer

@@ -178,7 +178,7 @@ def _jpeg_dct(codestream: bytes, _stream: Stream) -> Pixels:
     """Raises Undecodable where the end of the only scan means nothing: a decoder that lost its step was done early."""
     if codestream.count(START_OF_SCAN) > MOST_SCANS:
         raise Undecodable("The compressed image has more scans than any film's.")
-    _require_scans(codestream, jpeg_lossless.places_of_ff(codestream))
+    _require_scans(codestream, _places_of_ff(codestream))
     pixels = _jpeg_turbo(codestream, columns=8)  # what libjpeg-turbo makes up comes in blocks
     if codestream.count(START_OF_SCAN) == 1:
         other_end = codestream[:-4].removesuffix(b"\xff") + PROBE + END_MARKER
@@ -188,7 +188,7 @@ def _jpeg_dct(codestream: bytes, _stream: Stream) -> Pixels:
 
 
 def _jpeg_lossless(codestream: bytes, stream: Stream) -> Pixels:
-    ff = jpeg_lossless.places_of_ff(codestream)
+    ff = _places_of_ff(codestream)
     _require_scans(codestream, ff)
     pixels: Pixels = imagecodecs.jpeg8_decode(codestream)
     if jpeg_lossless.require_used_up(codestream, pixels, ff=ff):
@@ -462,6 +462,11 @@ def _require_scans(codestream: bytes, ff: NDArray[np.intp]) -> None:
             at = _end_of_scan(codestream, markers[np.searchsorted(markers, at) :], restarting=interval > 0)
         while codestream[at + 1] == 0xFF:  # any marker may be preceded by fill bytes
             at += 1
+
+
+def _places_of_ff(codestream: bytes) -> NDArray[np.intp]:
+    """Where 0xFF stands, but for the last byte: before a stuffed 0x00, or where a marker begins."""
+    return np.flatnonzero(np.frombuffer(codestream, dtype=np.uint8)[:-1] == 0xFF)
 
 
 def _markers(codestream: bytes, at: NDArray[np.intp]) -> NDArray[np.intp]:

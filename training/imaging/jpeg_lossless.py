@@ -20,15 +20,10 @@ SOF3, DHT, SOS, DRI = 0xC3, 0xC4, 0xDA, 0xDD
 BLOCK_ROWS = 16  # what stays in the processor's cache
 
 
-def places_of_ff(codestream: bytes) -> NDArray[np.intp]:
-    """Where 0xFF stands, but for the last byte: in a scan's data before a stuffed 0x00, else at a marker's begin."""
-    return np.flatnonzero(np.frombuffer(codestream, dtype=np.uint8)[:-1] == 0xFF)
-
-
 def require_used_up(codestream: bytes, pixels: NDArray[np.integer[Any]], *, ff: NDArray[np.intp]) -> bool:
     """Compare the bits that a one-component film was coded in with those that there are.
 
-    ff: `places_of_ff`, which takes milliseconds. False where that cannot be told: restart markers, several scans.
+    ff: where 0xFF stands, but for the last byte. False where that cannot be told: restart markers, several scans.
     Raises Truncated or Undecodable.
     """
     precision, codes, at = 0, b"", 2
@@ -115,7 +110,7 @@ def _bits(
     for top in range(0, len(samples) - 1, BLOCK_ROWS):
         block = samples[top : top + BLOCK_ROWS + 1]
         differences = block[1:, 1:] - _predicted(block, predictor)
-        bits = np.take(lengths, differences, mode="clip")  # no difference lies outside; this way none is asked
+        bits = np.take(lengths, differences, mode="clip")  # NumPy then skips its check of bounds, in which all are
         total += int(np.add.reduce(bits, axis=0, dtype=np.uint16).sum(dtype=np.int64))
     return total
 

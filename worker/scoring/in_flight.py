@@ -1,4 +1,4 @@
-"""The studies that a worker holds: claimed a little ahead, decoded beside the network, predicted in full batches."""
+"""The studies that a worker holds: claimed a little ahead, decoded beside the network, predicted in batches."""
 
 import time
 from collections.abc import Sequence
@@ -109,7 +109,8 @@ class InFlight:
     def next_batch(self) -> list[ReadyFilm]:
         """The next films for the network: a full batch, or fewer when the next film takes longer than a straggler may.
 
-        A pass costs the same however few films are in it, so slow films are worth waiting for, one after the other.
+        A commit costs the same however few films are in it, and so does a GPU's pass: slow films are worth waiting for,
+        one after the other.
         """
         size, patience = self.scorer.classifier.batch_size, self.scorer.context.settings.straggler_seconds
         with self._stage("decode"):

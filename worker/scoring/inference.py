@@ -2,21 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from db.base import DECIMALS
 from training.checkpoint import Checkpoint, UnsoundCheckpoint, build, load_checkpoint
-from training.imaging.allocator import keep_freed_memory
 from training.imaging.preprocessing import Greys
 from worker.errors import Unavailable
-from worker.scoring.engines import make_engine
-
-SERVED_APART: Final = 1e-3  # the most that what serves may change a probability; of the one that ships it is 1e-6
+from worker.scoring.runtimes import generated_inputs, make_runtime
 
 
 class DeviceGone(Unavailable):
@@ -32,71 +27,46 @@ def choose_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def share_processor() -> None:
-    """Set this process up for a network that runs on the CPU, beside decoders that want every core.
+def share_cores() -> int:
+    """Set this process up for a network that runs on the CPU, beside decoders that want every core; the threads that
+    it may have.
 
-    torch's threads wait for each other after every layer. With as many of them as cores one always stands behind a
-    decoder while the rest spin: four times the processor time, measured on two cores. A quarter of the cores is what
-    a network costs beside its decoders. OMP_NUM_THREADS may ask for fewer.
+    A quarter of the cores is what a network costs beside its decoders, or more. Above all torch must not have as many
+    as there are cores, where it runs the network: its threads wait for each other after every layer, and the rest spin
+    while one stands behind a decoder. OMP_NUM_THREADS may ask for fewer.
     """
-    keep_freed_memory()  # every layer's output is a large block
-    torch.set_num_threads(min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) // 4)))
+    threads = min(torch.get_num_threads(), max(1, (os.cpu_count() or 1) // 4))
+    torch.set_num_threads(threads)
+    return threads
 
 
 def prove(path: Path, *, digest: str | None = None) -> None:
     """Load a checkpoint whole and score a few generated inputs with it on the CPU. Raises CheckpointError."""
-    Classifier(load_checkpoint(path, expected_digest=digest), device=torch.device("cpu"), batch_size=1)
-
-
-def _generated_inputs(size: int) -> NDArray[np.uint8]:
-    """uint8 (5, size, size), always the same: black, white, a slope of greys, noise, and two dark lungs in a bright
-    body: what a network does with lungs is used, too."""
-    ramp = np.linspace(0, 255, size)
-    slope = ((ramp[:, None] + ramp) / 2).astype(np.uint8)
-    noise = np.random.default_rng(0).integers(0, 256, (size, size), dtype=np.uint8)
-    down, across = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
-    lungs = (np.abs(across) - 0.4) ** 2 / 0.08 + (down + 0.1) ** 2 / 0.4 < 1
-    body = np.abs(across) < 0.9
-    chest = np.where(lungs, 60, np.where(body, 180, 5)).astype(np.uint8)
-    return np.stack([np.zeros_like(slope), np.full_like(slope, 255), slope, noise, chest])
+    checkpoint = load_checkpoint(path, expected_digest=digest)
+    inputs = generated_inputs(checkpoint.preprocessing.size)
+    try:
+        Classifier(checkpoint, device=torch.device("cpu"), batch_size=len(inputs)).predict(inputs)
+    except RuntimeError as error:
+        raise UnsoundCheckpoint("its network cannot score an input of its size", digest=checkpoint.digest) from error
 
 
 class Classifier:
-    """A checkpoint's network, ready on its device. It is loaded in the process that uses it, never inherited.
+    """A checkpoint's network, ready on its device. It is loaded in the process that uses it, never inherited."""
 
-    Raises UnsoundCheckpoint where it gives no probabilities, or others once it is compiled.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, batch_size: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, device: torch.device, batch_size: int, threads: int = 1) -> None:
+        """threads: that the network may have on a CPU."""
         self.findings = checkpoint.findings
         self.preprocessing = checkpoint.preprocessing
-        self.batch_size = batch_size
-        self.device = device
+        self.batch_size, self.device, self.threads = batch_size, device, threads
         self._digest, self._calibration = checkpoint.digest, checkpoint.calibration
-        network = build(checkpoint)
-        self.engine = make_engine(network, checkpoint.preprocessing, device)
-        if device.type == "cpu":
-            self._require_as_trained(network)
-
-    def _require_as_trained(self, network: nn.Module) -> None:
-        """What is compiled is another program on every kind of processor, and makes numbers of NaN, as torch does not:
-        here it has to say of a few inputs what the network says."""
-        inputs = _generated_inputs(self.preprocessing.size)
-        try:
-            with torch.inference_mode():
-                logits = network(self.preprocessing.tensor(inputs)).numpy()
-            trained, served = self._probabilities(logits), self._probabilities(self.engine(inputs, len(inputs)))
-        except RuntimeError as error:
-            raise UnsoundCheckpoint("its network cannot score an input of its size", digest=self._digest) from error
-        if not np.allclose(served, trained, atol=SERVED_APART):
-            raise UnsoundCheckpoint("its network says other things once it is compiled", digest=self._digest)
+        self.runtime = make_runtime(build(checkpoint), checkpoint.preprocessing, device, threads=threads)
 
     def predict(self, inputs: Greys) -> NDArray[np.float32]:
         """(N, size, size) in 0 to 255 -> float32 probabilities (N, findings), rounded to DECIMALS.
 
         A film's probabilities do not depend on its neighbours. When the device has not enough memory the batch is
         halved and stays so. Raises RuntimeError when a single film fails, and UnsoundCheckpoint where a probability is
-        none: whatever the inputs hold, they are finite.
+        none. (Not on a CPU where only some films make one: OpenVINO's ReLU makes 0 of NaN. See `make_runtime`.)
         """
         try:
             passes = [self._one_pass(inputs[i : i + self.batch_size]) for i in range(0, len(inputs), self.batch_size)]
@@ -118,10 +88,7 @@ class Classifier:
         return True
 
     def _one_pass(self, inputs: Greys) -> NDArray[np.float32]:
-        return np.round(self._probabilities(self.engine(inputs, self.batch_size)), DECIMALS)
-
-    def _probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        probabilities = self._calibration.probabilities(logits)
+        probabilities = self._calibration.probabilities(self.runtime(inputs, batch_size=self.batch_size))
         if not ((probabilities >= 0) & (probabilities <= 1)).all():  # NaN compares false
             raise UnsoundCheckpoint("its network gives values that are no probabilities", digest=self._digest)
-        return probabilities
+        return np.round(probabilities, DECIMALS)

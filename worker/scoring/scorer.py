@@ -12,7 +12,7 @@ from worker.context import Context, Live, process_name
 from worker.monitoring.prometheus import WorkMetrics
 from worker.scoring.decoder_pool import DecoderPool
 from worker.scoring.decoding import DecodeOptions
-from worker.scoring.inference import Classifier, choose_device, share_processor
+from worker.scoring.inference import Classifier, choose_device, share_cores
 from worker.scoring.shadow import Shadow, open_shadow
 
 log = structlog.get_logger()
@@ -65,9 +65,8 @@ def open_network(context: Context, live: Live) -> Iterator[tuple[Classifier, Dec
     with DecoderPool(options, decoders=settings.decoders) as decoders:
         require_working = decoders.begin_proof()  # while the network is loaded
         checkpoint, device = load_checkpoint(live.path, expected_digest=live.digest), choose_device(settings.device)
-        if device.type == "cpu":
-            share_processor()
-        classifier = Classifier(checkpoint, device=device, batch_size=settings.batch_size)
+        threads = share_cores() if device.type == "cpu" else 1
+        classifier = Classifier(checkpoint, device=device, batch_size=settings.batch_size, threads=threads)
         require_working()
         yield classifier, decoders
 

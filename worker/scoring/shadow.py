@@ -193,7 +193,9 @@ def open_shadow(context: Context, champion: Live, classifier: Classifier, *, met
         if not same_inputs(live.header.preprocessing, champion.header.preprocessing):
             raise NoShadow  # another champion than the one beside which it began
         checkpoint = load_checkpoint(live.path, expected_digest=live.digest)
-        shadow.classifier = Classifier(checkpoint, device=classifier.device, batch_size=classifier.batch_size)
+        shadow.classifier = Classifier(
+            checkpoint, device=classifier.device, batch_size=classifier.batch_size, threads=classifier.threads
+        )
         shadow.live, shadow.try_again_at = live, math.inf
         log.info("shadow_loaded", digest=live.short)
     return shadow

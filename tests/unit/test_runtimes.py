@@ -1,0 +1,153 @@
+"""What runs a network says what the network says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from structlog.testing import capture_logs
+
+from tests.unit.test_networks import as_trained
+from training.imaging.preprocessing import Preprocessing
+from training.networks import input_of, make_network
+from worker.scoring import runtimes
+from worker.scoring.runtimes import OpenvinoRuntime, TorchRuntime, generated_inputs, make_runtime
+
+CPU = torch.device("cpu")
+
+
+def greys(size: int, *, films: int) -> NDArray[np.float16]:
+    return np.random.default_rng(0).uniform(0, 255, (films, size, size)).astype(np.float16)
+
+
+def small() -> tuple[torch.nn.Module, Preprocessing]:
+    return as_trained(make_network("small")), input_of("small")
+
+
+@pytest.mark.parametrize(("name", "size"), [("small", 128), ("mobilenet_lungs", 96), ("densenet121", 64)])
+@pytest.mark.parametrize("kind", ["openvino", "torch"])
+@torch.inference_mode()
+def test_a_runtime_gives_the_logits_of_its_network(name: str, size: int, kind: str) -> None:
+    network, preprocessing, inputs = as_trained(make_network(name)), input_of(name, size=size), generated_inputs(size)
+    expected = network(preprocessing.tensor(inputs)).numpy()
+    assert np.ptp(expected, axis=0).max() > 0.02
+    if kind == "openvino":
+        runtime: runtimes.Runtime = OpenvinoRuntime(network, preprocessing, threads=1)
+    else:
+        runtime = TorchRuntime(network, preprocessing, CPU)
+    np.testing.assert_allclose(runtime(inputs, batch_size=8), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_films_logits_depend_on_no_neighbour_and_on_no_number_of_threads() -> None:
+    network, preprocessing = small()
+    inputs = greys(128, films=7)
+    one, three = (OpenvinoRuntime(network, preprocessing, threads=threads) for threads in (1, 3))
+    logits = three(inputs, batch_size=16)
+    assert logits.shape == (7, 11)
+    assert logits.tolist() == one(inputs, batch_size=16).tolist()
+    assert logits[4:5].tolist() == three(inputs[4:5], batch_size=16).tolist()
+
+
+def test_a_cpu_runs_what_is_compiled() -> None:
+    assert isinstance(make_runtime(*small(), CPU, threads=1), OpenvinoRuntime)
+
+
+class Failing:
+    """A request that fails as one does for which there is no memory."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+
+    def start_async(self, inputs: list[Any]) -> None:
+        self._request.start_async(inputs)
+
+    def wait(self) -> None:
+        raise RuntimeError("no memory")
+
+
+def test_a_pass_that_fails_harms_no_later_one() -> None:
+    runtime, inputs = OpenvinoRuntime(*small(), threads=3), greys(128, films=3)
+    expected = runtime(inputs, batch_size=4).tolist()
+    runtime._requests[1] = Failing(runtime._requests[1])
+    with pytest.raises(RuntimeError, match="no memory"):
+        runtime(inputs, batch_size=4)
+    assert runtime(inputs, batch_size=4).tolist() == expected
+
+
+class Rare(torch.nn.Module):
+    """A network with an operation that OpenVINO does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = torch.nn.Linear(64, 11)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.last(torch.special.bessel_j0(images.mean(dim=(1, 2))))
+        return logits
+
+
+def test_a_network_that_openvino_does_not_know_is_run_by_torch() -> None:
+    network, preprocessing, inputs = Rare(), input_of("small", size=64), greys(64, films=3)
+    with capture_logs() as events:
+        runtime = make_runtime(network, preprocessing, CPU, threads=1)
+    assert [event["event"] for event in events] == ["network_not_compiled"]
+    assert "bessel_j0" in events[0]["detail"]
+    with torch.inference_mode():
+        expected = network(preprocessing.tensor(inputs)).numpy()
+    np.testing.assert_allclose(runtime(inputs, batch_size=4), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("added", [0.1, float("nan")])
+def test_a_network_that_says_something_else_once_it_is_compiled_is_run_by_torch(
+    monkeypatch: pytest.MonkeyPatch, added: float
+) -> None:
+    whole = OpenvinoRuntime._side_by_side
+    monkeypatch.setattr(OpenvinoRuntime, "_side_by_side", lambda self, films: whole(self, films) + added)
+    with capture_logs() as events:
+        assert isinstance(make_runtime(*small(), CPU, threads=1), TorchRuntime)
+    assert "other logits" in events[0]["detail"]
+
+
+def test_a_network_that_gives_nan_is_run_by_torch_which_shows_it() -> None:
+    network, preprocessing = small()
+    next(part for part in network.modules() if isinstance(part, torch.nn.BatchNorm2d)).get_buffer("running_var").fill_(
+        -1
+    )
+    runtime = make_runtime(network, preprocessing, CPU, threads=1)
+    assert isinstance(runtime, TorchRuntime)
+    assert np.isnan(runtime(greys(128, films=1), batch_size=1)).all()
+
+
+TELLING = """
+from openvino_telemetry.backend.backend_ga4 import GA4Backend
+told = []
+GA4Backend.send = lambda *_: told.append("an event")
+if {plainly}:
+    import openvino
+from training.networks import input_of, make_network
+from worker.scoring.runtimes import OpenvinoRuntime
+OpenvinoRuntime(make_network("small").eval(), input_of("small"), threads=1)
+print(len(told))
+"""
+
+
+@pytest.mark.parametrize("plainly", [False, True])
+def test_nobody_is_told_that_openvino_was_used(tmp_path: Path, plainly: bool) -> None:
+    """Imported plainly it sends an event to Google Analytics, unless its user asked it not to, or in CI."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    child = subprocess.run(
+        [sys.executable, "-c", TELLING.format(plainly=plainly)],
+        env=environment | {"HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (int(child.stdout) > 0) == plainly, child.stderr
+    assert bool(list(home.iterdir())) == plainly

@@ -1,8 +1,11 @@
 """What runs a network says what the network says."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,18 @@ from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
 from tests.unit.test_networks import as_trained
+from training.checkpoint import Checkpoint
 from training.imaging.preprocessing import Preprocessing
 from training.networks import input_of, make_network
 from worker.scoring import runtimes
-from worker.scoring.runtimes import OpenvinoRuntime, TorchRuntime, generated_inputs, make_runtime
+from worker.scoring.runtimes import (
+    OpenvinoRuntime,
+    Runtime,
+    TorchRuntime,
+    compile_network,
+    generated_inputs,
+    make_runtime,
+)
 
 CPU = torch.device("cpu")
 
@@ -29,6 +40,22 @@ def small() -> tuple[torch.nn.Module, Preprocessing]:
     return as_trained(make_network("small")), input_of("small")
 
 
+def compiled(network: torch.nn.Module, preprocessing: Preprocessing, *, threads: int = 1) -> OpenvinoRuntime:
+    return OpenvinoRuntime(compile_network(network, preprocessing, threads=threads), threads=threads)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Runtime]:
+    """Makes the runtime of a checkpoint that holds this network, and keeps nothing that was compiled."""
+    monkeypatch.setattr(runtimes, "_kept", {})
+
+    def make(network: torch.nn.Module, preprocessing: Preprocessing, *, digest: str = "a") -> Runtime:
+        monkeypatch.setattr(runtimes, "build", lambda _: network)
+        return make_runtime(Checkpoint("small", preprocessing=preprocessing, digest=digest), CPU, threads=1)
+
+    return make
+
+
 @pytest.mark.parametrize(("name", "size"), [("small", 128), ("mobilenet_lungs", 96), ("densenet121", 64)])
 @pytest.mark.parametrize("kind", ["openvino", "torch"])
 @torch.inference_mode()
@@ -37,7 +64,7 @@ def test_a_runtime_gives_the_logits_of_its_network(name: str, size: int, kind: s
     expected = network(preprocessing.tensor(inputs)).numpy()
     assert np.ptp(expected, axis=0).max() > 0.02
     if kind == "openvino":
-        runtime: runtimes.Runtime = OpenvinoRuntime(network, preprocessing, threads=1)
+        runtime: Runtime = compiled(network, preprocessing)
     else:
         runtime = TorchRuntime(network, preprocessing, CPU)
     np.testing.assert_allclose(runtime(inputs, batch_size=8), expected, rtol=1e-3, atol=1e-4)
@@ -46,15 +73,38 @@ def test_a_runtime_gives_the_logits_of_its_network(name: str, size: int, kind: s
 def test_a_films_logits_depend_on_no_neighbour_and_on_no_number_of_threads() -> None:
     network, preprocessing = small()
     inputs = greys(128, films=7)
-    one, three = (OpenvinoRuntime(network, preprocessing, threads=threads) for threads in (1, 3))
+    one, three = (compiled(network, preprocessing, threads=threads) for threads in (1, 3))
     logits = three(inputs, batch_size=16)
     assert logits.shape == (7, 11)
     assert logits.tolist() == one(inputs, batch_size=16).tolist()
     assert logits[4:5].tolist() == three(inputs[4:5], batch_size=16).tolist()
 
 
-def test_a_cpu_runs_what_is_compiled() -> None:
-    assert isinstance(make_runtime(*small(), CPU, threads=1), OpenvinoRuntime)
+def test_what_was_compiled_is_kept_for_as_long_as_champion_and_shadow_may_need_it(
+    opened: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiles = []
+
+    def counted(*given: Any, **named: Any) -> Any:
+        compiles.append(1)
+        return compile_network(*given, **named)
+
+    monkeypatch.setattr(runtimes, "compile_network", counted)
+    for digest in "abababcb":
+        assert isinstance(opened(*small(), digest=digest), OpenvinoRuntime)
+    assert len(compiles) == 3
+    opened(*small(), digest="a")
+    assert len(compiles) == 4
+
+
+def test_a_network_that_was_compiled_leaves_nothing_in_torch() -> None:
+    network, preprocessing = small()
+    compile_network(network, preprocessing, threads=1)
+    left = weakref.ref(network)
+    del network
+    gc.collect()
+    assert left() is None
+    assert torch.jit._state._python_cu.get_class("__torch__.worker.scoring.runtimes._FromGreys") is None
 
 
 class Failing:
@@ -71,7 +121,7 @@ class Failing:
 
 
 def test_a_pass_that_fails_harms_no_later_one() -> None:
-    runtime, inputs = OpenvinoRuntime(*small(), threads=3), greys(128, films=3)
+    runtime, inputs = compiled(*small(), threads=3), greys(128, films=3)
     expected = runtime(inputs, batch_size=4).tolist()
     runtime._requests[1] = Failing(runtime._requests[1])
     with pytest.raises(RuntimeError, match="no memory"):
@@ -91,10 +141,10 @@ class Rare(torch.nn.Module):
         return logits
 
 
-def test_a_network_that_openvino_does_not_know_is_run_by_torch() -> None:
+def test_a_network_that_openvino_does_not_know_is_run_by_torch(opened: Callable[..., Runtime]) -> None:
     network, preprocessing, inputs = Rare(), input_of("small", size=64), greys(64, films=3)
     with capture_logs() as events:
-        runtime = make_runtime(network, preprocessing, CPU, threads=1)
+        runtime = opened(network, preprocessing)
     assert [event["event"] for event in events] == ["network_not_compiled"]
     assert "bessel_j0" in events[0]["detail"]
     with torch.inference_mode():
@@ -104,21 +154,20 @@ def test_a_network_that_openvino_does_not_know_is_run_by_torch() -> None:
 
 @pytest.mark.parametrize("added", [0.1, float("nan")])
 def test_a_network_that_says_something_else_once_it_is_compiled_is_run_by_torch(
-    monkeypatch: pytest.MonkeyPatch, added: float
+    opened: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch, added: float
 ) -> None:
     whole = OpenvinoRuntime._side_by_side
     monkeypatch.setattr(OpenvinoRuntime, "_side_by_side", lambda self, films: whole(self, films) + added)
     with capture_logs() as events:
-        assert isinstance(make_runtime(*small(), CPU, threads=1), TorchRuntime)
+        assert isinstance(opened(*small()), TorchRuntime)
     assert "other logits" in events[0]["detail"]
 
 
-def test_a_network_that_gives_nan_is_run_by_torch_which_shows_it() -> None:
+def test_a_network_that_gives_nan_is_run_by_torch_which_shows_it(opened: Callable[..., Runtime]) -> None:
     network, preprocessing = small()
-    next(part for part in network.modules() if isinstance(part, torch.nn.BatchNorm2d)).get_buffer("running_var").fill_(
-        -1
-    )
-    runtime = make_runtime(network, preprocessing, CPU, threads=1)
+    norm = next(part for part in network.modules() if isinstance(part, torch.nn.BatchNorm2d))
+    norm.get_buffer("running_var").fill_(-1)
+    runtime = opened(network, preprocessing)
     assert isinstance(runtime, TorchRuntime)
     assert np.isnan(runtime(greys(128, films=1), batch_size=1)).all()
 
@@ -130,8 +179,8 @@ GA4Backend.send = lambda *_: told.append("an event")
 if {plainly}:
     import openvino
 from training.networks import input_of, make_network
-from worker.scoring.runtimes import OpenvinoRuntime
-OpenvinoRuntime(make_network("small").eval(), input_of("small"), threads=1)
+from worker.scoring.runtimes import compile_network
+compile_network(make_network("small").eval(), input_of("small"), threads=1)
 print(len(told))
 """
 

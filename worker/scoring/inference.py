@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from db.base import DECIMALS
-from training.checkpoint import Checkpoint, UnsoundCheckpoint, build, load_checkpoint
+from training.checkpoint import Checkpoint, UnsoundCheckpoint, load_checkpoint
 from training.imaging.preprocessing import Greys
 from worker.errors import Unavailable
 from worker.scoring.runtimes import generated_inputs, make_runtime
@@ -59,14 +59,14 @@ class Classifier:
         self.preprocessing = checkpoint.preprocessing
         self.batch_size, self.device, self.threads = batch_size, device, threads
         self._digest, self._calibration = checkpoint.digest, checkpoint.calibration
-        self.runtime = make_runtime(build(checkpoint), checkpoint.preprocessing, device, threads=threads)
+        self.runtime = make_runtime(checkpoint, device, threads=threads)
 
     def predict(self, inputs: Greys) -> NDArray[np.float32]:
         """(N, size, size) in 0 to 255 -> float32 probabilities (N, findings), rounded to DECIMALS.
 
         A film's probabilities do not depend on its neighbours. When the device has not enough memory the batch is
         halved and stays so. Raises RuntimeError when a single film fails, and UnsoundCheckpoint where a probability is
-        none. (Not on a CPU where only some films make one: OpenVINO's ReLU makes 0 of NaN. See `make_runtime`.)
+        none. (Not on a CPU where only some films make one: OpenVINO's ReLU makes 0 of NaN. See runtimes.py.)
         """
         try:
             passes = [self._one_pass(inputs[i : i + self.batch_size]) for i in range(0, len(inputs), self.batch_size)]

@@ -11,11 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from training.checkpoint import Checkpoint, build
 from training.imaging.preprocessing import Greys, Preprocessing
 
 log = structlog.get_logger()
 
+MOST_KEPT: Final = 2  # compiled networks: champion and shadow
 APART: Final = 1e-2  # the most that a compiled network's logits may differ; those of the one that ships do by 4e-6
+
+_kept: dict[tuple[str, int], Any] = {}  # compiled networks, by the checkpoint's digest and the number of threads
 
 
 class Runtime(Protocol):
@@ -28,26 +32,58 @@ class Runtime(Protocol):
         """
 
 
-def make_runtime(network: nn.Module, preprocessing: Preprocessing, device: torch.device, *, threads: int) -> Runtime:
-    """A network in evaluation mode on the CPU -> what runs it on the device. threads: of a CPU."""
+def make_runtime(checkpoint: Checkpoint, device: torch.device, *, threads: int) -> Runtime:
+    """What runs a checkpoint's network on the device. threads: of a CPU."""
+    network = build(checkpoint)
     if device.type == "cpu":
         try:
-            return _compiled(network, preprocessing, threads)
+            return OpenvinoRuntime(_compiled(checkpoint, network, threads), threads=threads)
         except Exception as error:  # noqa: BLE001 - whatever OpenVINO cannot do, torch can, which it was trained by
             log.warning("network_not_compiled", error=type(error).__name__, detail=" ".join(str(error).split())[-300:])
-    return TorchRuntime(network, preprocessing, device)
+    return TorchRuntime(network, checkpoint.preprocessing, device)
 
 
-def _compiled(network: nn.Module, preprocessing: Preprocessing, threads: int) -> "OpenvinoRuntime":
-    """Raises RuntimeError where the compiled network, which is another program on every kind of CPU, says something
-    else of a few inputs than the trained one. So it does of NaN, which torch keeps to the end and a compiled ReLU does
-    not."""
-    compiled = OpenvinoRuntime(network, preprocessing, threads=threads)
-    inputs = generated_inputs(preprocessing.size)
-    with torch.inference_mode():
-        logits = network(preprocessing.tensor(inputs)).numpy()
-    if not np.allclose(compiled(inputs, batch_size=len(inputs)), logits, rtol=APART, atol=APART):
-        raise RuntimeError("the compiled network has other logits than the trained one")
+def _compiled(checkpoint: Checkpoint, network: nn.Module, threads: int) -> Any:
+    """Its network as OpenVINO compiled it: kept, since a new policy or a new shadow opens the same one again.
+
+    Raises RuntimeError where the compiled network, which is another program on every kind of CPU, says something else
+    of a few inputs than the trained one. So it does of NaN, which torch keeps to the end and a compiled ReLU does not.
+    """
+    key = checkpoint.digest, threads
+    if key not in _kept:
+        compiled = compile_network(network, checkpoint.preprocessing, threads=threads)
+        inputs = generated_inputs(checkpoint.preprocessing.size)
+        with torch.inference_mode():
+            logits = network(checkpoint.preprocessing.tensor(inputs)).numpy()
+        served = OpenvinoRuntime(compiled, threads=threads)(inputs, batch_size=len(inputs))
+        if not np.allclose(served, logits, rtol=APART, atol=APART):
+            raise RuntimeError("the compiled network has other logits than the trained one")
+        _kept[key] = compiled
+        for oldest in list(_kept)[:-MOST_KEPT]:
+            del _kept[oldest]
+    return _kept[key]
+
+
+def compile_network(network: nn.Module, preprocessing: Preprocessing, *, threads: int) -> Any:
+    """OpenVINO's program for a network in evaluation mode on this machine's CPU, in float32."""
+    # OpenVINO's converter tells Intel, by Google Analytics, that it was imported; its absence is no error.
+    sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
+    from openvino import Core, Type
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    decoder = TorchScriptPythonDecoder(_traced(network, preprocessing))  # must live until it is converted
+    model = frontend.convert(frontend.load(decoder))
+    model.reshape([1, preprocessing.size, preprocessing.size])
+    properties = {
+        "INFERENCE_PRECISION_HINT": Type.f32,  # else bfloat16 where the CPU has it
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": threads,
+        "ENABLE_CPU_PINNING": False,  # other workers have the same cores
+    }
+    compiled = Core().compile_model(model, "CPU", properties)
+    torch._C._jit_clear_class_registry()  # else torch keeps what it traced for good, 10 MB
     return compiled
 
 
@@ -65,30 +101,14 @@ def generated_inputs(size: int) -> NDArray[np.uint8]:
 
 
 class OpenvinoRuntime:
-    """A network compiled for this machine's CPU, in float32: two thirds of torch's time.
+    """A network as OpenVINO compiled it for this machine's CPU: two thirds of torch's time.
 
     Every film is computed by itself, as many at once as there are threads: a film's layers stay in a core's cache, and
     no thread waits for another one.
     """
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing, *, threads: int) -> None:
-        # OpenVINO's converter tells Intel, by Google Analytics, that it was imported; its absence is no error.
-        sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
-        from openvino import Core, Type
-        from openvino.frontend import FrontEndManager
-        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-        frontend = FrontEndManager().load_by_framework("pytorch")
-        decoder = TorchScriptPythonDecoder(_traced(network, preprocessing))  # must live until it is converted
-        model = frontend.convert(frontend.load(decoder))
-        model.reshape([1, preprocessing.size, preprocessing.size])
-        properties = {
-            "INFERENCE_PRECISION_HINT": Type.f32,  # else bfloat16 where the CPU has it
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": threads,
-            "ENABLE_CPU_PINNING": False,  # other workers have the same cores
-        }
-        self._compiled = Core().compile_model(model, "CPU", properties)
+    def __init__(self, compiled: Any, *, threads: int) -> None:
+        self._compiled = compiled
         self._requests = self._new_requests(threads)
 
     def _new_requests(self, number: int) -> list[Any]:

@@ -41,7 +41,8 @@ QUARANTINED = 90  # the number of a study
 @pytest.fixture(scope="session")
 def modules() -> Path:
     """The folder of the npm packages that drive Chromium; it is kept from run to run."""
-    debian.need("chromium", "node", "npm", packages="chromium nodejs npm")
+    debian.need("chromium", packages="chromium")
+    debian.need("node", "npm", packages="nodejs npm")
     lock = (BROWSER / "package-lock.json").read_bytes()
     folder = user_cache_path("nightread-tests") / f"browser-{digest_of(lock.decode())[:12]}"
     if not (folder / "node_modules" / "axe-core").exists():

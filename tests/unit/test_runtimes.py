@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 import torch
 from numpy.typing import NDArray
-from structlog.testing import capture_logs
+from structlog.testing import LogCapture
 
 from tests.unit.test_networks import as_trained
 from training.checkpoint import Checkpoint
@@ -42,6 +43,14 @@ def small() -> tuple[torch.nn.Module, Preprocessing]:
 
 def compiled(network: torch.nn.Module, preprocessing: Preprocessing, *, threads: int = 1) -> OpenvinoRuntime:
     return OpenvinoRuntime(compile_network(network, preprocessing, threads=threads), threads=threads)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The events that are logged."""
+    capture = LogCapture()
+    monkeypatch.setattr(runtimes, "log", structlog.wrap_logger(None, processors=[capture]))
+    return capture.entries
 
 
 @pytest.fixture
@@ -141,12 +150,11 @@ class Rare(torch.nn.Module):
         return logits
 
 
-def test_a_network_that_openvino_does_not_know_is_run_by_torch(opened: Callable[..., Runtime]) -> None:
+def test_a_network_that_openvino_does_not_know_is_run_by_torch(opened: Callable[..., Runtime], told: list[Any]) -> None:
     network, preprocessing, inputs = Rare(), input_of("small", size=64), greys(64, films=3)
-    with capture_logs() as events:
-        runtime = opened(network, preprocessing)
-    assert [event["event"] for event in events] == ["network_not_compiled"]
-    assert "bessel_j0" in events[0]["detail"]
+    runtime = opened(network, preprocessing)
+    assert [event["event"] for event in told] == ["network_not_compiled"]
+    assert "bessel_j0" in told[0]["detail"]
     with torch.inference_mode():
         expected = network(preprocessing.tensor(inputs)).numpy()
     np.testing.assert_allclose(runtime(inputs, batch_size=4), expected, rtol=1e-5)
@@ -154,13 +162,12 @@ def test_a_network_that_openvino_does_not_know_is_run_by_torch(opened: Callable[
 
 @pytest.mark.parametrize("added", [0.1, float("nan")])
 def test_a_network_that_says_something_else_once_it_is_compiled_is_run_by_torch(
-    opened: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch, added: float
+    opened: Callable[..., Runtime], told: list[Any], monkeypatch: pytest.MonkeyPatch, added: float
 ) -> None:
     whole = OpenvinoRuntime._side_by_side
     monkeypatch.setattr(OpenvinoRuntime, "_side_by_side", lambda self, films: whole(self, films) + added)
-    with capture_logs() as events:
-        assert isinstance(opened(*small()), TorchRuntime)
-    assert "other logits" in events[0]["detail"]
+    assert isinstance(opened(*small()), TorchRuntime)
+    assert "other logits" in told[0]["detail"]
 
 
 def test_a_network_that_gives_nan_is_run_by_torch_which_shows_it(opened: Callable[..., Runtime]) -> None:

@@ -129,6 +129,7 @@ def _already_known(session: Session, study: Study, arrival: Arrival, placement: 
     if known.study_id != study.id:
         if not session.scalar(select(Instance.id).where(Instance.study_id == study.id).limit(1)):
             session.delete(study)  # made a moment ago
+            session.flush()  # the next film may be of it too, and is inserted without the ORM
         return Registered("taken", known.study_id, known.path, same_study=False)
     if not (alone := _is_alone(session, study, known)):
         arrival = _kept_apart(study, arrival)

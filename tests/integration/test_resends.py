@@ -116,6 +116,23 @@ def test_a_file_that_now_names_another_study_is_refused_and_recorded(context, tm
         assert session.scalars(select(Study.study_instance_uid)).all() != ["1.2.3.99"]
 
 
+def test_films_sent_again_under_another_study_cost_no_film_that_comes_with_them(context, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+    films = [make_film(first / f"{number}.dcm", StudyInstanceUID="2.25.1") for number in range(2)]
+    receive(context, [first])
+    for number, film in enumerate(films):
+        film.StudyInstanceUID = "2.25.2"
+        save(film, second / f"{number}.dcm")
+    make_film(second / "9.dcm", StudyInstanceUID="2.25.2")
+    received = receive(context, [second])
+    assert (received.new_instances, received.rejected) == (1, 2)
+    with read_scope(context.engine) as session:
+        assert session.scalars(select(RejectedFile.reason)).all() == ["uid_taken"] * 2
+        assert session.scalars(select(Study.study_instance_uid).order_by(Study.id)).all() == ["2.25.1", "2.25.2"]
+
+
 def test_other_pixels_at_the_same_path_are_scored_and_the_study_is_unread_again(context, tmp_path):
     film = make_film(tmp_path / "a.dcm")
     score(context, tmp_path)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,11 @@ def test_what_was_compiled_is_kept_for_as_long_as_champion_and_shadow_may_need_i
     assert len(compiles) == 4
 
 
-def test_a_network_that_was_compiled_leaves_nothing_in_torch() -> None:
-    network, preprocessing = small()
-    compile_network(network, preprocessing, threads=1)
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_network_that_was_traced_leaves_nothing_in_torch(is_known: bool) -> None:
+    network, preprocessing = small() if is_known else (Rare(), input_of("small", size=64))
+    with nullcontext() if is_known else pytest.raises(Exception, match="bessel_j0"):
+        compile_network(network, preprocessing, threads=1)
     left = weakref.ref(network)
     del network
     gc.collect()

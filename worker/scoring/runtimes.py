@@ -73,8 +73,11 @@ def compile_network(network: nn.Module, preprocessing: Preprocessing, *, threads
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     frontend = FrontEndManager().load_by_framework("pytorch")
-    decoder = TorchScriptPythonDecoder(_traced(network, preprocessing))  # must live until it is converted
-    model = frontend.convert(frontend.load(decoder))
+    try:
+        decoder = TorchScriptPythonDecoder(_traced(network, preprocessing))  # must live until it is converted
+        model = frontend.convert(frontend.load(decoder))
+    finally:
+        torch._C._jit_clear_class_registry()  # else torch keeps what it traced for good, 10 MB
     model.reshape([1, preprocessing.size, preprocessing.size])
     properties = {
         "INFERENCE_PRECISION_HINT": Type.f32,  # else bfloat16 where the CPU has it
@@ -82,9 +85,7 @@ def compile_network(network: nn.Module, preprocessing: Preprocessing, *, threads
         "NUM_STREAMS": threads,
         "ENABLE_CPU_PINNING": False,  # other workers have the same cores
     }
-    compiled = Core().compile_model(model, "CPU", properties)
-    torch._C._jit_clear_class_registry()  # else torch keeps what it traced for good, 10 MB
-    return compiled
+    return Core().compile_model(model, "CPU", properties)
 
 
 def generated_inputs(size: int) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from db import morning, registry, runs
 from db.session import read_scope, session_scope
 from tests.support.contexts import MakeContext
+from tests.support.debian import need
 from tests.support.dicom_files import make_film, texture
 from tests.support.night_rows import add_champion, add_studies, add_unscored, open_run
 from tests.support.page_reading import Page
@@ -143,7 +144,8 @@ def test_both_databases_answer_alike(engine: Engine) -> None:
 def test_a_real_browser_opens_it_without_an_error(written: Path, tmp_path: Path) -> None:
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
-        pytest.skip(f"no browser is installed ({', '.join(BROWSERS)})")
+        need("chromium", packages="chromium")
+        browser = "chromium"
     picture, paper = tmp_path / "page.png", tmp_path / "page.pdf"
     command = (browser, *QUIET, f"--user-data-dir={tmp_path / 'profile'}")
     shown = subprocess.run(
